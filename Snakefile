@@ -1,0 +1,46 @@
+from snakemake.utils import min_version
+
+min_version("9.19")
+
+
+# A configuration named on the command line stands alone; it is never merged into the embedded default.
+if not workflow.overwrite_configfiles:
+
+    configfile: "config/config.yaml"
+
+
+include: "workflow/rules/common.smk"
+
+
+pathvars:
+    session=STUDY.session,
+
+
+include: "workflow/rules/fetch.smk"
+include: "workflow/rules/chunk.smk"
+include: "workflow/rules/extract.smk"
+include: "workflow/rules/estimate.smk"
+include: "workflow/rules/summarize.smk"
+
+
+report: "workflow/report/workflow.rst"
+
+
+rule all:
+    default_target: True
+    input:
+        STUDY.targets(),
+
+
+rule extract_all:
+    input:
+        STUDY.manifests(),
+
+
+rule estimate_all:
+    input:
+        STUDY.tables(),
+
+
+onsuccess:
+    print_summary()

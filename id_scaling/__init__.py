@@ -1,0 +1,34 @@
+"""Intrinsic dimension of in-context representation manifolds of language models.
+
+The names below load on first use, so that `import id_scaling` costs nothing and never imports torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["Estimate", "estimate", "estimate_batch", "load_summary"]
+
+if TYPE_CHECKING:
+    from id_scaling.estimation import estimate, estimate_batch
+    from id_scaling.estimators.base import Estimate
+    from id_scaling.summarize import load_summary
+
+_HOMES = {
+    "Estimate": "id_scaling.estimators.base",
+    "estimate": "id_scaling.estimation",
+    "estimate_batch": "id_scaling.estimation",
+    "load_summary": "id_scaling.summarize",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'id_scaling' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,100 @@
+"""What a model folder says of its model, without loading weights and without torch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from id_scaling.errors import ConfigError, InputError
+from id_scaling.files import read_json
+from id_scaling.sites import SiteRequest, check_paths, resolve_sites
+
+_N_LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
+_WIDTH = ("hidden_size", "n_embd", "d_model")
+_POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "context_length")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The facts of a model that decide whether a study can run on it.
+
+    Parameters
+    ----------
+    model_type : str
+        The architecture's name in transformers.
+    n_layers, width, vocab_size : int
+        Blocks, dimension of the residual stream, tokens of the vocabulary.
+    max_positions : int or None
+        Longest context; None where the architecture has no such bound.
+    """
+
+    model_type: str
+    n_layers: int
+    width: int
+    vocab_size: int
+    max_positions: int | None
+
+
+def read_architecture(folder: Path) -> Architecture:
+    """Return the architecture that a folder's `config.json` states.
+
+    Raises
+    ------
+    InputError
+        No `config.json`, or one without a field this needs.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise InputError(f"{folder}: found no config.json, expected a model folder as transformers saves it")
+    config = read_json(path)
+    config = config.get("text_config", config)
+    return Architecture(
+        model_type=_field(config, ("model_type",), path),
+        n_layers=_field(config, _N_LAYERS, path),
+        width=_field(config, _WIDTH, path),
+        vocab_size=_field(config, ("vocab_size",), path),
+        max_positions=next((config[key] for key in _POSITIONS if isinstance(config.get(key), int)), None),
+    )
+
+
+def tensor_names(folder: Path) -> set[str]:
+    """Return the names of the tensors in a folder's safetensors files, from their headers alone."""
+    names: set[str] = set()
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        with open(path, "rb") as handle:
+            length = int.from_bytes(handle.read(8), "little")
+            names |= set(json.loads(handle.read(length)))
+    return names - {"__metadata__"}
+
+
+def modules_with_tensors(folder: Path) -> set[str]:
+    """Return the paths of modules that hold tensors, and of their parents."""
+    found = set()
+    for name in tensor_names(folder):
+        parts = name.split(".")[:-1]
+        found |= {".".join(parts[:end]) for end in range(1, len(parts) + 1)}
+    return found
+
+
+def check_request(
+    request: SiteRequest, ctx_len: int, architecture: Architecture, module_names: set[str] | None
+) -> None:
+    """Raise a ConfigError when the model lacks a layer, a module or the positions that are asked for."""
+    if architecture.max_positions is not None and ctx_len > architecture.max_positions:
+        raise ConfigError(
+            f"ctx_len: found {ctx_len}, but the model has {architecture.max_positions} positions; "
+            f"use a ctx_len of at most {architecture.max_positions}"
+        )
+    sites = resolve_sites(request, architecture.model_type, architecture.n_layers)
+    if module_names is not None:
+        check_paths(sites, module_names)
+
+
+def _field(config: dict[str, Any], keys: tuple[str, ...], path: Path) -> Any:
+    """Return the first of `keys` that a model's config has."""
+    for key in keys:
+        if key in config:
+            return config[key]
+    raise InputError(f"{path}: found none of {', '.join(keys)}, expected the config of a causal language model")

@@ -1,0 +1,237 @@
+"""The command line: one verb a stage, which the workflow's rules call with settings and paths.
+
+`python -m id_scaling VERB --help` says what a verb takes. What a verb needs is imported inside it, so that
+estimates never import torch and `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from id_scaling.errors import IdScalingError
+from id_scaling.logs import start_logging
+
+Arguments = argparse.Namespace
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; an error of the package is one message on standard error and exit status 1."""
+    arguments = _parser().parse_args(argv)
+    start_logging(arguments.verbose)
+    try:
+        VERBS[arguments.verb][0](arguments)
+    except IdScalingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def prepare_model(arguments: Arguments) -> None:
+    """Write the embedded model as safetensors."""
+    from id_scaling import embedded
+
+    embedded.prepare_model(arguments.output)
+
+
+def prepare_dataset(arguments: Arguments) -> None:
+    """Write the embedded texts as parquet shards."""
+    from id_scaling import embedded
+
+    embedded.prepare_dataset(arguments.output)
+
+
+def fetch_model(arguments: Arguments) -> None:
+    """Fetch a checkpoint, check that the study fits it, write its identity."""
+    from id_scaling import fetch
+    from id_scaling.sites import SiteRequest
+
+    settings = arguments.settings
+    request = SiteRequest(**settings["sites"])
+    fetch.fetch_model(
+        settings["model_name"], settings["checkpoint"], request, settings["ctx_len"], arguments.output
+    )
+
+
+def fetch_tokenizer(arguments: Arguments) -> None:
+    """Fetch a tokenizer, write its identity."""
+    from id_scaling import fetch
+
+    fetch.fetch_tokenizer(arguments.settings["model_name"], arguments.output)
+
+
+def fetch_dataset(arguments: Arguments) -> None:
+    """Fetch a shard, write its identity."""
+    from id_scaling import fetch
+
+    fetch.fetch_dataset(arguments.settings["dataset_name"], arguments.settings["subset"], arguments.output)
+
+
+def chunk(arguments: Arguments) -> None:
+    """Cut the documents of a shard into contexts."""
+    from id_scaling.datasets import Chunking, chunk_dataset
+    from id_scaling.files import read_json
+
+    shard, tokenizer = read_json(arguments.shard), read_json(arguments.tokenizer)
+    metadata = {
+        "settings": arguments.settings,
+        "shard_sha256": shard["sha256"],
+        "tokenizer_sha256": tokenizer["sha256"],
+    }
+    chunk_dataset(
+        [Path(path) for path in shard["paths"]],
+        Path(tokenizer["path"]),
+        Chunking(**arguments.settings["chunking"]),
+        metadata,
+        arguments.output,
+    )
+
+
+def extract(arguments: Arguments) -> None:
+    """Run the model over a run's contexts and store neighbors, loss and entropy."""
+    from id_scaling.extract import Execution, Extraction, extract
+    from id_scaling.sites import SiteRequest
+    from id_scaling.views import View
+
+    settings = arguments.settings
+    extraction = Extraction(
+        request=SiteRequest(**settings["sites"]),
+        views={name: View(**view) for name, view in settings["views"].items()},
+        ranks=settings["ranks"] and tuple(settings["ranks"]),
+        save_clouds=settings["save_clouds"],
+        save_means=settings["save_means"],
+        save_fp=settings["save_fp"],
+        dtype=settings["dtype"],
+    )
+    execution = Execution(**arguments.execution, n_threads=arguments.threads)
+    extract(extraction, arguments.contexts, arguments.model, settings, arguments.output, execution)
+
+
+def estimate(arguments: Arguments) -> None:
+    """Estimate every cloud of one module of a run by one estimator."""
+    from id_scaling.ids import estimate_run
+
+    settings = arguments.settings
+    estimate_run(
+        arguments.manifest,
+        settings["module"],
+        settings["estimator"],
+        settings,
+        arguments.output,
+        arguments.threads,
+    )
+
+
+def summarize(arguments: Arguments) -> None:
+    """Join the tables of a session into one."""
+    from id_scaling.summarize import summarize
+
+    summarize(arguments.session, arguments.settings, arguments.parquet, arguments.csv, arguments.text)
+
+
+def plot(arguments: Arguments) -> None:
+    """Draw intrinsic dimension against layer."""
+    from id_scaling.plots import plot_id_by_layer
+
+    plot_id_by_layer(arguments.summary, arguments.output)
+
+
+def validate(arguments: Arguments) -> None:
+    """Check a configuration file, and the models and shards it names that are on disk."""
+    import yaml
+
+    from id_scaling.errors import ConfigError
+    from id_scaling.study import Study
+
+    try:
+        config = yaml.safe_load(arguments.config.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"{arguments.config}: cannot be read as YAML: {error}") from error
+    if not isinstance(config, dict):
+        raise ConfigError(f"{arguments.config}: found no mapping of keys, expected a configuration")
+    study = Study(config)
+    study.check()
+    print(f"{arguments.config}: valid; {len(study.runs)} run(s), {len(study.tables())} table(s) of estimates")
+
+
+def describe(arguments: Arguments) -> None:
+    """Print the layers, width, positions and module paths of a model folder, without loading weights."""
+    from id_scaling.architecture import read_architecture
+    from id_scaling.fetch import local_or_hub_folder
+    from id_scaling.sites import PRESETS
+
+    architecture = read_architecture(local_or_hub_folder(arguments.model, arguments.checkpoint))
+    for key, value in vars(architecture).items():
+        print(f"{key}: {value}")
+    preset = PRESETS.get(architecture.model_type)
+    print("module_name_mapping:" if preset else "module_name_mapping: none is known; give the paths yourself")
+    for key, path in (preset or {}).items():
+        print(f"  {key}: {path}")
+
+
+def document(arguments: Arguments) -> None:
+    """Write the JSON schema of the configuration and the generated parts of the documentation."""
+    from id_scaling.documentation import write_all
+
+    write_all(arguments.root)
+
+
+def _json(text: str) -> dict:
+    return json.loads(text)
+
+
+# An option of a verb: its flag, and how it is read.
+OPTIONS: dict[str, dict] = {
+    "--settings": {"type": _json, "required": True, "help": "what can change the output, as JSON"},
+    "--execution": {"type": _json, "required": True, "help": "how the job runs, as JSON"},
+    "--threads": {"type": int, "default": 1, "help": "cores to use"},
+    "--output": {"type": Path, "required": True, "help": "what to write"},
+    "--outputs": {"type": Path, "required": True, "nargs": "+", "dest": "output", "help": "what to write"},
+    "--shard": {"type": Path, "required": True, "help": "identity.json of the shard"},
+    "--tokenizer": {"type": Path, "required": True, "help": "identity.json of the tokenizer"},
+    "--contexts": {"type": Path, "required": True, "help": "contexts.parquet"},
+    "--model": {"type": Path, "required": True, "help": "identity.json of the model"},
+    "--manifest": {"type": Path, "required": True, "help": "manifest.json of the run"},
+    "--session": {"type": Path, "required": True, "help": "folder of the session"},
+    "--summary": {"type": Path, "required": True, "help": "summary.parquet"},
+    "--parquet": {"type": Path, "required": True, "help": "table to write"},
+    "--csv": {"type": Path, "required": True, "help": "the same as text, to write"},
+    "--text": {"type": Path, "required": True, "help": "readable summary to write"},
+    "--checkpoint": {"default": "main", "help": "training checkpoint"},
+    "--root": {"type": Path, "default": Path("."), "help": "root of the repository"},
+    "config": {"type": Path, "help": "configuration file"},
+    "name": {"metavar": "MODEL", "dest": "model", "help": "model folder or name"},
+}
+
+VERBS: dict[str, tuple[Callable[[Arguments], None], tuple[str, ...]]] = {
+    "prepare-model": (prepare_model, ("--output",)),
+    "prepare-dataset": (prepare_dataset, ("--output",)),
+    "fetch-model": (fetch_model, ("--settings", "--output")),
+    "fetch-tokenizer": (fetch_tokenizer, ("--settings", "--output")),
+    "fetch-dataset": (fetch_dataset, ("--settings", "--output")),
+    "chunk": (chunk, ("--settings", "--shard", "--tokenizer", "--output")),
+    "extract": (extract, ("--settings", "--execution", "--threads", "--contexts", "--model", "--output")),
+    "estimate": (estimate, ("--settings", "--threads", "--manifest", "--output")),
+    "summarize": (summarize, ("--settings", "--session", "--parquet", "--csv", "--text")),
+    "plot": (plot, ("--summary", "--outputs")),
+    "validate": (validate, ("config",)),
+    "describe": (describe, ("name", "--checkpoint")),
+    "document": (document, ("--root",)),
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    parser = argparse.ArgumentParser(prog="python -m id_scaling", description=__doc__.splitlines()[0])
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for name, (run, options) in VERBS.items():
+        verb = verbs.add_parser(name, help=run.__doc__, description=run.__doc__)
+        verb.add_argument("--verbose", action="store_true", help="log in detail")
+        for option in options:
+            spelled = dict(OPTIONS[option])
+            flag = option if option.startswith("--") else spelled.pop("dest", option)
+            verb.add_argument("--output" if option == "--outputs" else flag, **spelled)
+    return parser

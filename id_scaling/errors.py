@@ -1,0 +1,32 @@
+"""The one family of errors that users meet: where, what was found, what was expected, what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class IdScalingError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class ConfigError(IdScalingError):
+    """A configuration, or an argument, that cannot be used."""
+
+
+class InputError(IdScalingError):
+    """A model, a dataset or a text that is missing or cannot be used."""
+
+
+class StoreError(IdScalingError):
+    """A stored file that is missing, damaged, or made under other settings."""
+
+
+def nearest(name: str, allowed: Iterable[str], n: int = 3) -> str:
+    """Return a sentence part that names the values closest to `name`, or all of a short list."""
+    allowed = sorted(allowed)
+    close = difflib.get_close_matches(name, allowed, n=n, cutoff=0.5)
+    if close:
+        return "did you mean " + " or ".join(repr(word) for word in close) + "?"
+    shown = ", ".join(allowed[:20]) + (", …" if len(allowed) > 20 else "")
+    return f"allowed: {shown}"

@@ -1,0 +1,78 @@
+"""MiND_ML: the ratio of the nearest to the (k+1)-th neighbor distance, by maximum likelihood.
+
+Rozza, Lombardi, Ceruti, Casiraghi and Campadelli (2012), "Novel high intrinsic dimensionality estimators"
+(MiND_MLk). With rho = r_1 / r_{k+1}, k = 20, the log-likelihood of n points is
+
+    n log(k d) + (d - 1) sum log rho + (k - 1) sum log(1 - rho^d).
+
+It is concave in d, and its derivative with a = -log rho,
+
+    g(d) = n / d - sum a + (k - 1) sum a / (exp(a d) - 1),
+
+falls through zero exactly once, between n / sum a and k n / sum a. `mind_ml` is
+that root, with no ceiling; `mind_ml_dNN` is the smaller of it and NN, `saturated` where NN binds.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+
+from id_scaling.estimators.base import Estimator
+from id_scaling.neighbors import Neighbors
+
+K = 20
+MAX_STEPS = 100
+
+
+def make(name: str, cap: str | None = None) -> Estimator:
+    """Return the estimator; `cap` is a ceiling on d, none by default."""
+    ceiling = float(cap) if cap else np.inf
+    compute = partial(maximum, cap=ceiling)
+    return Estimator(
+        name, "neighbors", min_points=K + 2, compute=compute, ranks=(1, K + 1), cap=ceiling
+    )
+
+
+def maximum(neighbors: Neighbors, cap: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the maximum of the likelihood and 1 / sqrt(observed information) there."""
+    a = neighbors.at(K + 1)
+    n = np.isfinite(a).sum(axis=1)
+    a = np.nan_to_num(a, nan=0.0, posinf=0.0)
+    value = _root(a, n)
+    return np.minimum(value, cap), 1 / np.sqrt(-_slope(value, a, n))
+
+
+def _root(a: np.ndarray, n: np.ndarray) -> np.ndarray:
+    """Return the zero of g for each cloud by Newton steps kept inside a shrinking bracket."""
+    total = a.sum(axis=1)
+    low, high = n / total, K * n / total
+    d = np.sqrt(low * high)
+    for _ in range(MAX_STEPS):
+        g = _score(d, a, n, total)
+        low, high = np.where(g > 0, d, low), np.where(g > 0, high, d)
+        step = d - g / _slope(d, a, n)
+        following = np.where((step > low) & (step < high), step, (low + high) / 2)
+        is_done = np.abs(following - d) <= 4e-16 * d
+        d = following
+        if np.all(is_done | ~np.isfinite(d)):
+            break
+    return d
+
+
+def _score(d, a, n, total) -> np.ndarray:
+    """Return g(d); a point with a = 0 contributes the limit, 1 / d."""
+    product = a * d[:, None]
+    terms = np.where(product > 0, product / np.expm1(product), 1.0)
+    n_padding = a.shape[1] - n
+    return n / d - total + (K - 1) * (terms.sum(axis=1) - n_padding) / d
+
+
+def _slope(d, a, n) -> np.ndarray:
+    """Return g'(d) = -n / d² - (k - 1) sum a² e^(a d) / (e^(a d) - 1)², the limit being -1 / d²."""
+    product = a * d[:, None]
+    half = product / 2
+    terms = np.where(product > 0, (half / np.sinh(half)) ** 2, 1.0)
+    n_padding = a.shape[1] - n
+    return -(n + (K - 1) * (terms.sum(axis=1) - n_padding)) / d**2

@@ -1,0 +1,44 @@
+"""TwoNN: the ratio of the distances to the two nearest neighbors.
+
+Facco, d'Errico, Rodriguez and Laio (2017), "Estimating the intrinsic dimension of datasets by a minimal
+neighborhood information". mu = r_2 / r_1 follows F(mu) = 1 - mu^-d, so -log(1 - F) against log mu is
+a line through the origin of slope d. The n ratios are sorted, F_i = i / n for i = 1..n, the largest
+NN per cent are discarded (kept = n (100 - NN) // 100, and never the last, where F = 1), and the slope is
+
+    d = sum(x y) / sum(x²),    x = log mu_i,    y = -log(1 - i / n).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+
+from id_scaling.estimators.base import Estimator
+from id_scaling.neighbors import Neighbors
+
+
+def make(name: str, discard_percent: str) -> Estimator:
+    """Return the estimator that discards `discard_percent` per cent of the largest ratios."""
+    compute = partial(slope, discard_percent=int(discard_percent))
+    # Fewer than two kept ratios make no line.
+    min_points = next(n for n in range(3, 1000) if n_kept(n, int(discard_percent)) >= 2)
+    return Estimator(name, "neighbors", min_points=min_points, compute=compute, ranks=(1, 2))
+
+
+def slope(neighbors: Neighbors, discard_percent: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the slope; its standard error is that of a likelihood of the kept points, d / sqrt(kept)."""
+    log_mu = np.sort(neighbors.at(2), axis=1)
+    n = np.isfinite(neighbors.r1).sum(axis=1)[:, None]
+    kept = n_kept(n, discard_percent)
+    i = np.arange(1, log_mu.shape[1] + 1)
+    is_kept = i <= kept
+    x = np.where(is_kept, log_mu, 0.0)
+    y = np.where(is_kept, -np.log1p(-np.minimum(i / n, 1.0)), 0.0)
+    value = (x * y).sum(axis=1) / (x * x).sum(axis=1)
+    return value, value / np.sqrt(kept[:, 0])
+
+
+def n_kept(n, discard_percent: int):
+    """Return how many of n sorted ratios are kept, in integers."""
+    return np.minimum(n * (100 - discard_percent) // 100, n - 1)

@@ -1,0 +1,313 @@
+"""One run: a forward pass over its contexts, the neighbors of every site, the loss of every token.
+
+Each site's activations are reduced to neighbor distances as the forward pass leaves it, on the device, so
+no more than one site of one batch is held. Everything is computed from the activations as the model
+made them; only a saved copy is rounded to `save_fp`.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from threadpoolctl import threadpool_limits
+
+from id_scaling.errors import InputError, StoreError
+from id_scaling.files import digest, read_json, sha256, sole_writer, sweep, write_json, writing
+from id_scaling.logs import LOG, Progress
+from id_scaling.models import LossHead, last_hidden, load_model, pick_device, pick_dtype, watching
+from id_scaling.neighbors import STATISTICS, find_neighbors
+from id_scaling.sites import Site, SiteRequest, check_paths, resolve_sites
+from id_scaling.store import TOKENS_FILE, PartWriter, assemble, drop_parts, file_of, plan_parts
+from id_scaling.views import View, default_ranks
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What an extraction computes and stores.
+
+    Parameters
+    ----------
+    request : SiteRequest
+        Where activations are read.
+    views : mapping of str to View
+        Under which views neighbors are sought, by name.
+    ranks : tuple of int, or None
+        Neighbor ranks stored; None for the default ladder.
+    save_clouds, save_means : bool
+        Whether the whole manifold, and its centre, are stored.
+    save_fp : str
+        Precision of saved clouds.
+    dtype : str
+        Precision of the weights; `auto` is float32 on a CPU and bfloat16 on a GPU.
+    """
+
+    request: SiteRequest
+    views: Mapping[str, View]
+    ranks: tuple[int, ...] | None
+    save_clouds: bool
+    save_means: bool
+    save_fp: str
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a job runs, which cannot change what it writes."""
+
+    batch_size: int = 1
+    n_threads: int = 1
+    use_accelerator: bool = False
+
+
+def extract(
+    extraction: Extraction,
+    contexts_path: Path,
+    identity_path: Path,
+    settings: Mapping[str, Any],
+    manifest_path: Path,
+    execution: Execution,
+) -> None:
+    """Extract one run into the folder of `manifest_path`, going on where a killed extraction stopped.
+
+    Writes `layer_*.h5`, `outblock.h5` and `tokens.parquet`, and last the manifest, which names them all.
+
+    Raises
+    ------
+    InputError
+        The checkpoint's tokenizer is not the one the contexts were made with.
+    """
+    folder = manifest_path.parent
+    contexts, identity = _read_inputs(contexts_path, identity_path)
+    made_of = {
+        "settings": dict(settings),
+        "contexts": sha256(contexts_path),
+        "weights": identity["weights_sha256"],
+        "versions": versions(),
+    }
+    with sole_writer(folder):
+        if manifest_path.is_file() and read_json(manifest_path)["digest"] == digest(made_of):
+            LOG.info("%s was finished by another process", folder)
+            return
+        parts_folder = _fresh_parts(folder, digest(made_of))
+        facts = _extract_parts(extraction, contexts, identity, parts_folder, execution)
+        _assemble(folder, parts_folder, contexts, {**made_of, "digest": digest(made_of), **facts})
+        drop_parts(folder / "parts")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what computes the numbers."""
+    names = ("numpy", "torch", "transformers", "h5py", "id_scaling")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def _read_inputs(contexts_path: Path, identity_path: Path) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """Return the contexts and the model's identity, once they are known to belong together."""
+    contexts, identity = pl.read_parquet(contexts_path), read_json(identity_path)
+    made_with = json.loads(pl.read_parquet_metadata(contexts_path)["id_scaling"])
+    if made_with["tokenizer_sha256"] != identity["tokenizer_sha256"]:
+        raise InputError(
+            f"{identity['model_name']} at {identity['checkpoint']}: its tokenizer is not the one that "
+            f"{contexts_path} was tokenised with; give this checkpoint a model_config of its own"
+        )
+    return contexts, identity
+
+
+def _fresh_parts(folder: Path, key: str) -> Path:
+    """Return the folder for parts made of `key`, free of what was made of anything else."""
+    parts = folder / "parts"
+    for stale in parts.glob("*") if parts.is_dir() else ():
+        if stale.name != key:
+            drop_parts(stale)
+    sweep(folder)
+    if not (parts / key).is_dir():
+        for old in (*folder.glob("layer_*.h5"), *folder.glob("outblock.h5")):
+            old.unlink()
+    (parts / key).mkdir(parents=True, exist_ok=True)
+    sweep(parts / key)
+    return parts / key
+
+
+def _extract_parts(
+    extraction: Extraction, contexts: pl.DataFrame, identity: dict[str, Any], parts_folder: Path, execution: Execution
+) -> dict[str, Any]:
+    """Compute the parts that are missing; return the facts of the model as it ran."""
+    input_ids = torch.tensor(contexts["input_ids"].to_list())
+    parts = plan_parts(len(input_ids))
+    missing = [part for part in parts if not _part(parts_folder, part).is_dir()]
+    facts_path = parts_folder / "facts.json"
+    if not missing:
+        return read_json(facts_path)
+    n_done = len(input_ids) - sum(map(len, missing))
+    LOG.info("%d contexts of %d tokens, %d already extracted", *input_ids.shape, n_done)
+    run = _Run(extraction, identity, execution, input_ids)
+    write_json(facts_path, run.facts())
+    progress = Progress("extracted context", len(input_ids), n_done)
+    for part in missing:
+        with PartWriter(_part(parts_folder, part), len(part)) as writer:
+            for first in range(0, len(part), execution.batch_size):
+                rows = part[first : first + execution.batch_size]
+                run.extract_batch(input_ids[rows.start : rows.stop], writer, first)
+                progress.step(len(rows))
+    return read_json(facts_path)
+
+
+def _part(parts_folder: Path, part: range) -> Path:
+    """Return the folder of a part."""
+    return parts_folder / f"contexts_{part.start:07d}"
+
+
+class _Run:
+    """A loaded model and what is read of it."""
+
+    def __init__(
+        self, extraction: Extraction, identity: dict[str, Any], execution: Execution, input_ids: torch.Tensor
+    ) -> None:
+        torch.set_num_threads(execution.n_threads)
+        self.device = pick_device()
+        self.dtype = pick_dtype(extraction.dtype, self.device)
+        self.model = load_model(
+            Path(identity["path"]), self.dtype, self.device, execution.use_accelerator
+        )
+        architecture = identity["architecture"]
+        self.sites = resolve_sites(extraction.request, architecture["model_type"], architecture["n_layers"])
+        check_paths(self.sites, {name for name, _ in self.model.named_modules()})
+        self.extraction, self.execution = extraction, execution
+        n_counted = input_ids.shape[1] - min(view.skip_first_tokens for view in extraction.views.values())
+        self.ranks = extraction.ranks or default_ranks(n_counted)
+        with torch.inference_mode():
+            self.loss_head = LossHead(self.model, input_ids[:1].to(self.device))
+
+    def facts(self) -> dict[str, Any]:
+        """Return what is known of the model only once it is loaded."""
+        return {
+            "device": self.device.type,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "attention": self.model.config._attn_implementation,
+            "device_map": {key: str(value) for key, value in getattr(self.model, "hf_device_map", {}).items()},
+            "ranks": list(self.ranks),
+            "statistics": list(STATISTICS),
+            "sites": [[site.module, site.layer, site.path] for site in self.sites],
+        }
+
+    @torch.inference_mode()
+    def extract_batch(self, input_ids: torch.Tensor, writer: PartWriter, first: int) -> None:
+        """Run one batch and write what its sites and tokens give, from context `first` of the part on."""
+        seen: list[Site] = []
+
+        def visit(site: Site, activations: torch.Tensor) -> None:
+            seen.append(site)
+            clouds = _as_clouds(activations, site, input_ids.shape)
+            writer.write_site(site, first, self._arrays(clouds, input_ids.numpy()))
+
+        on_device = input_ids.to(self.device)
+        with watching(self.model, self.sites, visit):
+            hidden = last_hidden(self.model, on_device)
+        if sorted(map(repr, seen)) != sorted(map(repr, self.sites)):
+            missed = [site.path for site in self.sites if seen.count(site) != 1]
+            raise InputError(f"modules that a forward pass does not leave exactly once: {', '.join(missed)}")
+        loss, entropy = self.loss_head(on_device, hidden)
+        writer.write_tokens(first, {"loss": loss.numpy(), "entropy": entropy.numpy()})
+
+    def _arrays(self, clouds: torch.Tensor, token_ids: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the datasets of one site for one batch."""
+        found = self._neighbors(clouds, token_ids)
+        arrays = {}
+        for index, view in enumerate(self.extraction.views):
+            of_view = [neighbors[index] for neighbors in found]
+            arrays[f"{view}/r1"] = np.stack([one.r1 for one in of_view])
+            arrays[f"{view}/log_ratio"] = np.stack([one.log_ratio for one in of_view]).astype(np.float32)
+            arrays[f"{view}/statistics"] = np.stack([one.statistics for one in of_view])
+        if self.extraction.save_means:
+            arrays["mean"] = clouds.double().mean(dim=1).float().cpu().numpy()
+        if self.extraction.save_clouds:
+            arrays["activations"] = rounded(_on_host(clouds), self.extraction.save_fp)
+        return arrays
+
+    def _neighbors(self, clouds: torch.Tensor, token_ids: np.ndarray) -> list:
+        """Return the neighbors of each cloud of a batch under each view."""
+        search = partial(_search, views=list(self.extraction.views.values()), ranks=self.ranks)
+        if clouds.device.type != "cpu":
+            return [search(cloud, ids) for cloud, ids in zip(clouds, token_ids, strict=True)]
+        # One cloud a thread, each with one BLAS thread: the result does not depend on the number of threads.
+        with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(self.execution.n_threads) as pool:
+            return list(pool.map(search, _on_host(clouds), token_ids))
+
+
+def _search(cloud: Any, token_ids: np.ndarray, views: list[View], ranks: tuple[int, ...]) -> list:
+    return find_neighbors(cloud, views, ranks, token_ids)
+
+
+def _as_clouds(activations: torch.Tensor, site: Site, shape: torch.Size) -> torch.Tensor:
+    """Return activations as (contexts, tokens, d); some modules see contexts and tokens as one axis."""
+    if activations.ndim == 2 and len(activations) == shape.numel():
+        activations = activations.unflatten(0, tuple(shape))
+    if activations.ndim != 3 or activations.shape[:2] != shape:
+        raise InputError(
+            f"module {site.path}: found an output of shape {tuple(activations.shape)}, expected (contexts, tokens, "
+            f"d) = ({shape[0]}, {shape[1]}, d); name another module in model_config.module_name_mapping"
+        )
+    return activations
+
+
+def _on_host(clouds: torch.Tensor) -> np.ndarray:
+    """Return activations as numpy, exactly: bfloat16, which numpy lacks, as float32."""
+    return (clouds.float() if clouds.dtype == torch.bfloat16 else clouds).cpu().numpy()
+
+
+def rounded(values: np.ndarray, save_fp: str) -> np.ndarray:
+    """Return values in the precision to save, or in float32 where that would turn a finite one infinite."""
+    with np.errstate(over="ignore"):
+        narrow = values.astype(save_fp)
+    if np.isfinite(narrow).all() or not np.isfinite(values[~np.isfinite(narrow)]).any():
+        return narrow
+    LOG.debug("values beyond %s: this site is saved in float32", save_fp)
+    return values.astype(np.promote_types(save_fp, np.float32))
+
+
+def _assemble(folder: Path, parts_folder: Path, contexts: pl.DataFrame, made_of: dict[str, Any]) -> None:
+    """Put layer files, tokens and manifest together from the parts, the manifest last."""
+    parts = [_part(parts_folder, part) for part in plan_parts(len(contexts))]
+    names = list(dict.fromkeys(file_of(layer) for _, layer, _ in made_of["sites"]))
+    attributes = {key: made_of[key] for key in ("digest", "settings", "versions", "weights", "ranks", "statistics")}
+    for name in names:
+        assemble(parts, name, folder / name, attributes)
+    _write_tokens(parts, contexts, folder / "tokens.parquet", made_of)
+    LOG.info("wrote %d layer files, %d sites in %s", len(names), len(made_of["sites"]), folder)
+    files = {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in names}
+    manifest = {**made_of, "n_contexts": len(contexts), "files": files}
+    write_json(folder / "manifest.json", manifest)
+
+
+def _write_tokens(parts: list[Path], contexts: pl.DataFrame, output: Path, made_of: dict[str, Any]) -> None:
+    """Write one row per token: `context`, `position`, `token`, `loss`, `entropy` in nats."""
+    import h5py
+
+    arrays: dict[str, list[np.ndarray]] = {"loss": [], "entropy": []}
+    for part in parts:
+        if not (part / TOKENS_FILE).is_file():
+            raise StoreError(f"{part}: found no {TOKENS_FILE}; remove {part} and run again")
+        with h5py.File(part / TOKENS_FILE, "r") as file:
+            for name, values in arrays.items():
+                values.append(file[name][:])
+    n_contexts, n_tokens = len(contexts), len(contexts["input_ids"][0])
+    table = pl.DataFrame(
+        {
+            "context": np.repeat(np.arange(n_contexts), n_tokens),
+            "position": np.tile(np.arange(n_tokens), n_contexts),
+            "token": contexts["input_ids"].explode(),
+            **{name: np.concatenate(values).ravel() for name, values in arrays.items()},
+        }
+    )
+    with writing(output) as aside:
+        table.write_parquet(aside, metadata={"id_scaling": digest(made_of)})

@@ -1,0 +1,316 @@
+"""From a name to files on this machine, with an identity: the content hash of what was fetched.
+
+A model, a tokenizer and a dataset shard each become one small `identity.json`, which says where the
+files are and what they hold. Later stages depend on that file alone. Compute nodes need no network.
+
+A model name is a folder, an embedded model, or a repository of the Hugging Face hub, in this order; a
+checkpoint is `main`, a folder inside the model's folder, or a revision of the repository.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from id_scaling import embedded
+from id_scaling.architecture import check_request, modules_with_tensors, read_architecture
+from id_scaling.errors import InputError, nearest
+from id_scaling.files import digest, read_json, sha256, write_json
+from id_scaling.logs import LOG
+from id_scaling.sites import SiteRequest
+
+RESOURCES = Path("resources")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "spiece.model")
+SHARD_SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt")
+# Names that the origin of this project used, and where the same texts are.
+DATASET_ALIASES = {
+    "pile_uncopyrighted_parquet_test": ("monology/pile-uncopyrighted", "test.jsonl.zst"),
+}
+
+
+def fetch_model(
+    model_name: str, checkpoint: str, request: SiteRequest, ctx_len: int, output: Path
+) -> None:
+    """Fetch a checkpoint, check that the study can run on it, and write its identity.
+
+    Raises
+    ------
+    InputError
+        The model or the checkpoint is missing, gated or not in safetensors.
+    ConfigError
+        The model lacks a layer, module or the positions that the study asks for.
+    """
+    folder = local_or_hub_folder(model_name, checkpoint, weights=True)
+    architecture = read_architecture(folder)
+    names = module_names(folder)
+    check_request(request, ctx_len, architecture, names)
+    weights = {path.name: sha256(path) for path in _weight_files(folder)}
+    write_json(
+        output,
+        {
+            "model_name": model_name,
+            "checkpoint": checkpoint,
+            "path": str(folder.resolve()),
+            "commit": _commit(folder),
+            "architecture": asdict(architecture),
+            "weights": weights,
+            "weights_sha256": digest(weights),
+            "tokenizer_sha256": tokenizer_digest(folder),
+            "modules": sorted(names),
+        },
+    )
+    LOG.info("%s %s: weights %s in %s", model_name, checkpoint, digest(weights), folder)
+
+
+def fetch_tokenizer(model_name: str, output: Path) -> None:
+    """Write the identity of a model's own tokenizer, at its main revision."""
+    folder = _tokenizer_folder(model_name)
+    identity = {"path": str(folder.resolve()), "sha256": tokenizer_digest(folder)}
+    write_json(output, {"model_name": model_name, **identity})
+
+
+def fetch_dataset(dataset_name: str, subset: int, output: Path) -> None:
+    """Write the identity of one shard of a dataset.
+
+    Raises
+    ------
+    InputError
+        The dataset or the shard is missing.
+    """
+    files = dataset_shard(dataset_name, subset) or [_shard_from_hub(dataset_name, subset)]
+    hashes = {path.name: sha256(path) for path in files}
+    paths = [str(path.resolve()) for path in files]
+    write_json(
+        output,
+        {"dataset_name": dataset_name, "subset": subset, "paths": paths, "files": hashes, "sha256": digest(hashes)},
+    )
+    LOG.info("%s shard %d: %d file(s), content %s", dataset_name, subset, len(files), digest(hashes))
+
+
+def local_or_hub_folder(model_name: str, checkpoint: str, weights: bool = False) -> Path:
+    """Return the folder of a checkpoint, downloaded when it is on the hub; without weights unless asked for."""
+    patterns = _WEIGHT_PATTERNS if weights else _TOKENIZER_PATTERNS
+    return model_folder(model_name, checkpoint) or _from_hub(model_name, checkpoint, patterns)
+
+
+# ---- what can be known without a network, before any job ------------------------------------------------------
+
+
+def looks_local(name: str) -> bool:
+    """Return whether a name can only be a path."""
+    return name.startswith((".", "/", "~")) or Path(name).expanduser().exists()
+
+
+def model_folder(model_name: str, checkpoint: str) -> Path | None:
+    """Return the folder of a local or embedded checkpoint, None for one of the hub.
+
+    Raises
+    ------
+    InputError
+        The name is a path, and the model or the checkpoint is not there.
+    """
+    if model_name in embedded.MODELS:
+        if checkpoint != "main":
+            raise InputError(f"model_checkpoint: {model_name} has the checkpoint 'main' alone, found {checkpoint!r}")
+        return RESOURCES / model_name
+    if not looks_local(model_name):
+        return None
+    root = Path(model_name).expanduser()
+    folder = root if checkpoint == "main" else root / checkpoint
+    if not (folder / "config.json").is_file():
+        raise InputError(_missing_checkpoint(root, checkpoint))
+    return folder
+
+
+def _missing_checkpoint(root: Path, checkpoint: str) -> str:
+    """Return what to say of a local model or checkpoint that is not there."""
+    if not root.is_dir():
+        return f"model_name: {root} is not a folder; expected a model folder or a hub name like 'owner/model'"
+    found = sorted(path.parent.name for path in root.glob("*/config.json"))
+    if checkpoint == "main" and found:
+        return f"model_checkpoint: {root} holds checkpoints, not a model: name some of {', '.join(found[:20])}"
+    hint = nearest(checkpoint, found) if found else "it has no checkpoint folders"
+    where = root if checkpoint == "main" else root / checkpoint
+    return f"model_checkpoint: found no config.json in {where}, expected a checkpoint folder; {hint}"
+
+
+def dataset_shard(dataset_name: str, subset: int) -> list[Path] | None:
+    """Return the files of a local or embedded shard, None for one of the hub.
+
+    Raises
+    ------
+    InputError
+        The name is a path, and the dataset or the shard is not there.
+    """
+    if dataset_name in embedded.DATASETS:
+        return [RESOURCES / dataset_name / f"{_embedded_shard(dataset_name, subset):04d}.parquet"]
+    if not looks_local(dataset_name):
+        return None
+    root = Path(dataset_name).expanduser()
+    if not root.exists():
+        raise InputError(f"dataset_name: {root} does not exist; expected a file, a folder of shards or a hub name")
+    files = [root] if root.is_file() else sorted(path for path in root.iterdir() if _suffix(path))
+    if not files:
+        raise InputError(f"dataset_name: {root} holds no shard; expected files ending in {', '.join(SHARD_SUFFIXES)}")
+    if root.is_dir() and all(_suffix(path) == ".txt" for path in files):
+        # One document a file: the folder is the one shard.
+        return files if subset == 0 else _no_shard(dataset_name, subset, ["all .txt files, index 0"])
+    return [files[shard_position(dataset_name, [path.name for path in files], subset)]]
+
+
+def shard_position(dataset_name: str, names: list[str], subset: int) -> int:
+    """Return which of the sorted shard names is `subset`: by the number it is named with, else by order.
+
+    Raises
+    ------
+    InputError
+        There is no such shard.
+    """
+    stems = [name[: -len(_suffix(name))] for name in names]
+    if all(stem.isdecimal() for stem in stems):
+        numbers = [int(stem) for stem in stems]
+        return numbers.index(subset) if subset in numbers else _no_shard(dataset_name, subset, names)
+    return subset if subset < len(names) else _no_shard(dataset_name, subset, names)
+
+
+def _no_shard(dataset_name: str, subset: int, names: list[str]) -> Any:
+    """Raise the error of a shard that is not there."""
+    shown = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
+    raise InputError(
+        f"dataset_subset: {dataset_name} has no shard {subset}; it has {len(names)}: {shown}"
+    )
+
+
+def _embedded_shard(dataset_name: str, subset: int) -> int:
+    """Return a shard index of an embedded dataset."""
+    names = [f"{index:04d}.parquet" for index in range(len(embedded.SOTU_SHARDS))]
+    return shard_position(dataset_name, names, subset)
+
+
+def _suffix(path: Path | str) -> str:
+    """Return the ending that makes a file a shard, or an empty string."""
+    return next((suffix for suffix in SHARD_SUFFIXES if str(path).endswith(suffix)), "")
+
+
+# ---- what a folder holds --------------------------------------------------------------------------------------
+
+
+def tokenizer_digest(folder: Path) -> str:
+    """Return the content hash of the tokenizer files in a folder."""
+    return digest({name: sha256(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()})
+
+
+def module_names(folder: Path) -> set[str]:
+    """Return the paths of all modules of a model, built from its config without weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return {name for name, _ in model.named_modules() if name}
+
+
+def known_module_names(folder: Path, sites_paths: Iterable[str]) -> set[str]:
+    """Return the modules of a model: by its tensors where that tells enough, else by building it."""
+    quick = modules_with_tensors(folder)
+    return quick if set(sites_paths) <= quick else module_names(folder)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files of a model folder."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise InputError(
+            f"{folder}: found no *.safetensors file; pickled weights (*.bin) can run code and are not read: "
+            "convert them with transformers' save_pretrained"
+        )
+    return files
+
+
+def _tokenizer_folder(model_name: str) -> Path:
+    """Return a folder that holds a model's tokenizer: its own, else that of its first checkpoint folder."""
+    if model_name in embedded.MODELS:
+        return RESOURCES / model_name
+    if not looks_local(model_name):
+        return _from_hub(model_name, "main", _TOKENIZER_PATTERNS)
+    root = Path(model_name).expanduser()
+    for folder in (root, *sorted(path.parent for path in root.glob("*/config.json"))):
+        if any((folder / name).is_file() for name in TOKENIZER_FILES):
+            return folder
+    raise InputError(f"{root}: found no tokenizer, expected one of {', '.join(TOKENIZER_FILES)} in it or in a checkpoint")
+
+
+# ---- the Hugging Face hub --------------------------------------------------------------------------------------
+
+_TOKENIZER_PATTERNS = ["*.json", "*.model", "*.txt"]
+_WEIGHT_PATTERNS = ["*.safetensors", *_TOKENIZER_PATTERNS]
+
+
+def _from_hub(repository: str, revision: str, patterns: list[str]) -> Path:
+    """Download a revision of a model repository, or find it in the local cache."""
+    from huggingface_hub import snapshot_download
+
+    def download() -> str:
+        return snapshot_download(repository, revision=revision, allow_patterns=patterns)
+
+    return Path(_hub_call(f"model {repository} at {revision}", download))
+
+
+def _shard_from_hub(dataset_name: str, subset: int) -> Path:
+    """Download one shard of a dataset repository."""
+    from huggingface_hub import HfApi, hf_hub_download
+
+    repository, only = DATASET_ALIASES.get(dataset_name, (dataset_name, None))
+
+    def download() -> str:
+        names = sorted(HfApi().list_repo_files(repository, repo_type="dataset"))
+        shards = [name for name in names if _suffix(name) and only in (None, name)]
+        position = shard_position(dataset_name, shards, subset)
+        return hf_hub_download(repository, shards[position], repo_type="dataset")
+
+    return Path(_hub_call(f"dataset {repository}", download))
+
+
+def _hub_call(what: str, call: Callable[[], str]) -> str:
+    """Return what a call to the hub gives, or say what keeps it from answering."""
+    import httpx
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        return call()
+    except GatedRepoError as error:
+        raise InputError(f"{what}: access is gated; accept its terms on the hub, then `hf auth login`") from error
+    except RevisionNotFoundError as error:
+        raise InputError(f"{what}: the repository has no such revision; look at its branches and tags") from error
+    except (RepositoryNotFoundError, EntryNotFoundError, HFValidationError) as error:
+        raise InputError(
+            f"{what}: not on the hub, and not a folder here; check the spelling, or `hf auth login` if it is private"
+        ) from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, httpx.HTTPError, OSError) as error:
+        raise InputError(
+            f"{what}: not in the local cache, and the hub cannot be reached ({type(error).__name__}); run where "
+            "there is a network, or name a local folder"
+        ) from error
+
+
+def _commit(folder: Path) -> str | None:
+    """Return the commit of a folder in the hub's cache, which is named by it."""
+    return folder.name if re.fullmatch(r"[0-9a-f]{40}", folder.name) else None
+
+
+def read_identity(path: Path) -> dict[str, Any]:
+    """Return an identity written by a fetch."""
+    return read_json(path)

@@ -1,0 +1,158 @@
+"""The table of intrinsic dimensions of one run, module and estimator: one row per layer, view and cloud.
+
+Reads the store alone: neighbors where the estimator needs no more, saved clouds where it does. A few
+contexts are in memory at a time. Never imports torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import h5py
+import joblib
+import numpy as np
+import polars as pl
+
+from id_scaling.errors import StoreError
+from id_scaling.estimators import get_estimator
+from id_scaling.estimators.base import Estimator, estimate_from_neighbors, estimate_from_points
+from id_scaling.files import canonical_json, read_json, writing
+from id_scaling.logs import LOG
+from id_scaling.neighbors import STATISTICS, Neighbors
+
+CONTEXTS_AT_ONCE = 32
+
+SCHEMA = {
+    "view": pl.String,
+    "cloud": pl.String,
+    "context": pl.Int64,
+    "layer": pl.Int64,
+    "module": pl.String,
+    "estimator": pl.String,
+    "value": pl.Float64,
+    "stderr": pl.Float64,
+    "status": pl.String,
+    "n_points": pl.Int64,
+    "n_distinct": pl.Int64,
+    "n_nonfinite": pl.Int64,
+    "n_used": pl.Int64,
+    "median_r1": pl.Float64,
+    "median_norm": pl.Float64,
+    "participation_ratio": pl.Float64,
+    "nn_same_token": pl.Float64,
+    "nn_within_5": pl.Float64,
+}
+
+
+def estimate_run(
+    manifest_path: Path, module: str, name: str, settings: Mapping[str, Any], output: Path, n_threads: int
+) -> None:
+    """Estimate every cloud of one module of a run by one estimator and write the table.
+
+    Raises
+    ------
+    StoreError
+        A layer file is missing, is not the one the manifest names, or fails its checksums.
+    """
+    manifest = read_json(manifest_path)
+    estimator = get_estimator(name)
+    blocks = list(_blocks(manifest_path.parent, manifest, module, settings["views"]))
+    # Threads share what is read; scikit-dimension's Python loops need processes.
+    prefer = "threads" if estimator.needs == "neighbors" else "processes"
+    tables = joblib.Parallel(n_jobs=n_threads, prefer=prefer)(
+        joblib.delayed(_estimate_block)(estimator, manifest, *block) for block in blocks
+    )
+    table = pl.concat(tables)
+    facts = {
+        "settings": dict(settings),
+        "manifest": manifest["digest"],
+        "versions": {key: version(key) for key in ("numpy", "polars", "scikit-dimension", "id_scaling")},
+    }
+    with writing(output) as aside:
+        table.write_parquet(aside, metadata={"id_scaling": canonical_json(facts)})
+    n_failed = table.filter(pl.col("status") != "ok").height
+    LOG.info("%s of %s: %d clouds, %d not ok, median %.3f", name, module, len(table), n_failed,
+             table.filter(pl.col("status") == "ok")["value"].median() or np.nan)
+
+
+def table_facts(path: Path) -> dict[str, Any]:
+    """Return what an ids table says of how it was made: `settings`, `manifest`, `versions`."""
+    return json.loads(pl.read_parquet_metadata(path)["id_scaling"])
+
+
+def _blocks(folder: Path, manifest: Mapping[str, Any], module: str, views: list[str]):
+    """Yield (file, module, layer, view, contexts) for every block of clouds of a module."""
+    for key, layer, _ in manifest["sites"]:
+        if key == module:
+            path = _verified(folder, manifest, layer)
+            for view in views:
+                for start in range(0, manifest["n_contexts"], CONTEXTS_AT_ONCE):
+                    stop = min(start + CONTEXTS_AT_ONCE, manifest["n_contexts"])
+                    yield path, module, layer, view, range(start, stop)
+
+
+def _verified(folder: Path, manifest: Mapping[str, Any], layer: int | None) -> Path:
+    """Return a layer file, once it is known to be the one the manifest names."""
+    name = "outblock.h5" if layer is None else f"layer_{layer:02d}.h5"
+    path = folder / name
+    mend = f"remove {folder / 'manifest.json'} and run again to extract it anew"
+    if not path.is_file():
+        raise StoreError(f"{path}: missing, though the manifest names it; {mend}")
+    found, expected = path.stat().st_size, manifest["files"][name]["bytes"]
+    if found != expected:
+        raise StoreError(f"{path}: found {found} bytes, the manifest says {expected}; {mend}")
+    with h5py.File(path, "r") as file:
+        if file.attrs["digest"] != manifest["digest"]:
+            raise StoreError(f"{path}: made by another extraction than its manifest; {mend}")
+    return path
+
+
+def _estimate_block(
+    estimator: Estimator, manifest: Mapping[str, Any], path: Path, module: str, layer: int | None, view: str, rows: range
+) -> pl.DataFrame:
+    """Return the table of some contexts of one site under one view."""
+    try:
+        with h5py.File(path, "r") as file:
+            neighbors = _read_neighbors(file[module][view], tuple(manifest["ranks"]), rows)
+            points = file[module]["activations"][rows.start : rows.stop] if estimator.needs == "points" else None
+    except OSError as error:
+        raise StoreError(
+            f"{path}: {module}, contexts {rows.start} to {rows.stop - 1}, cannot be read ({error}); remove "
+            f"{path.parent / 'manifest.json'} and run again to extract it anew"
+        ) from error
+    if points is None:
+        found = estimate_from_neighbors(estimator, neighbors)
+    else:
+        found = estimate_from_points(estimator, points, neighbors)
+    with np.errstate(invalid="ignore"):
+        participation = neighbors.statistic("gram_trace") ** 2 / neighbors.statistic("gram_frobenius") ** 2
+    columns = {
+        "view": [view] * len(rows),
+        "cloud": ["context"] * len(rows),
+        "context": list(rows),
+        "layer": [layer] * len(rows),
+        "module": [module] * len(rows),
+        "estimator": [estimator.name] * len(rows),
+        "value": found.value,
+        "stderr": found.stderr,
+        "status": [str(word) for word in found.status],
+        "median_r1": _median(neighbors.r1),
+        "participation_ratio": participation,
+        **{name: neighbors.statistic(name) for name in STATISTICS if name in SCHEMA},
+    }
+    return pl.DataFrame({name: pl.Series(name, columns[name]).cast(kind) for name, kind in SCHEMA.items()})
+
+
+def _read_neighbors(group: h5py.Group, ranks: tuple[int, ...], rows: range) -> Neighbors:
+    """Return the stored neighbors of some contexts under one view."""
+    part = slice(rows.start, rows.stop)
+    return Neighbors(ranks, group["r1"][part], group["log_ratio"][part], group["statistics"][part])
+
+
+def _median(r1: np.ndarray) -> list[float]:
+    """Return the median of each row over the points that count."""
+    return [float(np.median(row[np.isfinite(row)])) if np.isfinite(row).any() else np.nan for row in r1]

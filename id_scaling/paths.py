@@ -1,0 +1,41 @@
+"""Where a session keeps what, relative to its folder; the rules of the workflow name the same paths."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model, at one checkpoint, on one shard under one control, by names that are safe in paths."""
+
+    model: str
+    checkpoint: str
+    dataset: str
+    subset: int
+    control: str
+
+
+def run_folder(session: Path, run: Run) -> Path:
+    """Return the folder of a run."""
+    return session / "runs" / run.model / run.checkpoint / run.dataset / str(run.subset) / run.control
+
+
+def ids_path(session: Path, run: Run, module: str, estimator: str) -> Path:
+    """Return the table of one module and estimator of a run."""
+    return run_folder(session, run) / "ids" / module / f"{estimator}.parquet"
+
+
+def slug(name: str) -> str:
+    """Return a name for use in paths: hub names with `--` for `/`, anything else by its end and a hash.
+
+    Different names give different slugs.
+    """
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)?", name) and len(name) <= 80:
+        if "--" not in name:
+            return name.replace("/", "--")
+    tail = re.sub(r"[^A-Za-z0-9_-]+", "-", name.rstrip("/").split("/")[-1]).strip("-")[:40]
+    return f"{tail or 'path'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

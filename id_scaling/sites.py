@@ -1,0 +1,141 @@
+"""Sites: where in a network activations are read, and how module keys become module paths.
+
+A mapping gives each module key a path in the model, with `{layer}` in the paths of in-block keys. The
+presets name what a researcher means by `block` (the residual stream after a block), `attn` and `mlp`
+(what each adds to it), `emb` (what enters block 0) and `unemb` (the final norm's output).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from id_scaling.errors import ConfigError, nearest
+
+
+def _preset(blocks: str, attn: str, mlp: str, emb: str, unemb: str) -> dict[str, str]:
+    """Return a mapping of the five usual keys; an empty path leaves its key out."""
+    block = f"{blocks}.{{layer}}"
+    mapping = {"block": block, "attn": attn and f"{block}.{attn}", "mlp": mlp and f"{block}.{mlp}"}
+    return {key: path for key, path in {**mapping, "emb": emb, "unemb": unemb}.items() if path}
+
+
+_LLAMA = _preset("model.layers", "self_attn", "mlp", "model.embed_tokens", "model.norm")
+# The branch is normalised before it is added to the residual stream, so the norm's output is what is added.
+_POST_NORM = {
+    **_LLAMA,
+    "attn": "model.layers.{layer}.post_attention_layernorm",
+    "mlp": "model.layers.{layer}.post_feedforward_layernorm",
+}
+_GPT2 = _preset("transformer.h", "attn", "mlp", "transformer.drop", "transformer.ln_f")
+
+PRESETS: dict[str, dict[str, str]] = {
+    **dict.fromkeys(
+        ("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "gemma", "olmo", "olmoe", "phi3",
+         "starcoder2", "stablelm"), _LLAMA,
+    ),
+    **dict.fromkeys(("gemma2", "gemma3_text", "olmo2"), _POST_NORM),
+    "phi": {**_LLAMA, "unemb": "model.final_layernorm"},
+    "gpt_neox": _preset(
+        "gpt_neox.layers", "attention", "mlp", "gpt_neox.embed_in", "gpt_neox.final_layer_norm"
+    ),
+    "gpt2": _GPT2,
+    "gpt_neo": _GPT2,
+    "gptj": {**_GPT2, "emb": "transformer.wte"},
+    # No module's output is what enters OPT's block 0 (token and position embeddings are added in line).
+    "opt": _preset("model.decoder.layers", "self_attn", "fc2", "", "model.decoder.final_layer_norm"),
+    # BLOOM's attention and MLP modules return their output with the residual already added.
+    "bloom": _preset("transformer.h", "", "", "transformer.word_embeddings_layernorm", "transformer.ln_f"),
+    "falcon": _preset(
+        "transformer.h", "self_attention", "mlp", "transformer.word_embeddings", "transformer.ln_f"
+    ),
+    "mamba": _preset("backbone.layers", "mixer", "", "backbone.embeddings", "backbone.norm_f"),
+    "rwkv": _preset("rwkv.blocks", "attention", "feed_forward", "rwkv.embeddings", "rwkv.ln_out"),
+}
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place in the network: a module key, its layer (None outside the blocks), its path."""
+
+    module: str
+    layer: int | None
+    path: str
+
+
+@dataclass(frozen=True)
+class SiteRequest:
+    """The sites a study asks for, before the model is known.
+
+    Parameters
+    ----------
+    layers : tuple of int, or None
+        Layers read; None for all.
+    inblock, outblock : tuple of str
+        Module keys read in each layer, and once.
+    mapping : mapping of str to str, or None
+        Module key -> path; None takes the preset of the architecture.
+    """
+
+    layers: tuple[int, ...] | None
+    inblock: tuple[str, ...]
+    outblock: tuple[str, ...]
+    mapping: Mapping[str, str] | None
+
+
+def resolve_sites(request: SiteRequest, model_type: str, n_layers: int) -> list[Site]:
+    """Return the sites of a request in a model, block by block, then outside the blocks.
+
+    Raises
+    ------
+    ConfigError
+        A layer beyond the model, a key without a path, an architecture without a preset.
+    """
+    mapping = resolve_mapping(request.mapping, model_type)
+    layers = range(n_layers) if request.layers is None else request.layers
+    beyond = [layer for layer in layers if layer >= n_layers]
+    if beyond:
+        raise ConfigError(
+            f"cacheing_config.layer_idx_list: found layer {beyond[0]}, but the model has {n_layers} layers: "
+            f"0 to {n_layers - 1} are allowed; use 'all' for every layer"
+        )
+    for key in (*request.inblock, *request.outblock):
+        if key not in mapping:
+            raise ConfigError(
+                f"cacheing_config: no module path is known for key {key!r} of a {model_type} model; "
+                f"{nearest(key, mapping)}; or give its path in model_config.module_name_mapping"
+            )
+    inside = [
+        Site(key, layer, mapping[key].format(layer=layer)) for layer in layers for key in request.inblock
+    ]
+    return inside + [Site(key, None, mapping[key]) for key in request.outblock]
+
+
+def resolve_mapping(mapping: Mapping[str, str] | None, model_type: str) -> Mapping[str, str]:
+    """Return a given mapping, or the preset of an architecture."""
+    if mapping is not None:
+        return mapping
+    if model_type not in PRESETS:
+        raise ConfigError(
+            f"model_config.module_name_mapping: 'auto' does not know the architecture {model_type!r}; "
+            f"{nearest(model_type, PRESETS)}; or give the module paths yourself"
+        )
+    return PRESETS[model_type]
+
+
+def check_paths(sites: Sequence[Site], module_names: Collection[str]) -> None:
+    """Raise a ConfigError when a site's path is not a module of the model, with the nearest names."""
+    known = set(module_names)
+    for site in sites:
+        if site.path not in known:
+            same_depth = {_without_layers(name) for name in known if name}
+            raise ConfigError(
+                f"model_config.module_name_mapping.{site.module}: the model has no module {site.path!r}; "
+                f"{nearest(_without_layers(site.path), same_depth)}"
+            )
+
+
+def _without_layers(path: str) -> str:
+    """Return a module path with its first number replaced by `{layer}`."""
+    return re.sub(r"\.\d+(?=\.|$)", ".{layer}", path, count=1)

@@ -1,0 +1,324 @@
+"""A study as the workflow sees it: which jobs there are, and exactly what each of them reads.
+
+`settings` of a job is one canonical JSON text: just the options that can change its output, and `code`, the
+fingerprint of the modules that do the work. Snakemake records that text alone, so a job is made again when,
+and only when, it changes. How a job runs (batch size, threads, verbosity, devices) is its `execution`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from id_scaling import embedded
+from id_scaling.architecture import Architecture, check_request, read_architecture
+from id_scaling.config import Config, DatasetConfig, ModelConfig, parse
+from id_scaling.errors import IdScalingError
+from id_scaling.estimators import definition_of
+from id_scaling.fetch import TOKENIZER_FILES, dataset_shard, known_module_names, looks_local, model_folder
+from id_scaling.files import canonical_json, read_json
+from id_scaling.fingerprint import fingerprint
+from id_scaling.paths import Run, ids_path, run_folder, slug
+from id_scaling.sites import SiteRequest, resolve_sites
+
+CONTROLS = ("none",)
+
+
+class Study:
+    """A validated configuration and the jobs it asks for.
+
+    Parameters
+    ----------
+    config : mapping
+        The configuration as read from YAML.
+
+    Raises
+    ------
+    ConfigError
+        The configuration cannot be used.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.config: Config = parse(dict(config))
+        self.models = _by_slug((slug(model.model_name), model) for model in self.config.models)
+        self.datasets = _by_slug((slug(dataset.dataset_name), dataset) for dataset in self.config.datasets)
+        tokenizers = (model.tokenizer or model.model_name for model in self.config.models)
+        self.tokenizers = {slug(name): name for name in tokenizers}
+        names = (name for model in self.config.models for name in model.model_checkpoint)
+        self.checkpoints = {slug(name): name for name in names}
+
+    @property
+    def session(self) -> str:
+        """The folder of the session."""
+        return self.config.session_path or f"results/{self.config.session_name}"
+
+    @cached_property
+    def runs(self) -> list[Run]:
+        """Every run of the study."""
+        return [
+            Run(model, slug(checkpoint), dataset, subset, control)
+            for model, of_model in self.models.items()
+            for checkpoint in of_model.model_checkpoint
+            for dataset, of_dataset in self.datasets.items()
+            for subset in of_dataset.dataset_subset
+            for control in CONTROLS
+        ]
+
+    @property
+    def modules(self) -> list[str]:
+        """Every module key of the study."""
+        cacheing = self.config.cacheing_config
+        return [*cacheing.module_inblock_keys, *cacheing.module_outblock_keys]
+
+    @property
+    def estimators(self) -> list[str]:
+        """Every estimator of the study; none when IDs are not saved."""
+        return self.config.cacheing_config.save_IDs_list if self.config.cacheing_config.save_IDs else []
+
+    def tokenizer_of(self, model: str) -> str:
+        """Return the tokenizer's name in paths for a model's."""
+        return slug(self.models[model].tokenizer or self.models[model].model_name)
+
+    # ---- what jobs make ---------------------------------------------------------------------------------------
+
+    def targets(self) -> list[str]:
+        """Return the files that the whole study ends in."""
+        if not self.estimators:
+            return self.manifests()
+        figures = [f"{self.session}/figures/id_by_layer.{kind}" for kind in ("html", "svg", "png")]
+        return [f"{self.session}/summary.{kind}" for kind in ("parquet", "csv", "txt")] + figures
+
+    def manifests(self) -> list[str]:
+        """Return the manifests of all runs."""
+        return [str(run_folder(Path(self.session), run) / "manifest.json") for run in self.runs]
+
+    def tables(self) -> list[str]:
+        """Return the ids tables of all runs."""
+        return [
+            str(ids_path(Path(self.session), run, module, estimator))
+            for run in self.runs
+            for module in self.modules
+            for estimator in self.estimators
+        ]
+
+    # ---- what local jobs read ---------------------------------------------------------------------------------
+
+    def model_files(self, model: str, checkpoint: str) -> list[str]:
+        """Return the files of a local or embedded checkpoint; none for the hub's."""
+        name = self.models[model].model_name
+        folder = model_folder(name, self.checkpoints[checkpoint])
+        if folder is None:
+            return []
+        if name in embedded.MODELS:
+            return [str(folder / "model.safetensors")]
+        return [str(folder / "config.json"), *sorted(map(str, folder.glob("*.safetensors")))]
+
+    def tokenizer_files(self, tokenizer: str) -> list[str]:
+        """Return the files of a local or embedded tokenizer; none for the hub's."""
+        name = self.tokenizers[tokenizer]
+        if name in embedded.MODELS:
+            return [str(model_folder(name, "main") / "tokenizer.json")]
+        root = Path(name).expanduser()
+        return [str(root / file) for file in TOKENIZER_FILES if looks_local(name) and (root / file).is_file()]
+
+    def shard_files(self, dataset: str, subset: str) -> list[str]:
+        """Return the files of a local or embedded shard; none for the hub's."""
+        return [str(path) for path in dataset_shard(self.datasets[dataset].dataset_name, int(subset)) or []]
+
+    # ---- settings: what can change an output ------------------------------------------------------------------
+
+    def fetch_model_settings(self, model: str, checkpoint: str) -> str:
+        """Return the settings of `fetch_model`."""
+        return _settings(
+            ["id_scaling.fetch"],
+            model_name=self.models[model].model_name,
+            checkpoint=self.checkpoints[checkpoint],
+            sites=self._sites(model),
+            ctx_len=self.config.ctx_len,
+        )
+
+    def fetch_tokenizer_settings(self, tokenizer: str) -> str:
+        """Return the settings of `fetch_tokenizer`."""
+        return _settings(["id_scaling.fetch"], model_name=self.tokenizers[tokenizer])
+
+    def fetch_dataset_settings(self, dataset: str, subset: str) -> str:
+        """Return the settings of `fetch_dataset`."""
+        name = self.datasets[dataset].dataset_name
+        return _settings(["id_scaling.fetch"], dataset_name=name, subset=int(subset))
+
+    def chunk_settings(self, dataset: str, subset: str, tokenizer: str, control: str) -> str:
+        """Return the settings of `chunk_dataset`."""
+        of_dataset = self.datasets[dataset]
+        filtering = of_dataset.filter_and_chunk_config
+        return _settings(
+            ["id_scaling.datasets"],
+            dataset=dataset,
+            subset=int(subset),
+            tokenizer=tokenizer,
+            control=control,
+            chunking={
+                "ctx_len": self.config.ctx_len,
+                "min_chunks": filtering.min_chunks_from_a_document,
+                "max_chunks": filtering.max_chunks_from_a_document,
+                "max_documents": of_dataset.max_dataset_size,
+                "text_column": of_dataset.text_column,
+                "id_column": of_dataset.id_column,
+                "max_broken_share": of_dataset.max_broken_share,
+            },
+        )
+
+    def extract_settings(self, run: Run) -> str:
+        """Return the settings of `extract_activations`."""
+        cacheing = self.config.cacheing_config
+        return _settings(
+            ["id_scaling.extract"],
+            **self._names(run),
+            sites=self._sites(run.model),
+            dtype=self.models[run.model].dtype,
+            views={name: view.model_dump() for name, view in cacheing.views.items()},
+            ranks=None if cacheing.neighbor_ranks == "default" else sorted(cacheing.neighbor_ranks),
+            save_clouds=cacheing.save_cache_tensors,
+            save_means=cacheing.save_mean_tensors,
+            save_fp=cacheing.save_fp if cacheing.save_cache_tensors else None,
+        )
+
+    def estimate_settings(self, run: Run, module: str, estimator: str) -> str:
+        """Return the settings of `estimate_dimension`."""
+        return _settings(
+            _estimate_roots(estimator),
+            **self._names(run),
+            module=module,
+            estimator=estimator,
+            parameters=definition_of(estimator).parameters,
+            views=list(self.config.cacheing_config.views),
+        )
+
+    def summarize_settings(self) -> str:
+        """Return the settings of `summarize`: the axes of the study, and the code each estimate must have."""
+        return _settings(
+            ["id_scaling.summarize"],
+            models=[
+                {"name": model, "checkpoints": [slug(name) for name in of_model.model_checkpoint]}
+                for model, of_model in self.models.items()
+            ],
+            datasets=[
+                {"name": dataset, "subsets": of_dataset.dataset_subset}
+                for dataset, of_dataset in self.datasets.items()
+            ],
+            controls=list(CONTROLS),
+            modules=self.modules,
+            estimators={name: fingerprint(*_estimate_roots(name)) for name in self.estimators},
+            names={
+                "model": {name: model.model_name for name, model in self.models.items()},
+                "checkpoint": self.checkpoints,
+                "dataset": {name: dataset.dataset_name for name, dataset in self.datasets.items()},
+            },
+        )
+
+    def plot_settings(self) -> str:
+        """Return the settings of `plot`."""
+        return _settings(["id_scaling.plots"])
+
+    # ---- execution: how a job runs ----------------------------------------------------------------------------
+
+    def extract_execution(self, model: str) -> str:
+        """Return how an extraction runs."""
+        accelerator = self.models[model].use_accelerator
+        return canonical_json({"batch_size": self.config.batch_size, "use_accelerator": accelerator})
+
+    def estimate_threads(self) -> int:
+        """Return on how many cores an estimate runs."""
+        return self.config.multiprocessing_num_cpus if self.config.multiprocessing else 1
+
+    # ---- checks before any job --------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Check models and shards against what is on disk, before any job.
+
+        Raises
+        ------
+        IdScalingError
+            A local model, checkpoint or shard is missing; a model whose config is on disk lacks a layer, a module
+            or the positions asked for.
+        """
+        for dataset in self.config.datasets:
+            for subset in dataset.dataset_subset:
+                dataset_shard(dataset.dataset_name, subset)
+        for name, model in self.models.items():
+            for checkpoint in model.model_checkpoint:
+                self._check_model(name, model, checkpoint)
+
+    def _check_model(self, name: str, model: ModelConfig, checkpoint: str) -> None:
+        """Check one checkpoint, if its config is on disk."""
+        folder = model_folder(model.model_name, checkpoint)
+        request = request_of(self._sites(name))
+        identity = Path(self.session) / "models" / name / slug(checkpoint) / "identity.json"
+        try:
+            if folder is not None and (folder / "config.json").is_file():
+                architecture = read_architecture(folder)
+                check_request(request, self.config.ctx_len, architecture, None)
+                check_request(request, self.config.ctx_len, architecture, _modules(folder, request, architecture))
+            elif identity.is_file():
+                known = read_json(identity)
+                check_request(request, self.config.ctx_len, Architecture(**known["architecture"]), set(known["modules"]))
+        except IdScalingError as error:
+            raise type(error)(f"{model.model_name} at {checkpoint}: {error}") from None
+
+    def _sites(self, model: str) -> dict[str, Any]:
+        """Return the sites asked of a model, as JSON."""
+        cacheing, mapping = self.config.cacheing_config, self.models[model].module_name_mapping
+        return {
+            "layers": None if cacheing.layer_idx_list == "all" else sorted(cacheing.layer_idx_list),
+            "inblock": cacheing.module_inblock_keys,
+            "outblock": cacheing.module_outblock_keys,
+            "mapping": None if mapping == "auto" else mapping,
+        }
+
+    def _names(self, run: Run) -> dict[str, Any]:
+        """Return the names that say which run a setting is of."""
+        return {
+            "model": run.model,
+            "checkpoint": self.checkpoints[run.checkpoint],
+            "dataset": run.dataset,
+            "subset": int(run.subset),
+            "control": run.control,
+        }
+
+
+def request_of(sites: Mapping[str, Any]) -> SiteRequest:
+    """Return a request for sites from its JSON."""
+    layers = sites["layers"]
+    return SiteRequest(
+        None if layers is None else tuple(layers), tuple(sites["inblock"]), tuple(sites["outblock"]), sites["mapping"]
+    )
+
+
+def _modules(folder: Path, request: SiteRequest, architecture: Architecture) -> set[str] | None:
+    """Return the modules to check a mapping against; None for a preset, which is known to fit."""
+    if request.mapping is None:
+        return None
+    sites = resolve_sites(request, architecture.model_type, architecture.n_layers)
+    return known_module_names(folder, [site.path for site in sites])
+
+
+def _estimate_roots(estimator: str) -> list[str]:
+    """Return the modules that make an estimate: the job, and the estimator that it loads by name."""
+    return ["id_scaling.ids", definition_of(estimator).module]
+
+
+def _settings(roots: Iterable[str], **options: Any) -> str:
+    """Return a job's settings as canonical JSON."""
+    return canonical_json({**options, "code": fingerprint(*roots)})
+
+
+def _by_slug(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a mapping by name; a name that stands twice is an error."""
+    found: dict[str, ModelConfig | DatasetConfig] = {}
+    for name, value in pairs:
+        if name in found:
+            kind = "model_config" if isinstance(value, ModelConfig) else "dataset_config"
+            raise IdScalingError(f"{kind}: {name} stands there twice; merge the two into one entry with a list")
+        found[name] = value
+    return found

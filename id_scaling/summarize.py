@@ -1,0 +1,230 @@
+"""One table from many: the intrinsic dimensions of a session beside loss and entropy of the same tokens.
+
+Refuses to mix estimates made by different code of one estimator, or of different extractions; mixed
+library versions are a column and a warning. Only estimates with status `ok` enter mean, median and sd.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from id_scaling.errors import StoreError
+from id_scaling.files import canonical_json, read_json, writing
+from id_scaling.ids import table_facts
+from id_scaling.logs import LOG
+from id_scaling.paths import Run, ids_path, run_folder
+
+KEYS = ["view", "cloud", "layer", "module", "estimator"]
+COMPANIONS = (
+    "n_points", "n_distinct", "n_used", "median_r1", "median_norm", "participation_ratio",
+    "nn_same_token", "nn_within_5",
+)
+
+# (column, unit, meaning): the documentation of the table, and its order.
+COLUMNS = (
+    ("model", "", "`model_name` of the configuration"),
+    ("checkpoint", "", "training checkpoint: revision, folder or `main`"),
+    ("dataset", "", "`dataset_name` of the configuration"),
+    ("subset", "", "index of the shard"),
+    ("control", "", "what was done to the text: `none`"),
+    ("view", "", "name of the view: which points count"),
+    ("skip_first_tokens", "tokens", "tokens left out at the start of each context by the view"),
+    ("duplicates", "", "`distinct` or `keep`: what the view does with equal points"),
+    ("preprocess", "", "how the view scales points"),
+    ("cloud", "", "`context`: the tokens of one context at one site"),
+    ("layer", "", "index of the block; empty outside the blocks"),
+    ("module", "", "module key"),
+    ("estimator", "", "name of the estimator, its whole definition"),
+    ("mean", "", "mean ID over contexts with status `ok`"),
+    ("median", "", "median ID over contexts with status `ok`"),
+    ("sd", "", "standard deviation of the ID over contexts with status `ok`"),
+    ("stderr", "", "median standard error within a cloud, by the estimator's asymptotic formula"),
+    ("n_contexts", "contexts", "clouds estimated"),
+    ("n_failed", "contexts", "clouds whose status is not `ok`; not in mean, median, sd"),
+    ("statuses", "", "count of each status that is not `ok`"),
+    ("n_points", "points", "mean number of points under the view, before duplicates are dropped"),
+    ("n_distinct", "points", "mean number of different points"),
+    ("n_used", "points", "mean number of points that entered the estimate"),
+    ("median_r1", "activation", "mean over contexts of the median nearest-neighbor distance"),
+    ("median_norm", "activation", "mean over contexts of the median norm of a point"),
+    ("participation_ratio", "", "mean of trace(G)²/‖G‖² of the centred Gram matrix G"),
+    ("nn_same_token", "share", "share of points whose nearest neighbor is the same token"),
+    ("nn_within_5", "share", "share of points whose nearest neighbor is at most 5 positions away"),
+    ("mean_loss", "nats/token", "mean cross-entropy of the run's tokens, first token of a context left out"),
+    ("mean_entropy", "nats/token", "mean entropy of the predictions of the same tokens"),
+    ("dtype", "", "precision of the model's weights"),
+    ("device", "", "where the model ran"),
+    ("versions", "", "library versions of extraction and estimate"),
+)
+
+
+def summarize(session: Path, settings: Mapping[str, Any], parquet: Path, csv: Path, text: Path) -> None:
+    """Write the summary of a session as parquet, csv and readable text.
+
+    Raises
+    ------
+    StoreError
+        A table was made by other code or of another extraction than the session's.
+    """
+    summary = pl.concat([_summarize_run(session, run, settings) for run in runs_of(settings)])
+    summary = summary.select([name for name, _, _ in COLUMNS])
+    if summary["versions"].n_unique() > 1:
+        LOG.warning("mixed library versions, see the column `versions`: %s", summary["versions"].unique().to_list())
+    with writing(parquet) as aside:
+        summary.write_parquet(aside, metadata={"id_scaling": canonical_json(dict(settings))})
+    with writing(csv) as aside:
+        summary.write_csv(aside)
+    with writing(text) as aside:
+        aside.write_text(readable(summary))
+    LOG.info("%d rows in %s", len(summary), parquet)
+
+
+def load_summary(session_path: str | Path) -> pl.DataFrame:
+    """Return the summary of a session.
+
+    Parameters
+    ----------
+    session_path : path
+        The folder a session was saved in, `results/<session_name>` by default.
+
+    Returns
+    -------
+    polars.DataFrame
+        One row per model, checkpoint, dataset, subset, control, view, cloud, layer, module and estimator.
+
+    Raises
+    ------
+    StoreError
+        The session has no summary yet.
+    """
+    path = Path(session_path) / "summary.parquet"
+    if not path.is_file():
+        raise StoreError(f"{path}: not there; run snakemake on the session, or name the folder that holds it")
+    return pl.read_parquet(path)
+
+
+def runs_of(settings: Mapping[str, Any]) -> Iterator[Run]:
+    """Yield the runs of a session from its axes."""
+    for model, dataset in product(settings["models"], settings["datasets"]):
+        axes = product(model["checkpoints"], dataset["subsets"], settings["controls"])
+        for checkpoint, subset, control in axes:
+            yield Run(model["name"], checkpoint, dataset["name"], subset, control)
+
+
+def readable(summary: pl.DataFrame) -> str:
+    """Return the mean ID of the first view by relative depth, one line per run, module and estimator."""
+    view = summary["view"][0]
+    lines = [f"Mean intrinsic dimension by relative depth (view {view!r}), loss in nats/token"]
+    rows = summary.filter(pl.col("view") == view)
+    keys = ["model", "checkpoint", "dataset", "subset", "control"]
+    for run, table in rows.group_by(keys, maintain_order=True):
+        loss, entropy = table["mean_loss"][0], table["mean_entropy"][0]
+        lines.append("")
+        lines.append(f"{' · '.join(map(str, run))}: loss {loss:.3f}, entropy {entropy:.3f}")
+        lines.append(f"  {'module':<8}{'estimator':<14}" + "".join(f"{mark:>8}" for mark in _MARKS) + "   not ok")
+        for (module, estimator), part in table.group_by(["module", "estimator"], maintain_order=True):
+            cells = "".join(f"{cell:>8}" for cell in _by_depth(part))
+            lines.append(f"  {module:<8}{estimator:<14}{cells}{_failed(part):>9}")
+    return "\n".join(lines) + "\n"
+
+
+_MARKS = ("0%", "25%", "50%", "75%", "100%")
+
+
+def _by_depth(part: pl.DataFrame) -> list[str]:
+    """Return the means at five depths; a module outside the blocks has one."""
+    means = part.sort("layer")["mean"].to_list()
+    if part["layer"].null_count():
+        means = means + [None] * 4
+        picked = means[:5]
+    else:
+        picked = [means[round(share * (len(means) - 1) / 4)] for share in range(5)]
+        if len(means) == 1:
+            picked[1:] = [None] * 4
+    return ["" if mean is None else f"{mean:.2f}" for mean in picked]
+
+
+def _failed(part: pl.DataFrame) -> str:
+    """Return how many of the clouds are not ok."""
+    return f"{part['n_failed'].sum()}/{part['n_contexts'].sum()}"
+
+
+def _summarize_run(session: Path, run: Run, settings: Mapping[str, Any]) -> pl.DataFrame:
+    """Return the rows of one run."""
+    folder = run_folder(session, run)
+    manifest = read_json(folder / "manifest.json")
+    tables = [
+        _summarize_table(ids_path(session, run, module, estimator), code, manifest)
+        for module in settings["modules"]
+        for estimator, code in settings["estimators"].items()
+    ]
+    tokens = pl.read_parquet(folder / "tokens.parquet").filter(pl.col("position") > 0)
+    names = settings["names"]
+    return pl.concat(tables).join(_views(manifest), on="view", how="left", maintain_order="left").with_columns(
+        pl.lit(names["model"][run.model]).alias("model"),
+        pl.lit(names["checkpoint"][run.checkpoint]).alias("checkpoint"),
+        pl.lit(names["dataset"][run.dataset]).alias("dataset"),
+        pl.lit(run.subset).alias("subset"),
+        pl.lit(run.control).alias("control"),
+        pl.lit(tokens["loss"].cast(pl.Float64).mean()).alias("mean_loss"),
+        pl.lit(tokens["entropy"].cast(pl.Float64).mean()).alias("mean_entropy"),
+        pl.lit(manifest["dtype"]).alias("dtype"),
+        pl.lit(manifest["device"]).alias("device"),
+    )
+
+
+def _summarize_table(path: Path, code: str, manifest: Mapping[str, Any]) -> pl.DataFrame:
+    """Return the rows of one ids table."""
+    facts = table_facts(path)
+    if facts["settings"]["code"] != code or facts["manifest"] != manifest["digest"]:
+        raise StoreError(
+            f"{path}: made by other code of its estimator, or from another extraction, than this session's; "
+            "remove it and run again"
+        )
+    is_ok = pl.col("status") == "ok"
+    value = pl.col("value").filter(is_ok)
+    failures = pl.col("status").filter(~is_ok)
+    return (
+        pl.read_parquet(path)
+        .group_by(KEYS, maintain_order=True)
+        .agg(
+            value.mean().alias("mean"),
+            value.median().alias("median"),
+            value.std().alias("sd"),
+            pl.col("stderr").filter(is_ok).median(),
+            pl.len().cast(pl.Int64).alias("n_contexts"),
+            (~is_ok).sum().cast(pl.Int64).alias("n_failed"),
+            failures.unique(maintain_order=True).alias("_words"),
+            failures.alias("_failures"),
+            *(pl.col(name).mean() for name in COMPANIONS),
+        )
+        .with_columns(
+            pl.struct("_words", "_failures")
+            .map_elements(_counted, return_dtype=pl.String)
+            .alias("statuses"),
+            pl.lit(_versions({**manifest["versions"], **facts["versions"]})).alias("versions"),
+        )
+        .drop("_words", "_failures")
+    )
+
+
+def _counted(statuses: Mapping[str, list[str]]) -> str:
+    """Return `degenerate: 3, nonfinite: 1` for a list of statuses."""
+    return ", ".join(f"{word}: {statuses['_failures'].count(word)}" for word in statuses["_words"])
+
+
+def _versions(versions: Mapping[str, str]) -> str:
+    """Return versions as one line."""
+    return ", ".join(f"{name} {number}" for name, number in sorted(versions.items()))
+
+
+def _views(manifest: Mapping[str, Any]) -> pl.DataFrame:
+    """Return the settings of each view of a run."""
+    views = manifest["settings"]["views"]
+    return pl.DataFrame([{"view": name, **view} for name, view in views.items()])
+

@@ -1,0 +1,32 @@
+"""From a shard to contexts; one file for all checkpoints that share a tokenizer."""
+
+
+rule chunk_dataset:
+    input:
+        shard="<session>/datasets/{dataset}/{subset}/identity.json",
+        tokenizer="<session>/tokenizers/{tokenizer}/identity.json",
+    output:
+        "<session>/contexts/{dataset}/{subset}/{tokenizer}/{control}/contexts.parquet",
+    log:
+        "<session>/logs/chunk_dataset/{dataset}/{subset}/{tokenizer}/{control}.log",
+    benchmark:
+        "<session>/benchmarks/chunk_dataset/{dataset}/{subset}/{tokenizer}/{control}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 4
+    resources:
+        mem_mb=4000,
+        runtime=240,
+    params:
+        settings=get_chunk_settings,
+        verbosity=get_verbosity,
+    shell:
+        r"""
+        RAYON_NUM_THREADS={threads} {PYTHON:q} -m id_scaling chunk \
+            {params.verbosity} \
+            --settings {params.settings:q} \
+            --shard {input.shard:q} \
+            --tokenizer {input.tokenizer:q} \
+            --output {output:q} \
+            2>&1 | tee {log:q}
+        """

@@ -1,0 +1,140 @@
+"""Helper functions of the rules: what each job reads, from its wildcards alone."""
+
+import re
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+from id_scaling.errors import IdScalingError
+from id_scaling.paths import Run
+from id_scaling.study import Study
+
+# The interpreter that runs Snakemake runs the jobs too, activated environment or not.
+PYTHON = sys.executable
+
+
+def load_study(config):
+    try:
+        study = Study(config)
+        # A job on a compute node has nothing to add to what was checked before it started.
+        if not workflow.remote_exec:
+            study.check()
+    except IdScalingError as error:
+        raise WorkflowError(str(error)) from None
+    return study
+
+
+STUDY = load_study(config)
+VERBOSE = "--verbose" if STUDY.config.verbose else ""
+
+
+def one_of(names):
+    return "|".join(map(re.escape, names)) or "(?!)"
+
+
+wildcard_constraints:
+    model=one_of(STUDY.models),
+    checkpoint=one_of(STUDY.checkpoints),
+    dataset=one_of(STUDY.datasets),
+    subset=r"\d+",
+    tokenizer=one_of(STUDY.tokenizers),
+    control="none",
+    module=one_of(STUDY.modules),
+    estimator=r"[A-Za-z0-9_]+",
+
+
+def get_run(wildcards):
+    return Run(
+        wildcards.model,
+        wildcards.checkpoint,
+        wildcards.dataset,
+        int(wildcards.subset),
+        wildcards.control,
+    )
+
+
+def get_model_files(wildcards):
+    return STUDY.model_files(wildcards.model, wildcards.checkpoint)
+
+
+def get_tokenizer_files(wildcards):
+    return STUDY.tokenizer_files(wildcards.tokenizer)
+
+
+def get_shard_files(wildcards):
+    return STUDY.shard_files(wildcards.dataset, wildcards.subset)
+
+
+def get_contexts(wildcards):
+    tokenizer = STUDY.tokenizer_of(wildcards.model)
+    return f"<session>/contexts/{{dataset}}/{{subset}}/{tokenizer}/{{control}}/contexts.parquet"
+
+
+def get_fetch_model_settings(wildcards):
+    return STUDY.fetch_model_settings(wildcards.model, wildcards.checkpoint)
+
+
+def get_fetch_tokenizer_settings(wildcards):
+    return STUDY.fetch_tokenizer_settings(wildcards.tokenizer)
+
+
+def get_fetch_dataset_settings(wildcards):
+    return STUDY.fetch_dataset_settings(wildcards.dataset, wildcards.subset)
+
+
+def get_chunk_settings(wildcards):
+    return STUDY.chunk_settings(**wildcards)
+
+
+def get_extract_settings(wildcards):
+    return STUDY.extract_settings(get_run(wildcards))
+
+
+def get_extract_execution(wildcards, resources):
+    # Snakemake does not record a param that takes `resources`: how a job runs makes nothing stale.
+    return STUDY.extract_execution(wildcards.model)
+
+
+def get_estimate_settings(wildcards):
+    return STUDY.estimate_settings(
+        get_run(wildcards), wildcards.module, wildcards.estimator
+    )
+
+
+def get_summarize_settings(wildcards):
+    return STUDY.summarize_settings()
+
+
+def get_plot_settings(wildcards):
+    return STUDY.plot_settings()
+
+
+def get_verbosity(wildcards, resources):
+    # Takes `resources` so that it is not recorded, as above.
+    return VERBOSE
+
+
+def get_extract_memory(wildcards, attempt):
+    return 16000 * attempt
+
+
+def get_extract_runtime(wildcards, attempt):
+    return 720 * attempt
+
+
+def get_estimate_memory(wildcards, attempt):
+    return 2000 * attempt
+
+
+def get_estimate_runtime(wildcards, attempt):
+    return 30 * attempt
+
+
+def print_summary():
+    """Print the readable summary and say where the rest is."""
+    text = Path(STUDY.session) / "summary.txt"
+    if text.is_file():
+        print(f"\n{text.read_text()}")
+        print(f"table:  {STUDY.session}/summary.parquet and .csv")
+        print(f"figure: {STUDY.session}/figures/id_by_layer.html, .svg and .png")

@@ -1,0 +1,41 @@
+"""One run: a forward pass over its contexts. Layer files stand beside the manifest, which names them.
+
+They are not declared outputs: which there are is known only with the model, and Snakemake would delete
+them with a failed job. The extraction goes on from the parts that a killed one left.
+"""
+
+
+rule extract_activations:
+    input:
+        contexts=get_contexts,
+        model="<session>/models/{model}/{checkpoint}/identity.json",
+    output:
+        manifest="<session>/runs/{model}/{checkpoint}/{dataset}/{subset}/{control}/manifest.json",
+        tokens="<session>/runs/{model}/{checkpoint}/{dataset}/{subset}/{control}/tokens.parquet",
+    log:
+        "<session>/logs/extract_activations/{model}/{checkpoint}/{dataset}/{subset}/{control}.log",
+    benchmark:
+        "<session>/benchmarks/extract_activations/{model}/{checkpoint}/{dataset}/{subset}/{control}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: 8
+    resources:
+        gpu=1,
+        mem_mb=get_extract_memory,
+        runtime=get_extract_runtime,
+    params:
+        settings=get_extract_settings,
+        execution=get_extract_execution,
+        verbosity=get_verbosity,
+    shell:
+        r"""
+        {PYTHON:q} -m id_scaling extract \
+            {params.verbosity} \
+            --settings {params.settings:q} \
+            --execution {params.execution:q} \
+            --threads {threads} \
+            --contexts {input.contexts:q} \
+            --model {input.model:q} \
+            --output {output.manifest:q} \
+            2>&1 | tee {log:q}
+        """

@@ -1,0 +1,114 @@
+"""From names to files on this machine; local, so that compute nodes need no network."""
+
+
+localrules:
+    prepare_model,
+    prepare_dataset,
+    fetch_model,
+    fetch_tokenizer,
+    fetch_dataset,
+
+
+rule prepare_model:
+    output:
+        weights="<resources>/smollm2-135m-instruct/model.safetensors",
+        tokenizer="<resources>/smollm2-135m-instruct/tokenizer.json",
+    log:
+        "<resources>/logs/prepare_model.log",
+    conda:
+        "../../environment.yml"
+    params:
+        verbosity=get_verbosity,
+    shell:
+        r"""
+        {PYTHON:q} -m id_scaling prepare-model \
+            {params.verbosity} \
+            --output "$(dirname {output.weights:q})" \
+            2>&1 | tee {log:q}
+        """
+
+
+rule prepare_dataset:
+    output:
+        "<resources>/sotu/0000.parquet",
+        "<resources>/sotu/0001.parquet",
+        "<resources>/sotu/0002.parquet",
+    log:
+        "<resources>/logs/prepare_dataset.log",
+    conda:
+        "../../environment.yml"
+    params:
+        verbosity=get_verbosity,
+    shell:
+        r"""
+        {PYTHON:q} -m id_scaling prepare-dataset \
+            {params.verbosity} \
+            --output "$(dirname {output[0]:q})" \
+            2>&1 | tee {log:q}
+        """
+
+
+rule fetch_model:
+    input:
+        get_model_files,
+    output:
+        "<session>/models/{model}/{checkpoint}/identity.json",
+    log:
+        "<session>/logs/fetch_model/{model}/{checkpoint}.log",
+    conda:
+        "../../environment.yml"
+    params:
+        settings=get_fetch_model_settings,
+        verbosity=get_verbosity,
+    shell:
+        r"""
+        {PYTHON:q} -m id_scaling fetch-model \
+            {params.verbosity} \
+            --settings {params.settings:q} \
+            --output {output:q} \
+            2>&1 | tee {log:q}
+        """
+
+
+rule fetch_tokenizer:
+    input:
+        get_tokenizer_files,
+    output:
+        "<session>/tokenizers/{tokenizer}/identity.json",
+    log:
+        "<session>/logs/fetch_tokenizer/{tokenizer}.log",
+    conda:
+        "../../environment.yml"
+    params:
+        settings=get_fetch_tokenizer_settings,
+        verbosity=get_verbosity,
+    shell:
+        r"""
+        {PYTHON:q} -m id_scaling fetch-tokenizer \
+            {params.verbosity} \
+            --settings {params.settings:q} \
+            --output {output:q} \
+            2>&1 | tee {log:q}
+        """
+
+
+rule fetch_dataset:
+    input:
+        get_shard_files,
+    output:
+        "<session>/datasets/{dataset}/{subset}/identity.json",
+    log:
+        "<session>/logs/fetch_dataset/{dataset}/{subset}.log",
+    conda:
+        "../../environment.yml"
+    params:
+        settings=get_fetch_dataset_settings,
+        verbosity=get_verbosity,
+    shell:
+        r"""
+        {PYTHON:q} -m id_scaling fetch-dataset \
+            {params.verbosity} \
+            --settings {params.settings:q} \
+            --output {output:q} \
+            2>&1 | tee {log:q}
+        """

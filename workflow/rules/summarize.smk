@@ -1,0 +1,70 @@
+"""One table of the whole session, and its figures."""
+
+
+rule summarize:
+    input:
+        manifests=STUDY.manifests(),
+        tables=STUDY.tables(),
+    output:
+        parquet=report(
+            "<session>/summary.parquet",
+            caption="../report/summary.rst",
+            category="Summary",
+        ),
+        csv=ensure("<session>/summary.csv", non_empty=True),
+        text="<session>/summary.txt",
+    log:
+        "<session>/logs/summarize.log",
+    benchmark:
+        "<session>/benchmarks/summarize.tsv"
+    conda:
+        "../../environment.yml"
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    params:
+        settings=get_summarize_settings,
+        verbosity=get_verbosity,
+    shell:
+        r"""
+        {PYTHON:q} -m id_scaling summarize \
+            {params.verbosity} \
+            --settings {params.settings:q} \
+            --session "$(dirname {output.parquet:q})" \
+            --parquet {output.parquet:q} \
+            --csv {output.csv:q} \
+            --text {output.text:q} \
+            2>&1 | tee {log:q}
+        """
+
+
+rule plot:
+    input:
+        "<session>/summary.parquet",
+    output:
+        multiext("<session>/figures/id_by_layer", ".html", ".svg"),
+        report(
+            "<session>/figures/id_by_layer.png",
+            caption="../report/id_by_layer.rst",
+            category="Figures",
+        ),
+    log:
+        "<session>/logs/plot.log",
+    benchmark:
+        "<session>/benchmarks/plot.tsv"
+    conda:
+        "../../environment.yml"
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        settings=get_plot_settings,
+        verbosity=get_verbosity,
+    shell:
+        r"""
+        {PYTHON:q} -m id_scaling plot \
+            {params.verbosity} \
+            --summary {input:q} \
+            --output {output:q} \
+            2>&1 | tee {log:q}
+        """
