@@ -170,7 +170,9 @@ class Config(_Section):
     batch_size: int = Field(4, ge=1, description="contexts of a forward pass; at most 8 are taken at once")
     cacheing_config: CacheingConfig = Field(CacheingConfig(), description="what is read and saved")
     multiprocessing: bool = Field(True, description="whether estimates run on several cores")
-    multiprocessing_num_cpus: int = Field(2, ge=1, description="on how many cores an estimate runs")
+    multiprocessing_num_cpus: int = Field(
+        1, ge=1, description="on how many cores an estimate runs; several estimates run beside each other anyway"
+    )
     verbose: bool = Field(False, description="detail of logs")
 
     @model_validator(mode="after")
@@ -193,6 +195,18 @@ def parse(config: dict[str, Any]) -> Config:
     except ValidationError as error:
         lines = [_line(problem, config) for problem in error.errors()]
         raise ConfigError("the configuration cannot be used:\n" + "\n".join(f"  {line}" for line in lines)) from None
+
+
+def sections() -> list[tuple[str, type[_Section]]]:
+    """Return (dotted prefix, section) for the configuration and every section in it, outermost first."""
+    return [
+        ("", Config),
+        ("model_config.", ModelConfig),
+        ("dataset_config.", DatasetConfig),
+        ("dataset_config.filter_and_chunk_config.", ChunkConfig),
+        ("cacheing_config.", CacheingConfig),
+        ("cacheing_config.views.NAME.", ViewConfig),
+    ]
 
 
 def _check_points(config: Config) -> None:

@@ -154,7 +154,8 @@ def _extract_parts(
     write_json(facts_path, run.facts())
     progress = Progress("extracted context", len(input_ids), n_done)
     for part in missing:
-        with PartWriter(_part(parts_folder, part), len(part)) as writer:
+        # Clouds are shared out over threads, one BLAS thread each: how many there are does not change a number.
+        with threadpool_limits(1, user_api="blas"), PartWriter(_part(parts_folder, part), len(part)) as writer:
             for first in range(0, len(part), execution.batch_size):
                 rows = part[first : first + execution.batch_size]
                 run.extract_batch(input_ids[rows.start : rows.stop], writer, first)
@@ -182,7 +183,7 @@ class _Run:
         architecture = identity["architecture"]
         self.sites = resolve_sites(extraction.request, architecture["model_type"], architecture["n_layers"])
         check_paths(self.sites, {name for name, _ in self.model.named_modules()})
-        self.extraction, self.execution = extraction, execution
+        self.extraction, self.pool = extraction, ThreadPoolExecutor(execution.n_threads)
         n_counted = input_ids.shape[1] - min(view.skip_first_tokens for view in extraction.views.values())
         self.ranks = extraction.ranks or default_ranks(n_counted)
         with torch.inference_mode():
@@ -239,9 +240,7 @@ class _Run:
         search = partial(_search, views=list(self.extraction.views.values()), ranks=self.ranks)
         if clouds.device.type != "cpu":
             return [search(cloud, ids) for cloud, ids in zip(clouds, token_ids, strict=True)]
-        # One cloud a thread, each with one BLAS thread: the result does not depend on the number of threads.
-        with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(self.execution.n_threads) as pool:
-            return list(pool.map(search, _on_host(clouds), token_ids))
+        return list(self.pool.map(search, _on_host(clouds), token_ids))
 
 
 def _search(cloud: Any, token_ids: np.ndarray, views: list[View], ranks: tuple[int, ...]) -> list:

@@ -100,16 +100,17 @@ def find_neighbors(
     is_finite = xp.all(xp.isfinite(points), axis=1)
     centred, scale, norms = _normalise(points, is_finite)
     cloud = _Cloud(first, _host(is_finite), norms, token_ids)
-    gram = None
-    results = []
-    for view in views:
-        selection = _select(view, cloud)
-        if len(selection) < 2:
-            results.append(_nothing(view, selection, ranks, cloud))
-            continue
-        gram = centred @ centred.T if gram is None else gram
-        results.append(_under_view(view, selection, centred, gram, scale, ranks, cloud))
-    return results
+    selections = [_select(view, cloud) for view in views]
+    if all(len(selection) < 2 for selection in selections):
+        squares = None
+    else:
+        squares = _squared_distances(centred, first)
+    return [
+        _nothing(view, selection, ranks, cloud)
+        if len(selection) < 2
+        else _under_view(view, selection, squares, scale, ranks, cloud)
+        for view, selection in zip(views, selections, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -146,12 +147,13 @@ def first_occurrences(points: Any) -> np.ndarray:
     """
     xp = array_api_compat.array_namespace(points)
     weights = np.random.default_rng(0).standard_normal(points.shape[1])
-    key = xp.sum(points * xp.asarray(weights, device=array_api_compat.device(points)), axis=1)
-    _, index, inverse = np.unique(_host(key), return_index=True, return_inverse=True, equal_nan=False)
+    key = _host(xp.vecdot(points, _like(weights, points)))
+    _, index, inverse = np.unique(key, return_index=True, return_inverse=True, equal_nan=False)
     first = index[inverse]
-    is_same = _host(xp.all(points == xp.take(points, _like(first, points), axis=0), axis=1))
     own = np.arange(len(first))
-    if np.all(is_same | (first == own)):
+    repeated = np.flatnonzero(first != own)
+    twins = (xp.take(points, _like(rows, points), axis=0) for rows in (repeated, first[repeated]))
+    if bool(xp.all(next(twins) == next(twins))):
         return first
     # Different rows with one projection, or non-finite rows: compare the values themselves.
     rows = _host(points) + 0.0
@@ -169,55 +171,57 @@ def _select(view: View, cloud: _Cloud) -> np.ndarray:
     return index[np.sort(np.unique(cloud.first[index], return_index=True)[1])]
 
 
-def _under_view(view, selection, centred, gram, scale, ranks, cloud) -> Neighbors:
+def _under_view(view, selection, squares, scale, ranks, cloud) -> Neighbors:
     """Return the neighbors among the selected points, spread over the cloud's full length."""
-    xp = array_api_compat.array_namespace(gram)
-    centred, gram = _submatrix(centred, gram, selection)
-    squares = _squared_distances(centred, gram, cloud.first[selection])
+    xp = array_api_compat.array_namespace(squares)
+    squares = _submatrix(squares, selection)
+    n = len(selection)
+    statistics = [
+        *_counts(view, selection, cloud),
+        np.median(cloud.norms[selection]),
+        *(moment * scale**2 for moment in _gram_moments(squares)),
+    ]
+    own = xp.arange(n, device=array_api_compat.device(squares))
+    squares[own, own] = xp.inf
     nearest = selection[_host(xp.argmin(squares, axis=1))]
     r1, log_ratio = _ladder(xp.sort(squares, axis=1, stable=False), ranks)
+    squares[own, own] = 0.0
     full_r1 = np.full(len(cloud.first), np.nan)
     full_r1[selection] = r1 * scale
     full_ratio = np.full((len(cloud.first), len(ranks)), np.nan)
     full_ratio[selection] = log_ratio
-    trace, frobenius = _gram_moments(gram)
-    statistics = [
-        *_counts(view, selection, cloud),
-        np.median(cloud.norms[selection]),
-        trace * scale**2,
-        frobenius * scale**2,
-        *_neighbor_shares(selection, nearest, cloud.token_ids),
-    ]
+    statistics += _neighbor_shares(selection, nearest, cloud.token_ids)
     return Neighbors(tuple(ranks), full_r1, full_ratio, np.array(statistics))
 
 
-def _submatrix(centred: Any, gram: Any, selection: np.ndarray) -> tuple[Any, Any]:
-    """Return the selected points and their Gram matrix, without a copy where they are contiguous."""
+def _submatrix(matrix: Any, selection: np.ndarray) -> Any:
+    """Return the rows and columns that are selected, without a copy where they are contiguous."""
     start, stop = int(selection[0]), int(selection[-1]) + 1
     if stop - start == len(selection):
-        return centred[start:stop], gram[start:stop, start:stop]
-    xp = array_api_compat.array_namespace(gram)
-    index = _like(selection, gram)
-    return xp.take(centred, index, axis=0), xp.take(xp.take(gram, index, axis=0), index, axis=1)
+        return matrix[start:stop, start:stop]
+    xp = array_api_compat.array_namespace(matrix)
+    index = _like(selection, matrix)
+    return xp.take(xp.take(matrix, index, axis=0), index, axis=1)
 
 
-def _squared_distances(centred: Any, gram: Any, first: np.ndarray) -> Any:
-    """Return all squared distances, infinite on the diagonal, exact where the product is not."""
-    xp = array_api_compat.array_namespace(gram)
-    norms = xp.linalg.diagonal(gram)
-    squares = gram * -2
+def _squared_distances(centred: Any, first: np.ndarray) -> Any:
+    """Return all squared distances, exact for equal points and where the product is not."""
+    xp = array_api_compat.array_namespace(centred)
+    squares = centred @ centred.T
+    norms = xp.asarray(xp.linalg.diagonal(squares), copy=True)
+    squares *= -2
     squares += norms[:, None]
     squares += norms[None, :]
     is_near = squares < REFINE * norms[:, None]
-    own = xp.arange(len(first), device=array_api_compat.device(gram))
+    own = xp.arange(len(first), device=array_api_compat.device(squares))
     is_near[own, own] = False
     if len(np.unique(first)) < len(first):
-        is_equal = _like(first[:, None] == first[None, :], gram)
+        is_equal = _like(first[:, None] == first[None, :], squares)
         squares = xp.where(is_equal, xp.zeros_like(squares), squares)
         is_near = is_near & ~is_equal
     for row in np.flatnonzero(_host(xp.any(is_near, axis=1))):
         squares[int(row), :] = xp.sum((centred - centred[int(row), :]) ** 2, axis=1)
-    squares[own, own] = xp.inf
+    squares[own, own] = 0.0
     return squares
 
 
@@ -235,15 +239,14 @@ def _ladder(ascending: Any, ranks: Sequence[int]) -> tuple[np.ndarray, np.ndarra
     return np.sqrt(nearest), log_ratio
 
 
-def _gram_moments(gram: Any) -> tuple[float, float]:
-    """Return trace and Frobenius norm of the Gram matrix about the mean of its own points."""
-    xp = array_api_compat.array_namespace(gram)
-    n = gram.shape[0]
-    row_means = xp.mean(gram, axis=1)
-    mean = xp.mean(row_means)
-    trace = xp.sum(xp.linalg.diagonal(gram)) - n * mean
-    square = xp.sum(gram**2) - 2 * n * xp.sum(row_means**2) + n**2 * mean**2
-    return float(trace), float(xp.sqrt(xp.maximum(square, 0 * square)))
+def _gram_moments(squares: Any) -> tuple[float, float]:
+    """Return trace and Frobenius norm of the centred Gram matrix G = -½ H S H of squared distances S."""
+    xp = array_api_compat.array_namespace(squares)
+    n = squares.shape[0]
+    row_means = xp.mean(squares, axis=1)
+    mean = float(xp.mean(row_means))
+    square = xp.sum(xp.vecdot(squares, squares)) - 2 * n * xp.sum(row_means**2) + n**2 * mean**2
+    return n * mean / 2, float(np.sqrt(max(float(square), 0.0))) / 2
 
 
 def _neighbor_shares(selection, nearest, token_ids) -> tuple[float, float]:

@@ -73,7 +73,8 @@ def _panel(table: pl.DataFrame, estimator: str) -> alt.LayerChart:
     """Return one panel: lines and bands inside the blocks, points outside them."""
     modules = table["module"].unique(maintain_order=True).to_list()
     color = alt.Color("module:N", scale=alt.Scale(domain=modules, range=PALETTE[: len(modules)]), title="module")
-    x = alt.X("x:Q", title="layer", axis=alt.Axis(tickMinStep=1, format="d"))
+    domain = [table["x"].min() - 0.5, table["x"].max() + 0.5]
+    x = alt.X("x:Q", title="layer", scale=alt.Scale(domain=domain, nice=False), axis=_layer_axis(table))
     y = alt.Y("mean:Q", title="intrinsic dimension", scale=alt.Scale(zero=True))
     base = alt.Chart(table, title=estimator, width=PANEL_WIDTH, height=PANEL_HEIGHT)
     inside = alt.datum.layer != None  # noqa: E711  (a Vega expression, not Python)
@@ -86,3 +87,10 @@ def _panel(table: pl.DataFrame, estimator: str) -> alt.LayerChart:
         x=x, y=y, color=color, shape=alt.Shape("module:N", scale=alt.Scale(domain=modules)), tooltip=tooltip
     )
     return band + line + points
+
+
+def _layer_axis(table: pl.DataFrame) -> alt.Axis:
+    """Return an axis that marks layers alone, not the places beside them."""
+    n_layers = (table["layer"].max() or 0) + 1
+    step = max(1, n_layers // 8)
+    return alt.Axis(values=list(range(0, n_layers, step)), format="d")

@@ -209,7 +209,7 @@ class Study:
             ],
             controls=list(CONTROLS),
             modules=self.modules,
-            estimators={name: fingerprint(*_estimate_roots(name)) for name in self.estimators},
+            estimators=[[name, fingerprint(*_estimate_roots(name))] for name in self.estimators],
             names={
                 "model": {name: model.model_name for name, model in self.models.items()},
                 "checkpoint": self.checkpoints,

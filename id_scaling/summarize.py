@@ -161,7 +161,7 @@ def _summarize_run(session: Path, run: Run, settings: Mapping[str, Any]) -> pl.D
     tables = [
         _summarize_table(ids_path(session, run, module, estimator), code, manifest)
         for module in settings["modules"]
-        for estimator, code in settings["estimators"].items()
+        for estimator, code in settings["estimators"]
     ]
     tokens = pl.read_parquet(folder / "tokens.parquet").filter(pl.col("position") > 0)
     names = settings["names"]
