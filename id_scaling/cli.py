@@ -51,9 +51,7 @@ def fetch_model(arguments: Arguments) -> None:
 
     settings = arguments.settings
     request = SiteRequest(**settings["sites"])
-    fetch.fetch_model(
-        settings["model_name"], settings["checkpoint"], request, settings["ctx_len"], arguments.output
-    )
+    fetch.fetch_model(settings["model_name"], settings["checkpoint"], request, settings["ctx_len"], arguments.output)
 
 
 def fetch_tokenizer(arguments: Arguments) -> None:

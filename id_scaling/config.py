@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from id_scaling.errors import ConfigError, nearest
 from id_scaling.estimators import get_estimator
-from id_scaling.views import DEFAULT_VIEWS, View, default_ranks
+from id_scaling.views import DEFAULT_VIEWS, default_ranks
 
 T = TypeVar("T")
 
@@ -23,7 +23,9 @@ def _as_list(value: Any) -> Any:
 
 def _one_or_many(kind: type[T]) -> Any:
     """Return the type of a key that takes one value or a list of them."""
-    return Annotated[list[kind], BeforeValidator(_as_list, json_schema_input_type=kind | list[kind]), Field(min_length=1)]
+    return Annotated[
+        list[kind], BeforeValidator(_as_list, json_schema_input_type=kind | list[kind]), Field(min_length=1)
+    ]
 
 
 def _without_torch(value: Any) -> Any:
@@ -127,7 +129,9 @@ class CacheingConfig(_Section):
     )
     save_cache_tensors: bool = Field(False, description="save the whole manifold of every context")
     save_mean_tensors: bool = Field(False, description="save the centre of every manifold")
-    save_IDs: bool = Field(True, description="estimate and save the IDs; turning it on or off never repeats an extraction")
+    save_IDs: bool = Field(
+        True, description="estimate and save the IDs; turning it on or off never repeats an extraction"
+    )
     save_IDs_list: list[Name] = Field(["mle", "mind_ml", "twoNN_f10"], description="estimators, by name")
     views: dict[Name, ViewConfig] = Field(
         default_factory=_default_views, description="name -> which points count; every estimate is made under each"
@@ -149,7 +153,9 @@ class CacheingConfig(_Section):
     @field_validator("layer_idx_list", "module_inblock_keys", "module_outblock_keys", "save_IDs_list", "neighbor_ranks")
     @classmethod
     def _unrepeated(cls, values: Any) -> Any:
-        repeated = sorted({str(value) for value in values if values.count(value) > 1}) if isinstance(values, list) else []
+        repeated = (
+            sorted({str(value) for value in values if values.count(value) > 1}) if isinstance(values, list) else []
+        )
         if repeated:
             raise ValueError(f"{', '.join(repeated)} stands there more than once; name each once")
         return values
@@ -161,11 +167,11 @@ class Config(_Section):
     session_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)] = Field(
         description="name of the session: letters, digits, `_`, `.` and `-`"
     )
-    session_path: Name | None = Field(
-        None, description="where everything is saved; default `results/<session_name>`"
-    )
+    session_path: Name | None = Field(None, description="where everything is saved; default `results/<session_name>`")
     models: _one_or_many(ModelConfig) = Field(alias="model_config", description="a model, or a list of models")
-    datasets: _one_or_many(DatasetConfig) = Field(alias="dataset_config", description="a dataset, or a list of datasets")
+    datasets: _one_or_many(DatasetConfig) = Field(
+        alias="dataset_config", description="a dataset, or a list of datasets"
+    )
     ctx_len: int = Field(1024, ge=4, description="tokens of a context")
     batch_size: int = Field(4, ge=1, description="contexts of a forward pass; at most 8 are taken at once")
     cacheing_config: CacheingConfig = Field(CacheingConfig(), description="what is read and saved")
@@ -303,8 +309,15 @@ def _description(location: tuple) -> str:
 
 def _shown(value: Any) -> str:
     """Return a value with its type, as YAML users know types."""
-    kinds = {str: "text", bool: "a yes/no value", int: "a whole number", float: "a number", list: "a list",
-             dict: "a mapping", type(None): "nothing"}
+    kinds = {
+        str: "text",
+        bool: "a yes/no value",
+        int: "a whole number",
+        float: "a number",
+        list: "a list",
+        dict: "a mapping",
+        type(None): "nothing",
+    }
     text = repr(value)
     return f"{text[:80]}{'…' if len(text) > 80 else ''} ({kinds.get(type(value), type(value).__name__)})"
 

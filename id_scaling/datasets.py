@@ -177,9 +177,7 @@ def read_documents(shard: list[Path], chunking: Chunking, broken: BrokenRecords)
         yield Document(number, str(number if name is None else name), text)
 
 
-def _records(
-    shard: list[Path], chunking: Chunking, broken: BrokenRecords
-) -> Iterator[tuple[str, dict[str, Any]]]:
+def _records(shard: list[Path], chunking: Chunking, broken: BrokenRecords) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (where, record) for the records of a shard's files."""
     for path in shard:
         if path.suffix == ".parquet":
@@ -245,9 +243,7 @@ def _opened(path: Path) -> Iterator[Iterable[bytes]]:
         handle.close()
 
 
-def _text_record(
-    path: Path, chunking: Chunking, broken: BrokenRecords
-) -> Iterator[tuple[str, dict[str, Any]]]:
+def _text_record(path: Path, chunking: Chunking, broken: BrokenRecords) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the one document of a text file."""
     try:
         text = path.read_bytes().decode("utf-8")

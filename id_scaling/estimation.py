@@ -48,9 +48,7 @@ def estimate(
     """
     points = _checked(points, ndim=2)
     return {
-        name: Estimate(
-            float(found.value[0]), float(found.stderr[0]), *_counts(neighbors)[0], str(found.status[0])
-        )
+        name: Estimate(float(found.value[0]), float(found.stderr[0]), *_counts(neighbors)[0], str(found.status[0]))
         for name, found, neighbors in _estimates(points[None], estimators, duplicates)
     }
 

@@ -177,9 +177,7 @@ class _Run:
         torch.set_num_threads(execution.n_threads)
         self.device = pick_device()
         self.dtype = pick_dtype(extraction.dtype, self.device)
-        self.model = load_model(
-            Path(identity["path"]), self.dtype, self.device, execution.use_accelerator
-        )
+        self.model = load_model(Path(identity["path"]), self.dtype, self.device, execution.use_accelerator)
         architecture = identity["architecture"]
         self.sites = resolve_sites(extraction.request, architecture["model_type"], architecture["n_layers"])
         check_paths(self.sites, {name for name, _ in self.model.named_modules()})

@@ -31,9 +31,7 @@ DATASET_ALIASES = {
 }
 
 
-def fetch_model(
-    model_name: str, checkpoint: str, request: SiteRequest, ctx_len: int, output: Path
-) -> None:
+def fetch_model(model_name: str, checkpoint: str, request: SiteRequest, ctx_len: int, output: Path) -> None:
     """Fetch a checkpoint, check that the study can run on it, and write its identity.
 
     Raises
@@ -179,9 +177,7 @@ def shard_position(dataset_name: str, names: list[str], subset: int) -> int:
 def _no_shard(dataset_name: str, subset: int, names: list[str]) -> Any:
     """Raise the error of a shard that is not there."""
     shown = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
-    raise InputError(
-        f"dataset_subset: {dataset_name} has no shard {subset}; it has {len(names)}: {shown}"
-    )
+    raise InputError(f"dataset_subset: {dataset_name} has no shard {subset}; it has {len(names)}: {shown}")
 
 
 def _embedded_shard(dataset_name: str, subset: int) -> int:
@@ -241,7 +237,9 @@ def _tokenizer_folder(model_name: str) -> Path:
     for folder in (root, *sorted(path.parent for path in root.glob("*/config.json"))):
         if any((folder / name).is_file() for name in TOKENIZER_FILES):
             return folder
-    raise InputError(f"{root}: found no tokenizer, expected one of {', '.join(TOKENIZER_FILES)} in it or in a checkpoint")
+    raise InputError(
+        f"{root}: found no tokenizer, expected one of {', '.join(TOKENIZER_FILES)} in it or in a checkpoint"
+    )
 
 
 # ---- the Hugging Face hub --------------------------------------------------------------------------------------

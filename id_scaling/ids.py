@@ -75,8 +75,14 @@ def estimate_run(
     with writing(output) as aside:
         table.write_parquet(aside, metadata={"id_scaling": canonical_json(facts)})
     n_failed = table.filter(pl.col("status") != "ok").height
-    LOG.info("%s of %s: %d clouds, %d not ok, median %.3f", name, module, len(table), n_failed,
-             table.filter(pl.col("status") == "ok")["value"].median() or np.nan)
+    LOG.info(
+        "%s of %s: %d clouds, %d not ok, median %.3f",
+        name,
+        module,
+        len(table),
+        n_failed,
+        table.filter(pl.col("status") == "ok")["value"].median() or np.nan,
+    )
 
 
 def table_facts(path: Path) -> dict[str, Any]:
@@ -112,7 +118,13 @@ def _verified(folder: Path, manifest: Mapping[str, Any], layer: int | None) -> P
 
 
 def _estimate_block(
-    estimator: Estimator, manifest: Mapping[str, Any], path: Path, module: str, layer: int | None, view: str, rows: range
+    estimator: Estimator,
+    manifest: Mapping[str, Any],
+    path: Path,
+    module: str,
+    layer: int | None,
+    view: str,
+    rows: range,
 ) -> pl.DataFrame:
     """Return the table of some contexts of one site under one view."""
     try:

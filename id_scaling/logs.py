@@ -32,5 +32,9 @@ class Progress:
         left = seconds * (self.n_total - self.n_done)
         LOG.info(
             "%s %d of %d, %.2f s each, %.0f s left",
-            self.what, self.n_done, self.n_total, seconds, left,
+            self.what,
+            self.n_done,
+            self.n_total,
+            seconds,
+            left,
         )

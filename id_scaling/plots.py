@@ -78,8 +78,10 @@ def _panel(table: pl.DataFrame, estimator: str) -> alt.LayerChart:
     y = alt.Y("mean:Q", title="intrinsic dimension", scale=alt.Scale(zero=True))
     base = alt.Chart(table, title=estimator, width=PANEL_WIDTH, height=PANEL_HEIGHT)
     inside = alt.datum.layer != None  # noqa: E711  (a Vega expression, not Python)
-    band = base.transform_filter(inside).mark_area(opacity=0.15).encode(
-        x=x, y=alt.Y("low:Q", title="intrinsic dimension"), y2="high:Q", color=color
+    band = (
+        base.transform_filter(inside)
+        .mark_area(opacity=0.15)
+        .encode(x=x, y=alt.Y("low:Q", title="intrinsic dimension"), y2="high:Q", color=color)
     )
     line = base.transform_filter(inside).mark_line(strokeWidth=1.5).encode(x=x, y=y, color=color)
     tooltip = ["module", "layer", "mean", "sd", "n_contexts", "n_failed"]

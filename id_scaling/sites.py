@@ -32,14 +32,25 @@ _GPT2 = _preset("transformer.h", "attn", "mlp", "transformer.drop", "transformer
 
 PRESETS: dict[str, dict[str, str]] = {
     **dict.fromkeys(
-        ("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "gemma", "olmo", "olmoe", "phi3",
-         "starcoder2", "stablelm"), _LLAMA,
+        (
+            "llama",
+            "mistral",
+            "mixtral",
+            "qwen2",
+            "qwen3",
+            "qwen3_moe",
+            "gemma",
+            "olmo",
+            "olmoe",
+            "phi3",
+            "starcoder2",
+            "stablelm",
+        ),
+        _LLAMA,
     ),
     **dict.fromkeys(("gemma2", "gemma3_text", "olmo2"), _POST_NORM),
     "phi": {**_LLAMA, "unemb": "model.final_layernorm"},
-    "gpt_neox": _preset(
-        "gpt_neox.layers", "attention", "mlp", "gpt_neox.embed_in", "gpt_neox.final_layer_norm"
-    ),
+    "gpt_neox": _preset("gpt_neox.layers", "attention", "mlp", "gpt_neox.embed_in", "gpt_neox.final_layer_norm"),
     "gpt2": _GPT2,
     "gpt_neo": _GPT2,
     "gptj": {**_GPT2, "emb": "transformer.wte"},
@@ -47,9 +58,7 @@ PRESETS: dict[str, dict[str, str]] = {
     "opt": _preset("model.decoder.layers", "self_attn", "fc2", "", "model.decoder.final_layer_norm"),
     # BLOOM's attention and MLP modules return their output with the residual already added.
     "bloom": _preset("transformer.h", "", "", "transformer.word_embeddings_layernorm", "transformer.ln_f"),
-    "falcon": _preset(
-        "transformer.h", "self_attention", "mlp", "transformer.word_embeddings", "transformer.ln_f"
-    ),
+    "falcon": _preset("transformer.h", "self_attention", "mlp", "transformer.word_embeddings", "transformer.ln_f"),
     "mamba": _preset("backbone.layers", "mixer", "", "backbone.embeddings", "backbone.norm_f"),
     "rwkv": _preset("rwkv.blocks", "attention", "feed_forward", "rwkv.embeddings", "rwkv.ln_out"),
 }
@@ -106,9 +115,7 @@ def resolve_sites(request: SiteRequest, model_type: str, n_layers: int) -> list[
                 f"cacheing_config: no module path is known for key {key!r} of a {model_type} model; "
                 f"{nearest(key, mapping)}; or give its path in model_config.module_name_mapping"
             )
-    inside = [
-        Site(key, layer, mapping[key].format(layer=layer)) for layer in layers for key in request.inblock
-    ]
+    inside = [Site(key, layer, mapping[key].format(layer=layer)) for layer in layers for key in request.inblock]
     return inside + [Site(key, None, mapping[key]) for key in request.outblock]
 
 

@@ -34,10 +34,7 @@ def file_of(layer: int | None) -> str:
 
 def plan_parts(n_contexts: int) -> list[range]:
     """Return the contexts of each part."""
-    return [
-        range(start, min(start + CONTEXTS_A_PART, n_contexts))
-        for start in range(0, n_contexts, CONTEXTS_A_PART)
-    ]
+    return [range(start, min(start + CONTEXTS_A_PART, n_contexts)) for start in range(0, n_contexts, CONTEXTS_A_PART)]
 
 
 class PartWriter:
@@ -117,9 +114,7 @@ def _concatenate(sources: list[Path], target: h5py.File) -> None:
     opened = [h5py.File(path, "r") for path in sources]
     try:
         paths: list[str] = []
-        opened[0].visititems(
-            lambda path, item: paths.append(path) if isinstance(item, h5py.Dataset) else None
-        )
+        opened[0].visititems(lambda path, item: paths.append(path) if isinstance(item, h5py.Dataset) else None)
         for path in paths:
             pieces = [file[path] for file in opened]
             dtype = np.result_type(*(piece.dtype for piece in pieces))

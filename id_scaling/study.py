@@ -204,8 +204,7 @@ class Study:
                 for model, of_model in self.models.items()
             ],
             datasets=[
-                {"name": dataset, "subsets": of_dataset.dataset_subset}
-                for dataset, of_dataset in self.datasets.items()
+                {"name": dataset, "subsets": of_dataset.dataset_subset} for dataset, of_dataset in self.datasets.items()
             ],
             controls=list(CONTROLS),
             modules=self.modules,
@@ -262,7 +261,9 @@ class Study:
                 check_request(request, self.config.ctx_len, architecture, _modules(folder, request, architecture))
             elif identity.is_file():
                 known = read_json(identity)
-                check_request(request, self.config.ctx_len, Architecture(**known["architecture"]), set(known["modules"]))
+                check_request(
+                    request, self.config.ctx_len, Architecture(**known["architecture"]), set(known["modules"])
+                )
         except IdScalingError as error:
             raise type(error)(f"{model.model_name} at {checkpoint}: {error}") from None
 

@@ -21,8 +21,14 @@ from id_scaling.paths import Run, ids_path, run_folder
 
 KEYS = ["view", "cloud", "layer", "module", "estimator"]
 COMPANIONS = (
-    "n_points", "n_distinct", "n_used", "median_r1", "median_norm", "participation_ratio",
-    "nn_same_token", "nn_within_5",
+    "n_points",
+    "n_distinct",
+    "n_used",
+    "median_r1",
+    "median_norm",
+    "participation_ratio",
+    "nn_same_token",
+    "nn_within_5",
 )
 
 # (column, unit, meaning): the documentation of the table, and its order.
@@ -165,16 +171,20 @@ def _summarize_run(session: Path, run: Run, settings: Mapping[str, Any]) -> pl.D
     ]
     tokens = pl.read_parquet(folder / "tokens.parquet").filter(pl.col("position") > 0)
     names = settings["names"]
-    return pl.concat(tables).join(_views(manifest), on="view", how="left", maintain_order="left").with_columns(
-        pl.lit(names["model"][run.model]).alias("model"),
-        pl.lit(names["checkpoint"][run.checkpoint]).alias("checkpoint"),
-        pl.lit(names["dataset"][run.dataset]).alias("dataset"),
-        pl.lit(run.subset).alias("subset"),
-        pl.lit(run.control).alias("control"),
-        pl.lit(tokens["loss"].cast(pl.Float64).mean()).alias("mean_loss"),
-        pl.lit(tokens["entropy"].cast(pl.Float64).mean()).alias("mean_entropy"),
-        pl.lit(manifest["dtype"]).alias("dtype"),
-        pl.lit(manifest["device"]).alias("device"),
+    return (
+        pl.concat(tables)
+        .join(_views(manifest), on="view", how="left", maintain_order="left")
+        .with_columns(
+            pl.lit(names["model"][run.model]).alias("model"),
+            pl.lit(names["checkpoint"][run.checkpoint]).alias("checkpoint"),
+            pl.lit(names["dataset"][run.dataset]).alias("dataset"),
+            pl.lit(run.subset).alias("subset"),
+            pl.lit(run.control).alias("control"),
+            pl.lit(tokens["loss"].cast(pl.Float64).mean()).alias("mean_loss"),
+            pl.lit(tokens["entropy"].cast(pl.Float64).mean()).alias("mean_entropy"),
+            pl.lit(manifest["dtype"]).alias("dtype"),
+            pl.lit(manifest["device"]).alias("device"),
+        )
     )
 
 
@@ -204,9 +214,7 @@ def _summarize_table(path: Path, code: str, manifest: Mapping[str, Any]) -> pl.D
             *(pl.col(name).mean() for name in COMPANIONS),
         )
         .with_columns(
-            pl.struct("_words", "_failures")
-            .map_elements(_counted, return_dtype=pl.String)
-            .alias("statuses"),
+            pl.struct("_words", "_failures").map_elements(_counted, return_dtype=pl.String).alias("statuses"),
             pl.lit(_versions({**manifest["versions"], **facts["versions"]})).alias("versions"),
         )
         .drop("_words", "_failures")
@@ -227,4 +235,3 @@ def _views(manifest: Mapping[str, Any]) -> pl.DataFrame:
     """Return the settings of each view of a run."""
     views = manifest["settings"]["views"]
     return pl.DataFrame([{"view": name, **view} for name, view in views.items()])
-

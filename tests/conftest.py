@@ -17,11 +17,7 @@ import yaml
 os.environ["HF_HUB_OFFLINE"] = "1"
 ROOT = Path(__file__).parent.parent
 
-WORDS = (
-    "the of and to in that it is was for on are as with his they at be this from have or by one had not but what all "
-    "were when we there can an your which their said if do will each about how up out them then she many some so these "
-    "would other into has more her two like him see time could no make than first been its who now people my made"
-).split()
+WORDS = ["the", "of", "and", "to", "in", "that", "it", "is", "was", "for", "on", "are", "as", "with", "his", "they", "at", "be", "this", "from", "have", "or", "by", "one", "had", "not", "but", "what", "all", "were", "when", "we", "there", "can", "an", "your", "which", "their", "said", "if", "do", "will", "each", "about", "how", "up", "out", "them", "then", "she", "many", "some", "so", "these", "would", "other", "into", "has", "more", "her", "two", "like", "him", "see", "time", "could", "no", "make", "than", "first", "been", "its", "who", "now", "people", "my", "made"]
 
 
 def random_text(n_words: int, seed: int) -> str:
@@ -125,7 +121,9 @@ class Workflow:
         profile = self.root / "profiles" / "local"
         places = ["--snakefile", str(self.root / "Snakefile"), "--directory", str(self.folder)]
         named = ["--configfile", str(self.folder / "study.yaml"), "--profile", str(profile)]
-        return [sys.executable, "-m", "snakemake", *places, *named, "--cores", "2", *arguments]
+        # The script, not `python -m`, which would put this process's folder before the environment's.
+        snakemake = str(Path(sys.executable).parent / "snakemake")
+        return [snakemake, *places, *named, "--cores", "2", *arguments]
 
     def run(self, *arguments: str, is_ok: bool = True) -> str:
         """Run Snakemake and return what it says; it must succeed, or fail when not `is_ok`."""
@@ -142,7 +140,7 @@ class Workflow:
 
     def planned(self, *arguments: str) -> dict[str, int]:
         """Return how many jobs of each rule a dry run plans, without `all`."""
-        output = self.run("--dry-run", "--quiet", "rules", *arguments)
+        output = self.run(*arguments, "--dry-run", "--quiet", "rules")
         rows = re.findall(r"^(\w+)\s+(\d+)$", output, flags=re.MULTILINE)
         return {rule: int(count) for rule, count in rows if rule not in ("all", "total")}
 
@@ -156,3 +154,14 @@ class Workflow:
 def workflow(tmp_path: Path, tiny_llama: Path, text_folder: Path) -> Workflow:
     """A small study in an empty folder, not yet run."""
     return Workflow(tmp_path, study(tiny_llama, text_folder))
+
+
+@pytest.fixture(scope="session")
+def resources() -> Path:
+    """The embedded model and texts, prepared once in the folder where the workflow keeps them."""
+    folder = ROOT / "resources"
+    for verb, name in (("prepare-model", "smollm2-135m-instruct"), ("prepare-dataset", "sotu")):
+        if not (folder / name).is_dir():
+            command = [sys.executable, "-m", "id_scaling", verb, "--output", str(folder / name)]
+            subprocess.run(command, check=True)
+    return folder

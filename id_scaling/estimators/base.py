@@ -99,9 +99,7 @@ def estimate_from_neighbors(estimator: Estimator, neighbors: Neighbors) -> Estim
     return settle(estimator, value, stderr, status)
 
 
-def estimate_from_points(
-    estimator: Estimator, clouds: Sequence[np.ndarray], neighbors: Neighbors
-) -> Estimates:
+def estimate_from_points(estimator: Estimator, clouds: Sequence[np.ndarray], neighbors: Neighbors) -> Estimates:
     """Apply an estimator to the points that count of each cloud; a failure is a status.
 
     Parameters
@@ -140,6 +138,4 @@ def settle(estimator: Estimator, value, stderr, status: np.ndarray) -> Estimates
     status[(status == OK) & ~(np.isfinite(value) & (value > 0))] = DEGENERATE
     status[(status == OK) & (value >= estimator.cap)] = SATURATED
     is_number = (status == OK) | (status == SATURATED)
-    return Estimates(
-        np.where(is_number, value, np.nan), np.where(status == OK, stderr, np.nan), status
-    )
+    return Estimates(np.where(is_number, value, np.nan), np.where(status == OK, stderr, np.nan), status)

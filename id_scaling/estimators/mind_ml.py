@@ -30,9 +30,7 @@ def make(name: str, cap: str | None = None) -> Estimator:
     """Return the estimator; `cap` is a ceiling on d, none by default."""
     ceiling = float(cap) if cap else np.inf
     compute = partial(maximum, cap=ceiling)
-    return Estimator(
-        name, "neighbors", min_points=K + 2, compute=compute, ranks=(1, K + 1), cap=ceiling
-    )
+    return Estimator(name, "neighbors", min_points=K + 2, compute=compute, ranks=(1, K + 1), cap=ceiling)
 
 
 def maximum(neighbors: Neighbors, cap: float) -> tuple[np.ndarray, np.ndarray]:

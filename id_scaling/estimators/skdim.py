@@ -21,9 +21,7 @@ def make(name: str, class_name: str) -> Estimator:
     """Return the estimator that runs `skdim.id.<class_name>().fit_transform`."""
     known = _class_names()
     if class_name not in known:
-        raise ConfigError(
-            f"{name!r} is not an estimator: skdim.id has no {class_name!r}; {nearest(class_name, known)}"
-        )
+        raise ConfigError(f"{name!r} is not an estimator: skdim.id has no {class_name!r}; {nearest(class_name, known)}")
     return Estimator(name, "points", min_points=22, compute=partial(fit, class_name=class_name))
 
 

@@ -19,10 +19,11 @@ rule chunk_dataset:
         runtime=240,
     params:
         settings=get_chunk_settings,
+        python=get_python,
         verbosity=get_verbosity,
     shell:
         r"""
-        RAYON_NUM_THREADS={threads} {PYTHON:q} -m id_scaling chunk \
+        RAYON_NUM_THREADS={threads} {params.python:q} -m id_scaling chunk \
             {params.verbosity} \
             --settings {params.settings:q} \
             --shard {input.shard:q} \

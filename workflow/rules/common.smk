@@ -10,10 +10,6 @@ from id_scaling.errors import IdScalingError
 from id_scaling.paths import Run
 from id_scaling.study import Study
 
-# The interpreter that runs Snakemake runs the jobs too, activated environment or not.
-PYTHON = sys.executable
-
-
 def load_study(config):
     try:
         study = Study(config)
@@ -26,7 +22,6 @@ def load_study(config):
 
 
 STUDY = load_study(config)
-VERBOSE = "--verbose" if STUDY.config.verbose else ""
 
 
 def one_of(names):
@@ -111,8 +106,13 @@ def get_plot_settings(wildcards):
 
 
 def get_verbosity(wildcards, resources):
-    # Takes `resources` so that it is not recorded, as above.
-    return VERBOSE
+    # Not recorded, as above.
+    return "--verbose" if STUDY.config.verbose else ""
+
+
+def get_python(wildcards, resources):
+    # The interpreter that runs Snakemake, activated environment or not. Not recorded, as above.
+    return sys.executable
 
 
 def get_extract_memory(wildcards, attempt):

@@ -20,10 +20,11 @@ rule estimate_dimension:
         runtime=get_estimate_runtime,
     params:
         settings=get_estimate_settings,
+        python=get_python,
         verbosity=get_verbosity,
     shell:
         r"""
-        {PYTHON:q} -m id_scaling estimate \
+        {params.python:q} -m id_scaling estimate \
             {params.verbosity} \
             --settings {params.settings:q} \
             --threads {threads} \

@@ -26,10 +26,11 @@ rule extract_activations:
     params:
         settings=get_extract_settings,
         execution=get_extract_execution,
+        python=get_python,
         verbosity=get_verbosity,
     shell:
         r"""
-        {PYTHON:q} -m id_scaling extract \
+        {params.python:q} -m id_scaling extract \
             {params.verbosity} \
             --settings {params.settings:q} \
             --execution {params.execution:q} \

@@ -18,10 +18,11 @@ rule prepare_model:
     conda:
         "../../environment.yml"
     params:
+        python=get_python,
         verbosity=get_verbosity,
     shell:
         r"""
-        {PYTHON:q} -m id_scaling prepare-model \
+        {params.python:q} -m id_scaling prepare-model \
             {params.verbosity} \
             --output "$(dirname {output.weights:q})" \
             2>&1 | tee {log:q}
@@ -30,20 +31,21 @@ rule prepare_model:
 
 rule prepare_dataset:
     output:
-        "<resources>/sotu/0000.parquet",
-        "<resources>/sotu/0001.parquet",
-        "<resources>/sotu/0002.parquet",
+        since_1946="<resources>/sotu/0000.parquet",
+        since_1900="<resources>/sotu/0001.parquet",
+        since_1790="<resources>/sotu/0002.parquet",
     log:
         "<resources>/logs/prepare_dataset.log",
     conda:
         "../../environment.yml"
     params:
+        python=get_python,
         verbosity=get_verbosity,
     shell:
         r"""
-        {PYTHON:q} -m id_scaling prepare-dataset \
+        {params.python:q} -m id_scaling prepare-dataset \
             {params.verbosity} \
-            --output "$(dirname {output[0]:q})" \
+            --output "$(dirname {output.since_1946:q})" \
             2>&1 | tee {log:q}
         """
 
@@ -59,10 +61,11 @@ rule fetch_model:
         "../../environment.yml"
     params:
         settings=get_fetch_model_settings,
+        python=get_python,
         verbosity=get_verbosity,
     shell:
         r"""
-        {PYTHON:q} -m id_scaling fetch-model \
+        {params.python:q} -m id_scaling fetch-model \
             {params.verbosity} \
             --settings {params.settings:q} \
             --output {output:q} \
@@ -81,10 +84,11 @@ rule fetch_tokenizer:
         "../../environment.yml"
     params:
         settings=get_fetch_tokenizer_settings,
+        python=get_python,
         verbosity=get_verbosity,
     shell:
         r"""
-        {PYTHON:q} -m id_scaling fetch-tokenizer \
+        {params.python:q} -m id_scaling fetch-tokenizer \
             {params.verbosity} \
             --settings {params.settings:q} \
             --output {output:q} \
@@ -103,10 +107,11 @@ rule fetch_dataset:
         "../../environment.yml"
     params:
         settings=get_fetch_dataset_settings,
+        python=get_python,
         verbosity=get_verbosity,
     shell:
         r"""
-        {PYTHON:q} -m id_scaling fetch-dataset \
+        {params.python:q} -m id_scaling fetch-dataset \
             {params.verbosity} \
             --settings {params.settings:q} \
             --output {output:q} \

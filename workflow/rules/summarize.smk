@@ -24,10 +24,11 @@ rule summarize:
         runtime=60,
     params:
         settings=get_summarize_settings,
+        python=get_python,
         verbosity=get_verbosity,
     shell:
         r"""
-        {PYTHON:q} -m id_scaling summarize \
+        {params.python:q} -m id_scaling summarize \
             {params.verbosity} \
             --settings {params.settings:q} \
             --session "$(dirname {output.parquet:q})" \
@@ -59,10 +60,11 @@ rule plot:
         runtime=30,
     params:
         settings=get_plot_settings,
+        python=get_python,
         verbosity=get_verbosity,
     shell:
         r"""
-        {PYTHON:q} -m id_scaling plot \
+        {params.python:q} -m id_scaling plot \
             {params.verbosity} \
             --summary {input:q} \
             --output {output:q} \

@@ -1,0 +1,1 @@
+"""Long versions of tests, full size; `.ci/full` runs them."""

@@ -1,0 +1,141 @@
+"""Bad input through the whole workflow: one clear error, before any job where it can be known then, nothing lost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from conftest import Workflow, save_text, save_tiny_llama, study
+
+BEFORE_ANY_JOB = {
+    "an unknown key": ({"cacheing_config__save_ID": True}, ["cacheing_config.save_ID", "save_IDs"]),
+    "a wrong type": ({"ctx_len": "long"}, ["ctx_len", "'long'", "integer"]),
+    "an unknown estimator": ({"cacheing_config__save_IDs_list": ["mlee"]}, ["save_IDs_list", "'mlee'", "'mle'"]),
+    "clouds that are not saved": (
+        {"cacheing_config__save_IDs_list": ["skdim_TLE"]},
+        ["save_IDs_list", "skdim_TLE", "save_cache_tensors: true"],
+    ),
+    "a layer beyond the model": ({"cacheing_config__layer_idx_list": [0, 2]}, ["layer_idx_list", "layer 2", "0 to 1"]),
+    "an unknown module path": (
+        {"model_config__module_name_mapping": {"block": "model.layer.{layer}"}},
+        ["module_name_mapping.block", "model.layer.0", "model.layers.{layer}"],
+    ),
+    "a context longer than the positions": ({"ctx_len": 256}, ["ctx_len", "256", "128"]),
+    "a missing model": ({"model_config__model_name": "./nowhere"}, ["model_name", "nowhere", "not a folder"]),
+    "a missing checkpoint": ({"model_config__model_checkpoint": "step9"}, ["model_checkpoint", "step9"]),
+    "a missing dataset": ({"dataset_config__dataset_name": "./nowhere"}, ["dataset_name", "nowhere", "does not exist"]),
+    "a missing shard": ({"dataset_config__dataset_subset": [0, 7]}, ["dataset_subset", "no shard 7", "00.jsonl"]),
+}
+
+
+@pytest.mark.parametrize("case", BEFORE_ANY_JOB)
+def test_before_any_job_starts(tmp_path: Path, tiny_llama: Path, text_folder: Path, case: str):
+    changes, words = BEFORE_ANY_JOB[case]
+    config = study(tiny_llama, text_folder)
+    config["cacheing_config"] |= {"module_inblock_keys": ["block"], "module_outblock_keys": []}
+    for dotted, value in changes.items():
+        *sections, key = dotted.split("__")
+        section = config
+        for name in sections:
+            section = section[name]
+        section[key] = value
+    output = Workflow(tmp_path, config).run(is_ok=False)
+    for word in words:
+        assert word in output, output
+    assert "Traceback" not in output
+    assert "rule " not in output
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_model_that_is_nowhere_fails_in_the_fetch(tmp_path: Path, text_folder: Path):
+    """A hub name cannot be judged without the hub; offline says so and what to do."""
+    output = Workflow(tmp_path, study(Path("owner/model"), text_folder)).run("--until", "fetch_model", is_ok=False)
+    assert "owner/model at main" in output
+    assert "name a local folder" in output
+    assert "Traceback" not in output
+
+
+def test_a_shard_with_broken_rows_names_them(tmp_path: Path, tiny_llama: Path):
+    text = save_text(tmp_path / "text")
+    with open(text / "00.jsonl", "ab") as file:
+        file.write(b'{"id": "cut", "text": "the of\n{"id": "none", "text": null}\n\xff\xfe\n')
+    workflow = Workflow(tmp_path, study(tiny_llama, text))
+    output = workflow.run("--until", "chunk_dataset", is_ok=False)
+    assert "3 of 9 records are broken" in output
+    assert "00.jsonl line 7" in output
+    assert "Traceback" not in output
+    workflow.config["dataset_config"]["max_broken_share"] = 0.5
+    workflow.write()
+    workflow.run("--until", "chunk_dataset")
+
+
+def test_no_document_long_enough_says_how_long_they_are(tmp_path: Path, tiny_llama: Path):
+    text = save_text(tmp_path / "text", n_documents=1)
+    workflow = Workflow(tmp_path, study(tiny_llama, text))
+    workflow.config["dataset_config"]["filter_and_chunk_config"] = {"min_chunks_from_a_document": 3}
+    workflow.write()
+    output = workflow.run("--until", "chunk_dataset", is_ok=False)
+    assert "needs 192 tokens, the longest of 1 has 100" in output
+
+
+def test_activations_that_are_not_finite_are_a_status_and_not_an_exception(tmp_path: Path, text_folder: Path):
+    """Weights so large that the second block overflows float32; the first stays finite."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    folder = save_tiny_llama(tmp_path / "model")
+    model = LlamaForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight.fill_(3e38)
+    model.save_pretrained(folder)
+    config = study(folder, text_folder, cacheing_config__module_inblock_keys=["mlp"])
+    config["cacheing_config"] |= {"module_outblock_keys": [], "save_cache_tensors": True}
+    workflow = Workflow(tmp_path, config)
+    workflow.run()
+    summary = pl.read_parquet(workflow.session / "summary.parquet")
+    first, second = (summary.filter(pl.col("layer") == layer) for layer in (0, 1))
+    assert first["n_failed"].sum() == 0
+    assert (second["n_failed"] == second["n_contexts"]).all()
+    assert second["statuses"].str.starts_with("nonfinite").all()
+    assert second["mean"].is_null().all()
+
+
+def test_a_checkpoint_with_another_tokenizer_is_refused(tmp_path: Path, text_folder: Path):
+    for checkpoint in ("step0", "step1"):
+        save_tiny_llama(tmp_path / "model" / checkpoint)
+    tokenizer = tmp_path / "model" / "step1" / "tokenizer.json"
+    tokens = json.loads(tokenizer.read_text())
+    vocabulary = tokens["model"]["vocab"]
+    vocabulary["the"], vocabulary["of"] = vocabulary["of"], vocabulary["the"]
+    tokenizer.write_text(json.dumps(tokens))
+    config = study(tmp_path / "model", text_folder, model_config__model_checkpoint=["step0", "step1"])
+    output = Workflow(tmp_path, config).run("extract_all", is_ok=False)
+    assert "step1: its tokenizer is not the one" in output
+
+
+def test_values_beyond_half_precision_are_saved_in_single(tmp_path: Path, text_folder: Path):
+    """float16 ends at 65,504; a saved cloud never turns a finite value infinite."""
+    import h5py
+    import torch
+    from transformers import LlamaForCausalLM
+
+    folder = save_tiny_llama(tmp_path / "model")
+    model = LlamaForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight.mul_(1e9)
+    model.save_pretrained(folder)
+    config = study(folder, text_folder, cacheing_config__module_inblock_keys=["mlp"])
+    config["cacheing_config"] |= {"module_outblock_keys": [], "save_cache_tensors": True, "save_fp": "float16"}
+    workflow = Workflow(tmp_path, config)
+    workflow.run("extract_all")
+    run = next(workflow.session.glob("runs/*/*/*/*/*"))
+    dtypes = []
+    for layer in (0, 1):
+        with h5py.File(run / f"layer_{layer:02d}.h5", "r") as file:
+            saved = file["mlp"]["activations"][:]
+        dtypes.append(saved.dtype.name)
+        assert np.isfinite(saved).all()
+    assert dtypes == ["float16", "float32"]

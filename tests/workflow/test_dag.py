@@ -1,0 +1,140 @@
+"""What a dry run plans, for whom, and with what resources; and that the workflow's files are clean."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT, Workflow, save_text, save_tiny_llama, study
+
+WHOLE = {
+    "fetch_dataset": 1,
+    "fetch_model": 1,
+    "fetch_tokenizer": 1,
+    "chunk_dataset": 1,
+    "extract_activations": 1,
+    "estimate_dimension": 15,
+    "summarize": 1,
+    "plot": 1,
+}
+
+
+def test_a_dry_run_of_the_embedded_default_shows_every_job(tmp_path: Path):
+    """Nothing is fetched yet, so the embedded model and texts are prepared too."""
+    workflow = Workflow(tmp_path, yaml.safe_load((ROOT / "config" / "config.yaml").read_text()))
+    assert workflow.planned() == {**WHOLE, "prepare_model": 1, "prepare_dataset": 1}
+
+
+def test_the_documented_example_dry_runs_without_network_or_weights(tmp_path: Path):
+    """Llama-2-7B, 4 modules x 3 estimators."""
+    workflow = Workflow(tmp_path, yaml.safe_load((ROOT / "config" / "llama2-7b.yaml").read_text()))
+    assert workflow.planned() == {**WHOLE, "estimate_dimension": 12}
+
+
+def test_lists_multiply_into_runs(tmp_path: Path, text_folder: Path):
+    """2 checkpoints of one model x 2 shards: contexts are shared by checkpoints."""
+    for seed, checkpoint in enumerate(("step0", "step1")):
+        save_tiny_llama(tmp_path / "model" / checkpoint, seed)
+    config = study(tmp_path / "model", text_folder, dataset_config__dataset_subset=[0, 1])
+    config["model_config"]["model_checkpoint"] = ["step0", "step1"]
+    assert Workflow(tmp_path, config).planned() == {
+        "fetch_dataset": 2,
+        "fetch_model": 2,
+        "fetch_tokenizer": 1,
+        "chunk_dataset": 2,
+        "extract_activations": 4,
+        "estimate_dimension": 60,
+        "summarize": 1,
+        "plot": 1,
+    }
+
+
+def test_stage_targets_stop_at_their_stage(workflow: Workflow):
+    assert "estimate_dimension" not in workflow.planned("extract_all")
+    assert workflow.planned("estimate_all")["estimate_dimension"] == 15
+    assert "summarize" not in workflow.planned("estimate_all")
+
+
+def test_a_configuration_of_ones_own_is_not_merged_into_the_default(workflow: Workflow):
+    """The default names 12 documents and 1024 tokens; a key left out takes the documented default instead."""
+    output = workflow.run("--dry-run", "--printshellcmds")
+    assert '"max_documents":null' in output
+    assert '"max_documents":12' not in output
+
+
+def rule_blocks(output: str) -> dict[str, str]:
+    """Return the text of one job of each rule of a dry run."""
+    blocks = re.split(r"^\s*(?:local)?rule (\w+):$", output, flags=re.MULTILINE)[1:]
+    return dict(zip(blocks[::2], blocks[1::2], strict=True))
+
+
+def test_the_slurm_profile_puts_a_gpu_on_extraction_alone(workflow: Workflow):
+    """Without any Slurm installed; every submitted rule states memory, time and partition."""
+    profile = ROOT / "profiles" / "slurm"
+    command = [part if part != str(ROOT / "profiles" / "local") else str(profile) for part in workflow.command("-n")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=workflow.environment())
+    assert done.returncode == 0, done.stderr
+    blocks = rule_blocks(done.stdout + done.stderr)
+    submitted = ("chunk_dataset", "extract_activations", "estimate_dimension", "summarize", "plot")
+    for rule in submitted:
+        resources = re.search(r"resources: (.*)", blocks[rule]).group(1)
+        assert re.search(r"\bmem_mb=\d+", resources), rule
+        assert re.search(r"\bruntime=\d+", resources), rule
+        partition = re.search(r"slurm_partition=(\w+)", resources).group(1)
+        has_gpu = re.search(r"\bgpu=1\b", resources) is not None
+        expected = ("gpu", True) if rule == "extract_activations" else ("cpu", False)
+        assert (partition, has_gpu) == expected, rule
+
+
+def test_the_slurm_profile_groups_the_estimates_of_a_run(workflow: Workflow):
+    workflow.config["dataset_config"]["dataset_subset"] = [0, 1]
+    workflow.write()
+    profile = ROOT / "profiles" / "slurm"
+    command = [part if part != str(ROOT / "profiles" / "local") else str(profile) for part in workflow.command("-n")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=workflow.environment())
+    groups = set(re.findall(r"Group job (estimate_\S+)", done.stdout + done.stderr))
+    assert len(groups) == 2
+
+
+@pytest.mark.parametrize("argument", ["--dag", "--rulegraph"])
+def test_the_graph_is_drawn_of_rules_that_name_what_they_do(workflow: Workflow, argument: str):
+    command = workflow.command(argument)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=workflow.environment())
+    for rule in WHOLE:
+        assert rule in done.stdout
+
+
+def test_snakemake_finds_nothing_to_lint():
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--lint"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_workflow_is_formatted():
+    files = [ROOT / "Snakefile", *sorted((ROOT / "workflow" / "rules").glob("*.smk"))]
+    command = [str(Path(sys.executable).parent / "snakefmt"), "--check", *map(str, files)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_commands_are_the_same_text_on_every_machine():
+    """Snakemake compares a rule's command text, so nothing of this machine may stand in it."""
+    for file in (ROOT / "workflow" / "rules").glob("*.smk"):
+        for command in re.findall(r'r"""(.*?)"""', file.read_text(), flags=re.DOTALL):
+            assert "{params.python:q} -m id_scaling" in command
+            assert not re.search(r"/(home|usr|root|work|tmp)/", command)
+
+
+def test_a_workflow_runs_from_any_folder_without_an_activated_environment(tmp_path: Path, tiny_llama: Path):
+    """The jobs take the interpreter that runs Snakemake: none is on the path here."""
+    workflow = Workflow(tmp_path, study(tiny_llama, save_text(tmp_path / "text")))
+    environment = {**workflow.environment(), "PATH": "/usr/bin:/bin"}
+    assert shutil.which("snakemake", path=environment["PATH"]) is None
+    command = workflow.command("--until", "fetch_tokenizer")
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
