@@ -73,12 +73,11 @@ class ChunkConfig(_Section):
 
     @model_validator(mode="after")
     def _ordered(self) -> ChunkConfig:
-        if self.max_chunks_from_a_document is not None:
-            if self.max_chunks_from_a_document < self.min_chunks_from_a_document:
-                raise ValueError(
-                    f"max_chunks_from_a_document is {self.max_chunks_from_a_document}, "
-                    f"less than min_chunks_from_a_document, {self.min_chunks_from_a_document}; raise it"
-                )
+        most, least = self.max_chunks_from_a_document, self.min_chunks_from_a_document
+        if most is not None and most < least:
+            raise ValueError(
+                f"max_chunks_from_a_document is {most}, less than min_chunks_from_a_document, {least}; raise it"
+            )
         return self
 
 
@@ -237,7 +236,8 @@ def _check_needs(cacheing: CacheingConfig, ctx_len: int) -> None:
         estimator = get_estimator(name)
         if estimator.needs == "points" and not cacheing.save_cache_tensors:
             raise ValueError(
-                f"cacheing_config.save_IDs_list: {name} needs saved clouds; set save_cache_tensors: true, or leave it out"
+                f"cacheing_config.save_IDs_list: {name} needs saved clouds; "
+                "set save_cache_tensors: true, or leave it out"
             )
         absent = sorted(set(estimator.ranks) - set(ranks))
         if absent:

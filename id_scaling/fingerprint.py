@@ -61,7 +61,7 @@ def _meaning(path: Path) -> str:
     """Return the source without docstrings, comments and formatting."""
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            if ast.get_docstring(node) is not None:
-                node.body[0] = ast.Pass()
+        is_documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if is_documented and ast.get_docstring(node) is not None:
+            node.body[0] = ast.Pass()
     return ast.unparse(tree)

@@ -19,22 +19,21 @@ def start_logging(is_verbose: bool) -> None:
 
 
 class Progress:
-    """Say how far a loop of `n_total` equal steps has come, its rate and the time left."""
+    """Say how far a loop of `n_total` equal steps has come, its rate and the time left, every few seconds."""
+
+    SECONDS_BETWEEN = 5.0
 
     def __init__(self, what: str, n_total: int, n_done: int = 0) -> None:
         self.what, self.n_total, self.n_done, self.n_start = what, n_total, n_done, n_done
-        self.start = time.monotonic()
+        self.start = self.said = time.monotonic()
 
     def step(self, n: int = 1) -> None:
-        """Count `n` finished steps and say so."""
+        """Count `n` finished steps, and say so when it is time or the loop is done."""
         self.n_done += n
-        seconds = (time.monotonic() - self.start) / (self.n_done - self.n_start)
-        left = seconds * (self.n_total - self.n_done)
-        LOG.info(
-            "%s %d of %d, %.2f s each, %.0f s left",
-            self.what,
-            self.n_done,
-            self.n_total,
-            seconds,
-            left,
-        )
+        now = time.monotonic()
+        if now - self.said < self.SECONDS_BETWEEN and self.n_done < self.n_total:
+            return
+        self.said = now
+        each = (now - self.start) / (self.n_done - self.n_start)
+        left = each * (self.n_total - self.n_done)
+        LOG.info("%s %d of %d, %.2f s each, %.0f s left", self.what, self.n_done, self.n_total, each, left)

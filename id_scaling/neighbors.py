@@ -101,10 +101,8 @@ def find_neighbors(
     centred, scale, norms = _normalise(points, is_finite)
     cloud = _Cloud(first, _host(is_finite), norms, token_ids)
     selections = [_select(view, cloud) for view in views]
-    if all(len(selection) < 2 for selection in selections):
-        squares = None
-    else:
-        squares = _squared_distances(centred, first)
+    is_needed = any(len(selection) >= 2 for selection in selections)
+    squares = _squared_distances(centred, first) if is_needed else None
     return [
         _nothing(view, selection, ranks, cloud)
         if len(selection) < 2

@@ -34,8 +34,8 @@ def slug(name: str) -> str:
 
     Different names give different slugs.
     """
-    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)?", name) and len(name) <= 80:
-        if "--" not in name:
-            return name.replace("/", "--")
+    is_plain = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)?", name) and len(name) <= 80
+    if is_plain and "--" not in name:
+        return name.replace("/", "--")
     tail = re.sub(r"[^A-Za-z0-9_-]+", "-", name.rstrip("/").split("/")[-1]).strip("-")[:40]
     return f"{tail or 'path'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

@@ -117,7 +117,7 @@ def estimate_from_points(estimator: Estimator, clouds: Sequence[np.ndarray], nei
         points = np.asarray(clouds[index], dtype=np.float64)[np.isfinite(neighbors.r1[index])]
         try:
             value[index], stderr[index] = estimator.compute(points)
-        except Exception as error:  # another package's code may raise anything: it becomes the status
+        except Exception as error:  # noqa: BLE001  another package's code may raise anything: it becomes the status
             status[index] = f"failed: {type(error).__name__}: {error}"
     return settle(estimator, value, stderr, status)
 

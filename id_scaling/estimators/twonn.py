@@ -39,6 +39,6 @@ def slope(neighbors: Neighbors, discard_percent: int) -> tuple[np.ndarray, np.nd
     return value, value / np.sqrt(kept[:, 0])
 
 
-def n_kept(n, discard_percent: int):
+def n_kept(n: int | np.ndarray, discard_percent: int) -> int | np.ndarray:
     """Return how many of n sorted ratios are kept, in integers."""
     return np.minimum(n * (100 - discard_percent) // 100, n - 1)

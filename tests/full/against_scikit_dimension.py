@@ -1,8 +1,8 @@
 """The ID table of the embedded default against scikit-dimension on the clouds it saved.
 
-`python -m tests.full.against_scikit_dimension` extracts the embedded default with its clouds in float32, then in float16, and
-compares every estimate of the default view. With float32 every difference must be within 1e-5; float16 rounds the clouds
-that scikit-dimension sees and not those the estimates were made of, so there the difference is printed.
+`python -m tests.full.against_scikit_dimension` extracts the embedded default with its clouds in float32, then in
+float16, and compares every estimate of the default view. With float32 every difference must be within 1e-5; float16
+rounds the clouds that scikit-dimension sees and not those the estimates were made of: the difference is printed.
 """
 
 from __future__ import annotations

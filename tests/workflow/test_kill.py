@@ -112,10 +112,10 @@ def assert_whole(session: Path) -> None:
 
 def start(workflow: Workflow) -> subprocess.Popen:
     """Start Snakemake in a process group of its own."""
-    log = open(workflow.folder / "output.txt", "a")
-    return subprocess.Popen(
-        workflow.command(), stdout=log, stderr=log, env=workflow.environment(), start_new_session=True
-    )
+    with open(workflow.folder / "output.txt", "a") as log:
+        return subprocess.Popen(
+            workflow.command(), stdout=log, stderr=log, env=workflow.environment(), start_new_session=True
+        )
 
 
 def wait_for(condition, seconds: float = 120) -> None:

@@ -10,6 +10,7 @@ from id_scaling.errors import IdScalingError
 from id_scaling.paths import Run
 from id_scaling.study import Study
 
+
 def load_study(config):
     try:
         study = Study(config)

@@ -10,11 +10,11 @@ rule estimate_dimension:
         "<session>/logs/estimate_dimension/{model}/{checkpoint}/{dataset}/{subset}/{control}/{module}/{estimator}.log",
     benchmark:
         "<session>/benchmarks/estimate_dimension/{model}/{checkpoint}/{dataset}/{subset}/{control}/{module}/{estimator}.tsv"
+    group:
+        "estimate_{model}_{checkpoint}_{dataset}_{subset}_{control}"
     conda:
         "../../environment.yml"
     threads: STUDY.estimate_threads()
-    group:
-        "estimate_{model}_{checkpoint}_{dataset}_{subset}_{control}"
     resources:
         mem_mb=get_estimate_memory,
         runtime=get_estimate_runtime,

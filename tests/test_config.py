@@ -1,0 +1,348 @@
+"""The configuration: what it takes, and what it says of what it cannot take."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROOT, study
+from pydantic import BaseModel, ValidationError
+
+from id_scaling.config import Config, parse
+from id_scaling.errors import ConfigError
+
+HEAD = "the configuration cannot be used:\n"
+
+
+def small(**changes: Any) -> dict[str, Any]:
+    """Return a valid small configuration; `changes` replace keys, dotted by `__`."""
+    return study(Path("m"), Path("t"), **changes)
+
+
+def without(dotted: str) -> dict[str, Any]:
+    """Return a valid small configuration without one key."""
+    config = small()
+    *parents, key = dotted.split(".")
+    section = config
+    for parent in parents:
+        section = section[parent]
+    del section[key]
+    return config
+
+
+def problems(config: dict[str, Any]) -> list[str]:
+    """Return the lines of the one error that a configuration gives."""
+    with pytest.raises(ConfigError) as caught:
+        parse(config)
+    message = str(caught.value)
+    assert message.startswith(HEAD)
+    return [line.removeprefix("  ") for line in message.removeprefix(HEAD).split("\n")]
+
+
+# ---- what is taken ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "llama2-7b.yaml"])
+def test_configurations_that_come_with_the_project_are_valid(name: str) -> None:
+    assert isinstance(parse(yaml.safe_load((ROOT / "config" / name).read_text())), Config)
+
+
+def test_dictionary_of_the_documented_study_means_what_it_says() -> None:
+    config = parse(yaml.safe_load((ROOT / "config" / "llama2-7b.yaml").read_text()))
+    model, dataset, cacheing = config.models[0], config.datasets[0], config.cacheing_config
+    assert (model.model_name, model.model_checkpoint) == ("meta-llama/Llama-2-7b-hf", ["main"])
+    assert model.use_accelerator
+    assert model.module_name_mapping["attn"] == "model.layers.{layer}.self_attn"
+    assert (dataset.dataset_subset, dataset.max_dataset_size) == ([0], 10000)
+    assert dataset.filter_and_chunk_config.min_chunks_from_a_document == 5
+    assert (config.ctx_len, config.batch_size, config.multiprocessing_num_cpus) == (1024, 2, 25)
+    assert cacheing.layer_idx_list == [0, 1, 2, 5]
+    assert cacheing.save_fp == "float16"
+    assert cacheing.save_cache_tensors
+    assert cacheing.save_IDs_list == ["mle", "mind_ml", "twoNN_f10"]
+
+
+@pytest.mark.parametrize(
+    ("scalar", "listed"),
+    [
+        ({"model_config__model_checkpoint": "step1"}, {"model_config__model_checkpoint": ["step1"]}),
+        ({"dataset_config__dataset_subset": 3}, {"dataset_config__dataset_subset": [3]}),
+        ({"model_config": {"model_name": "m"}}, {"model_config": [{"model_name": "m"}]}),
+        ({"dataset_config": {"dataset_name": "t"}}, {"dataset_config": [{"dataset_name": "t"}]}),
+        ({"cacheing_config__save_fp": "torch.float16"}, {"cacheing_config__save_fp": "float16"}),
+        ({"model_config__dtype": "torch.bfloat16"}, {"model_config__dtype": "bfloat16"}),
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_two_ways_to_write_it_are_one_configuration(scalar: dict, listed: dict) -> None:
+    assert parse(small(**scalar)) == parse(small(**listed))
+    assert parse(small(**scalar)) != parse(small(ctx_len=65, **scalar))
+
+
+def test_whole_number_is_taken_where_a_number_is_meant() -> None:
+    assert parse(small(dataset_config__max_broken_share=1)).datasets[0].max_broken_share == 1.0
+
+
+def test_parsing_leaves_what_it_is_given_as_it_was() -> None:
+    config = small(model_config__model_checkpoint="step1", cacheing_config__save_fp="torch.float16")
+    before = copy.deepcopy(config)
+    parse(config)
+    assert config == before
+
+
+def test_no_value_can_be_set_anew() -> None:
+    config = parse(small())
+    sections: list[BaseModel] = [
+        config, config.models[0], config.datasets[0], config.datasets[0].filter_and_chunk_config,
+        config.cacheing_config, config.cacheing_config.views["default"],
+    ]
+    for section in sections:
+        for name in type(section).model_fields:
+            with pytest.raises(ValidationError, match="frozen"):
+                setattr(section, name, getattr(section, name))
+
+
+# ---- what is refused -------------------------------------------------------------------------------------------
+
+CHUNKS = "dataset_config__filter_and_chunk_config"
+
+# (changes, dotted key, words of the message: what was found and what is allowed)
+UNKNOWN_KEYS = [
+    ({"sesion_name": "x"}, "sesion_name", "'session_name'"),
+    ({"model_config__model_nam": "x"}, "model_config.model_nam", "'model_name'"),
+    ({"cacheing_config__save_ID": True}, "cacheing_config.save_ID", "'save_IDs'"),
+    (
+        {f"{CHUNKS}__max_chunks": 3},
+        "dataset_config.filter_and_chunk_config.max_chunks",
+        "'max_chunks_from_a_document'",
+    ),
+    (
+        {"cacheing_config__views": {"mine": {"duplicate": "keep"}}},
+        "cacheing_config.views.mine.duplicate",
+        "'duplicates'",
+    ),
+    (
+        {"model_config": [{"model_name": "a"}, {"model_name": "b", "model_check": "x"}]},
+        "model_config[1].model_check",
+        "'model_checkpoint'",
+    ),
+]
+
+MISSING_KEYS = [
+    ("session_name", "name of the session"),
+    ("model_config", "a model, or a list"),
+    ("dataset_config", "a dataset, or a list"),
+    ("model_config.model_name", "a local folder"),
+    ("dataset_config.dataset_name", "a folder of shards"),
+]
+
+WRONG_VALUES = [
+    ({"ctx_len": "1024"}, "ctx_len", ["'1024' (text)", "integer"]),
+    ({"ctx_len": True}, "ctx_len", ["True (a yes/no value)", "integer"]),
+    ({"ctx_len": 64.5}, "ctx_len", ["64.5 (a number)", "integer"]),
+    ({"ctx_len": 3}, "ctx_len", ["found 3", "greater than or equal to 4"]),
+    ({"ctx_len": None}, "ctx_len", ["(nothing)", "integer"]),
+    ({"batch_size": 0}, "batch_size", ["found 0", "greater than or equal to 1"]),
+    ({"multiprocessing": "yes"}, "multiprocessing", ["'yes' (text)", "boolean"]),
+    ({"session_name": False}, "session_name", ["False (a yes/no value)", "quote"]),
+    ({"session_name": "a/b"}, "session_name", ["'a/b' (text)", "expected"]),
+    ({"session_name": ".."}, "session_name", ["'..' (text)", "expected"]),
+    ({"session_name": "a b"}, "session_name", ["'a b' (text)", "expected"]),
+    ({"session_name": ""}, "session_name", ["'' (text)", "expected"]),
+    ({"session_name": "x" * 101}, "session_name", ["xxx", "100"]),
+    ({"session_path": "a\nb"}, "session_path", [r"'a\nb' (text)", "expected"]),
+    ({"model_config": "llama"}, "model_config", ["'llama' (text)", "expected a"]),
+    ({"model_config": []}, "model_config", ["[] (a list)", "expected"]),
+    ({"model_config__model_name": 7}, "model_config.model_name", ["7 (a whole number)", "string", "quotes"]),
+    ({"model_config__model_checkpoint": 143000}, "model_config.model_checkpoint", ["143000", "string", "quotes"]),
+    ({"model_config__use_accelerator": 1}, "model_config.use_accelerator", ["found 1", "boolean"]),
+    ({"model_config__dtype": "float64"}, "model_config.dtype", ["'float64'", "'bfloat16'"]),
+    ({"model_config__module_name_mapping": "atuo"}, "model_config.module_name_mapping", ["'atuo'", "'auto'"]),
+    ({"model_config__module_name_mapping": {"a": 1}}, "model_config.module_name_mapping.a", ["found 1", "string"]),
+    ({"dataset_config": None}, "dataset_config", ["(nothing)", "expected a"]),
+    ({"dataset_config__dataset_subset": -1}, "dataset_config.dataset_subset", ["found -1", "equal to 0"]),
+    ({"dataset_config__dataset_subset": "0"}, "dataset_config.dataset_subset", ["'0' (text)", "integer"]),
+    ({"dataset_config__dataset_subset": []}, "dataset_config.dataset_subset", ["[] (a list)", "expected"]),
+    ({"dataset_config__max_dataset_size": 0}, "dataset_config.max_dataset_size", ["found 0", "equal to 1"]),
+    ({"dataset_config__max_broken_share": 1.5}, "dataset_config.max_broken_share", ["1.5", "equal to 1"]),
+    ({"dataset_config__max_broken_share": float("nan")}, "dataset_config.max_broken_share", ["nan", "expected"]),
+    (
+        {CHUNKS: {"min_chunks_from_a_document": 5, "max_chunks_from_a_document": 2}},
+        "dataset_config.filter_and_chunk_config",
+        ["max_chunks_from_a_document is 2", "min_chunks_from_a_document, 5"],
+    ),
+    ({"cacheing_config": None}, "cacheing_config", ["(nothing)", "expected a"]),
+    ({"cacheing_config__save_fp": "float8"}, "cacheing_config.save_fp", ["'float8'", "'float16'", "'float64'"]),
+    ({"cacheing_config__save_IDs": "no"}, "cacheing_config.save_IDs", ["'no' (text)", "boolean"]),
+    ({"cacheing_config__save_IDs_list": "mle"}, "cacheing_config.save_IDs_list", ["'mle' (text)", "list"]),
+    ({"cacheing_config__layer_idx_list": "al"}, "cacheing_config.layer_idx_list", ["'al'", "'all'", "list"]),
+    ({"cacheing_config__layer_idx_list": [0, -1]}, "cacheing_config.layer_idx_list[1]", ["-1", "equal to 0"]),
+    ({"cacheing_config__layer_idx_list": ["1"]}, "cacheing_config.layer_idx_list[0]", ["'1' (text)", "integer"]),
+    ({"cacheing_config__neighbor_ranks": "defalt"}, "cacheing_config.neighbor_ranks", ["'default'", "list"]),
+    ({"cacheing_config__neighbor_ranks": [0, 2]}, "cacheing_config.neighbor_ranks[0]", ["found 0", "equal to 1"]),
+    ({"cacheing_config__views": {}}, "cacheing_config.views", ["found none", "at least one"]),
+    ({"cacheing_config__views": None}, "cacheing_config.views", ["(nothing)", "expected a"]),
+    (
+        {"cacheing_config__views": {"mine": {"skip_first_tokens": -1}}},
+        "cacheing_config.views.mine.skip_first_tokens",
+        ["found -1", "equal to 0"],
+    ),
+    (
+        {"cacheing_config__views": {"literal": {"duplicates": "kep"}}},
+        "cacheing_config.views.literal.duplicates",
+        ["'kep'", "'keep'"],
+    ),
+]
+
+# What one entry cannot say alone.
+INCONSISTENT = [
+    (
+        {"cacheing_config__save_IDs_list": ["mle", "twoN_f10"]},
+        "cacheing_config.save_IDs_list",
+        ["'twoN_f10' is not an estimator", "did you mean 'twoNN_f10'"],
+    ),
+    (
+        {"cacheing_config__save_IDs_list": ["skdim_TLEE"]},
+        "cacheing_config.save_IDs_list",
+        ["'skdim_TLEE' is not an estimator", "'TLE'"],
+    ),
+    (
+        {"cacheing_config__save_IDs_list": ["skdim_TLE"]},
+        "cacheing_config.save_IDs_list",
+        ["skdim_TLE needs saved clouds", "save_cache_tensors: true"],
+    ),
+    (
+        {"cacheing_config__neighbor_ranks": [1, 2, 21], "cacheing_config__save_IDs_list": ["mind_ml", "mle"]},
+        "cacheing_config.neighbor_ranks",
+        ["mle needs the ranks 3, 4,", "'default'"],
+    ),
+    (
+        {"cacheing_config__neighbor_ranks": list(range(1, 21)), "cacheing_config__save_IDs_list": ["mind_ml"]},
+        "cacheing_config.neighbor_ranks",
+        ["mind_ml needs the ranks 21;", "'default'"],
+    ),
+    (
+        {"ctx_len": 21, "cacheing_config__save_IDs_list": ["mle"]},
+        "cacheing_config.save_IDs_list",
+        ["mle needs at least 21 points", "ctx_len 21 leaves 20", "'default'", "raise ctx_len"],
+    ),
+    (
+        {"ctx_len": 22, "cacheing_config__save_IDs_list": ["mle", "mind_ml"]},
+        "cacheing_config.save_IDs_list",
+        ["mind_ml needs at least 22 points", "ctx_len 22 leaves 21", "raise ctx_len"],
+    ),
+    ({"cacheing_config__layer_idx_list": [2, 0, 2]}, "cacheing_config.layer_idx_list", ["2", "more than once"]),
+    ({"cacheing_config__module_inblock_keys": ["a", "a"]}, "cacheing_config.module_inblock_keys", ["a", "once"]),
+    ({"cacheing_config__module_outblock_keys": ["a", "a"]}, "cacheing_config.module_outblock_keys", ["a", "once"]),
+    ({"cacheing_config__save_IDs_list": ["mle", "mle"]}, "cacheing_config.save_IDs_list", ["mle", "once"]),
+    ({"cacheing_config__neighbor_ranks": [1, 2, 2]}, "cacheing_config.neighbor_ranks", ["2", "more than once"]),
+    # Each would be run, and counted, twice.
+    ({"dataset_config__dataset_subset": [0, 0]}, "dataset_config.dataset_subset", ["0", "once"]),
+    ({"model_config__model_checkpoint": ["a", "a"]}, "model_config.model_checkpoint", ["a", "once"]),
+    (
+        {"cacheing_config__module_inblock_keys": ["a"], "cacheing_config__module_outblock_keys": ["a"]},
+        "cacheing_config.module_",
+        ["a", "once"],
+    ),
+    # A module key is a folder of the session, a view a group beside `mean` and `activations`.
+    ({"cacheing_config__module_inblock_keys": ["../x"]}, "cacheing_config.module_inblock_keys", ["'../x'"]),
+    ({"cacheing_config__module_outblock_keys": ["a/b"]}, "cacheing_config.module_outblock_keys", ["'a/b'"]),
+    ({"cacheing_config__views": {"a/b": {}}}, "cacheing_config.views", ["a/b"]),
+    ({"cacheing_config__views": {"mean": {}}}, "cacheing_config.views", ["mean"]),
+]
+
+
+def cases(table: list[tuple]) -> list:
+    """Return a table's rows as cases named by what is changed."""
+    return [pytest.param(*row, id=str(row[0])[:70]) for row in table]
+
+
+@pytest.mark.parametrize(("changes", "key", "words"), cases(UNKNOWN_KEYS))
+def test_unknown_key_is_refused_with_the_nearest_name(changes: dict, key: str, words: str) -> None:
+    lines = problems(small(**changes))
+    assert len(lines) == 1
+    assert lines[0].startswith(f"{key} is not a key; did you mean ")
+    assert words in lines[0]
+
+
+@pytest.mark.parametrize(("key", "words"), cases(MISSING_KEYS))
+def test_missing_key_is_named_with_what_it_is(key: str, words: str) -> None:
+    (line,) = problems(without(key))
+    assert line.startswith(f"{key} is missing; expected ")
+    assert words in line
+
+
+@pytest.mark.parametrize(("changes", "key", "words"), cases([*WRONG_VALUES, *INCONSISTENT]))
+def test_wrong_value_is_refused_with_what_was_found_and_what_is_allowed(
+    changes: dict, key: str, words: list[str]
+) -> None:
+    of_key = [line for line in problems(small(**changes)) if line.startswith(key)]
+    assert of_key
+    assert [word for word in words if not any(word in line for line in of_key)] == []
+
+
+@pytest.mark.parametrize(("changes", "key", "words"), cases([*UNKNOWN_KEYS, *WRONG_VALUES]))
+def test_message_is_in_the_words_of_the_configuration(changes: dict, key: str, words: Any) -> None:
+    # What the library that validates says of its own types, in its own phrases ("String should match pattern …").
+    internals = ("literal[", "function-", "constrained-", "dict[", "instance of", "after validation", "Value error",
+                 " should ")
+    text = "\n".join(problems(small(**changes)))
+    assert [word for word in internals if word in text] == []
+
+
+@pytest.mark.parametrize(("changes", "key", "words"), cases(WRONG_VALUES))
+def test_one_wrong_value_is_one_line(changes: dict, key: str, words: list[str]) -> None:
+    assert len(problems(small(**changes))) == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"batch_size": 0}, {"ctx_len": 3}, {"dataset_config__max_broken_share": 1.5}, {"ctx_len": 64.5}],
+    ids=str,
+)
+def test_quotes_are_not_advised_for_a_number_where_a_number_is_meant(changes: dict) -> None:
+    (line,) = problems(small(**changes))
+    assert "quotes" not in line
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "advice"),
+    [
+        ("dataset_config: {dataset_name: t, max_broken_share: 1e-3}", "dataset_config.max_broken_share", "1.0e-3"),
+        ("dataset_config: {dataset_name: t, text_column: no}", "dataset_config.text_column", "quote them"),
+        ("session_name: on", "session_name", "quote them"),
+        ("session_name: 2024", "session_name", "put quotes around it"),
+    ],
+)
+def test_what_yaml_reads_unexpectedly_comes_with_advice(text: str, key: str, advice: str) -> None:
+    (line,) = problems({**small(), **yaml.safe_load(text)})
+    assert line.startswith(f"{key}: found ")
+    assert advice in line
+
+
+def test_all_problems_are_said_at_once() -> None:
+    config = small(
+        ctx_len="1024", batch_size=0, sesion="x", model_config__model_nam="y", cacheing_config__save_fp="float8"
+    )
+    del config["dataset_config"]["dataset_name"]
+    keys = [
+        "batch_size:", "cacheing_config.save_fp:", "ctx_len:", "dataset_config.dataset_name is missing",
+        "model_config.model_nam is not a key", "sesion is not a key",
+    ]
+    lines = sorted(problems(config))
+    assert len(lines) == len(keys)
+    assert [line.startswith(key) for line, key in zip(lines, keys, strict=True)] == [True] * len(keys)
+
+
+def test_key_that_is_not_text_is_named() -> None:
+    (line,) = problems({**small(), 1: "x"})
+    assert line.startswith("1")
+
+
+def test_model_configurations_stand_under_the_documented_key_alone() -> None:
+    config = small()
+    config["models"] = config.pop("model_config")
+    assert any("'model_config'" in line for line in problems(config))

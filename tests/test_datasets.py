@@ -1,0 +1,421 @@
+"""Contexts: the same of every format, cut exactly, and broken shards named."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import WORDS, random_text, save_tokenizer
+
+from id_scaling.datasets import Chunking, chunk_dataset
+from id_scaling.errors import InputError
+
+IDS = {word: number for number, word in enumerate(WORDS, start=1)}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tokenizer whose ids are a word's place in `WORDS`, from 1."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    save_tokenizer(folder)
+    return folder
+
+
+def save_bos_tokenizer(folder: Path, is_added: bool) -> Path:
+    """Save the same tokenizer with `<s>` and `</s>` known, and put around a text when `is_added`."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {word: number for number, word in enumerate(["<unk>", *WORDS, "<s>", "</s>"])}
+    made = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    if is_added:
+        special = [(word, vocabulary[word]) for word in ("<s>", "</s>")]
+        made.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=special)
+    PreTrainedTokenizerFast(
+        tokenizer_object=made, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    ).save_pretrained(folder)
+    return folder
+
+
+def chunk(shard: Path | list[Path], tokenizer: Path, **options: Any) -> pl.DataFrame:
+    """Return the contexts of a shard of 8 tokens each, unless `options` say otherwise."""
+    files = shard if isinstance(shard, list) else [shard]
+    chunking = Chunking(**{"ctx_len": 8, "min_chunks": 1, "max_chunks": None, "max_documents": None, **options})
+    output = files[0].parent / "out" / "contexts.parquet"
+    chunk_dataset(files, tokenizer, chunking, {}, output)
+    return pl.read_parquet(output)
+
+
+def expected(texts: list[str], names: list[str], size: int = 8) -> list[dict[str, Any]]:
+    """Return the contexts that whole chunks of `size` tokens of each text make, in order."""
+    tokens = [[IDS.get(word, 0) for word in text.split()] for text in texts]
+    rows = [
+        {
+            "document": document, "document_id": names[document], "chunk": chunk, "token_start": chunk * size,
+            "token_stop": (chunk + 1) * size, "input_ids": tokens[document][chunk * size : (chunk + 1) * size],
+        }
+        for document in range(len(texts))
+        for chunk in range(len(tokens[document]) // size)
+    ]
+    return [{"context": number, **row} for number, row in enumerate(rows)]
+
+
+def write_lines(path: Path, records: list[Any]) -> Path:
+    """Write JSON lines; bytes are written as they are."""
+    lines = [one if isinstance(one, bytes) else json.dumps(one, ensure_ascii=False).encode() for one in records]
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
+    return path
+
+
+# ---- formats ---------------------------------------------------------------------------------------------------
+
+TEXTS = [random_text(20 + 5 * number, seed=number) for number in range(70)]
+# Characters that end a line for some readers, and more than one byte a character.
+TEXTS[1] = "the of\u2028and to\nin that é 🙂 it is was for\r\non are as with his"
+NAMES = [f"d{number:02d}" for number in range(len(TEXTS))]
+RECORDS = [{"id": name, "text": text, "other": 1} for name, text in zip(NAMES, TEXTS, strict=True)]
+
+
+def as_parquet(folder: Path) -> list[Path]:
+    pq.write_table(pa.Table.from_pylist(RECORDS), folder / "0.parquet", row_group_size=13)
+    return [folder / "0.parquet"]
+
+
+def as_dictionary_parquet(folder: Path) -> list[Path]:
+    table = pa.table({"text": pa.array(TEXTS).dictionary_encode(), "id": pa.array(NAMES, pa.large_string())})
+    pq.write_table(table, folder / "0.parquet")
+    return [folder / "0.parquet"]
+
+
+def as_jsonl(folder: Path) -> list[Path]:
+    return [write_lines(folder / "0.jsonl", RECORDS)]
+
+
+def as_gzip(folder: Path) -> list[Path]:
+    (folder / "0.jsonl.gz").write_bytes(gzip.compress(write_lines(folder / "plain", RECORDS).read_bytes()))
+    return [folder / "0.jsonl.gz"]
+
+
+def as_zstandard(folder: Path) -> list[Path]:
+    with pa.CompressedOutputStream(str(folder / "0.jsonl.zst"), "zstd") as stream:
+        stream.write(write_lines(folder / "plain", RECORDS).read_bytes())
+    return [folder / "0.jsonl.zst"]
+
+
+def as_zstandard_frames(folder: Path) -> list[Path]:
+    frames = []
+    for number, half in enumerate((RECORDS[:30], RECORDS[30:])):
+        with pa.CompressedOutputStream(str(folder / f"frame{number}"), "zstd") as stream:
+            stream.write(write_lines(folder / "plain", half).read_bytes())
+        frames.append((folder / f"frame{number}").read_bytes())
+    (folder / "0.jsonl.zst").write_bytes(b"".join(frames))
+    return [folder / "0.jsonl.zst"]
+
+
+def as_text(folder: Path) -> list[Path]:
+    for name, text in zip(NAMES, TEXTS, strict=True):
+        (folder / f"{name}.txt").write_bytes(text.encode())
+    return sorted(folder.glob("*.txt"))
+
+
+@pytest.mark.parametrize(
+    "write",
+    [as_parquet, as_dictionary_parquet, as_jsonl, as_gzip, as_zstandard, as_zstandard_frames, as_text],
+)
+def test_every_format_gives_the_same_contexts(write: Callable, tmp_path: Path, tokenizer: Path) -> None:
+    assert chunk(write(tmp_path), tokenizer).to_dicts() == expected(TEXTS, NAMES)
+
+
+# ---- cutting ---------------------------------------------------------------------------------------------------
+
+# Documents of 3, 11, 4, 0 and 13 tokens, which are 1 to 13 from the start.
+DOCUMENTS = [" ".join(WORDS[:length]) for length in (3, 11, 4, 0, 13)]
+
+
+@pytest.fixture
+def documents(tmp_path: Path) -> Path:
+    """A shard of the five documents."""
+    rows = [{"id": f"d{number}", "text": text} for number, text in enumerate(DOCUMENTS)]
+    return write_lines(tmp_path / "0.jsonl", rows)
+
+
+def places(contexts: pl.DataFrame) -> list[tuple]:
+    """Return (document, chunk, token_start, token_stop) of each context."""
+    return contexts.select("document", "chunk", "token_start", "token_stop").rows()
+
+
+def test_documents_are_cut_from_their_first_token_without_gaps_and_without_their_tail(
+    documents: Path, tokenizer: Path
+) -> None:
+    contexts = chunk(documents, tokenizer, ctx_len=4)
+    assert contexts["input_ids"].to_list() == [
+        [1, 2, 3, 4], [5, 6, 7, 8],
+        [1, 2, 3, 4],
+        [1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12],
+    ]
+    assert places(contexts) == [(1, 0, 0, 4), (1, 1, 4, 8), (2, 0, 0, 4), (4, 0, 0, 4), (4, 1, 4, 8), (4, 2, 8, 12)]
+    assert contexts["context"].to_list() == list(range(6))
+    assert contexts["document_id"].to_list() == ["d1", "d1", "d2", "d4", "d4", "d4"]
+
+
+@pytest.mark.parametrize(
+    ("options", "counts"),
+    [
+        ({"min_chunks": 2}, {1: 2, 4: 3}),
+        ({"min_chunks": 3}, {4: 3}),
+        ({"max_chunks": 1}, {1: 1, 2: 1, 4: 1}),
+        ({"max_chunks": 2}, {1: 2, 2: 1, 4: 2}),
+        ({"min_chunks": 2, "max_chunks": 2}, {1: 2, 4: 2}),
+        ({"max_documents": 3}, {1: 2, 2: 1}),
+        ({"max_documents": 2}, {1: 2}),
+        ({"max_documents": 99}, {1: 2, 2: 1, 4: 3}),
+    ],
+    ids=str,
+)
+def test_filters_take_whole_documents_and_first_chunks(
+    options: dict, counts: dict, documents: Path, tokenizer: Path
+) -> None:
+    found = places(chunk(documents, tokenizer, ctx_len=4, **options))
+    every = {1: 2, 2: 1, 4: 3}
+    assert all(count <= every[document] for document, count in counts.items())
+    assert found == [
+        (document, number, 4 * number, 4 * number + 4) for document in counts for number in range(counts[document])
+    ]
+
+
+def test_context_starts_with_the_token_that_the_tokenizer_puts_before_a_text(documents: Path, tmp_path: Path) -> None:
+    contexts = chunk(documents, save_bos_tokenizer(tmp_path / "bos", is_added=True), ctx_len=5)
+    bos = len(WORDS) + 1
+    assert contexts["input_ids"].to_list() == [
+        [bos, 1, 2, 3, 4], [bos, 5, 6, 7, 8],
+        [bos, 1, 2, 3, 4],
+        [bos, 1, 2, 3, 4], [bos, 5, 6, 7, 8], [bos, 9, 10, 11, 12],
+    ]
+    assert places(contexts) == [(1, 0, 0, 4), (1, 1, 4, 8), (2, 0, 0, 4), (4, 0, 0, 4), (4, 1, 4, 8), (4, 2, 8, 12)]
+
+
+def test_token_that_a_tokenizer_only_knows_is_not_put_before_a_text(documents: Path, tmp_path: Path) -> None:
+    contexts = chunk(documents, save_bos_tokenizer(tmp_path / "bos", is_added=False), ctx_len=5)
+    assert contexts["input_ids"].to_list() == [[1, 2, 3, 4, 5], [6, 7, 8, 9, 10], [1, 2, 3, 4, 5], [6, 7, 8, 9, 10]]
+
+
+def test_document_without_an_id_is_known_by_its_number(tmp_path: Path, tokenizer: Path) -> None:
+    text = " ".join(WORDS[:8])
+    rows = [{"text": text, "id": "a", "key": 7}, {"text": text}, {"text": text, "id": None, "key": 9}]
+    shard = write_lines(tmp_path / "0.jsonl", rows)
+    assert chunk(shard, tokenizer)["document_id"].to_list() == ["a", "1", "2"]
+    assert chunk(shard, tokenizer, id_column="key")["document_id"].to_list() == ["7", "1", "9"]
+
+
+def test_text_is_read_from_the_named_column(tmp_path: Path, tokenizer: Path) -> None:
+    rows = [{"text": " ".join(WORDS[:8]), "body": " ".join(WORDS[8:16])}]
+    for shard in (write_lines(tmp_path / "0.jsonl", rows), tmp_path / "0.parquet"):
+        if shard.suffix == ".parquet":
+            pq.write_table(pa.Table.from_pylist(rows), shard)
+        assert chunk(shard, tokenizer, text_column="body")["input_ids"].to_list() == [list(range(9, 17))]
+
+
+def test_file_says_what_it_was_made_of(documents: Path, tokenizer: Path, tmp_path: Path) -> None:
+    output = tmp_path / "contexts.parquet"
+    chunk_dataset([documents], tokenizer, Chunking(4, 1, None, None), {"shard_sha256": "abc"}, output)
+    assert json.loads(pl.read_parquet_metadata(output)["id_scaling"]) == {"shard_sha256": "abc", "bos": None}
+
+
+# ---- broken records --------------------------------------------------------------------------------------------
+
+GOOD = [{"id": "a", "text": " ".join(WORDS[:9])}, {"id": "b", "text": " ".join(WORDS[9:20])}]
+BROKEN = [
+    pytest.param(b'{"text": "the \xff of"}', "not UTF-8 at byte 14", id="not UTF-8"),
+    pytest.param(b'{"text": "the of"', "not JSON", id="not JSON"),
+    pytest.param({"id": "x", "body": "the"}, "no 'text' (dataset_config.text_column); it has id, body", id="no text"),
+    pytest.param({"text": None}, "'text' is NoneType, expected text", id="null"),
+    pytest.param({"text": 3}, "'text' is int, expected text", id="number"),
+    pytest.param({"text": ["the"]}, "'text' is list, expected text", id="list"),
+    pytest.param(["the"], "no 'text'", id="no mapping"),
+    # Half of a pair of code units: JSON can write it, UTF-8 and so no tokenizer can read it.
+    pytest.param({"text": "the \ud800 of"}, "'text'", id="half a character"),
+]
+
+
+def with_broken(folder: Path, broken: Any) -> Path:
+    """Write a shard whose second of three records is broken."""
+    if isinstance(broken, dict):
+        broken = json.dumps(broken).encode()
+    return write_lines(folder / "0.jsonl", [GOOD[0], broken, GOOD[1]])
+
+
+@pytest.mark.parametrize(("broken", "what"), BROKEN)
+def test_broken_record_is_counted_and_named(broken: Any, what: str, tmp_path: Path, tokenizer: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        chunk(with_broken(tmp_path, broken), tokenizer)
+    message = str(caught.value)
+    assert message.startswith("1 of 3 records are broken")
+    assert "dataset_config.max_broken_share" in message
+    assert "0.jsonl line 2: " in message
+    assert what in message
+
+
+@pytest.mark.parametrize(("broken", "what"), BROKEN)
+def test_allowed_share_of_broken_records_leaves_the_contexts_of_the_others(
+    broken: Any, what: str, tmp_path: Path, tokenizer: Path
+) -> None:
+    contexts = chunk(with_broken(tmp_path, broken), tokenizer, max_broken_share=0.4)
+    assert contexts["input_ids"].to_list() == [list(range(1, 9)), list(range(10, 18))]
+    assert contexts["document_id"].to_list() == ["a", "b"]
+
+
+@pytest.mark.parametrize(("broken", "what"), BROKEN)
+def test_document_keeps_its_number_in_the_shard_behind_a_broken_record(
+    broken: Any, what: str, tmp_path: Path, tokenizer: Path
+) -> None:
+    contexts = chunk(with_broken(tmp_path, broken), tokenizer, max_broken_share=0.4)
+    assert contexts["document"].to_list() == [0, 2]
+
+
+@pytest.mark.parametrize(("share", "is_allowed"), [(0.25, True), (0.24, False), (1.0, True)])
+def test_share_counts_all_records_read(share: float, is_allowed: bool, tmp_path: Path, tokenizer: Path) -> None:
+    shard = write_lines(tmp_path / "0.jsonl", [*GOOD, b"nonsense", GOOD[0]])
+    if is_allowed:
+        assert len(chunk(shard, tokenizer, max_broken_share=share)) == 3
+    else:
+        with pytest.raises(InputError, match="1 of 4 records are broken, allowed is a share of 0.24"):
+            chunk(shard, tokenizer, max_broken_share=share)
+
+
+def test_records_beyond_the_documents_read_may_be_broken(tmp_path: Path, tokenizer: Path) -> None:
+    shard = write_lines(tmp_path / "0.jsonl", [*GOOD, b"nonsense"])
+    assert len(chunk(shard, tokenizer, max_documents=2)) == 2
+
+
+def test_first_few_of_many_broken_records_are_named(tmp_path: Path, tokenizer: Path) -> None:
+    with pytest.raises(InputError, match="^9 of 10 records are broken") as caught:
+        chunk(write_lines(tmp_path / "0.jsonl", [GOOD[0], *[b"nonsense"] * 9]), tokenizer)
+    message = str(caught.value)
+    assert [f"line {number}:" in message for number in (2, 6, 7)] == [True, True, False]
+    assert message.endswith("; …")
+
+
+def test_broken_row_of_a_parquet_file_is_named(tmp_path: Path, tokenizer: Path) -> None:
+    texts = ["the"] * 70 + [None]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "0.parquet")
+    with pytest.raises(InputError, match=r"1 of 71 records are broken.*0\.parquet row 70: 'text' is NoneType"):
+        chunk(tmp_path / "0.parquet", tokenizer)
+
+
+def test_text_of_a_parquet_file_that_is_not_utf8_is_named(tmp_path: Path, tokenizer: Path) -> None:
+    raw = pa.array([GOOD[0]["text"].encode(), b"the \xff of"])
+    texts = pa.StringArray.from_buffers(len(raw), *raw.buffers()[1:])
+    pq.write_table(pa.table({"text": texts}), tmp_path / "0.parquet")
+    with pytest.raises(InputError, match=r"0\.parquet row 1: not UTF-8"):
+        chunk(tmp_path / "0.parquet", tokenizer)
+
+
+def test_text_file_that_is_not_utf8_is_named(tmp_path: Path, tokenizer: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"the \xff")
+    (tmp_path / "b.txt").write_text(" ".join(WORDS[:8]))
+    with pytest.raises(InputError, match=r"1 of 2 records are broken.*a\.txt: not UTF-8 at byte 4"):
+        chunk(sorted(tmp_path.glob("*.txt")), tokenizer)
+
+
+# ---- damaged files ---------------------------------------------------------------------------------------------
+
+
+def spoiled(folder: Path, kind: str) -> Path:
+    """Write a shard of one format and damage it."""
+    write, damage = {
+        "gzip cut short": (as_gzip, lambda raw: raw[: len(raw) // 2]),
+        # The first byte behind the ten of the header: its block type does not exist.
+        "gzip with a wrong block": (as_gzip, lambda raw: raw[:10] + b"\xff" + raw[11:]),
+        "gzip with a wrong checksum": (as_gzip, lambda raw: raw[:-8] + bytes([raw[-8] ^ 255]) + raw[-7:]),
+        "not gzip": (as_gzip, lambda raw: b"plain text"),
+        "zstandard cut short": (as_zstandard, lambda raw: raw[: len(raw) // 2]),
+        "zstandard without its last bytes": (as_zstandard, lambda raw: raw[:-3]),
+        "not zstandard": (as_zstandard, lambda raw: b"plain text"),
+        "parquet cut short": (as_parquet, lambda raw: raw[: len(raw) // 2]),
+        "not parquet": (as_parquet, lambda raw: b"plain text"),
+        # Behind the four bytes of magic and the first page's header.
+        "parquet with a wrong page": (as_parquet, lambda raw: raw[:100] + bytes(byte ^ 255 for byte in raw[100:150])
+                                      + raw[150:]),
+    }[kind]
+    (path,) = write(folder)
+    path.write_bytes(damage(path.read_bytes()))
+    return path
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "gzip cut short", "gzip with a wrong block", "gzip with a wrong checksum", "not gzip", "zstandard cut short",
+        "zstandard without its last bytes", "not zstandard", "parquet cut short", "not parquet",
+        "parquet with a wrong page",
+    ],
+)
+def test_damaged_file_is_named_with_what_to_do(kind: str, tmp_path: Path, tokenizer: Path) -> None:
+    path = spoiled(tmp_path, kind)
+    with pytest.raises(InputError) as caught:
+        chunk(path, tokenizer)
+    assert str(path) in str(caught.value)
+    assert "fetch or write it again" in str(caught.value)
+
+
+def test_damage_of_the_wrong_gzip_block_is_one_that_zlib_finds(tmp_path: Path) -> None:
+    path = spoiled(tmp_path, "gzip with a wrong block")
+    with pytest.raises(zlib.error, match="block type"):
+        gzip.decompress(path.read_bytes())
+
+
+def test_parquet_without_the_text_column_lists_its_columns(tmp_path: Path, tokenizer: Path) -> None:
+    pq.write_table(pa.table({"id": ["a"], "Text": ["the"], "year": [1]}), tmp_path / "0.parquet")
+    with pytest.raises(InputError) as caught:
+        chunk(tmp_path / "0.parquet", tokenizer)
+    message = str(caught.value)
+    for part in ("0.parquet", "found columns id, Text, year", "'text' (dataset_config.text_column)", "mean 'Text'"):
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("options", "needed"), [({"ctx_len": 14}, 14), ({"ctx_len": 5, "min_chunks": 3}, 15)], ids=str
+)
+def test_no_document_long_enough_names_the_longest_and_the_need(
+    options: dict, needed: int, documents: Path, tokenizer: Path
+) -> None:
+    with pytest.raises(InputError, match=f"needs {needed} tokens, the longest of 5 has 13; lower") as caught:
+        chunk(documents, tokenizer, **options)
+    assert f"ctx_len {options['ctx_len']} " in str(caught.value)
+
+
+def test_need_counts_the_token_put_before_a_text(documents: Path, tmp_path: Path) -> None:
+    bos = save_bos_tokenizer(tmp_path / "bos", is_added=True)
+    assert len(chunk(documents, bos, ctx_len=14)) == 1
+    with pytest.raises(InputError, match="needs 14 tokens, the longest of 5 has 13"):
+        chunk(documents, bos, ctx_len=15)
+
+
+def test_shard_without_a_document_says_so(tmp_path: Path, tokenizer: Path) -> None:
+    with pytest.raises(InputError, match="the shard has no document"):
+        chunk(write_lines(tmp_path / "0.jsonl", []), tokenizer)
+
+
+@pytest.mark.parametrize(
+    "records", [[GOOD[0], b"nonsense"], [{"text": "the"}], []], ids=["broken record", "too short", "no document"]
+)
+def test_error_leaves_no_file_and_keeps_an_older_one(records: list, tmp_path: Path, tokenizer: Path) -> None:
+    shard = write_lines(tmp_path / "0.jsonl", records)
+    output = tmp_path / "out" / "contexts.parquet"
+    with pytest.raises(InputError):
+        chunk(shard, tokenizer)
+    assert list(output.parent.iterdir()) == []
+    output.write_text("older")
+    with pytest.raises(InputError):
+        chunk(shard, tokenizer)
+    assert [path.name for path in output.parent.iterdir()] == ["contexts.parquet"]
+    assert output.read_text() == "older"

@@ -1,0 +1,196 @@
+"""Sites: how module keys become module paths, and whether the presets are what they say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from id_scaling.errors import ConfigError
+from id_scaling.sites import PRESETS, Site, SiteRequest, check_paths, resolve_mapping, resolve_sites
+
+TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+USUAL = {
+    **TOKENS, "vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "intermediate_size": 24, "max_position_embeddings": 32,
+}
+GPT = {"bos_token_id": 1, "eos_token_id": 2, "vocab_size": 32, "n_embd": 16, "n_layer": 2, "n_head": 2,
+       "n_positions": 32}
+
+# Sizes of a two-layer model of every architecture that has a preset.
+TINY: dict[str, dict[str, Any]] = {
+    **{
+        name: USUAL
+        for name in ("llama", "mistral", "qwen2", "olmo", "olmo2", "phi", "phi3", "starcoder2", "stablelm",
+                     "gpt_neox", "falcon")
+    },
+    **{name: {**USUAL, "head_dim": 8} for name in ("qwen3", "gemma", "gemma2", "gemma3_text")},
+    "mixtral": {**USUAL, "num_local_experts": 2},
+    "olmoe": {**USUAL, "num_experts": 2, "num_experts_per_tok": 1},
+    "qwen3_moe": {**USUAL, "head_dim": 8, "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8},
+    "gpt2": GPT,
+    "gptj": {**GPT, "rotary_dim": 4},
+    "gpt_neo": {
+        "bos_token_id": 1, "eos_token_id": 2, "vocab_size": 32, "hidden_size": 16, "num_layers": 2, "num_heads": 2,
+        "max_position_embeddings": 32, "attention_types": [[["global", "local"], 1]],
+    },
+    "opt": {**USUAL, "ffn_dim": 24, "word_embed_proj_dim": 16},
+    "bloom": {"bos_token_id": 1, "eos_token_id": 2, "vocab_size": 32, "hidden_size": 16, "n_layer": 2, "n_head": 2},
+    "mamba": {**TOKENS, "vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4},
+    "rwkv": {
+        "bos_token_id": 1, "eos_token_id": 2, "vocab_size": 32, "hidden_size": 16, "attention_hidden_size": 16,
+        "num_hidden_layers": 2, "intermediate_size": 24, "context_length": 32,
+    },
+}
+
+MAPPING = {"block": "net.{layer}", "attn": "net.{layer}.attn", "emb": "wte", "unemb": "norm"}
+
+
+def request(layers=None, inblock=("block", "attn"), outblock=("emb",), mapping=MAPPING) -> SiteRequest:
+    return SiteRequest(layers, inblock, outblock, mapping)
+
+
+def test_sites_go_block_by_block_then_outside_the_blocks() -> None:
+    assert resolve_sites(request(outblock=("unemb", "emb")), "any", 2) == [
+        Site("block", 0, "net.0"),
+        Site("attn", 0, "net.0.attn"),
+        Site("block", 1, "net.1"),
+        Site("attn", 1, "net.1.attn"),
+        Site("unemb", None, "norm"),
+        Site("emb", None, "wte"),
+    ]
+
+
+def test_only_the_layers_asked_for_are_read() -> None:
+    sites = resolve_sites(request(layers=(0, 3), inblock=("attn",), outblock=()), "any", 4)
+    assert sites == [Site("attn", 0, "net.0.attn"), Site("attn", 3, "net.3.attn")]
+
+
+def test_layer_beyond_the_model_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"layer_idx_list: found layer 4, .* 4 layers: 0 to 3 are allowed") as caught:
+        resolve_sites(request(layers=(0, 4)), "any", 4)
+    assert "'all'" in str(caught.value)
+
+
+@pytest.mark.parametrize("place", ["inblock", "outblock"])
+def test_key_without_a_path_is_refused_with_the_nearest(place: str) -> None:
+    with pytest.raises(ConfigError, match=r"'atn' of a any model; did you mean 'attn'\?.*module_name_mapping"):
+        resolve_sites(request(**{place: ("atn",)}), "any", 2)
+
+
+def test_given_mapping_stands_alone() -> None:
+    assert resolve_mapping({"mine": "a.b"}, "llama") == {"mine": "a.b"}
+    with pytest.raises(ConfigError, match="'block'"):
+        resolve_sites(request(mapping={"mine": "a.b"}), "llama", 2)
+
+
+def test_auto_does_not_guess_an_unknown_architecture() -> None:
+    with pytest.raises(ConfigError, match=r"'auto' does not know the architecture 'gemma9'.*'gemma'.*give the module"):
+        resolve_sites(request(mapping=None), "gemma9", 2)
+
+
+@pytest.mark.parametrize(
+    ("inblock", "outblock", "mapping"),
+    [
+        # Every layer would be given the activations of one and the same module.
+        pytest.param(("block",), (), {"block": "norm"}, id="in-block path without the layer"),
+        pytest.param(("emb",), (), MAPPING, id="out-block key asked for in the blocks"),
+        pytest.param((), ("block",), MAPPING, id="in-block key asked for outside the blocks"),
+        pytest.param(("block",), (), {"block": "net.{layers}"}, id="misspelt placeholder"),
+        pytest.param(("block",), (), {"block": "net.{}"}, id="nameless placeholder"),
+        pytest.param(("block",), (), {"block": "net.{layer"}, id="open brace"),
+    ],
+)
+def test_path_that_does_not_suit_its_key_is_refused(inblock: tuple, outblock: tuple, mapping: dict) -> None:
+    with pytest.raises(ConfigError, match=r"\{layer\}"):
+        resolve_sites(request(inblock=inblock, outblock=outblock, mapping=mapping), "any", 2)
+
+
+def test_path_that_is_no_module_is_refused_with_the_nearest() -> None:
+    names = ["net", *(f"net.{layer}{part}" for layer in range(2) for part in ("", ".attention", ".mlp"))]
+    check_paths([Site("mlp", 1, "net.1.mlp")], names)
+    with pytest.raises(ConfigError) as caught:
+        check_paths([Site("attn", 1, "net.1.atention")], names)
+    message = str(caught.value)
+    assert "module_name_mapping.attn: the model has no module 'net.1.atention'" in message
+    assert "did you mean 'net.{layer}.attention'" in message
+
+
+# ---- presets ---------------------------------------------------------------------------------------------------
+
+
+def whole_request(model_type: str) -> SiteRequest:
+    """Return a request for every key of a preset."""
+    keys = list(PRESETS[model_type])
+    inside = tuple(key for key in keys if key in ("block", "attn", "mlp"))
+    return SiteRequest(None, inside, tuple(key for key in keys if key not in inside), None)
+
+
+def build(model_type: str, device: str) -> Any:
+    """Return a random two-layer model of an architecture."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    with torch.device(device):
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **TINY[model_type])).eval()
+
+
+def test_every_preset_is_tried_here() -> None:
+    assert set(TINY) == set(PRESETS)
+
+
+@pytest.mark.parametrize("model_type", PRESETS)
+def test_preset_resolves_to_modules_of_the_model(model_type: str) -> None:
+    names = [name for name, _ in build(model_type, "meta").named_modules()]
+    sites = resolve_sites(whole_request(model_type), model_type, 2)
+    check_paths(sites, names)
+    assert {site.path for site in sites} <= set(names)
+    assert {(site.module, site.layer) for site in sites if site.layer is not None} >= {("block", 0), ("block", 1)}
+
+
+@pytest.mark.parametrize("model_type", PRESETS)
+def test_preset_reads_what_its_keys_mean(model_type: str) -> None:
+    """`block` is the stream after a block, `attn` and `mlp` what is added to it, `emb` what enters, `unemb` the end."""
+    import torch
+
+    from id_scaling.models import last_hidden, watching
+
+    model = build(model_type, "cpu")
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            # Wide enough that every branch adds much more than rounding does.
+            parameter.data.normal_(0, 0.3)
+    sites = resolve_sites(whole_request(model_type), model_type, 2)
+    read: dict[tuple, torch.Tensor] = {}
+    entered: dict[int, torch.Tensor] = {}
+
+    def keep(layer: int):
+        def enter(_module, arguments: tuple, named: dict) -> None:
+            entered[layer] = (arguments[0] if arguments else named["hidden_states"]).clone()
+
+        return enter
+
+    def look(site: Site, activations: torch.Tensor) -> None:
+        # Cloned at once, as some architectures add to a module's output in place later.
+        read[site.module, site.layer] = activations.clone()
+
+    for site in sites:
+        if site.module == "block":
+            model.get_submodule(site.path).register_forward_pre_hook(keep(site.layer), with_kwargs=True)
+    with torch.inference_mode(), watching(model, sites, look):
+        hidden = last_hidden(model, torch.arange(3, 13)[None])
+
+    def close(found: torch.Tensor, expected: torch.Tensor) -> None:
+        # float32 sums of a few terms of size 1 to 10 agree to about 1e-6.
+        torch.testing.assert_close(found.reshape(expected.shape), expected, rtol=1e-5, atol=1e-5)
+
+    close(read["unemb", None], hidden)
+    close(read["block", 0], entered[1])
+    if "emb" in PRESETS[model_type]:
+        close(read["emb", None], entered[0])
+    if "attn" in PRESETS[model_type]:
+        # RWKV's block 0 normalises what enters it before anything is added.
+        for layer in (1,) if model_type == "rwkv" else (0, 1):
+            added = [read[key, layer].reshape(entered[layer].shape) for key in ("attn", "mlp") if (key, layer) in read]
+            close(entered[layer] + sum(added), read["block", layer])
