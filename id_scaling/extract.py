@@ -142,7 +142,8 @@ def _extract_parts(
     extraction: Extraction, contexts: pl.DataFrame, identity: dict[str, Any], parts_folder: Path, execution: Execution
 ) -> dict[str, Any]:
     """Compute the parts that are missing; return the facts of the model as it ran."""
-    input_ids = torch.tensor(contexts["input_ids"].to_list())
+    flat = contexts["input_ids"].explode().to_numpy().astype(np.int64)
+    input_ids = torch.from_numpy(flat.reshape(len(contexts), -1))
     parts = plan_parts(len(input_ids))
     missing = [part for part in parts if not _part(parts_folder, part).is_dir()]
     facts_path = parts_folder / "facts.json"

@@ -275,14 +275,13 @@ def _shard_from_hub(dataset_name: str, subset: int) -> Path:
 
 def _hub_call(what: str, call: Callable[[], str]) -> str:
     """Return what a call to the hub gives, or say what keeps it from answering."""
-    import httpx
+    # The hub's client names the base error of whatever HTTP library it uses `HTTPError`.
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
-        HfHubHTTPError,
         HFValidationError,
+        HTTPError,
         LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -293,15 +292,22 @@ def _hub_call(what: str, call: Callable[[], str]) -> str:
         raise InputError(f"{what}: access is gated; accept its terms on the hub, then `hf auth login`") from error
     except RevisionNotFoundError as error:
         raise InputError(f"{what}: the repository has no such revision; look at its branches and tags") from error
+    except LocalEntryNotFoundError as error:
+        raise InputError(_unreachable(what, error)) from error
     except (RepositoryNotFoundError, EntryNotFoundError, HFValidationError) as error:
         raise InputError(
             f"{what}: not on the hub, and not a folder here; check the spelling, or `hf auth login` if it is private"
         ) from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, httpx.HTTPError, OSError) as error:
-        raise InputError(
-            f"{what}: not in the local cache, and the hub cannot be reached ({type(error).__name__}); run where "
-            "there is a network, or name a local folder"
-        ) from error
+    except (HTTPError, OSError) as error:
+        raise InputError(_unreachable(what, error)) from error
+
+
+def _unreachable(what: str, error: Exception) -> str:
+    """Return what to say when neither the cache nor the hub gives an answer."""
+    return (
+        f"{what}: not in the local cache, and the hub gave no answer ({type(error).__name__}); run where there is a "
+        "network, unset HF_HUB_OFFLINE, or name a local folder"
+    )
 
 
 def _commit(folder: Path) -> str | None:

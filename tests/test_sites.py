@@ -19,11 +19,8 @@ GPT = {"bos_token_id": 1, "eos_token_id": 2, "vocab_size": 32, "n_embd": 16, "n_
 
 # Sizes of a two-layer model of every architecture that has a preset.
 TINY: dict[str, dict[str, Any]] = {
-    **{
-        name: USUAL
-        for name in ("llama", "mistral", "qwen2", "olmo", "olmo2", "phi", "phi3", "starcoder2", "stablelm",
-                     "gpt_neox", "falcon")
-    },
+    **dict.fromkeys(("llama", "mistral", "qwen2", "olmo", "olmo2", "phi", "phi3", "starcoder2", "stablelm"), USUAL),
+    **dict.fromkeys(("gpt_neox", "falcon"), USUAL),
     **{name: {**USUAL, "head_dim": 8} for name in ("qwen3", "gemma", "gemma2", "gemma3_text")},
     "mixtral": {**USUAL, "num_local_experts": 2},
     "olmoe": {**USUAL, "num_experts": 2, "num_experts_per_tok": 1},

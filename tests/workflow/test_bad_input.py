@@ -89,6 +89,7 @@ def test_activations_that_are_not_finite_are_a_status_and_not_an_exception(tmp_p
     folder = save_tiny_llama(tmp_path / "model")
     model = LlamaForCausalLM.from_pretrained(folder)
     with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight.mul_(1e6)
         model.model.layers[1].mlp.down_proj.weight.fill_(3e38)
     model.save_pretrained(folder)
     config = study(folder, text_folder, cacheing_config__module_inblock_keys=["mlp"])

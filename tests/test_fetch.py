@@ -1,0 +1,452 @@
+"""From names to files: what is found, how it is identified, what is said of what is missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import WORDS
+
+from id_scaling.architecture import Architecture, check_request, modules_with_tensors, read_architecture
+from id_scaling.errors import ConfigError, IdScalingError, InputError
+from id_scaling.fetch import (
+    dataset_shard,
+    fetch_dataset,
+    fetch_model,
+    fetch_tokenizer,
+    known_module_names,
+    local_or_hub_folder,
+    model_folder,
+    module_names,
+    shard_position,
+)
+from id_scaling.files import read_json, sha256
+from id_scaling.sites import SiteRequest
+
+REQUEST = SiteRequest(None, ("block", "attn", "mlp"), ("emb", "unemb"), None)
+ABSENT = "no-such-owner/no-such-name"
+
+
+@pytest.fixture
+def model(tiny_llama: Path, tmp_path: Path) -> Path:
+    """A folder with a random two-layer Llama, to be changed."""
+    return shutil.copytree(tiny_llama, tmp_path / "model")
+
+
+@pytest.fixture
+def checkpoints(tiny_llama: Path, tmp_path: Path) -> Path:
+    """A folder of two checkpoint folders, and of one that is none."""
+    root = tmp_path / "checkpoints"
+    for name in ("step1000", "step2000"):
+        shutil.copytree(tiny_llama, root / name)
+    (root / "logs").mkdir()
+    return root
+
+
+def identity(model: Path, output: Path, request: SiteRequest = REQUEST, ctx_len: int = 64) -> dict[str, Any]:
+    """Return the identity that fetching a model writes."""
+    fetch_model(str(model), "main", request, ctx_len, output)
+    return read_json(output)
+
+
+def edit(path: Path, **changes: Any) -> None:
+    """Change keys of a JSON file."""
+    path.write_text(json.dumps({**read_json(path), **changes}))
+
+
+def touch(folder: Path) -> None:
+    """Make every file of a folder look changed just now, and in another order."""
+    for number, path in enumerate(sorted(folder.iterdir())):
+        os.utime(path, (2e9 - number, 2e9 - number))
+
+
+# ---- models by name --------------------------------------------------------------------------------------------
+
+
+def test_path_is_a_model_folder_and_a_bare_name_one_of_the_hub(
+    checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert model_folder(str(checkpoints), "step1000") == checkpoints / "step1000"
+    assert model_folder(str(checkpoints / "step2000"), "main") == checkpoints / "step2000"
+    assert model_folder(ABSENT, "main") is None
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("./checkpoints", "checkpoints", "~/checkpoints"):
+        assert model_folder(name, "step1000").resolve() == (checkpoints / "step1000").resolve()
+
+
+@pytest.mark.parametrize(
+    ("name", "checkpoint", "words"),
+    [
+        ("{}/nothing", "main", ["nothing is not a folder", "'owner/model'"]),
+        ("{}/checkpoints", "step100", ["checkpoints/step100", "did you mean 'step1000'"]),
+        ("{}/checkpoints", "logs", ["no config.json", "step1000"]),
+        ("{}/checkpoints", "main", ["holds checkpoints, not a model", "step1000, step2000"]),
+        ("{}/checkpoints/logs", "main", ["no config.json", "no checkpoint folders"]),
+        ("smollm2-135m-instruct", "step1", ["'main' alone", "'step1'"]),
+        # A name that only looks like a path, and one too long to be one.
+        ("~no-such-user/model", "main", ["~no-such-user/model"]),
+    ],
+)
+def test_missing_model_or_checkpoint_is_said(
+    name: str, checkpoint: str, words: list[str], checkpoints: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError) as caught:
+        model_folder(name.format(tmp_path), checkpoint)
+    assert [word for word in words if word not in str(caught.value)] == []
+
+
+def test_name_too_long_for_a_path_is_no_path() -> None:
+    name = "owner/" + "x" * 290  # file systems end at 255 bytes a name
+    assert model_folder(name, "main") is None
+    assert dataset_shard(name, 0) is None
+
+
+@pytest.mark.parametrize(
+    "fetch",
+    [
+        pytest.param(lambda output: fetch_model(ABSENT, "main", REQUEST, 64, output), id="model"),
+        pytest.param(lambda output: fetch_tokenizer(ABSENT, output), id="tokenizer"),
+        pytest.param(lambda output: fetch_dataset(ABSENT, 0, output), id="dataset"),
+    ],
+)
+def test_hub_out_of_reach_is_said_with_what_to_do(fetch: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        fetch(tmp_path / "identity.json")
+    message = str(caught.value)
+    assert [word for word in (ABSENT, "cannot be reached", "local folder") if word not in message] == []
+    assert not (tmp_path / "identity.json").exists()
+
+
+@pytest.mark.parametrize("name", ["a/b/c", "two words"])
+def test_name_that_no_repository_can_have_is_said(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        fetch_tokenizer(name, tmp_path / "identity.json")
+    assert name in str(caught.value)
+    assert "check the spelling" in str(caught.value)
+
+
+# ---- identity of a model ---------------------------------------------------------------------------------------
+
+
+def test_identity_says_what_was_fetched(model: Path, tmp_path: Path) -> None:
+    found = identity(model, tmp_path / "identity.json")
+    assert found["path"] == str(model.resolve())
+    assert (found["model_name"], found["checkpoint"], found["commit"]) == (str(model), "main", None)
+    assert found["architecture"] == {
+        "model_type": "llama", "n_layers": 2, "width": 32, "vocab_size": len(WORDS) + 1, "max_positions": 128,
+    }
+    assert found["weights"] == {"model.safetensors": sha256(model / "model.safetensors")}
+    assert set(found["modules"]) == module_names(model)
+
+
+def test_folder_named_by_a_commit_has_that_commit(model: Path, tmp_path: Path) -> None:
+    snapshot = model.rename(tmp_path / ("0123456789" * 4))
+    assert identity(snapshot, tmp_path / "identity.json")["commit"] == "0123456789" * 4
+
+
+def test_identity_is_the_same_after_touch_and_copy(model: Path, tmp_path: Path) -> None:
+    before = identity(model, tmp_path / "before.json")
+    touch(model)
+    assert identity(model, tmp_path / "after.json") == before
+    copied = identity(shutil.copytree(model, tmp_path / "copy"), tmp_path / "copied.json")
+    assert (copied["weights_sha256"], copied["tokenizer_sha256"]) == (
+        before["weights_sha256"], before["tokenizer_sha256"],
+    )
+
+
+def test_weights_hash_changes_with_one_number_of_one_tensor(model: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    before = identity(model, tmp_path / "before.json")
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.norm.weight"][3] += 1
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    after = identity(model, tmp_path / "after.json")
+    assert after["weights_sha256"] != before["weights_sha256"]
+    assert after["tokenizer_sha256"] == before["tokenizer_sha256"]
+
+
+def test_tokenizer_hash_changes_with_the_tokenizer_alone(model: Path, tmp_path: Path) -> None:
+    before = identity(model, tmp_path / "before.json")
+    edit(model / "tokenizer.json", added_tokens=[])
+    after = identity(model, tmp_path / "after.json")
+    assert after["tokenizer_sha256"] != before["tokenizer_sha256"]
+    assert after["weights_sha256"] == before["weights_sha256"]
+
+
+def test_identity_changes_with_the_configuration_that_the_weights_are_run_by(model: Path, tmp_path: Path) -> None:
+    before = identity(model, tmp_path / "before.json")
+    edit(model / "config.json", rms_norm_eps=0.5, hidden_act="gelu")
+    assert identity(model, tmp_path / "after.json") != before
+
+
+def test_pickled_weights_are_refused(model: Path, tmp_path: Path) -> None:
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    with pytest.raises(InputError, match=r"no \*\.safetensors file; pickled weights .* save_pretrained"):
+        identity(model, tmp_path / "identity.json")
+    assert not (tmp_path / "identity.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("request_", "ctx_len", "message"),
+    [
+        (SiteRequest((0, 2), ("block",), (), None), 64, r"found layer 2, but the model has 2 layers"),
+        (SiteRequest(None, ("bloc",), (), None), 64, r"key 'bloc' of a llama model; did you mean 'block'"),
+        (
+            SiteRequest(None, ("attn",), (), {"attn": "model.layers.{layer}.self_atn"}), 64,
+            r"no module 'model\.layers\.0\.self_atn'; did you mean 'model\.layers\.\{layer\}\.self_attn'",
+        ),
+        (REQUEST, 129, r"ctx_len: found 129, but the model has 128 positions; use a ctx_len of at most 128"),
+    ],
+    ids=["layer", "key", "path", "positions"],
+)
+def test_model_that_does_not_suit_the_study_is_refused(
+    request_: SiteRequest, ctx_len: int, message: str, model: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        identity(model, tmp_path / "identity.json", request_, ctx_len)
+    assert not (tmp_path / "identity.json").exists()
+
+
+def test_context_of_all_positions_is_taken(model: Path, tmp_path: Path) -> None:
+    assert identity(model, tmp_path / "identity.json", ctx_len=128)["architecture"]["max_positions"] == 128
+
+
+def test_architecture_that_transformers_does_not_know_is_said(model: Path, tmp_path: Path) -> None:
+    edit(model / "config.json", model_type="llamma")
+    with pytest.raises(IdScalingError, match="llamma"):
+        identity(model, tmp_path / "identity.json")
+
+
+# ---- modules and architecture ----------------------------------------------------------------------------------
+
+
+def test_module_names_are_those_of_the_loaded_model(tiny_llama: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    loaded = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    names = {name for name, _ in loaded.named_modules() if name}
+    assert module_names(tiny_llama) == names
+    quick = modules_with_tensors(tiny_llama)
+    assert {"model", "model.layers.1", "model.layers.1.self_attn.q_proj", "lm_head"} <= quick <= names
+
+
+def test_modules_without_tensors_are_known_too(tiny_llama: Path) -> None:
+    without = "model.layers.0.mlp.act_fn"
+    assert without not in modules_with_tensors(tiny_llama)
+    assert without in known_module_names(tiny_llama, [without])
+    # What has tensors is told without building the model.
+    assert known_module_names(tiny_llama, ["model.norm"]) == modules_with_tensors(tiny_llama)
+
+
+CONFIGS = [
+    ("llama", {"num_hidden_layers": 3, "hidden_size": 64, "vocab_size": 99, "max_position_embeddings": 77}, 77),
+    ("gpt2", {"n_layer": 3, "n_embd": 64, "vocab_size": 99, "n_positions": 77}, 77),
+    ("gptj", {"n_layer": 3, "n_embd": 64, "vocab_size": 99, "n_positions": 77}, 77),
+    ("gpt_neox", {"num_hidden_layers": 3, "hidden_size": 64, "vocab_size": 99, "max_position_embeddings": 77}, 77),
+    (
+        "gpt_neo",
+        {
+            "num_layers": 3, "hidden_size": 64, "vocab_size": 99, "max_position_embeddings": 77,
+            "attention_types": [[["global", "local", "global"], 1]],
+        },
+        77,
+    ),
+    ("bloom", {"n_layer": 3, "hidden_size": 64, "vocab_size": 99}, None),
+    ("mamba", {"num_hidden_layers": 3, "hidden_size": 64, "vocab_size": 99}, None),
+    ("rwkv", {"num_hidden_layers": 3, "hidden_size": 64, "vocab_size": 99, "context_length": 77}, 77),
+]
+
+
+@pytest.mark.parametrize(("model_type", "options", "positions"), CONFIGS, ids=[row[0] for row in CONFIGS])
+def test_architecture_is_read_as_transformers_saves_it(
+    model_type: str, options: dict, positions: int | None, tmp_path: Path
+) -> None:
+    from transformers import AutoConfig
+
+    AutoConfig.for_model(model_type, **options).save_pretrained(tmp_path)
+    assert read_architecture(tmp_path) == Architecture(model_type, 3, 64, 99, positions)
+
+
+def test_architecture_of_a_model_with_more_than_text_is_that_of_its_text(tmp_path: Path) -> None:
+    text = {"model_type": "gemma3_text", "num_hidden_layers": 3, "hidden_size": 64, "vocab_size": 99}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": text}))
+    assert read_architecture(tmp_path) == Architecture("gemma3_text", 3, 64, 99, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, ["no config.json", "model folder"]),
+        ('{"model_type": "llama", "hidden_size": 4, "vocab_size": 9}', ["num_hidden_layers, n_layer", "causal"]),
+        ('{"num_hidden_layers": 2, "hidden_size": 4, "vocab_size": 9}', ["model_type"]),
+        ('{"model_type": "llama", "hidden', ["config.json"]),
+        ("[]", ["config.json"]),
+    ],
+    ids=["no file", "no layers", "no type", "cut short", "no mapping"],
+)
+def test_folder_without_a_usable_config_is_said(text: str | None, words: list[str], tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(InputError) as caught:
+        read_architecture(tmp_path)
+    assert [word for word in [*words, str(tmp_path)] if word not in str(caught.value)] == []
+
+
+def test_model_without_a_bound_takes_any_context() -> None:
+    request = SiteRequest(None, ("block",), (), None)
+    check_request(request, 10**6, Architecture("mamba", 3, 48, 99, None), None)
+    with pytest.raises(ConfigError, match="78"):
+        check_request(request, 78, Architecture("llama", 3, 48, 99, 77), None)
+
+
+def test_weights_cut_short_are_said(model: Path) -> None:
+    raw = (model / "model.safetensors").read_bytes()
+    for length in (0, 5, 200):
+        (model / "model.safetensors").write_bytes(raw[:length])
+        with pytest.raises(InputError, match=r"model\.safetensors"):
+            known_module_names(model, ["model.norm"])
+
+
+# ---- tokenizers ------------------------------------------------------------------------------------------------
+
+
+def test_tokenizer_is_the_models_own_or_that_of_its_first_checkpoint(checkpoints: Path, tmp_path: Path) -> None:
+    output = tmp_path / "tokenizer.json"
+    fetch_tokenizer(str(checkpoints), output)
+    assert read_json(output)["path"] == str((checkpoints / "step1000").resolve())
+    shutil.copy(checkpoints / "step2000" / "tokenizer.json", checkpoints)
+    fetch_tokenizer(str(checkpoints), output)
+    assert read_json(output)["path"] == str(checkpoints.resolve())
+
+
+def test_folder_without_a_tokenizer_is_said(checkpoints: Path, tmp_path: Path) -> None:
+    for path in checkpoints.glob("*/tokenizer.json"):
+        path.unlink()
+    with pytest.raises(InputError, match=r"no tokenizer, expected one of tokenizer\.json, tokenizer\.model"):
+        fetch_tokenizer(str(checkpoints), tmp_path / "identity.json")
+
+
+def test_tokenizer_of_a_checkpoint_that_has_its_own_is_the_models_when_equal(
+    checkpoints: Path, tmp_path: Path
+) -> None:
+    fetch_tokenizer(str(checkpoints), tmp_path / "tokenizer.json")
+    fetch_model(str(checkpoints), "step2000", REQUEST, 64, tmp_path / "model.json")
+    assert read_json(tmp_path / "model.json")["tokenizer_sha256"] == read_json(tmp_path / "tokenizer.json")["sha256"]
+
+
+def test_checkpoint_without_a_tokenizer_has_that_of_its_model(checkpoints: Path, tmp_path: Path) -> None:
+    # Training scripts often save the tokenizer once, beside the checkpoint folders.
+    shutil.copy(checkpoints / "step1000" / "tokenizer.json", checkpoints)
+    for path in checkpoints.glob("*/tokenizer*"):
+        path.unlink()
+    fetch_tokenizer(str(checkpoints), tmp_path / "tokenizer.json")
+    fetch_model(str(checkpoints), "step2000", REQUEST, 64, tmp_path / "model.json")
+    assert read_json(tmp_path / "model.json")["tokenizer_sha256"] == read_json(tmp_path / "tokenizer.json")["sha256"]
+
+
+# ---- datasets --------------------------------------------------------------------------------------------------
+
+
+def folder_of(folder: Path, *names: str) -> str:
+    """Make a folder of empty files; return its name."""
+    folder.mkdir()
+    for name in names:
+        (folder / name).touch()
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("names", "subset", "expected"),
+    [
+        (("00.jsonl", "01.jsonl", "02.jsonl"), 1, "01.jsonl"),
+        (("00.jsonl", "02.jsonl"), 2, "02.jsonl"),
+        (("9.parquet", "10.parquet"), 10, "10.parquet"),
+        (("0000.jsonl.zst", "0007.jsonl.zst"), 7, "0007.jsonl.zst"),
+        (("train-b.parquet", "train-a.parquet", "train-c.parquet"), 1, "train-b.parquet"),
+        (("part-2.jsonl.gz", "part-10.jsonl.gz"), 0, "part-10.jsonl.gz"),
+        (("00.jsonl", "README.md", "LICENSE"), 0, "00.jsonl"),
+        # A page beside numbered shards is no reason to count them in another way.
+        (("00.jsonl", "02.jsonl", "README.txt"), 2, "02.jsonl"),
+    ],
+)
+def test_shard_is_found_by_its_number_or_else_by_order(
+    names: tuple, subset: int, expected: str, tmp_path: Path
+) -> None:
+    folder = folder_of(tmp_path / "shards", *names)
+    assert dataset_shard(folder, subset) == [tmp_path / "shards" / expected]
+
+
+def test_folder_of_text_files_is_one_shard(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "texts", "b.txt", "a.txt", "notes.md")
+    assert [path.name for path in dataset_shard(folder, 0)] == ["a.txt", "b.txt"]
+    with pytest.raises(InputError, match=r"no shard 1; it has 1: all \.txt files"):
+        dataset_shard(folder, 1)
+
+
+@pytest.mark.parametrize("name", ["words.jsonl", "2024.parquet"])
+def test_file_is_a_dataset_of_one_shard(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).touch()
+    assert dataset_shard(str(tmp_path / name), 0) == [tmp_path / name]
+
+
+@pytest.mark.parametrize(
+    ("names", "subset", "words"),
+    [
+        (("00.jsonl", "02.jsonl"), 1, ["dataset_subset", "no shard 1", "it has 2: 00.jsonl, 02.jsonl"]),
+        (("a.jsonl", "b.jsonl"), 2, ["no shard 2", "it has 2: a.jsonl, b.jsonl"]),
+        (("data.csv",), 0, ["holds no shard", ".parquet, .jsonl, .jsonl.gz, .jsonl.zst, .txt"]),
+        # Two shards of one number: which of them is meant, nobody knows.
+        (("0.jsonl", "00.parquet"), 0, ["0.jsonl", "00.parquet"]),
+    ],
+)
+def test_missing_shard_is_said(names: tuple, subset: int, words: list[str], tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "shards", *names)
+    with pytest.raises(InputError) as caught:
+        dataset_shard(folder, subset)
+    assert [word for word in [*words, folder] if word not in str(caught.value)] == []
+
+
+def test_missing_dataset_is_said(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nothing does not exist; expected a file, a folder of shards or a hub name"):
+        dataset_shard(str(tmp_path / "nothing"), 0)
+    with pytest.raises(InputError, match=r"sotu has no shard 3; it has 3: 0000\.parquet"):
+        dataset_shard("sotu", 3)
+
+
+def test_file_of_another_format_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "data.csv").write_text("text\nthe of\n")
+    with pytest.raises(InputError, match=r"data\.csv.*\.parquet, \.jsonl"):
+        dataset_shard(str(tmp_path / "data.csv"), 0)
+
+
+def test_only_some_of_many_shards_are_shown() -> None:
+    with pytest.raises(InputError, match=r"it has 30: 000\.txt, .*, 009\.txt, …$"):
+        shard_position("words", [f"{number:03d}.txt" for number in range(30)], 30)
+
+
+def test_dataset_identity_changes_with_content_alone(text_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(text_folder, tmp_path / "words")
+    outputs = [tmp_path / f"{number}.json" for number in range(3)]
+    fetch_dataset(str(folder), 1, outputs[0])
+    touch(folder)
+    fetch_dataset(str(folder), 1, outputs[1])
+    (folder / "00.jsonl").write_text("{}")
+    with (folder / "01.jsonl").open("a") as shard:
+        shard.write(" ")
+    fetch_dataset(str(folder), 1, outputs[2])
+    first, touched, changed = map(read_json, outputs)
+    assert first["paths"] == [str((folder / "01.jsonl").resolve())]
+    assert (first["dataset_name"], first["subset"]) == (str(folder), 1)
+    assert touched == first
+    assert changed["files"] == {"01.jsonl": sha256(folder / "01.jsonl")}
+    assert changed["sha256"] != first["sha256"]
+
+
+def test_checkpoint_on_disk_is_not_sought_on_the_hub(checkpoints: Path) -> None:
+    assert local_or_hub_folder(str(checkpoints), "step1000") == checkpoints / "step1000"

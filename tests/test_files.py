@@ -1,0 +1,271 @@
+"""Files that are whole or absent, whatever happens while they are written; and content hashes."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from id_scaling.files import (
+    canonical_json,
+    digest,
+    read_json,
+    sha256,
+    sole_writer,
+    sweep,
+    write_json,
+    writing,
+    writing_folder,
+)
+
+
+def names(folder: Path) -> list[str]:
+    """Return what stands in a folder."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+def content(path: Path) -> Any:
+    """Return a file's text, a folder's texts by name, or None where nothing is."""
+    if path.is_dir():
+        return {file.name: file.read_text() for file in path.iterdir()}
+    return path.read_text() if path.is_file() else None
+
+
+def fill(aside: Path, is_folder: bool, texts: list[str]) -> None:
+    """Write a file of the last text, or a folder of them all."""
+    if is_folder:
+        for number, text in enumerate(texts):
+            (aside / f"{number}").write_text(text)
+    else:
+        aside.write_text(texts[-1])
+
+
+KINDS = pytest.mark.parametrize("is_folder", [False, True], ids=["file", "folder"])
+OLD = pytest.mark.parametrize("has_old", [False, True], ids=["nothing there", "an older one there"])
+
+
+def prepared(path: Path, is_folder: bool, has_old: bool) -> Any:
+    """Put an older file or folder there, if it is wanted; return what is there."""
+    if has_old and is_folder:
+        path.mkdir()
+        (path / "old").write_text("old")
+    elif has_old:
+        path.write_text("old")
+    return content(path)
+
+
+@KINDS
+@OLD
+def test_what_was_written_is_there_when_the_block_ends(is_folder: bool, has_old: bool, tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "place"
+    path.parent.mkdir()
+    prepared(path, is_folder, has_old)
+    with (writing_folder if is_folder else writing)(path) as aside:
+        fill(aside, is_folder, ["a", "b"])
+    assert content(path) == ({"0": "a", "1": "b"} if is_folder else "b")
+    assert names(path.parent) == ["place"]
+
+
+@KINDS
+@OLD
+def test_what_was_there_stays_until_the_block_ends(is_folder: bool, has_old: bool, tmp_path: Path) -> None:
+    path = tmp_path / "place"
+    before = prepared(path, is_folder, has_old)
+    with (writing_folder if is_folder else writing)(path) as aside:
+        fill(aside, is_folder, ["half"])
+        assert content(path) == before
+    assert content(path) != before
+
+
+@KINDS
+@OLD
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_error_in_the_block_leaves_what_was_there_and_nothing_else(
+    error: type[BaseException], is_folder: bool, has_old: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "place"
+    before = prepared(path, is_folder, has_old)
+
+    def fail() -> None:
+        with (writing_folder if is_folder else writing)(path) as aside:
+            fill(aside, is_folder, ["half"])
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert content(path) == before
+    assert names(tmp_path) == (["place"] if has_old else [])
+
+
+@KINDS
+def test_folders_on_the_way_are_made(is_folder: bool, tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "place"
+    with (writing_folder if is_folder else writing)(path) as aside:
+        fill(aside, is_folder, ["a"])
+    assert content(path) == ({"0": "a"} if is_folder else "a")
+
+
+def test_block_that_writes_nothing_is_an_error_and_keeps_the_old(tmp_path: Path) -> None:
+    (tmp_path / "place").write_text("old")
+    with pytest.raises(FileNotFoundError), writing(tmp_path / "place"):
+        pass
+    assert content(tmp_path / "place") == "old"
+
+
+# ---- killed writers --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def python() -> Iterator[Any]:
+    """Start Python code in processes of their own; none outlives the test."""
+    started = []
+
+    def start(code: str, *arguments: Any) -> subprocess.Popen:
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        started.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from id_scaling.files import writing, writing_folder
+path, kind = Path(sys.argv[1]), sys.argv[2]
+with (writing_folder if kind == "folder" else writing)(path) as aside:
+    (aside / "0" if kind == "folder" else aside).write_text("half")
+    print("written", flush=True)
+    sys.stdin.read()
+"""
+
+
+@KINDS
+@OLD
+def test_writer_killed_in_the_block_leaves_what_was_there(
+    is_folder: bool, has_old: bool, tmp_path: Path, python: Any
+) -> None:
+    path = tmp_path / "place"
+    before = prepared(path, is_folder, has_old)
+    writer = python(WRITER, path, "folder" if is_folder else "file")
+    assert writer.stdout.readline() == "written\n"
+    os.kill(writer.pid, signal.SIGKILL)
+    writer.wait()
+    assert content(path) == before
+    leftovers = [name for name in names(tmp_path) if ".tmp-" in name]
+    assert len(leftovers) == 1
+    sweep(tmp_path)
+    assert names(tmp_path) == (["place"] if has_old else [])
+    assert content(path) == before
+
+
+def test_sweep_removes_nothing_but_leftovers(tmp_path: Path) -> None:
+    kept = ["file", ".hidden", "x.tmp-1", ".lock"]
+    for name in [*kept, ".file.tmp-12"]:
+        (tmp_path / name).write_text("x")
+    (tmp_path / ".folder.tmp-3").mkdir()
+    (tmp_path / ".folder.tmp-3" / "x").write_text("x")
+    sweep(tmp_path)
+    assert names(tmp_path) == sorted(kept)
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from id_scaling.files import sole_writer
+folder, name = Path(sys.argv[1]), sys.argv[2]
+print("wants", flush=True)
+with sole_writer(folder):
+    with (folder / "order").open("a") as order:
+        order.write(name + "\\n")
+    print("has", flush=True)
+    sys.stdin.readline()
+    with (folder / "order").open("a") as order:
+        order.write(name + " ends\\n")
+"""
+
+
+@pytest.mark.parametrize("is_killed", [False, True], ids=["ends", "is killed"])
+def test_second_writer_waits_until_the_first(is_killed: bool, tmp_path: Path, python: Any) -> None:
+    folder = tmp_path / "run"
+    first = python(HOLDER, folder, "first")
+    assert [first.stdout.readline() for _ in range(2)] == ["wants\n", "has\n"]
+    second = python(HOLDER, folder, "second")
+    assert second.stdout.readline() == "wants\n"
+    # Long enough for a second writer that does not wait to write its name, which it does at once.
+    time.sleep(0.3)
+    assert (folder / "order").read_text() == "first\n"
+    if is_killed:
+        os.kill(first.pid, signal.SIGKILL)
+        first.wait()
+    else:
+        first.communicate("\n")
+    assert second.stdout.readline() == "has\n"
+    second.communicate("\n")
+    ends = [] if is_killed else ["first ends"]
+    assert (folder / "order").read_text().split("\n")[:-1] == ["first", *ends, "second", "second ends"]
+
+
+def test_lock_is_free_again_after_an_error(tmp_path: Path, python: Any) -> None:
+    with pytest.raises(ValueError, match="inside"), sole_writer(tmp_path / "run"):
+        raise ValueError("inside")
+    after = python(HOLDER, tmp_path / "run", "after")
+    assert [after.stdout.readline() for _ in range(2)] == ["wants\n", "has\n"]
+
+
+# ---- JSON and hashes -------------------------------------------------------------------------------------------
+
+
+def test_canonical_json_is_one_text_for_one_value() -> None:
+    assert canonical_json({"b": [1, 2.5, None, True], "a": {"d": "é", "c": "x"}}) == (
+        '{"a":{"c":"x","d":"\\u00e9"},"b":[1,2.5,null,true]}'
+    )
+    assert canonical_json({"a": 1, "b": 2}) == canonical_json({"b": 2, "a": 1})
+    assert canonical_json([1, 2]) != canonical_json([2, 1])
+    assert canonical_json(1) != canonical_json("1")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, [-math.inf]], ids=str)
+def test_canonical_json_refuses_what_is_no_json(value: Any) -> None:
+    with pytest.raises(ValueError, match="JSON compliant"):
+        canonical_json(value)
+
+
+def test_digest_is_twelve_digits_of_the_canonical_text() -> None:
+    # The start of what `sha256sum` says of the four bytes `"ab"`.
+    assert digest("ab") == "782beb2948d6"
+    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+    assert digest({"a": 1}) != digest({"a": 2})
+
+
+def test_sha256_is_that_of_the_bytes(tmp_path: Path) -> None:
+    (tmp_path / "abc").write_bytes(b"abc")
+    # FIPS 180-2, example B.1.
+    assert sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_json_is_read_as_it_was_written(tmp_path: Path) -> None:
+    value = {"b": [1, 2.5, None], "a": "é\n"}
+    write_json(tmp_path / "value.json", value)
+    assert read_json(tmp_path / "value.json") == value
+    assert json.loads((tmp_path / "value.json").read_text()) == value
+
+
+def test_value_that_is_no_json_leaves_the_older_file(tmp_path: Path) -> None:
+    write_json(tmp_path / "value.json", 1)
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "value.json", {"a": object()})
+    assert read_json(tmp_path / "value.json") == 1
+    assert names(tmp_path) == ["value.json"]
