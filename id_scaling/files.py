@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from id_scaling.logs import LOG
+
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
@@ -79,7 +81,11 @@ def sole_writer(folder: Path) -> Iterator[None]:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            LOG.info("waiting for another process that writes %s", folder)
+            fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
 

@@ -1,0 +1,285 @@
+"""The command line: quick, plain in its errors, and a stage from one verb to the next."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import yaml
+from conftest import ROOT, study
+
+from id_scaling.cli import VERBS, main
+from id_scaling.logs import LOG
+from id_scaling.study import Study
+from id_scaling.summarize import COLUMNS
+
+HEAVY = {"torch", "polars", "numpy", "pandas", "snakemake", "transformers", "h5py", "pyarrow", "pydantic", "yaml"}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def log() -> Iterator[None]:
+    """Leave the package's log as it was: a verb that runs in this process gives it a handler."""
+    before = LOG.handlers[:], LOG.level, LOG.propagate
+    yield
+    LOG.handlers[:], LOG.level, LOG.propagate = before
+
+
+def python(*arguments: Any, folder: Path = ROOT) -> subprocess.CompletedProcess:
+    """Run Python in a process of its own."""
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+
+
+def imported(*arguments: Any) -> set[str]:
+    """Return the top-level modules that a Python process imports."""
+    done = python("-X", "importtime", *arguments)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+    return {line.rsplit("|", 1)[1].strip().split(".")[0] for line in lines}
+
+
+# ---- help ------------------------------------------------------------------------------------------------------
+
+
+def test_help_imports_nothing_heavy() -> None:
+    assert imported("-m", "id_scaling", "--help") & HEAVY == set()
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_verb_imports_nothing_heavy(verb: str) -> None:
+    assert imported("-m", "id_scaling", verb, "--help") & HEAVY == set()
+
+
+def test_list_of_imports_shows_what_is_heavy() -> None:
+    assert {"numpy", "polars"} <= imported("-c", "import numpy, polars") & HEAVY
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    assert imported("-c", "import id_scaling; id_scaling.__all__") & HEAVY == set()
+
+
+def test_help_says_what_each_verb_does(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    # argparse breaks lines where they fit.
+    text = " ".join(capsys.readouterr().out.split())
+    assert [verb for verb, (run, _) in VERBS.items() if f"{verb} {run.__doc__}" not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "VERB"),
+        (["frobnicate"], "invalid choice: 'frobnicate'"),
+        (["estimate"], "--settings"),
+        (["plot", "--summary", "a", "--output", "b", "--settings", "{}"], "unrecognized arguments"),
+        (["fetch-tokenizer", "--settings", "{", "--output", "a"], "--settings"),
+    ],
+    ids=["no verb", "unknown verb", "missing option", "option of another verb", "settings that are no JSON"],
+)
+def test_wrong_command_line_is_exit_status_2(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+# ---- validate and describe -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def config(tmp_path: Path, tiny_llama: Path, text_folder: Path) -> Path:
+    """The file of a small study."""
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(study(tiny_llama, text_folder)))
+    return path
+
+
+def test_valid_configuration_is_said_to_be_valid(config: Path) -> None:
+    done = python("-m", "id_scaling", "validate", config)
+    assert (done.returncode, done.stderr) == (0, "")
+    # Two modules outside the blocks and three inside, three estimators, one run.
+    assert done.stdout == f"{config}: valid; 1 run(s), 15 table(s) of estimates\n"
+
+
+def assert_refused(done: subprocess.CompletedProcess, *words: str) -> None:
+    """Assert that a command ended with one message of the package on standard error."""
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+    assert [word for word in words if word not in done.stderr] == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"ctx_len": "64"}, ["ctx_len: found '64' (text)"]),
+        ({"ctx_len": 256}, ["ctx_len: found 256, but the model has 128 positions"]),
+        ({"cacheing_config__layer_idx_list": [0, 5]}, ["found layer 5, but the model has 2 layers"]),
+        ({"cacheing_config__module_inblock_keys": ["atn"]}, ["'atn'", "did you mean 'attn'"]),
+        (
+            {"model_config__module_name_mapping": {"block": "model.layers.{layer}.mpl"},
+             "cacheing_config__module_inblock_keys": ["block"], "cacheing_config__module_outblock_keys": []},
+            ["no module 'model.layers.0.mpl'", "'model.layers.{layer}.mlp'"],
+        ),
+        ({"model_config__model_checkpoint": "step1"}, ["step1", "no config.json"]),
+        ({"dataset_config__dataset_subset": [2]}, ["no shard 2", "00.jsonl, 01.jsonl"]),
+    ],
+    ids=["type", "positions", "layer", "key", "path", "checkpoint", "shard"],
+)
+def test_configuration_that_cannot_run_is_refused_before_any_job(
+    changes: dict, words: list[str], tmp_path: Path, tiny_llama: Path, text_folder: Path,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(study(tiny_llama, text_folder, **changes)))
+    assert main(["validate", str(path)]) == 1
+    found = capsys.readouterr()
+    assert found.out == ""
+    assert found.err.startswith("error: ")
+    assert [word for word in words if word not in found.err] == []
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        (None, "No such file"),
+        (b"a: [", "YAML"),
+        (b"- a\n- b\n", "mapping"),
+        (b"", "mapping"),
+        (b"session_name: caf\xe9\n", "YAML"),
+    ],
+    ids=["missing", "not YAML", "a list", "empty", "not UTF-8"],
+)
+def test_file_that_is_no_configuration_is_refused(content: bytes | None, word: str, tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    assert_refused(python("-m", "id_scaling", "validate", path), str(path), word)
+
+
+def test_describe_says_what_a_model_has(tiny_llama: Path) -> None:
+    done = python("-m", "id_scaling", "describe", tiny_llama)
+    assert done.returncode == 0, done.stderr
+    lines = [line.strip() for line in done.stdout.splitlines()]
+    for line in (
+        "model_type: llama", "n_layers: 2", "width: 32", "max_positions: 128", "block: model.layers.{layer}",
+        "attn: model.layers.{layer}.self_attn", "unemb: model.norm",
+    ):
+        assert line in lines
+
+
+def test_describe_says_that_no_mapping_is_known(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    config = {"model_type": "other", "n_layer": 3, "n_embd": 8, "vocab_size": 9}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert main(["describe", str(tmp_path)]) == 0
+    assert "none is known; give the paths yourself" in capsys.readouterr().out
+
+
+def test_describe_of_a_missing_model_is_one_message(tmp_path: Path) -> None:
+    done = python("-m", "id_scaling", "describe", tmp_path / "nothing")
+    assert_refused(done, "nothing is not a folder")
+
+
+# ---- from one verb to the next ---------------------------------------------------------------------------------
+
+
+class Session:
+    """A small study, run verb by verb as the workflow does up to the extraction."""
+
+    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
+        self.folder, self.study = folder, Study(config)
+        self.run = self.study.runs[0]
+        model, dataset = self.run.model, self.run.dataset
+        names = ("model", "tokenizer", "shard", "contexts", "manifest")
+        self.paths = {name: str(folder / name / f"{name}.json") for name in names}
+        for verb, settings, output in (
+            ("fetch-model", self.study.fetch_model_settings(model, "main"), "model"),
+            ("fetch-tokenizer", self.study.fetch_tokenizer_settings(self.study.tokenizer_of(model)), "tokenizer"),
+            ("fetch-dataset", self.study.fetch_dataset_settings(dataset, "0"), "shard"),
+            ("chunk", self.study.chunk_settings(dataset, "0", self.study.tokenizer_of(model), "none"), "contexts"),
+            ("extract", self.study.extract_settings(self.run), "manifest"),
+        ):
+            self.do(verb, settings, output)
+
+    def do(self, verb: str, settings: str, output: str) -> None:
+        """Run one verb in this process."""
+        inputs = {
+            "chunk": ["shard", "tokenizer"],
+            "extract": ["contexts", "model"],
+        }.get(verb, [])
+        options = [part for name in inputs for part in (f"--{name}", self.paths[name])]
+        if verb == "extract":
+            options += ["--execution", self.study.extract_execution(self.run.model), "--threads", "1"]
+        assert main([verb, "--settings", settings, *options, "--output", self.paths[output]]) == 0
+
+    def estimate(self, module: str, estimator: str, output: Path) -> list[str]:
+        """Return the arguments of one estimate."""
+        settings = self.study.estimate_settings(self.run, module, estimator)
+        return ["estimate", "--settings", settings, "--manifest", self.paths["manifest"], "--output", str(output)]
+
+
+@pytest.fixture(scope="module")
+def extracted(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, text_folder: Path) -> Session:
+    """A study extracted by the verbs of the command line; not to be changed."""
+    return Session(tmp_path_factory.mktemp("session"), study(tiny_llama, text_folder))
+
+
+def test_verbs_hand_over_from_names_to_a_manifest(extracted: Session) -> None:
+    contexts = pl.read_parquet(extracted.paths["contexts"])
+    manifest = json.loads(Path(extracted.paths["manifest"]).read_text())
+    assert manifest["n_contexts"] == len(contexts) > 0
+    assert {len(ids) for ids in contexts["input_ids"]} == {64}
+    folder = Path(extracted.paths["manifest"]).parent
+    assert sorted(path.name for path in folder.glob("*.h5")) == sorted(manifest["files"])
+
+
+def test_estimates_import_neither_torch_nor_pandas_nor_snakemake(extracted: Session, tmp_path: Path) -> None:
+    output = tmp_path / "mle.parquet"
+    code = "import sys; from id_scaling.cli import main; code = main(sys.argv[1:]); print(*sys.modules); sys.exit(code)"
+    done = python("-c", code, *extracted.estimate("block", "mle", output))
+    assert done.returncode == 0, done.stderr
+    names = {name.split(".")[0] for name in done.stdout.split()}
+    assert names & {"torch", "transformers", "pandas", "snakemake", "pydantic"} == set()
+    # What the list would show of them, it shows of what is imported.
+    assert {"numpy", "polars", "h5py"} <= names
+    assert set(pl.read_parquet(output)["status"]) == {"ok"}
+
+
+def test_extraction_that_is_gone_is_one_message(extracted: Session, tmp_path: Path) -> None:
+    manifest = json.loads(Path(extracted.paths["manifest"]).read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    arguments = extracted.estimate("block", "mle", tmp_path / "mle.parquet")
+    arguments[arguments.index("--manifest") + 1] = str(tmp_path / "manifest.json")
+    assert_refused(python("-m", "id_scaling", *arguments), "layer_00.h5: missing, though the manifest names it")
+
+
+def test_summary_of_the_estimates_has_a_row_per_site_and_view(extracted: Session, tmp_path: Path) -> None:
+    from id_scaling.paths import ids_path, run_folder
+
+    folder = run_folder(tmp_path, extracted.run)
+    folder.parent.mkdir(parents=True)
+    folder.symlink_to(Path(extracted.paths["manifest"]).parent)
+    for module in extracted.study.modules:
+        for estimator in extracted.study.estimators:
+            output = ids_path(tmp_path, extracted.run, module, estimator)
+            output.parent.mkdir(parents=True, exist_ok=True)
+            assert main(extracted.estimate(module, estimator, output)) == 0
+    outputs = {kind: str(tmp_path / f"summary.{kind}") for kind in ("parquet", "csv", "text")}
+    options = [part for kind, path in outputs.items() for part in (f"--{kind}", path)]
+    settings = extracted.study.summarize_settings()
+    assert main(["summarize", "--settings", settings, "--session", str(tmp_path), *options]) == 0
+    summary = pl.read_parquet(outputs["parquet"])
+    assert summary.columns == [name for name, _, _ in COLUMNS]
+    # Three modules in two layers and two outside, three estimators, two views.
+    assert len(summary) == (3 * 2 + 2) * 3 * 2
+    assert summary.filter(pl.col("view") == "default")["n_failed"].sum() == 0

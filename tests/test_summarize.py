@@ -1,0 +1,314 @@
+"""The summary of a session: what enters a mean, and what is never mixed."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from id_scaling.errors import StoreError
+from id_scaling.files import canonical_json, write_json
+from id_scaling.ids import SCHEMA
+from id_scaling.logs import LOG
+from id_scaling.paths import Run, ids_path, run_folder
+from id_scaling.summarize import COLUMNS, load_summary, readable, runs_of, summarize
+
+SETTINGS: dict[str, Any] = {
+    "models": [{"name": "owner--model", "checkpoints": ["main"]}],
+    "datasets": [{"name": "words", "subsets": [0]}],
+    "controls": ["none"],
+    "modules": ["block", "emb"],
+    "estimators": [["mle", "code-of-mle"]],
+    "names": {
+        "model": {"owner--model": "owner/model"},
+        "checkpoint": {"main": "main", "step-1": "step/1"},
+        "dataset": {"words": "./words"},
+    },
+}
+VIEWS = {
+    "default": {"skip_first_tokens": 1, "duplicates": "distinct", "preprocess": "raw"},
+    "origin": {"skip_first_tokens": 0, "duplicates": "keep", "preprocess": "raw"},
+}
+VERSIONS = {"numpy": "2.1", "polars": "1.30"}
+NAN = float("nan")
+
+# (value, status) of each context, by (view, layer, module).
+VALUES: dict[tuple, list[tuple[float, str]]] = {
+    ("default", 0, "block"): [(3.0, "ok"), (5.0, "ok"), (10.0, "ok")],
+    ("default", 1, "block"): [(4.0, "ok"), (NAN, "degenerate"), (NAN, "nonfinite"), (6.0, "ok"), (NAN, "degenerate")],
+    ("default", None, "emb"): [(20.0, "saturated"), (7.0, "ok")],
+    ("origin", 0, "block"): [(NAN, "degenerate"), (NAN, "degenerate")],
+}
+
+
+def table_of(module: str, estimator: str = "mle", values: dict | None = None) -> pl.DataFrame:
+    """Return the ids table of a module."""
+    rows = [
+        {
+            "view": view, "cloud": "context", "context": context, "layer": layer, "module": key,
+            "estimator": estimator, "value": value, "stderr": value / 10, "status": status,
+            "n_points": 63, "n_distinct": 60 + context, "n_nonfinite": 0, "n_used": 60, "median_r1": 1.0 + context,
+            "median_norm": 2.0, "participation_ratio": 3.0, "nn_same_token": 0.25, "nn_within_5": 0.5,
+        }
+        for (view, layer, key), clouds in (values or VALUES).items()
+        if key == module
+        for context, (value, status) in enumerate(clouds)
+    ]
+    return pl.DataFrame(rows, schema=SCHEMA)
+
+
+def write_run(session: Path, run: Run, digest: str = "d1", **versions: str) -> None:
+    """Write manifest and tokens of a run."""
+    folder = run_folder(session, run)
+    folder.mkdir(parents=True)
+    manifest = {
+        "digest": digest, "settings": {"views": VIEWS}, "versions": {"torch": "2.6", **versions},
+        "dtype": "float32", "device": "cpu",
+    }
+    write_json(folder / "manifest.json", manifest)
+    tokens = {
+        "context": [0, 0, 0, 1, 1, 1],
+        "position": [0, 1, 2, 0, 1, 2],
+        # A first token has no loss; whatever stands there is left out.
+        "loss": [NAN, 2.0, 4.0, NAN, 3.0, 7.0],
+        "entropy": [99.0, 1.0, 2.0, 99.0, 3.0, 4.0],
+    }
+    pl.DataFrame(tokens).write_parquet(folder / "tokens.parquet")
+
+
+def write_table(session: Path, run: Run, table: pl.DataFrame, **facts: Any) -> Path:
+    """Write an ids table with what it says of how it was made."""
+    path = ids_path(session, run, table["module"][0], table["estimator"][0])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made = {"settings": {"code": "code-of-mle"}, "manifest": "d1", "versions": VERSIONS, **facts}
+    table.write_parquet(path, metadata={"id_scaling": canonical_json(made)})
+    return path
+
+
+RUN = Run("owner--model", "main", "words", 0, "none")
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Path:
+    """A session of one run, made by hand."""
+    write_run(tmp_path / "session", RUN)
+    for module in SETTINGS["modules"]:
+        write_table(tmp_path / "session", RUN, table_of(module))
+    return tmp_path / "session"
+
+
+def summary_of(session: Path, **changes: Any) -> pl.DataFrame:
+    """Summarize a session and return the table."""
+    outputs = [session / f"summary.{kind}" for kind in ("parquet", "csv", "txt")]
+    summarize(session, {**SETTINGS, **changes}, *outputs)
+    return load_summary(session)
+
+
+def row_of(summary: pl.DataFrame, view: str, layer: int | None, module: str) -> dict[str, Any]:
+    """Return one row."""
+    is_it = (pl.col("view") == view) & (pl.col("module") == module) & pl.col("layer").eq_missing(layer)
+    (row,) = summary.filter(is_it).to_dicts()
+    return row
+
+
+@pytest.fixture
+def warnings(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """The package's log, which goes no further once a verb has run in this process."""
+    level = LOG.level
+    LOG.setLevel(logging.DEBUG)
+    LOG.addHandler(caplog.handler)
+    yield caplog
+    LOG.removeHandler(caplog.handler)
+    LOG.setLevel(level)
+
+
+def warned(log: pytest.LogCaptureFixture) -> list[str]:
+    """Return the warnings in a log."""
+    return sorted({record.getMessage() for record in log.records if record.levelno >= logging.WARNING})
+
+
+# ---- numbers ---------------------------------------------------------------------------------------------------
+
+
+def test_columns_are_those_documented_in_their_order(session: Path) -> None:
+    assert summary_of(session).columns == [name for name, _, _ in COLUMNS]
+
+
+def test_one_row_per_view_layer_and_module(session: Path) -> None:
+    keys = summary_of(session).select("view", "layer", "module", "estimator", "cloud").rows()
+    assert keys == [(*key, "mle", "context") for key in [*[k for k in VALUES if k[2] == "block"], *list(VALUES)[2:3]]]
+
+
+def test_mean_median_and_sd_are_of_the_contexts_that_are_ok(session: Path) -> None:
+    summary = summary_of(session)
+    whole = row_of(summary, "default", 0, "block")
+    # Of 3, 5 and 10: mean 6, median 5, squares 9 + 1 + 16 = 26 over two degrees of freedom.
+    assert (whole["mean"], whole["median"]) == (6.0, 5.0)
+    assert whole["sd"] == pytest.approx(13**0.5, rel=1e-15)
+    assert whole["stderr"] == 0.5
+    assert (whole["n_contexts"], whole["n_failed"], whole["statuses"]) == (3, 0, "")
+    partial = row_of(summary, "default", 1, "block")
+    assert (partial["mean"], partial["median"], partial["stderr"]) == (5.0, 5.0, 0.5)
+    assert partial["sd"] == pytest.approx(2**0.5, rel=1e-15)
+
+
+def test_statuses_that_are_not_ok_are_counted(session: Path) -> None:
+    summary = summary_of(session)
+    partial = row_of(summary, "default", 1, "block")
+    assert (partial["n_contexts"], partial["n_failed"]) == (5, 3)
+    assert partial["statuses"] == "degenerate: 2, nonfinite: 1"
+    at_ceiling = row_of(summary, "default", None, "emb")
+    assert (at_ceiling["mean"], at_ceiling["n_failed"], at_ceiling["statuses"]) == (7.0, 1, "saturated: 1")
+    # One context has no spread.
+    assert at_ceiling["sd"] is None
+
+
+def test_site_without_an_estimate_has_no_number_and_keeps_its_row(session: Path) -> None:
+    none = row_of(summary_of(session), "origin", 0, "block")
+    assert [none[name] for name in ("mean", "median", "sd", "stderr")] == [None] * 4
+    assert (none["n_contexts"], none["n_failed"], none["statuses"]) == (2, 2, "degenerate: 2")
+
+
+def test_companions_are_means_over_all_contexts(session: Path) -> None:
+    partial = row_of(summary_of(session), "default", 1, "block")
+    assert (partial["n_points"], partial["n_distinct"], partial["n_used"]) == (63.0, 62.0, 60.0)
+    assert (partial["median_r1"], partial["median_norm"], partial["participation_ratio"]) == (3.0, 2.0, 3.0)
+    assert (partial["nn_same_token"], partial["nn_within_5"]) == (0.25, 0.5)
+
+
+def test_loss_and_entropy_leave_out_the_first_token_of_each_context(session: Path) -> None:
+    summary = summary_of(session)
+    assert summary["mean_loss"].unique().to_list() == [4.0]
+    assert summary["mean_entropy"].unique().to_list() == [2.5]
+
+
+def test_rows_carry_the_names_of_the_configuration_and_the_settings_of_their_view(session: Path) -> None:
+    summary = summary_of(session)
+    names = summary.select("model", "checkpoint", "dataset", "subset", "control").unique().rows()
+    assert names == [("owner/model", "main", "./words", 0, "none")]
+    assert summary.select("dtype", "device").unique().rows() == [("float32", "cpu")]
+    views = summary.select("view", "skip_first_tokens", "duplicates", "preprocess").unique(maintain_order=True).rows()
+    assert sorted(views) == [("default", 1, "distinct", "raw"), ("origin", 0, "keep", "raw")]
+    assert summary["versions"].unique().to_list() == ["numpy 2.1, polars 1.30, torch 2.6"]
+
+
+def test_runs_are_the_product_of_the_axes() -> None:
+    axes = {
+        "models": [{"name": "a", "checkpoints": ["x", "y"]}, {"name": "b", "checkpoints": ["z"]}],
+        "datasets": [{"name": "d", "subsets": [0, 2]}, {"name": "e", "subsets": [1]}],
+        "controls": ["none"],
+    }
+    expected = [
+        Run(model, checkpoint, dataset, subset, "none")
+        for model, checkpoint in (("a", "x"), ("a", "y"), ("b", "z"))
+        for dataset, subset in (("d", 0), ("d", 2), ("e", 1))
+    ]
+    found = list(runs_of(axes))
+    assert sorted(found, key=str) == sorted(expected, key=str)
+
+
+def test_every_run_and_estimator_of_the_session_is_in_the_summary(session: Path) -> None:
+    other = Run("owner--model", "step-1", "words", 0, "none")
+    write_run(session, other)
+    for run in (RUN, other):
+        for module in SETTINGS["modules"]:
+            write_table(session, run, table_of(module), settings={"code": "code-of-mle"})
+            write_table(session, run, table_of(module, "mind_ml"), settings={"code": "code-of-mind"})
+    models = [{"name": "owner--model", "checkpoints": ["main", "step-1"]}]
+    summary = summary_of(session, models=models, estimators=[["mle", "code-of-mle"], ["mind_ml", "code-of-mind"]])
+    assert summary.group_by("checkpoint", "estimator").len().sort("checkpoint", "estimator").rows() == [
+        ("main", "mind_ml", 4), ("main", "mle", 4), ("step/1", "mind_ml", 4), ("step/1", "mle", 4),
+    ]
+
+
+# ---- what is never mixed ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [{"settings": {"code": "older"}}, {"manifest": "d0"}],
+    ids=["other code of the estimator", "another extraction"],
+)
+def test_table_that_is_not_the_sessions_is_refused(facts: dict, session: Path) -> None:
+    path = write_table(session, RUN, table_of("emb"), **facts)
+    with pytest.raises(StoreError) as caught:
+        summary_of(session)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert "remove it and run again" in message
+    assert not (session / "summary.parquet").exists()
+
+
+def test_one_set_of_library_versions_is_no_warning(session: Path, warnings: pytest.LogCaptureFixture) -> None:
+    summary_of(session)
+    assert warned(warnings) == []
+
+
+def test_mixed_versions_of_estimates_are_a_column_and_a_warning(
+    session: Path, warnings: pytest.LogCaptureFixture
+) -> None:
+    write_table(session, RUN, table_of("emb"), versions={"numpy": "2.2", "polars": "1.30"})
+    summary = summary_of(session)
+    assert row_of(summary, "default", None, "emb")["versions"] == "numpy 2.2, polars 1.30, torch 2.6"
+    assert row_of(summary, "default", 0, "block")["versions"] == "numpy 2.1, polars 1.30, torch 2.6"
+    (warning,) = warned(warnings)
+    assert "mixed library versions" in warning
+    assert "numpy 2.2" in warning
+
+
+@pytest.mark.parametrize("library", ["torch", "transformers", "numpy"])
+def test_mixed_versions_of_extractions_are_a_column_and_a_warning(
+    library: str, session: Path, warnings: pytest.LogCaptureFixture
+) -> None:
+    """Estimates are made by one version of numpy, the two extractions by two."""
+    other = Run("owner--model", "step-1", "words", 0, "none")
+    write_run(session, other, **{library: "0.0.1"})
+    for module in SETTINGS["modules"]:
+        write_table(session, other, table_of(module))
+    summary = summary_of(session, models=[{"name": "owner--model", "checkpoints": ["main", "step-1"]}])
+    mixed = summary.filter(pl.col("versions").str.contains(f"{library} 0.0.1", literal=True))
+    assert mixed["checkpoint"].unique().to_list() == ["step/1"]
+    assert len(warned(warnings)) == 1
+
+
+# ---- files -----------------------------------------------------------------------------------------------------
+
+
+def test_summary_is_read_back_with_its_settings(session: Path) -> None:
+    summary = summary_of(session)
+    assert load_summary(str(session)).equals(summary)
+    assert json.loads(pl.read_parquet_metadata(session / "summary.parquet")["id_scaling"]) == SETTINGS
+    from_csv = pl.read_csv(session / "summary.csv")
+    assert from_csv.columns == summary.columns
+    assert from_csv["mean"].to_list() == summary["mean"].to_list()
+    assert from_csv["layer"].to_list() == summary["layer"].to_list()
+
+
+def test_readable_summary_has_means_by_depth_and_what_is_not_ok(session: Path) -> None:
+    deep = {("default", layer, "block"): [(2.0 + layer, "ok")] for layer in range(9)}
+    write_table(session, RUN, table_of("block", values=deep))
+    text = readable(summary_of(session))
+    assert (session / "summary.txt").read_text() == text
+    lines = {line.split()[0]: line.split() for line in text.splitlines() if line.startswith("  ")}
+    assert "owner/model · main · ./words · 0 · none: loss 4.000, entropy 2.500" in text
+    assert lines["module"] == ["module", "estimator", "0%", "25%", "50%", "75%", "100%", "not", "ok"]
+    # Layers 0, 2, 4, 6 and 8 of nine.
+    assert lines["block"] == ["block", "mle", "2.00", "4.00", "6.00", "8.00", "10.00", "0/9"]
+    assert lines["emb"] == ["emb", "mle", "7.00", "1/2"]
+
+
+def test_readable_summary_of_a_site_without_a_number_is_blank(session: Path) -> None:
+    failed = {("default", layer, "block"): [(NAN, "nonfinite")] for layer in range(2)}
+    write_table(session, RUN, table_of("block", values=failed))
+    (line,) = [line for line in readable(summary_of(session)).splitlines() if line.startswith("  block")]
+    assert line.split() == ["block", "mle", "2/2"]
+
+
+def test_session_without_a_summary_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"summary\.parquet: not there; run snakemake"):
+        load_summary(tmp_path / "nowhere")
