@@ -33,6 +33,18 @@ def _without_torch(value: Any) -> Any:
 
 
 Name = Annotated[str, Field(min_length=1, max_length=300, pattern=r"^[^\x00-\x1f]+$")]
+# Names that become folders, columns and groups of HDF5.
+KEY = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
+Key = Annotated[str, Field(max_length=60, pattern=KEY)]
+# Snakemake reads braces and angle brackets in a path as wildcards and variables.
+FOLDER = r"^[^\x00-\x1f{}<>]+$"
+Folder = Annotated[str, Field(min_length=1, max_length=300, pattern=FOLDER)]
+SESSION = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+IN_WORDS = {
+    KEY: "letters, digits, '_', '.' and '-' alone",
+    FOLDER: "a path without braces and angle brackets",
+    SESSION: "letters, digits, '_', '.' and '-' alone, the first a letter or a digit",
+}
 Precision = Literal["float16", "float32", "float64"]
 
 
@@ -52,7 +64,7 @@ class ModelConfig(_Section):
         ["main"], description="training checkpoint, or a list: a hub revision, a folder inside the model's, or `main`"
     )
     use_accelerator: bool = Field(False, description="place the model with `accelerate` over all devices")
-    module_name_mapping: Literal["auto"] | dict[Name, Name] = Field(
+    module_name_mapping: Literal["auto"] | dict[Key, Name] = Field(
         "auto", description="module key -> module path, `{layer}` in it; `auto` picks it by architecture"
     )
     tokenizer: Name | None = Field(
@@ -119,10 +131,10 @@ class CacheingConfig(_Section):
     layer_idx_list: Literal["all"] | list[Annotated[int, Field(ge=0)]] = Field(
         "all", description="layers to read, from 0, or `all`"
     )
-    module_inblock_keys: list[Name] = Field(
+    module_inblock_keys: list[Key] = Field(
         ["block", "attn", "mlp"], description="keys of the mapping read in each listed layer"
     )
-    module_outblock_keys: list[Name] = Field(["emb", "unemb"], description="keys of the mapping read once")
+    module_outblock_keys: list[Key] = Field(["emb", "unemb"], description="keys of the mapping read once")
     save_fp: Annotated[Precision, BeforeValidator(_without_torch)] = Field(
         "float16", description="precision of saved clouds; `torch.float16` and `float16` are the same"
     )
@@ -132,7 +144,7 @@ class CacheingConfig(_Section):
         True, description="estimate and save the IDs; turning it on or off never repeats an extraction"
     )
     save_IDs_list: list[Name] = Field(["mle", "mind_ml", "twoNN_f10"], description="estimators, by name")
-    views: dict[Name, ViewConfig] = Field(
+    views: dict[Key, ViewConfig] = Field(
         default_factory=_default_views, description="name -> which points count; every estimate is made under each"
     )
     neighbor_ranks: Literal["default"] | list[Annotated[int, Field(ge=1)]] = Field(
@@ -149,6 +161,16 @@ class CacheingConfig(_Section):
                 raise ValueError(str(error)) from None
         return names
 
+    @field_validator("views")
+    @classmethod
+    def _free(cls, views: dict[str, ViewConfig]) -> dict[str, ViewConfig]:
+        taken = {"mean", "activations"} & views.keys()
+        if not views or taken:
+            raise ValueError(
+                f"found {', '.join(views) or 'none'}, expected at least one, none named mean or activations"
+            )
+        return views
+
     @field_validator("layer_idx_list", "module_inblock_keys", "module_outblock_keys", "save_IDs_list", "neighbor_ranks")
     @classmethod
     def _unrepeated(cls, values: Any) -> Any:
@@ -163,10 +185,10 @@ class CacheingConfig(_Section):
 class Config(_Section):
     """A study: one session."""
 
-    session_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)] = Field(
+    session_name: Annotated[str, Field(pattern=SESSION, max_length=100)] = Field(
         description="name of the session: letters, digits, `_`, `.` and `-`"
     )
-    session_path: Name | None = Field(None, description="where everything is saved; default `results/<session_name>`")
+    session_path: Folder | None = Field(None, description="where everything is saved; default `results/<session_name>`")
     models: _one_or_many(ModelConfig) = Field(alias="model_config", description="a model, or a list of models")
     datasets: _one_or_many(DatasetConfig) = Field(
         alias="dataset_config", description="a dataset, or a list of datasets"
@@ -198,7 +220,7 @@ def parse(config: dict[str, Any]) -> Config:
     try:
         return Config.model_validate(dict(config))
     except ValidationError as error:
-        lines = [_line(problem, config) for problem in error.errors()]
+        lines = [_line(problems, config) for problems in _by_place(error.errors(), config)]
         raise ConfigError("the configuration cannot be used:\n" + "\n".join(f"  {line}" for line in lines)) from None
 
 
@@ -224,8 +246,6 @@ def _check_points(config: Config) -> None:
                 f"cacheing_config.save_IDs_list: {estimator} needs at least {needed} points, but ctx_len "
                 f"{config.ctx_len} leaves {max(n_points, 0)} under the view {name!r}; raise ctx_len"
             )
-    if not cacheing.views:
-        raise ValueError("cacheing_config.views: found none, expected at least one")
 
 
 def _check_needs(cacheing: CacheingConfig, ctx_len: int) -> None:
@@ -247,8 +267,17 @@ def _check_needs(cacheing: CacheingConfig, ctx_len: int) -> None:
             )
 
 
-def _line(problem: dict[str, Any], config: dict[str, Any]) -> str:
-    """Return one problem as: where, what was found, what is allowed."""
+def _by_place(problems: list[dict[str, Any]], config: dict[str, Any]) -> list[list[dict[str, Any]]]:
+    """Return problems grouped by key: a key that takes one of two types has a problem for each."""
+    places: dict[str, list[dict[str, Any]]] = {}
+    for problem in problems:
+        places.setdefault(_dotted(problem["loc"], config), []).append(problem)
+    return list(places.values())
+
+
+def _line(problems: list[dict[str, Any]], config: dict[str, Any]) -> str:
+    """Return the problems of one key as: where, what was found, what is allowed."""
+    problem = problems[0]
     where = _dotted(problem["loc"], config)
     if problem["type"] == "extra_forbidden":
         return f"{where} is not a key; {nearest(str(problem['loc'][-1]), _keys_beside(problem['loc']))}"
@@ -257,8 +286,22 @@ def _line(problem: dict[str, Any], config: dict[str, Any]) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error":
         return message if not where else f"{where}: {message}"
-    message = message.replace("Input should be", "expected")
-    return f"{where}: found {_shown(problem['input'])}, {message}{_advice(problem['input'])}"
+    allowed = " or ".join(_allowed(problem) for problem in problems)
+    return f"{where}: found {_shown(problem['input'])}, expected {allowed}{_advice(problem['input'])}"
+
+
+def _allowed(problem: dict[str, Any]) -> str:
+    """Return what one problem says is allowed."""
+    if problem["type"] == "string_pattern_mismatch":
+        return IN_WORDS.get(problem["ctx"]["pattern"], "text without control characters")
+    words = {
+        "model_type": "a mapping of keys",
+        "dict_type": "a mapping of keys",
+        "string_type": "text",
+        "list_type": "a list",
+        "too_short": "at least one",
+    }
+    return words.get(problem["type"], problem["msg"].removeprefix("Input should be ").removeprefix("a valid "))
 
 
 def _dotted(location: tuple, config: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -160,11 +161,22 @@ def test_configuration_that_cannot_run_is_refused_before_any_job(
     ],
     ids=["missing", "not YAML", "a list", "empty", "not UTF-8"],
 )
-def test_file_that_is_no_configuration_is_refused(content: bytes | None, word: str, tmp_path: Path) -> None:
+def test_file_that_is_no_configuration_is_refused(
+    content: bytes | None, word: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     path = tmp_path / "study.yaml"
     if content is not None:
         path.write_bytes(content)
-    assert_refused(python("-m", "id_scaling", "validate", path), str(path), word)
+    assert main(["validate", str(path)]) == 1
+    found = capsys.readouterr()
+    assert found.out == ""
+    assert found.err.startswith(f"error: {path}: ")
+    assert word in found.err
+
+
+def test_invalid_configuration_is_one_message_and_exit_status_1(config: Path) -> None:
+    config.write_text(config.read_text() + "batch_siz: 2\n")
+    assert_refused(python("-m", "id_scaling", "validate", config), "batch_siz is not a key", "'batch_size'")
 
 
 def test_describe_says_what_a_model_has(tiny_llama: Path) -> None:
@@ -261,6 +273,16 @@ def test_extraction_that_is_gone_is_one_message(extracted: Session, tmp_path: Pa
     arguments = extracted.estimate("block", "mle", tmp_path / "mle.parquet")
     arguments[arguments.index("--manifest") + 1] = str(tmp_path / "manifest.json")
     assert_refused(python("-m", "id_scaling", *arguments), "layer_00.h5: missing, though the manifest names it")
+
+
+def test_model_without_a_tokenizer_runs_with_the_one_that_is_named(
+    tmp_path: Path, tiny_llama: Path, text_folder: Path
+) -> None:
+    model = shutil.copytree(tiny_llama, tmp_path / "model")
+    for path in model.glob("tokenizer*"):
+        path.unlink()
+    session = Session(tmp_path / "session", study(model, text_folder, model_config__tokenizer=str(tiny_llama)))
+    assert Path(session.paths["manifest"]).is_file()
 
 
 def test_summary_of_the_estimates_has_a_row_per_site_and_view(extracted: Session, tmp_path: Path) -> None:
