@@ -9,7 +9,7 @@ from typing import Any
 
 from id_scaling.errors import ConfigError, InputError
 from id_scaling.files import read_json
-from id_scaling.sites import SiteRequest, check_paths, resolve_sites
+from id_scaling.sites import Site, SiteRequest, resolve_sites
 
 _N_LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 _WIDTH = ("hidden_size", "n_embd", "d_model")
@@ -78,18 +78,14 @@ def modules_with_tensors(folder: Path) -> set[str]:
     return found
 
 
-def check_request(
-    request: SiteRequest, ctx_len: int, architecture: Architecture, module_names: set[str] | None
-) -> None:
-    """Raise a ConfigError when the model lacks a layer, a module or the positions that are asked for."""
+def check_request(request: SiteRequest, ctx_len: int, architecture: Architecture) -> list[Site]:
+    """Return the sites a request means; raise a ConfigError when the model lacks a layer or the positions."""
     if architecture.max_positions is not None and ctx_len > architecture.max_positions:
         raise ConfigError(
             f"ctx_len: found {ctx_len}, but the model has {architecture.max_positions} positions; "
             f"use a ctx_len of at most {architecture.max_positions}"
         )
-    sites = resolve_sites(request, architecture.model_type, architecture.n_layers)
-    if module_names is not None:
-        check_paths(sites, module_names)
+    return resolve_sites(request, architecture.model_type, architecture.n_layers)
 
 
 def _field(config: dict[str, Any], keys: tuple[str, ...], path: Path) -> Any:

@@ -10,7 +10,7 @@ checkpoint is `main`, a folder inside the model's folder, or a revision of the r
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from id_scaling.architecture import check_request, modules_with_tensors, read_ar
 from id_scaling.errors import InputError, nearest
 from id_scaling.files import digest, read_json, sha256, write_json
 from id_scaling.logs import LOG
-from id_scaling.sites import SiteRequest
+from id_scaling.sites import SiteRequest, check_paths
 
 RESOURCES = Path("resources")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "spiece.model")
@@ -43,8 +43,7 @@ def fetch_model(model_name: str, checkpoint: str, request: SiteRequest, ctx_len:
     """
     folder = local_or_hub_folder(model_name, checkpoint, weights=True)
     architecture = read_architecture(folder)
-    names = module_names(folder)
-    check_request(request, ctx_len, architecture, names)
+    check_model(folder, request, ctx_len)
     weights = {path.name: sha256(path) for path in _weight_files(folder)}
     write_json(
         output,
@@ -57,7 +56,6 @@ def fetch_model(model_name: str, checkpoint: str, request: SiteRequest, ctx_len:
             "weights": weights,
             "weights_sha256": digest(weights),
             "tokenizer_sha256": tokenizer_digest(folder),
-            "modules": sorted(names),
         },
     )
     LOG.info("%s %s: weights %s in %s", model_name, checkpoint, digest(weights), folder)
@@ -210,10 +208,15 @@ def module_names(folder: Path) -> set[str]:
     return {name for name, _ in model.named_modules() if name}
 
 
-def known_module_names(folder: Path, sites_paths: Iterable[str]) -> set[str]:
-    """Return the modules of a model: by its tensors where that tells enough, else by building it."""
-    quick = modules_with_tensors(folder)
-    return quick if set(sites_paths) <= quick else module_names(folder)
+def check_model(folder: Path, request: SiteRequest, ctx_len: int) -> None:
+    """Raise a ConfigError when a model lacks a layer, a module or the positions that are asked for.
+
+    Paths of a preset are known to fit. Of given ones, modules that hold tensors are known from the files' headers;
+    only for others is the model built.
+    """
+    sites = check_request(request, ctx_len, read_architecture(folder))
+    if request.mapping is not None and not {site.path for site in sites} <= modules_with_tensors(folder):
+        check_paths(sites, module_names(folder))
 
 
 def _weight_files(folder: Path) -> list[Path]:

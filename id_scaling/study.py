@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from id_scaling import embedded
-from id_scaling.architecture import Architecture, check_request, read_architecture
 from id_scaling.config import Config, DatasetConfig, ModelConfig, parse
 from id_scaling.errors import IdScalingError
 from id_scaling.estimators import definition_of
-from id_scaling.fetch import TOKENIZER_FILES, dataset_shard, known_module_names, looks_local, model_folder
+from id_scaling.fetch import TOKENIZER_FILES, check_model, dataset_shard, looks_local, model_folder
 from id_scaling.files import canonical_json, read_json
 from id_scaling.fingerprint import fingerprint
 from id_scaling.paths import Run, ids_path, run_folder, slug
-from id_scaling.sites import SiteRequest, resolve_sites
+from id_scaling.sites import SiteRequest
 
 CONTROLS = ("none",)
 
@@ -252,18 +251,13 @@ class Study:
     def _check_model(self, name: str, model: ModelConfig, checkpoint: str) -> None:
         """Check one checkpoint, if its config is on disk."""
         folder = model_folder(model.model_name, checkpoint)
-        request = request_of(self._sites(name))
         identity = Path(self.session) / "models" / name / slug(checkpoint) / "identity.json"
+        if folder is None and identity.is_file():
+            folder = Path(read_json(identity)["path"])
+        if folder is None or not (folder / "config.json").is_file():
+            return
         try:
-            if folder is not None and (folder / "config.json").is_file():
-                architecture = read_architecture(folder)
-                check_request(request, self.config.ctx_len, architecture, None)
-                check_request(request, self.config.ctx_len, architecture, _modules(folder, request, architecture))
-            elif identity.is_file():
-                known = read_json(identity)
-                check_request(
-                    request, self.config.ctx_len, Architecture(**known["architecture"]), set(known["modules"])
-                )
+            check_model(folder, request_of(self._sites(name)), self.config.ctx_len)
         except IdScalingError as error:
             raise type(error)(f"{model.model_name} at {checkpoint}: {error}") from None
 
@@ -294,14 +288,6 @@ def request_of(sites: Mapping[str, Any]) -> SiteRequest:
     return SiteRequest(
         None if layers is None else tuple(layers), tuple(sites["inblock"]), tuple(sites["outblock"]), sites["mapping"]
     )
-
-
-def _modules(folder: Path, request: SiteRequest, architecture: Architecture) -> set[str] | None:
-    """Return the modules to check a mapping against; None for a preset, which is known to fit."""
-    if request.mapping is None:
-        return None
-    sites = resolve_sites(request, architecture.model_type, architecture.n_layers)
-    return known_module_names(folder, [site.path for site in sites])
 
 
 def _estimate_roots(estimator: str) -> list[str]:

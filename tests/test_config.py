@@ -156,12 +156,12 @@ WRONG_VALUES = [
     ({"session_path": "a\nb"}, "session_path", [r"'a\nb' (text)", "expected"]),
     ({"model_config": "llama"}, "model_config", ["'llama' (text)", "expected a"]),
     ({"model_config": []}, "model_config", ["[] (a list)", "expected"]),
-    ({"model_config__model_name": 7}, "model_config.model_name", ["7 (a whole number)", "string", "quotes"]),
-    ({"model_config__model_checkpoint": 143000}, "model_config.model_checkpoint", ["143000", "string", "quotes"]),
+    ({"model_config__model_name": 7}, "model_config.model_name", ["7 (a whole number)", "quotes"]),
+    ({"model_config__model_checkpoint": 143000}, "model_config.model_checkpoint", ["143000", "quotes"]),
     ({"model_config__use_accelerator": 1}, "model_config.use_accelerator", ["found 1", "boolean"]),
     ({"model_config__dtype": "float64"}, "model_config.dtype", ["'float64'", "'bfloat16'"]),
     ({"model_config__module_name_mapping": "atuo"}, "model_config.module_name_mapping", ["'atuo'", "'auto'"]),
-    ({"model_config__module_name_mapping": {"a": 1}}, "model_config.module_name_mapping.a", ["found 1", "string"]),
+    ({"model_config__module_name_mapping": {"a": 1}}, "model_config.module_name_mapping.a", ["found 1 (a whole number)", "expected"]),
     ({"dataset_config": None}, "dataset_config", ["(nothing)", "expected a"]),
     ({"dataset_config__dataset_subset": -1}, "dataset_config.dataset_subset", ["found -1", "equal to 0"]),
     ({"dataset_config__dataset_subset": "0"}, "dataset_config.dataset_subset", ["'0' (text)", "integer"]),
@@ -250,7 +250,9 @@ INCONSISTENT = [
     # A module key is a folder of the session, a view a group beside `mean` and `activations`.
     ({"cacheing_config__module_inblock_keys": ["../x"]}, "cacheing_config.module_inblock_keys", ["'../x'"]),
     ({"cacheing_config__module_outblock_keys": ["a/b"]}, "cacheing_config.module_outblock_keys", ["'a/b'"]),
+    ({"cacheing_config__module_inblock_keys": [".."]}, "cacheing_config.module_inblock_keys", ["'..'"]),
     ({"cacheing_config__views": {"a/b": {}}}, "cacheing_config.views", ["a/b"]),
+    ({"cacheing_config__views": {".": {}}}, "cacheing_config.views", ["'.'"]),
     ({"cacheing_config__views": {"mean": {}}}, "cacheing_config.views", ["mean"]),
 ]
 

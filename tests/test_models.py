@@ -7,7 +7,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
+import transformers
+from conftest import save_tiny_llama
+from safetensors.torch import load_file, save_file
 
+from id_scaling.errors import InputError
 from id_scaling.models import LossHead, last_hidden, load_model, watching
 from id_scaling.sites import PRESETS, Site, SiteRequest, resolve_sites
 
@@ -131,3 +135,31 @@ def test_a_head_that_changes_its_logits_is_noticed_and_the_models_own_are_used(m
         logits = doubling(input_ids).logits[:, :-1]
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), input_ids[:, 1:].flatten(), reduction="none")
     torch.testing.assert_close(loss[:, 1:].flatten(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("use_accelerator", "device_map"), [(True, "auto"), (False, None)])
+def test_accelerate_places_the_model_when_asked(
+    monkeypatch: pytest.MonkeyPatch, tiny_llama: Path, use_accelerator: bool, device_map: str | None
+):
+    """What transformers is asked for: on one device it would place the model alike."""
+    asked = {}
+    load = transformers.AutoModelForCausalLM.from_pretrained
+
+    def watched(*arguments, **options):
+        asked.update(options)
+        return load(*arguments, **options)
+
+    monkeypatch.setattr("id_scaling.models.AutoModelForCausalLM.from_pretrained", watched)
+    model = load_model(tiny_llama, torch.float32, torch.device("cpu"), use_accelerator)
+    assert asked.get("device_map") == device_map
+    assert not model.training
+
+
+def test_weights_that_are_not_those_of_the_config_are_refused(tmp_path: Path):
+    """A tensor too few would be filled with random numbers."""
+    folder = save_tiny_llama(tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.mlp.down_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"missing_keys.*model\.layers\.1\.mlp\.down_proj\.weight"):
+        load_model(folder, torch.float32, torch.device("cpu"), use_accelerator=False)

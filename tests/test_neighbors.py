@@ -276,12 +276,13 @@ def test_equal_points_are_found_at_every_position_and_memory_order(n: int, d: in
     np.testing.assert_array_equal(first_occurrences(tensor), index[inverse])
 
 
-def test_kept_equal_points_are_at_distance_exactly_zero() -> None:
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_kept_equal_points_are_at_distance_exactly_zero(library: str) -> None:
     points = manifold(100, 64, seed=8)
     points[:, 3] += 1000
     points[60:80] = points[:20]
     points[80:83] = points[0]
-    found = of(points, ranks=(1, 2, 4, 5))
+    found = of(torch.from_numpy(points) if library == "torch" else points, ranks=(1, 2, 4, 5))
     n_twins = np.zeros(100, dtype=int)
     n_twins[:20] = n_twins[60:80] = 1
     n_twins[[0, 60, 80, 81, 82]] = 4
@@ -423,6 +424,9 @@ def test_the_default_ranks_fit_the_cloud(n_points: int, expected: tuple[int, ...
         (DISTINCT, (90, 60, 0, 60)),
         (View(skip_first_tokens=1, duplicates="keep"), (89, 60, 0, 89)),
         (View(skip_first_tokens=5, duplicates="distinct"), (85, 60, 0, 60)),
+        # Points 30 to 34 have no twin among those left.
+        (View(skip_first_tokens=35, duplicates="keep"), (55, 54, 0, 55)),
+        (View(skip_first_tokens=35, duplicates="distinct"), (55, 54, 0, 54)),
     ],
     ids=str,
 )

@@ -58,9 +58,12 @@ def test_the_documented_example_saves_all_three(example: Workflow):
     assert len(list(run.glob("ids/*/*.parquet"))) == 4 * 3
 
 
-def test_use_accelerator_lets_accelerate_place_the_model(example: Workflow):
-    manifest = json.loads((run_folder(example.folder / "somewhere" / "else") / "manifest.json").read_text())
-    assert manifest["device_map"]
+@pytest.mark.parametrize("use_accelerator", [True, False])
+def test_use_accelerator_reaches_the_extraction(base: Workflow, tmp_path: Path, use_accelerator: bool):
+    """On a machine with one device the placement is the same; what is asked of transformers is tested beside it."""
+    workflow = changed(base, tmp_path, "model_config", use_accelerator=use_accelerator)
+    output = workflow.run("--dry-run", "--printshellcmds", "extract_all")
+    assert f'"use_accelerator":{str(use_accelerator).lower()}' in output
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +207,9 @@ def test_the_estimators_that_are_listed_are_made(base: Workflow, tmp_path: Path)
     ],
 )
 def test_multiprocessing_says_on_how_many_cores_an_estimate_runs(base: Workflow, tmp_path: Path, keys, threads: str):
-    output = changed(base, tmp_path, "", **keys).run("--dry-run", "--printshellcmds", "--forcerun", "estimate_dimension")
+    output = changed(base, tmp_path, "", **keys).run(
+        "--dry-run", "--printshellcmds", "--forcerun", "estimate_dimension"
+    )
     estimates = [part for part in output.split("id_scaling estimate")[1:]]
     assert estimates
     assert all(f"--threads {threads}" in part for part in estimates)
