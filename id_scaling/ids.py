@@ -6,7 +6,6 @@ contexts are in memory at a time. Never imports torch.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -83,11 +82,6 @@ def estimate_run(
         n_failed,
         table.filter(pl.col("status") == "ok")["value"].median() or np.nan,
     )
-
-
-def table_facts(path: Path) -> dict[str, Any]:
-    """Return what an ids table says of how it was made: `settings`, `manifest`, `versions`."""
-    return json.loads(pl.read_parquet_metadata(path)["id_scaling"])
 
 
 def _blocks(folder: Path, manifest: Mapping[str, Any], module: str, views: list[str]):

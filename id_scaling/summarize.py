@@ -6,6 +6,7 @@ library versions are a column and a warning. Only estimates with status `ok` ent
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from itertools import product
 from pathlib import Path
@@ -15,7 +16,6 @@ import polars as pl
 
 from id_scaling.errors import StoreError
 from id_scaling.files import canonical_json, read_json, writing
-from id_scaling.ids import table_facts
 from id_scaling.logs import LOG
 from id_scaling.paths import Run, ids_path, run_folder
 
@@ -190,7 +190,7 @@ def _summarize_run(session: Path, run: Run, settings: Mapping[str, Any]) -> pl.D
 
 def _summarize_table(path: Path, code: str, manifest: Mapping[str, Any]) -> pl.DataFrame:
     """Return the rows of one ids table."""
-    facts = table_facts(path)
+    facts = json.loads(pl.read_parquet_metadata(path)["id_scaling"])
     if facts["settings"]["code"] != code or facts["manifest"] != manifest["digest"]:
         raise StoreError(
             f"{path}: made by other code of its estimator, or from another extraction, than this session's; "

@@ -256,6 +256,7 @@ def test_repetitions_do_not_change_the_answer_of_the_distinct_points() -> None:
     for name in ALL:
         # Centred on another mean: rounding alone.
         assert found[name].value == pytest.approx(expected[name].value, rel=1e-12)
+        assert found[name].stderr == pytest.approx(expected[name].stderr, rel=1e-12)
 
 
 def test_a_saturated_value_is_a_number_without_a_standard_error() -> None:

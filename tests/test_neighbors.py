@@ -36,6 +36,11 @@ def manifold(n: int, d: int, seed: int = 0) -> np.ndarray:
     return features @ rng.standard_normal((50, d)) / 7 + 1e-3 * rng.standard_normal((n, d))
 
 
+def label(value: object) -> str | None:
+    """Return how a view is called among the tests."""
+    return f"skip{value.skip_first_tokens}-{value.duplicates}" if isinstance(value, View) else None
+
+
 def of(points: np.ndarray, view: View = KEEP, ranks: tuple[int, ...] = RANKS, **given) -> Neighbors:
     """Return the neighbors of one cloud under one view."""
     return find_neighbors(points, [view], ranks, **given)[0]
@@ -198,7 +203,7 @@ DEVICES = [
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("view", [KEEP, DISTINCT, View(), View(skip_first_tokens=2, duplicates="keep")], ids=str)
+@pytest.mark.parametrize("view", [KEEP, DISTINCT, View(), View(skip_first_tokens=2, duplicates="keep")], ids=label)
 def test_torch_equals_numpy(view: View, device: str) -> None:
     points = manifold(200, 65, seed=5)
     points[150:170] = points[:20]  # some equal points
@@ -319,7 +324,7 @@ VIEWS = [
 ]
 
 
-@pytest.mark.parametrize(("view", "expected"), VIEWS, ids=str)
+@pytest.mark.parametrize(("view", "expected"), VIEWS, ids=label)
 def test_points_that_a_view_leaves_out_are_nan_and_nothing_else(view: View, expected: np.ndarray) -> None:
     found = of(with_repeats(), view)
     np.testing.assert_array_equal(np.flatnonzero(~np.isnan(found.r1)), expected)
@@ -328,7 +333,7 @@ def test_points_that_a_view_leaves_out_are_nan_and_nothing_else(view: View, expe
     assert found.statistic("n_used") == len(expected)
 
 
-@pytest.mark.parametrize(("view", "expected"), VIEWS, ids=str)
+@pytest.mark.parametrize(("view", "expected"), VIEWS, ids=label)
 def test_a_view_equals_its_points_alone(view: View, expected: np.ndarray) -> None:
     points = with_repeats()
     found, alone = of(points, view), of(points[expected])
@@ -428,14 +433,14 @@ def test_the_default_ranks_fit_the_cloud(n_points: int, expected: tuple[int, ...
         (View(skip_first_tokens=35, duplicates="keep"), (55, 54, 0, 55)),
         (View(skip_first_tokens=35, duplicates="distinct"), (55, 54, 0, 54)),
     ],
-    ids=str,
+    ids=label,
 )
 def test_the_counts_are_those_of_the_view(view: View, counts: tuple[int, ...]) -> None:
     found = statistics_of(of(with_repeats(), view))
     assert tuple(found[name] for name in ("n_points", "n_distinct", "n_nonfinite", "n_used")) == counts
 
 
-@pytest.mark.parametrize(("view", "selected"), VIEWS, ids=str)
+@pytest.mark.parametrize(("view", "selected"), VIEWS, ids=label)
 def test_norms_and_gram_moments_equal_the_gram_matrix(view: View, selected: np.ndarray) -> None:
     points = with_repeats() * 3 + 5
     found = statistics_of(of(points, view))
@@ -465,7 +470,7 @@ def paired_line() -> tuple[np.ndarray, np.ndarray]:
         # Without 0, 1 and 2, the nearest to 11 is 3: eight positions off, of another token.
         (View(skip_first_tokens=3), 0 / 9, 6 / 9),
     ],
-    ids=str,
+    ids=label,
 )
 def test_neighbor_shares_of_a_handmade_cloud(view: View, same_token: float, within_5: float) -> None:
     points, tokens = paired_line()

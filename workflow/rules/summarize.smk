@@ -6,12 +6,12 @@ rule summarize:
         manifests=STUDY.manifests(),
         tables=STUDY.tables(),
     output:
-        parquet=report(
-            "<session>/summary.parquet",
+        parquet="<session>/summary.parquet",
+        csv=report(
+            ensure("<session>/summary.csv", non_empty=True),
             caption="../report/summary.rst",
             category="Summary",
         ),
-        csv=ensure("<session>/summary.csv", non_empty=True),
         text="<session>/summary.txt",
     log:
         "<session>/logs/summarize.log",
