@@ -100,11 +100,11 @@ def estimate_batch(
 
 def _estimates(clouds: np.ndarray, names: Sequence[str], duplicates: Duplicates):
     """Yield (name, estimates, neighbors) for each estimator, all from one pass over the clouds."""
-    if isinstance(names, str) or not names:
+    if names is None or isinstance(names, str) or len(names) == 0:
         raise ConfigError(f"estimators: found {names!r}, expected a list of names such as ['mle']")
     if duplicates not in ("distinct", "keep"):
         raise ConfigError(f"duplicates: found {duplicates!r}, expected 'distinct' or 'keep'")
-    estimators = [get_estimator(name) for name in names]
+    estimators = [get_estimator(name) for name in dict.fromkeys(map(str, names))]
     ranks = tuple(sorted({1}.union(*(estimator.ranks for estimator in estimators))))
     view = View(skip_first_tokens=0, duplicates=duplicates)
     found = [find_neighbors(cloud, [view], ranks)[0] for cloud in clouds]
@@ -130,7 +130,10 @@ def _counts(neighbors: Neighbors) -> list[tuple[int, int]]:
 def _checked(points: np.ndarray, ndim: int) -> np.ndarray:
     """Return the points as an array of floats, or say what is wrong with them."""
     shape = "(n_points, d)" if ndim == 2 else "(n_clouds, n_points, d)"
-    array = np.asarray(points)
+    try:
+        array = np.asarray(points)
+    except ValueError as error:
+        raise ConfigError(f"points: found rows of different lengths ({error}), expected a {shape} array") from error
     if array.ndim != ndim or 0 in array.shape:
         raise ConfigError(f"points: found shape {array.shape}, expected a non-empty {shape} array")
     if not np.issubdtype(array.dtype, np.floating):

@@ -4,7 +4,7 @@ Conventions: a cloud is (n_points, d). Arithmetic is float64 throughout, on the 
 device of the input (numpy, or torch on a GPU). The points are centred, then
 |x_i - x_j|² = |x_i|² + |x_j|² - 2 x_i·x_j for all pairs at once. That difference loses
 digits where a neighbor is much closer than the points' norms, so such rows are computed again from
-coordinate differences. Equal points are decided on their values (−0.0 equals 0.0), never on
+differences of the coordinates as given. Equal points are decided on their values (−0.0 equals 0.0), never on
 distances, and are at distance exactly 0.
 
 What is kept of a point is r_1 and log(r_j / r_1) at a ladder of ranks j: the logarithms are formed
@@ -22,9 +22,9 @@ import numpy as np
 
 from id_scaling.views import View
 
-# Rows are computed again when r_1² < REFINE · |x|²: above it the product's error, a few float64 epsilon
-# of |x|² (2e-16), stays under 1e-9 of r_1², so under 1e-9 of any estimate made of such distances.
-REFINE = 1e-6
+# Rows are computed again when r_1² < REFINE · |x|²: above it the product's error, up to ten float64 epsilon of |x|²
+# (2e-15), stays under 1e-9 of r_1², so under 1e-9 of any estimate made of such distances.
+REFINE = 1e-5
 
 STATISTICS = (
     "n_points",
@@ -98,11 +98,11 @@ def find_neighbors(
     points = xp.astype(points, xp.float64)
     first = first_occurrences(points)
     is_finite = xp.all(xp.isfinite(points), axis=1)
-    centred, scale, norms = _normalise(points, is_finite)
+    scaled, centred, scale, norms = _normalise(points, is_finite)
     cloud = _Cloud(first, _host(is_finite), norms, token_ids)
     selections = [_select(view, cloud) for view in views]
     is_needed = any(len(selection) >= 2 for selection in selections)
-    squares = _squared_distances(centred, first) if is_needed else None
+    squares = _squared_distances(scaled, centred, first) if is_needed else None
     return [
         _nothing(view, selection, ranks, cloud)
         if len(selection) < 2
@@ -121,20 +121,20 @@ class _Cloud:
     token_ids: np.ndarray | None
 
 
-def _normalise(points: Any, is_finite: Any) -> tuple[Any, float, np.ndarray]:
-    """Return points centred and divided by a power of two, that power, and the points' own norms.
+def _normalise(points: Any, is_finite: Any) -> tuple[Any, Any, float, np.ndarray]:
+    """Return points divided by a power of two, the same centred, that power, and the points' own norms.
 
     The division is exact and keeps squares of the largest and smallest floats in range.
     """
     xp = array_api_compat.array_namespace(points)
     points = xp.where(is_finite[:, None], points, xp.zeros_like(points))
     largest = float(xp.max(xp.abs(points))) if points.size else 0.0
-    scale = 2.0 ** np.floor(np.log2(largest)) if largest > 0 else 1.0
+    scale = float(2.0 ** np.floor(np.log2(largest))) if largest > 0 else 1.0
     points = points / scale
     norms = _host(xp.sqrt(xp.sum(points**2, axis=1))) * scale
     n_finite = max(int(xp.sum(xp.astype(is_finite, xp.int64))), 1)
     centred = points - xp.sum(points, axis=0) / n_finite
-    return centred, scale, norms
+    return points, centred, scale, norms
 
 
 def first_occurrences(points: Any) -> np.ndarray:
@@ -146,6 +146,7 @@ def first_occurrences(points: Any) -> np.ndarray:
     xp = array_api_compat.array_namespace(points)
     weights = np.random.default_rng(0).standard_normal(points.shape[1])
     key = _host(xp.vecdot(points, _like(weights, points)))
+    key = np.where(np.isfinite(key), key, 0.0)  # projections that overflow share a group, to be told apart below
     _, index, inverse = np.unique(key, return_index=True, return_inverse=True, equal_nan=False)
     first = index[inverse]
     own = np.arange(len(first))
@@ -177,7 +178,7 @@ def _under_view(view, selection, squares, scale, ranks, cloud) -> Neighbors:
     statistics = [
         *_counts(view, selection, cloud),
         np.median(cloud.norms[selection]),
-        *(moment * scale**2 for moment in _gram_moments(squares)),
+        *(float(moment) * scale * scale for moment in _gram_moments(squares)),
     ]
     own = xp.arange(n, device=array_api_compat.device(squares))
     squares[own, own] = xp.inf
@@ -202,7 +203,7 @@ def _submatrix(matrix: Any, selection: np.ndarray) -> Any:
     return xp.take(xp.take(matrix, index, axis=0), index, axis=1)
 
 
-def _squared_distances(centred: Any, first: np.ndarray) -> Any:
+def _squared_distances(scaled: Any, centred: Any, first: np.ndarray) -> Any:
     """Return all squared distances, exact for equal points and where the product is not."""
     xp = array_api_compat.array_namespace(centred)
     squares = centred @ centred.T
@@ -218,7 +219,7 @@ def _squared_distances(centred: Any, first: np.ndarray) -> Any:
         squares = xp.where(is_equal, xp.zeros_like(squares), squares)
         is_near = is_near & ~is_equal
     for row in np.flatnonzero(_host(xp.any(is_near, axis=1))):
-        squares[int(row), :] = xp.sum((centred - centred[int(row), :]) ** 2, axis=1)
+        squares[int(row), :] = xp.sum((scaled - scaled[int(row), :]) ** 2, axis=1)
     squares[own, own] = 0.0
     return squares
 

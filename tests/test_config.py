@@ -161,7 +161,7 @@ WRONG_VALUES = [
     ({"model_config__use_accelerator": 1}, "model_config.use_accelerator", ["found 1", "boolean"]),
     ({"model_config__dtype": "float64"}, "model_config.dtype", ["'float64'", "'bfloat16'"]),
     ({"model_config__module_name_mapping": "atuo"}, "model_config.module_name_mapping", ["'atuo'", "'auto'"]),
-    ({"model_config__module_name_mapping": {"a": 1}}, "model_config.module_name_mapping.a", ["found 1 (a whole number)", "expected"]),
+    ({"model_config__module_name_mapping": {"a": 1}}, "model_config.module_name_mapping.a", ["found 1 (a", "expected"]),
     ({"dataset_config": None}, "dataset_config", ["(nothing)", "expected a"]),
     ({"dataset_config__dataset_subset": -1}, "dataset_config.dataset_subset", ["found -1", "equal to 0"]),
     ({"dataset_config__dataset_subset": "0"}, "dataset_config.dataset_subset", ["'0' (text)", "integer"]),

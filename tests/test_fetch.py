@@ -14,11 +14,11 @@ from conftest import WORDS
 from id_scaling.architecture import Architecture, check_request, modules_with_tensors, read_architecture
 from id_scaling.errors import ConfigError, IdScalingError, InputError
 from id_scaling.fetch import (
+    check_model,
     dataset_shard,
     fetch_dataset,
     fetch_model,
     fetch_tokenizer,
-    known_module_names,
     local_or_hub_folder,
     model_folder,
     module_names,
@@ -141,7 +141,6 @@ def test_identity_says_what_was_fetched(model: Path, tmp_path: Path) -> None:
         "model_type": "llama", "n_layers": 2, "width": 32, "vocab_size": len(WORDS) + 1, "max_positions": 128,
     }
     assert found["weights"] == {"model.safetensors": sha256(model / "model.safetensors")}
-    assert set(found["modules"]) == module_names(model)
 
 
 def test_folder_named_by_a_commit_has_that_commit(model: Path, tmp_path: Path) -> None:
@@ -236,12 +235,12 @@ def test_module_names_are_those_of_the_loaded_model(tiny_llama: Path) -> None:
     assert {"model", "model.layers.1", "model.layers.1.self_attn.q_proj", "lm_head"} <= quick <= names
 
 
-def test_modules_without_tensors_are_known_too(tiny_llama: Path) -> None:
-    without = "model.layers.0.mlp.act_fn"
-    assert without not in modules_with_tensors(tiny_llama)
-    assert without in known_module_names(tiny_llama, [without])
-    # What has tensors is told without building the model.
-    assert known_module_names(tiny_llama, ["model.norm"]) == modules_with_tensors(tiny_llama)
+def test_module_without_tensors_may_be_read_too(tiny_llama: Path) -> None:
+    without = "model.layers.{layer}.mlp.act_fn"
+    assert without.format(layer=0) not in modules_with_tensors(tiny_llama)
+    check_model(tiny_llama, SiteRequest(None, ("act",), (), {"act": without}), 64)
+    with pytest.raises(ConfigError, match=r"no module 'model\.layers\.0\.mlp\.act_fun'; did you mean .*act_fn'"):
+        check_model(tiny_llama, SiteRequest(None, ("act",), (), {"act": "model.layers.{layer}.mlp.act_fun"}), 64)
 
 
 CONFIGS = [
@@ -300,9 +299,10 @@ def test_folder_without_a_usable_config_is_said(text: str | None, words: list[st
 
 def test_model_without_a_bound_takes_any_context() -> None:
     request = SiteRequest(None, ("block",), (), None)
-    check_request(request, 10**6, Architecture("mamba", 3, 48, 99, None), None)
-    with pytest.raises(ConfigError, match="78"):
-        check_request(request, 78, Architecture("llama", 3, 48, 99, 77), None)
+    assert len(check_request(request, 10**6, Architecture("mamba", 3, 48, 99, None))) == 3
+    assert len(check_request(request, 77, Architecture("llama", 3, 48, 99, 77))) == 3
+    with pytest.raises(ConfigError, match="found 78, but the model has 77 positions"):
+        check_request(request, 78, Architecture("llama", 3, 48, 99, 77))
 
 
 def test_weights_cut_short_are_said(model: Path) -> None:
@@ -310,7 +310,7 @@ def test_weights_cut_short_are_said(model: Path) -> None:
     for length in (0, 5, 200):
         (model / "model.safetensors").write_bytes(raw[:length])
         with pytest.raises(InputError, match=r"model\.safetensors"):
-            known_module_names(model, ["model.norm"])
+            check_model(model, SiteRequest(None, (), ("end",), {"end": "model.norm"}), 64)
 
 
 # ---- tokenizers ------------------------------------------------------------------------------------------------

@@ -114,6 +114,16 @@ def test_folders_on_the_way_are_made(is_folder: bool, tmp_path: Path) -> None:
     assert content(path) == ({"0": "a"} if is_folder else "a")
 
 
+def test_reader_of_the_older_file_reads_it_to_its_end(tmp_path: Path) -> None:
+    # The new file takes the place of the old in one step: nothing is ever written into what may be read.
+    (tmp_path / "place").write_text("old")
+    with (tmp_path / "place").open() as reader:
+        with writing(tmp_path / "place") as aside:
+            aside.write_text("new")
+        assert reader.read() == "old"
+    assert content(tmp_path / "place") == "new"
+
+
 def test_block_that_writes_nothing_is_an_error_and_keeps_the_old(tmp_path: Path) -> None:
     (tmp_path / "place").write_text("old")
     with pytest.raises(FileNotFoundError), writing(tmp_path / "place"):

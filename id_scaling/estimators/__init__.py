@@ -18,10 +18,10 @@ from id_scaling.estimators.base import Estimator
 GRAMMAR = (
     ("mle", r"mle", "mle"),
     ("mle_harmonic", r"mle_(?P<mean>harmonic)", "mle"),
-    ("twoNN_fNN", r"twoNN_f(?P<discard_percent>\d{1,2})", "twonn"),
+    ("twoNN_fNN", r"twoNN_f(?P<discard_percent>[0-9]{1,2})", "twonn"),
     ("mind_ml", r"mind_ml", "mind_ml"),
-    ("mind_ml_dNN", r"mind_ml_d(?P<cap>[1-9]\d{0,3})", "mind_ml"),
-    ("skdim_Name", r"skdim_(?P<class_name>[A-Za-z]+)", "skdim"),
+    ("mind_ml_dNN", r"mind_ml_d(?P<cap>[1-9][0-9]{0,3})", "mind_ml"),
+    ("skdim_Name", r"skdim_(?P<class_name>[A-Za-z_]+)", "skdim"),
 )
 EXAMPLES = ("mle", "mle_harmonic", "twoNN_f10", "mind_ml", "mind_ml_d20", "skdim_TLE")
 

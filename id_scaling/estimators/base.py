@@ -20,6 +20,9 @@ DEGENERATE = "degenerate"
 TOO_FEW_POINTS = "too_few_points"
 NONFINITE = "nonfinite"
 
+# Log-ratios of distances are right to 1e-9; points all at one distance would give a larger dimension of rounding alone.
+MAX_RESOLVED = 1e8
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -135,7 +138,7 @@ def screen(estimator: Estimator, neighbors: Neighbors) -> np.ndarray:
 def settle(estimator: Estimator, value, stderr, status: np.ndarray) -> Estimates:
     """Return estimates whose value is a number where the status allows one, and NaN elsewhere."""
     value, stderr, status = np.array(value), np.array(stderr), status.copy()
-    status[(status == OK) & ~(np.isfinite(value) & (value > 0))] = DEGENERATE
+    status[(status == OK) & ~((value > 0) & (value < MAX_RESOLVED))] = DEGENERATE
     status[(status == OK) & (value >= estimator.cap)] = SATURATED
     is_number = (status == OK) | (status == SATURATED)
     return Estimates(np.where(is_number, value, np.nan), np.where(status == OK, stderr, np.nan), status)

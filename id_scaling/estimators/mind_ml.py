@@ -47,14 +47,16 @@ def _root(a: np.ndarray, n: np.ndarray) -> np.ndarray:
     total = a.sum(axis=1)
     low, high = n / total, K * n / total
     d = np.sqrt(low * high)
+    is_done = np.zeros(len(d), dtype=bool)
     for _ in range(MAX_STEPS):
         g = _score(d, a, n, total)
         low, high = np.where(g > 0, d, low), np.where(g > 0, high, d)
         step = d - g / _slope(d, a, n)
         following = np.where((step > low) & (step < high), step, (low + high) / 2)
-        is_done = np.abs(following - d) <= 4e-16 * d
+        following = np.where(is_done, d, following)  # so that a cloud's root does not depend on its batch
+        is_done |= (np.abs(following - d) <= 4e-16 * d) | ~np.isfinite(following)
         d = following
-        if np.all(is_done | ~np.isfinite(d)):
+        if is_done.all():
             break
     return d
 

@@ -41,5 +41,8 @@ def _class_names() -> list[str]:
 
 def _skdim_id() -> ModuleType:
     """Import `skdim.id` without its change to the process's warning filters."""
-    with warnings.catch_warnings():
-        return importlib.import_module("skdim.id")
+    try:
+        with warnings.catch_warnings():
+            return importlib.import_module("skdim.id")
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"skdim_…: {error.name} is not installed; pip install scikit-dimension") from error
