@@ -129,12 +129,12 @@ def test_module_name_mapping_says_where_a_key_is_read(base: Workflow, tmp_path: 
         ("dataset_config", {"max_dataset_size": 3}, 5),
         ("dataset_config.filter_and_chunk_config", {"max_chunks_from_a_document": 1}, 12),
         ("dataset_config.filter_and_chunk_config", {"min_chunks_from_a_document": 2}, 22),
-        ("", {"ctx_len": 96}, 22),
+        ("", {"ctx_len": 96}, 21),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
 def test_documents_and_chunks_are_taken_as_asked(base: Workflow, tmp_path: Path, section: str, keys, n_contexts: int):
-    """Documents have 100, 140, 180, … words, a token each: 1, 2, 2, … chunks of 64, at most two taken."""
+    """Documents have 100, 140, 180, … words, a token each: 1, 2, 2, … chunks of 64 and 1, 1, 1, 2, … of 96, at most two taken."""
     assert len(contexts_of(base)) == 23
     workflow = changed(base, tmp_path, section, **keys)
     workflow.run("--until", "chunk_dataset")
