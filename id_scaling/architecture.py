@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from id_scaling.errors import ConfigError, InputError
-from id_scaling.files import read_json
+from id_scaling.files import digest, read_json
 from id_scaling.sites import Site, SiteRequest, resolve_sites
 
 _N_LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
@@ -48,7 +48,7 @@ def read_architecture(folder: Path) -> Architecture:
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise InputError(f"{folder}: found no config.json, expected a model folder as transformers saves it")
-    config = read_json(path)
+    config = _read_config(path)
     config = config.get("text_config", config)
     return Architecture(
         model_type=_field(config, ("model_type",), path),
@@ -65,7 +65,10 @@ def tensor_names(folder: Path) -> set[str]:
     for path in sorted(Path(folder).glob("*.safetensors")):
         with open(path, "rb") as handle:
             length = int.from_bytes(handle.read(8), "little")
-            names |= set(json.loads(handle.read(length)))
+            try:
+                names |= set(json.loads(handle.read(length)))
+            except ValueError as error:
+                raise InputError(f"{path}: damaged or cut short ({error}); fetch or save it again") from error
     return names - {"__metadata__"}
 
 
@@ -86,6 +89,23 @@ def check_request(request: SiteRequest, ctx_len: int, architecture: Architecture
             f"use a ctx_len of at most {architecture.max_positions}"
         )
     return resolve_sites(request, architecture.model_type, architecture.n_layers)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """Return a model's config, which must be a JSON object."""
+    try:
+        config = read_json(path)
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error}); fetch or save it again") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: found {type(config).__name__}, expected the config of a causal language model")
+    return config
+
+
+def config_digest(folder: Path) -> str:
+    """Return the content hash of what a folder's `config.json` says of the model, whoever wrote it."""
+    config = _read_config(Path(folder) / "config.json")
+    return digest({key: value for key, value in config.items() if key not in ("transformers_version", "_name_or_path")})
 
 
 def _field(config: dict[str, Any], keys: tuple[str, ...], path: Path) -> Any:

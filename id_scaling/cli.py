@@ -103,6 +103,7 @@ def extract(arguments: Arguments) -> None:
         save_means=settings["save_means"],
         save_fp=settings["save_fp"],
         dtype=settings["dtype"],
+        is_own_tokenizer=settings["is_own_tokenizer"],
     )
     execution = Execution(**arguments.execution, n_threads=arguments.threads)
     extract(extraction, arguments.contexts, arguments.model, settings, arguments.output, execution)
@@ -146,7 +147,7 @@ def validate(arguments: Arguments) -> None:
 
     try:
         config = yaml.safe_load(arguments.config.read_text())
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{arguments.config}: cannot be read as YAML: {error}") from error
     if not isinstance(config, dict):
         raise ConfigError(f"{arguments.config}: found no mapping of keys, expected a configuration")

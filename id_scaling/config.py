@@ -8,7 +8,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from id_scaling.errors import ConfigError, nearest
 from id_scaling.estimators import get_estimator
@@ -23,13 +32,19 @@ def _as_list(value: Any) -> Any:
 
 def _one_or_many(kind: type[T]) -> Any:
     """Return the type of a key that takes one value or a list of them."""
-    return Annotated[
-        list[kind], BeforeValidator(_as_list, json_schema_input_type=kind | list[kind]), Field(min_length=1)
-    ]
+    as_given = BeforeValidator(_as_list, json_schema_input_type=kind | list[kind])
+    return Annotated[list[kind], AfterValidator(_unrepeated), as_given, Field(min_length=1)]
 
 
 def _without_torch(value: Any) -> Any:
     return value.removeprefix("torch.") if isinstance(value, str) else value
+
+
+def _unrepeated(values: Any) -> Any:
+    repeated = sorted({str(value) for value in values if values.count(value) > 1}) if isinstance(values, list) else []
+    if repeated:
+        raise ValueError(f"{', '.join(repeated)} stands there more than once; name each once")
+    return values
 
 
 Name = Annotated[str, Field(min_length=1, max_length=300, pattern=r"^[^\x00-\x1f]+$")]
@@ -45,13 +60,18 @@ IN_WORDS = {
     FOLDER: "a path without braces and angle brackets",
     SESSION: "letters, digits, '_', '.' and '-' alone, the first a letter or a digit",
 }
-Precision = Literal["float16", "float32", "float64"]
+
+
+def _precision(*names: str) -> Any:
+    """Return the type of a key that takes one of these precisions, as `float16` or as `torch.float16`."""
+    spelled = Literal[(*names, *(f"torch.{name}" for name in names if name != "auto"))]
+    return Annotated[Literal[names], BeforeValidator(_without_torch, json_schema_input_type=spelled)]
 
 
 class _Section(BaseModel):
     """A part of the configuration: unknown keys are refused, types are exact, values are fixed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
 
 
 class ModelConfig(_Section):
@@ -70,7 +90,7 @@ class ModelConfig(_Section):
     tokenizer: Name | None = Field(
         None, description="model whose tokenizer cuts the text; default: the model's own, at its main revision"
     )
-    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], BeforeValidator(_without_torch)] = Field(
+    dtype: _precision("auto", "float32", "bfloat16", "float16") = Field(
         "auto", description="precision of the weights; `auto` is float32 on a CPU and bfloat16 on a GPU"
     )
 
@@ -135,7 +155,7 @@ class CacheingConfig(_Section):
         ["block", "attn", "mlp"], description="keys of the mapping read in each listed layer"
     )
     module_outblock_keys: list[Key] = Field(["emb", "unemb"], description="keys of the mapping read once")
-    save_fp: Annotated[Precision, BeforeValidator(_without_torch)] = Field(
+    save_fp: _precision("float16", "float32", "float64") = Field(
         "float16", description="precision of saved clouds; `torch.float16` and `float16` are the same"
     )
     save_cache_tensors: bool = Field(False, description="save the whole manifold of every context")
@@ -173,13 +193,15 @@ class CacheingConfig(_Section):
 
     @field_validator("layer_idx_list", "module_inblock_keys", "module_outblock_keys", "save_IDs_list", "neighbor_ranks")
     @classmethod
-    def _unrepeated(cls, values: Any) -> Any:
-        repeated = (
-            sorted({str(value) for value in values if values.count(value) > 1}) if isinstance(values, list) else []
-        )
-        if repeated:
-            raise ValueError(f"{', '.join(repeated)} stands there more than once; name each once")
-        return values
+    def _each_once(cls, values: Any) -> Any:
+        return _unrepeated(values)
+
+    @model_validator(mode="after")
+    def _apart(self) -> CacheingConfig:
+        both = sorted(set(self.module_inblock_keys) & set(self.module_outblock_keys))
+        if both:
+            raise ValueError(f"{', '.join(both)} stands in module_inblock_keys and in module_outblock_keys; keep one")
+        return self
 
 
 class Config(_Section):
@@ -268,57 +290,69 @@ def _check_needs(cacheing: CacheingConfig, ctx_len: int) -> None:
 
 
 def _by_place(problems: list[dict[str, Any]], config: dict[str, Any]) -> list[list[dict[str, Any]]]:
-    """Return problems grouped by key: a key that takes one of two types has a problem for each."""
+    """Return problems grouped by key: a key that takes one of two types has a problem for each.
+
+    Of a key and something inside it, the inside alone is wrong: the key is of the type that has an inside.
+    """
     places: dict[str, list[dict[str, Any]]] = {}
     for problem in problems:
-        places.setdefault(_dotted(problem["loc"], config), []).append(problem)
-    return list(places.values())
+        places.setdefault(_dotted(problem, config), []).append(problem)
+    insides = [place for place in places if place]
+    return [
+        found
+        for place, found in places.items()
+        if not any(other.startswith((f"{place}.", f"{place}[")) for other in insides if place)
+    ]
 
 
 def _line(problems: list[dict[str, Any]], config: dict[str, Any]) -> str:
     """Return the problems of one key as: where, what was found, what is allowed."""
     problem = problems[0]
-    where = _dotted(problem["loc"], config)
+    where = _dotted(problem, config)
     if problem["type"] == "extra_forbidden":
         return f"{where} is not a key; {nearest(str(problem['loc'][-1]), _keys_beside(problem['loc']))}"
     if problem["type"] == "missing":
         return f"{where} is missing; expected {_description(problem['loc'])}"
-    message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error":
+        message = problem["msg"].removeprefix("Value error, ")
         return message if not where else f"{where}: {message}"
     allowed = " or ".join(_allowed(problem) for problem in problems)
-    return f"{where}: found {_shown(problem['input'])}, expected {allowed}{_advice(problem['input'])}"
+    return f"{where}: found {_shown(problem['input'])}, expected {allowed}{_advice(problem)}"
 
 
 def _allowed(problem: dict[str, Any]) -> str:
     """Return what one problem says is allowed."""
-    if problem["type"] == "string_pattern_mismatch":
-        return IN_WORDS.get(problem["ctx"]["pattern"], "text without control characters")
+    kind, context = problem["type"], problem.get("ctx", {})
+    if kind == "string_pattern_mismatch":
+        return IN_WORDS.get(context["pattern"], "text without control characters")
     words = {
         "model_type": "a mapping of keys",
         "dict_type": "a mapping of keys",
         "string_type": "text",
+        "invalid_key": "keys that are text",
         "list_type": "a list",
         "too_short": "at least one",
+        "string_too_short": "text that is not empty",
+        "string_too_long": f"at most {context.get('max_length')} characters",
     }
-    return words.get(problem["type"], problem["msg"].removeprefix("Input should be ").removeprefix("a valid "))
+    return words.get(kind, problem["msg"].removeprefix("Input should be ").removeprefix("a valid "))
 
 
-def _dotted(location: tuple, config: dict[str, Any]) -> str:
-    """Return a location as a dotted key; a section given as one mapping has no index."""
-    parts = []
-    for depth, part in enumerate(location):
-        if isinstance(part, int):
-            is_listed = depth > 1 or isinstance(config.get(location[0]), list)
-            parts.append(f"[{part}]" if is_listed else "")
-        elif not _is_branch(part):
-            parts.append(("." if parts else "") + str(part))
-    return "".join(parts)
+def _dotted(problem: dict[str, Any], config: dict[str, Any]) -> str:
+    """Return where a problem is as a dotted key of the configuration as it was given.
 
-
-def _is_branch(part: Any) -> bool:
-    """Return whether a location's part names a branch of a union, which is no key."""
-    return isinstance(part, str) and any(mark in part for mark in ("[", "literal", "constrained-"))
+    A location also names branches of types, and indices into lists made of one value: neither is in the configuration.
+    """
+    place, inside = "", config
+    is_missing = problem["type"] == "missing"
+    for depth, part in enumerate(problem["loc"]):
+        if isinstance(inside, list) and isinstance(part, int):
+            place, inside = f"{place}[{part}]", inside[part]
+        elif isinstance(inside, dict) and part in inside:
+            place, inside = f"{place}.{part}", inside[part]
+        elif is_missing and depth == len(problem["loc"]) - 1:
+            place = f"{place}.{part}"
+    return place.removeprefix(".")
 
 
 def _section(location: tuple) -> type[_Section]:
@@ -365,12 +399,13 @@ def _shown(value: Any) -> str:
     return f"{text[:80]}{'…' if len(text) > 80 else ''} ({kinds.get(type(value), type(value).__name__)})"
 
 
-def _advice(value: Any) -> str:
+def _advice(problem: dict[str, Any]) -> str:
     """Return what to do about a value whose type YAML chose unexpectedly."""
+    value, is_text_meant = problem["input"], problem["type"] == "string_type"
     if isinstance(value, bool):
         return "; YAML reads bare yes, no, on and off as true and false: quote them where text is meant"
-    if isinstance(value, str) and value[:1].isdigit():
+    if is_text_meant and isinstance(value, (int, float)):
+        return "; put quotes around it"
+    if not is_text_meant and isinstance(value, str) and value[:1].isdigit():
         return "; YAML reads numbers like 1e-3 as text: write 0.001 or 1.0e-3, without quotes"
-    if isinstance(value, (int, float)):
-        return "; put quotes around it where text is meant"
     return ""

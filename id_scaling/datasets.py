@@ -169,32 +169,39 @@ def bos_token(tokenizer: Any) -> int | None:
 
 def read_documents(shard: list[Path], chunking: Chunking, broken: BrokenRecords) -> Iterator[Document]:
     """Yield the documents of a shard in order; broken records are counted and left out."""
-    for number, (where, record) in enumerate(_records(shard, chunking, broken)):
-        text = record.get(chunking.text_column)
-        if not isinstance(text, str):
-            broken.add(where, _no_text(record, chunking.text_column))
+    for number, (where, record) in enumerate(_records(shard, chunking)):
+        wrong = record if isinstance(record, str) else _wrong_with(record, chunking.text_column)
+        if wrong:
+            broken.add(where, wrong)
             continue
         name = record.get(chunking.id_column)
-        yield Document(number, str(number if name is None else name), text)
+        yield Document(number, str(number if name is None else name), record[chunking.text_column])
 
 
-def _records(shard: list[Path], chunking: Chunking, broken: BrokenRecords) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (where, record) for the records of a shard's files."""
+Record = dict[str, Any] | str
+
+
+def _records(shard: list[Path], chunking: Chunking) -> Iterator[tuple[str, Record]]:
+    """Yield (where, record) for the records of a shard's files; for a broken one, what is wrong with it."""
     for path in shard:
         if path.suffix == ".parquet":
             yield from _parquet_records(path, chunking)
         elif path.suffix == ".txt":
-            yield from _text_record(path, chunking, broken)
+            yield from _text_record(path, chunking)
         else:
-            yield from _json_records(path, broken)
+            yield from _json_records(path)
 
 
-def _parquet_records(path: Path, chunking: Chunking) -> Iterator[tuple[str, dict[str, Any]]]:
+def _parquet_records(path: Path, chunking: Chunking) -> Iterator[tuple[str, Record]]:
     """Yield the rows of a parquet file, a batch in memory at a time."""
     try:
-        file = pq.ParquetFile(path)
+        yield from _parquet_rows(pq.ParquetFile(path), path, chunking)
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{path}: not a readable parquet file ({error}); fetch or write it again") from error
+
+
+def _parquet_rows(file: pq.ParquetFile, path: Path, chunking: Chunking) -> Iterator[tuple[str, Record]]:
+    """Yield the rows of an open parquet file that has the columns asked for."""
     columns = file.schema_arrow.names
     if chunking.text_column not in columns:
         raise InputError(
@@ -204,26 +211,38 @@ def _parquet_records(path: Path, chunking: Chunking) -> Iterator[tuple[str, dict
     wanted = [name for name in (chunking.text_column, chunking.id_column) if name in columns]
     row = 0
     for batch in file.iter_batches(batch_size=DOCUMENTS_A_BATCH, columns=wanted):
-        for record in batch.to_pylist():
-            yield f"{path} row {row}", record
+        for index in range(len(batch)):
+            yield f"{path.name} row {row}", _parquet_record(batch.slice(index, 1))
             row += 1
 
 
-def _json_records(path: Path, broken: BrokenRecords) -> Iterator[tuple[str, dict[str, Any]]]:
+def _parquet_record(row: pa.RecordBatch) -> Record:
+    """Return the record of one row, or what is wrong with it."""
+    try:
+        return row.to_pylist()[0]
+    except UnicodeDecodeError as error:
+        return f"not UTF-8 at byte {error.start}"
+
+
+def _json_records(path: Path) -> Iterator[tuple[str, Record]]:
     """Yield the records of a JSON-lines file, plain or compressed."""
     with _opened(path) as lines:
         for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            where = f"{path.name} line {number}"
-            try:
-                record = json.loads(line.decode("utf-8"))
-            except UnicodeDecodeError as error:
-                broken.add(where, f"not UTF-8 at byte {error.start}")
-            except json.JSONDecodeError as error:
-                broken.add(where, f"not JSON ({error.msg} at column {error.colno})")
-            else:
-                yield where, record if isinstance(record, dict) else {}
+            if line.strip():
+                yield f"{path.name} line {number}", _json_record(line)
+
+
+def _json_record(line: bytes) -> Record:
+    """Return the record of one line, or what is wrong with it."""
+    try:
+        record = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return f"not UTF-8 at byte {error.start}"
+    except json.JSONDecodeError as error:
+        return f"not JSON ({error.msg} at column {error.colno})"
+    except RecursionError:
+        return "JSON nested too deep"
+    return record if isinstance(record, dict) else {}
 
 
 @contextmanager
@@ -247,21 +266,26 @@ def _open_zstandard(path: Path) -> IO[bytes]:
 _OPENERS = {".gz": gzip.open, ".zst": _open_zstandard}
 
 
-def _text_record(path: Path, chunking: Chunking, broken: BrokenRecords) -> Iterator[tuple[str, dict[str, Any]]]:
+def _text_record(path: Path, chunking: Chunking) -> Iterator[tuple[str, Record]]:
     """Yield the one document of a text file."""
     try:
-        text = path.read_bytes().decode("utf-8")
+        record: Record = {chunking.text_column: path.read_bytes().decode("utf-8"), chunking.id_column: path.stem}
     except UnicodeDecodeError as error:
-        broken.add(path.name, f"not UTF-8 at byte {error.start}")
-    else:
-        yield path.name, {chunking.text_column: text, chunking.id_column: path.stem}
+        record = f"not UTF-8 at byte {error.start}"
+    yield path.name, record
 
 
-def _no_text(record: dict[str, Any], column: str) -> str:
-    """Return what is wrong with a record that has no text."""
-    if column in record:
+def _wrong_with(record: dict[str, Any], column: str) -> str | None:
+    """Return what is wrong with a record that has no usable text."""
+    if column not in record:
+        return f"no {column!r} (dataset_config.text_column); it has {', '.join(map(str, record)) or 'nothing'}"
+    if not isinstance(record[column], str):
         return f"{column!r} is {type(record[column]).__name__}, expected text"
-    return f"no {column!r} (dataset_config.text_column); it has {', '.join(map(str, record)) or 'nothing'}"
+    try:
+        record[column].encode()
+    except UnicodeEncodeError as error:
+        return f"{column!r} has half a character (a lone surrogate) at {error.start}"
+    return None
 
 
 def _nothing_long_enough(lengths: list[int], chunking: Chunking, bos: int | None) -> str:

@@ -50,6 +50,8 @@ class Extraction:
         Precision of saved clouds.
     dtype : str
         Precision of the weights; `auto` is float32 on a CPU and bfloat16 on a GPU.
+    is_own_tokenizer : bool
+        Whether the contexts must have been made with the checkpoint's own tokenizer.
     """
 
     request: SiteRequest
@@ -59,6 +61,7 @@ class Extraction:
     save_means: bool
     save_fp: str
     dtype: str
+    is_own_tokenizer: bool = True
 
 
 @dataclass(frozen=True)
@@ -88,11 +91,12 @@ def extract(
         The checkpoint's tokenizer is not the one the contexts were made with.
     """
     folder = manifest_path.parent
-    contexts, identity = _read_inputs(contexts_path, identity_path)
+    contexts, identity = _read_inputs(contexts_path, identity_path, extraction.is_own_tokenizer)
     made_of = {
         "settings": dict(settings),
         "contexts": sha256(contexts_path),
         "weights": identity["weights_sha256"],
+        "config": identity["config_sha256"],
         "versions": versions(),
     }
     with sole_writer(folder):
@@ -111,15 +115,21 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
-def _read_inputs(contexts_path: Path, identity_path: Path) -> tuple[pl.DataFrame, dict[str, Any]]:
+def _read_inputs(
+    contexts_path: Path, identity_path: Path, is_own_tokenizer: bool
+) -> tuple[pl.DataFrame, dict[str, Any]]:
     """Return the contexts and the model's identity, once they are known to belong together."""
     contexts, identity = pl.read_parquet(contexts_path), read_json(identity_path)
     made_with = json.loads(pl.read_parquet_metadata(contexts_path)["id_scaling"])
-    if made_with["tokenizer_sha256"] != identity["tokenizer_sha256"]:
+    name = f"{identity['model_name']} at {identity['checkpoint']}"
+    if is_own_tokenizer and made_with["tokenizer_sha256"] != identity["tokenizer_sha256"]:
         raise InputError(
-            f"{identity['model_name']} at {identity['checkpoint']}: its tokenizer is not the one that "
-            f"{contexts_path} was tokenised with; give this checkpoint a model_config of its own"
+            f"{name}: its tokenizer is not the one that {contexts_path} was tokenised with; give this checkpoint a "
+            "model_config of its own, or name the tokenizer to use in model_config.tokenizer"
         )
+    largest, n_tokens = contexts["input_ids"].explode().max(), identity["architecture"]["vocab_size"]
+    if largest >= n_tokens:
+        raise InputError(f"{name}: found token {largest} in {contexts_path}, but the model knows {n_tokens} tokens")
     return contexts, identity
 
 

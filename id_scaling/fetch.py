@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from id_scaling import embedded
-from id_scaling.architecture import check_request, modules_with_tensors, read_architecture
+from id_scaling.architecture import check_request, config_digest, modules_with_tensors, read_architecture
 from id_scaling.errors import InputError, nearest
 from id_scaling.files import digest, read_json, sha256, write_json
 from id_scaling.logs import LOG
@@ -55,7 +55,8 @@ def fetch_model(model_name: str, checkpoint: str, request: SiteRequest, ctx_len:
             "architecture": asdict(architecture),
             "weights": weights,
             "weights_sha256": digest(weights),
-            "tokenizer_sha256": tokenizer_digest(folder),
+            "config_sha256": config_digest(folder),
+            "tokenizer_sha256": tokenizer_digest(_with_tokenizer(folder, model_name)),
         },
     )
     LOG.info("%s %s: weights %s in %s", model_name, checkpoint, digest(weights), folder)
@@ -97,7 +98,15 @@ def local_or_hub_folder(model_name: str, checkpoint: str, weights: bool = False)
 
 def looks_local(name: str) -> bool:
     """Return whether a name can only be a path."""
-    return name.startswith((".", "/", "~")) or Path(name).expanduser().exists()
+    return name.startswith((".", "/", "~")) or Path(name).exists()
+
+
+def expanded(name: str) -> Path:
+    """Return a path with `~` replaced by the home folder it means."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{name}: there is no such user; expected a path") from error
 
 
 def model_folder(model_name: str, checkpoint: str) -> Path | None:
@@ -114,7 +123,7 @@ def model_folder(model_name: str, checkpoint: str) -> Path | None:
         return RESOURCES / model_name
     if not looks_local(model_name):
         return None
-    root = Path(model_name).expanduser()
+    root = expanded(model_name)
     folder = root if checkpoint == "main" else root / checkpoint
     if not (folder / "config.json").is_file():
         raise InputError(_missing_checkpoint(root, checkpoint))
@@ -145,16 +154,21 @@ def dataset_shard(dataset_name: str, subset: int) -> list[Path] | None:
         return [RESOURCES / dataset_name / f"{_embedded_shard(dataset_name, subset):04d}.parquet"]
     if not looks_local(dataset_name):
         return None
-    root = Path(dataset_name).expanduser()
+    root = expanded(dataset_name)
     if not root.exists():
         raise InputError(f"dataset_name: {root} does not exist; expected a file, a folder of shards or a hub name")
-    files = [root] if root.is_file() else sorted(path for path in root.iterdir() if _suffix(path))
+    if root.is_file() and not _suffix(root):
+        raise InputError(f"dataset_name: {root} is no shard; expected a file ending in {', '.join(SHARD_SUFFIXES)}")
+    if root.is_file():
+        return [root] if subset == 0 else _no_shard(dataset_name, subset, [root.name])
+    files = sorted(path for path in root.iterdir() if _suffix(path))
+    shards = [path for path in files if _suffix(path) != ".txt"]
+    if shards:
+        return [shards[shard_position(dataset_name, [path.name for path in shards], subset)]]
     if not files:
         raise InputError(f"dataset_name: {root} holds no shard; expected files ending in {', '.join(SHARD_SUFFIXES)}")
-    if root.is_dir() and all(_suffix(path) == ".txt" for path in files):
-        # One document a file: the folder is the one shard.
-        return files if subset == 0 else _no_shard(dataset_name, subset, ["all .txt files, index 0"])
-    return [files[shard_position(dataset_name, [path.name for path in files], subset)]]
+    # One document a file: the folder is the one shard.
+    return files if subset == 0 else _no_shard(dataset_name, subset, ["all .txt files, index 0"])
 
 
 def shard_position(dataset_name: str, names: list[str], subset: int) -> int:
@@ -163,13 +177,16 @@ def shard_position(dataset_name: str, names: list[str], subset: int) -> int:
     Raises
     ------
     InputError
-        There is no such shard.
+        There is no such shard, or two have its number.
     """
     stems = [name[: -len(_suffix(name))] for name in names]
-    if all(stem.isdecimal() for stem in stems):
-        numbers = [int(stem) for stem in stems]
-        return numbers.index(subset) if subset in numbers else _no_shard(dataset_name, subset, names)
-    return subset if subset < len(names) else _no_shard(dataset_name, subset, names)
+    if not all(stem.isdecimal() for stem in stems):
+        return subset if subset < len(names) else _no_shard(dataset_name, subset, names)
+    found = [position for position, stem in enumerate(stems) if int(stem) == subset]
+    if len(found) > 1:
+        same = ", ".join(names[position] for position in found)
+        raise InputError(f"dataset_subset: {dataset_name} has the shard {subset} twice: {same}; keep one of them")
+    return found[0] if found else _no_shard(dataset_name, subset, names)
 
 
 def _no_shard(dataset_name: str, subset: int, names: list[str]) -> Any:
@@ -230,13 +247,22 @@ def _weight_files(folder: Path) -> list[Path]:
     return files
 
 
+def _with_tokenizer(folder: Path, model_name: str) -> Path:
+    """Return a checkpoint's folder, or that of its model's tokenizer when it has none of its own."""
+    is_own = any((folder / name).is_file() for name in TOKENIZER_FILES)
+    try:
+        return folder if is_own else _tokenizer_folder(model_name)
+    except InputError:
+        return folder  # a model without a tokenizer runs with the one that `tokenizer` names
+
+
 def _tokenizer_folder(model_name: str) -> Path:
     """Return a folder that holds a model's tokenizer: its own, else that of its first checkpoint folder."""
     if model_name in embedded.MODELS:
         return RESOURCES / model_name
     if not looks_local(model_name):
         return _from_hub(model_name, "main", _TOKENIZER_PATTERNS)
-    root = Path(model_name).expanduser()
+    root = expanded(model_name)
     for folder in (root, *sorted(path.parent for path in root.glob("*/config.json"))):
         if any((folder / name).is_file() for name in TOKENIZER_FILES):
             return folder

@@ -6,7 +6,8 @@ contexts are in memory at a time. Never imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -105,10 +106,22 @@ def _verified(folder: Path, manifest: Mapping[str, Any], layer: int | None) -> P
     found, expected = path.stat().st_size, manifest["files"][name]["bytes"]
     if found != expected:
         raise StoreError(f"{path}: found {found} bytes, the manifest says {expected}; {mend}")
-    with h5py.File(path, "r") as file:
-        if file.attrs["digest"] != manifest["digest"]:
+    with _reading(path) as file:
+        if file.attrs.get("digest") != manifest["digest"]:
             raise StoreError(f"{path}: made by another extraction than its manifest; {mend}")
     return path
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[h5py.File]:
+    """Open a layer file; whatever damage HDF5 finds in it is one error."""
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except (OSError, KeyError, ValueError, RuntimeError) as error:
+        raise StoreError(
+            f"{path}: damaged ({error}); remove {path.parent / 'manifest.json'} and run again to extract it anew"
+        ) from error
 
 
 def _estimate_block(
@@ -121,15 +134,9 @@ def _estimate_block(
     rows: range,
 ) -> pl.DataFrame:
     """Return the table of some contexts of one site under one view."""
-    try:
-        with h5py.File(path, "r") as file:
-            neighbors = _read_neighbors(file[module][view], tuple(manifest["ranks"]), rows)
-            points = file[module]["activations"][rows.start : rows.stop] if estimator.needs == "points" else None
-    except OSError as error:
-        raise StoreError(
-            f"{path}: {module}, contexts {rows.start} to {rows.stop - 1}, cannot be read ({error}); remove "
-            f"{path.parent / 'manifest.json'} and run again to extract it anew"
-        ) from error
+    with _reading(path) as file:
+        neighbors = _read_neighbors(file[module][view], tuple(manifest["ranks"]), rows)
+        points = file[module]["activations"][rows.start : rows.stop] if estimator.needs == "points" else None
     if points is None:
         found = estimate_from_neighbors(estimator, neighbors)
     else:

@@ -109,14 +109,29 @@ def resolve_sites(request: SiteRequest, model_type: str, n_layers: int) -> list[
             f"cacheing_config.layer_idx_list: found layer {beyond[0]}, but the model has {n_layers} layers: "
             f"0 to {n_layers - 1} are allowed; use 'all' for every layer"
         )
-    for key in (*request.inblock, *request.outblock):
-        if key not in mapping:
-            raise ConfigError(
-                f"cacheing_config: no module path is known for key {key!r} of a {model_type} model; "
-                f"{nearest(key, mapping)}; or give its path in model_config.module_name_mapping"
-            )
-    inside = [Site(key, layer, mapping[key].format(layer=layer)) for layer in layers for key in request.inblock]
-    return inside + [Site(key, None, mapping[key]) for key in request.outblock]
+    inside = {key: _path(mapping, key, model_type, is_inblock=True) for key in request.inblock}
+    outside = {key: _path(mapping, key, model_type, is_inblock=False) for key in request.outblock}
+    return [
+        Site(key, layer, path.replace("{layer}", str(layer))) for layer in layers for key, path in inside.items()
+    ] + [Site(key, None, path) for key, path in outside.items()]
+
+
+def _path(mapping: Mapping[str, str], key: str, model_type: str, is_inblock: bool) -> str:
+    """Return a key's path, with `{layer}` in it if, and only if, it is read in each layer."""
+    if key not in mapping:
+        raise ConfigError(
+            f"cacheing_config: no module path is known for key {key!r} of a {model_type} model; "
+            f"{nearest(key, mapping)}; or give its path in model_config.module_name_mapping"
+        )
+    path = mapping[key]
+    has_braces = any(brace in path.replace("{layer}", "") for brace in "{}")
+    if has_braces or ("{layer}" in path) != is_inblock:
+        kind, expected = ("module_inblock_keys", "one with") if is_inblock else ("module_outblock_keys", "one without")
+        raise ConfigError(
+            f"cacheing_config.{kind}: found {key!r} with the path {path!r}, expected {expected} {{layer}} in its path; "
+            "list the key under the other kind, or correct model_config.module_name_mapping"
+        )
+    return path
 
 
 def resolve_mapping(mapping: Mapping[str, str] | None, model_type: str) -> Mapping[str, str]:

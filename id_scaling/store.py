@@ -88,7 +88,8 @@ def assemble(parts: list[Path], name: str, output: Path, attributes: dict[str, A
     A finished `output` with the same attributes is kept, so that an interrupted assembly goes on.
     """
     if not is_made_with(output, attributes):
-        with writing(output) as aside, h5py.File(aside, "w") as target:
+        # The format of HDF5 1.10 and later checks its structure too, not the data alone.
+        with writing(output) as aside, h5py.File(aside, "w", libver="latest") as target:
             _concatenate([part / name for part in parts], target)
             for key, value in attributes.items():
                 target.attrs[key] = _attribute(value)

@@ -16,7 +16,7 @@ from id_scaling import embedded
 from id_scaling.config import Config, DatasetConfig, ModelConfig, parse
 from id_scaling.errors import IdScalingError
 from id_scaling.estimators import definition_of
-from id_scaling.fetch import TOKENIZER_FILES, check_model, dataset_shard, looks_local, model_folder
+from id_scaling.fetch import TOKENIZER_FILES, check_model, dataset_shard, expanded, looks_local, model_folder
 from id_scaling.files import canonical_json, read_json
 from id_scaling.fingerprint import fingerprint
 from id_scaling.paths import Run, ids_path, run_folder, slug
@@ -119,7 +119,7 @@ class Study:
         name = self.tokenizers[tokenizer]
         if name in embedded.MODELS:
             return [str(model_folder(name, "main") / "tokenizer.json")]
-        root = Path(name).expanduser()
+        root = expanded(name)
         return [str(root / file) for file in TOKENIZER_FILES if looks_local(name) and (root / file).is_file()]
 
     def shard_files(self, dataset: str, subset: str) -> list[str]:
@@ -176,6 +176,7 @@ class Study:
             **self._names(run),
             sites=self._sites(run.model),
             dtype=self.models[run.model].dtype,
+            is_own_tokenizer=self.models[run.model].tokenizer is None,
             views={name: view.model_dump() for name, view in cacheing.views.items()},
             ranks=None if cacheing.neighbor_ranks == "default" else sorted(cacheing.neighbor_ranks),
             save_clouds=cacheing.save_cache_tensors,

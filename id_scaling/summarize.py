@@ -215,7 +215,7 @@ def _summarize_table(path: Path, code: str, manifest: Mapping[str, Any]) -> pl.D
         )
         .with_columns(
             pl.struct("_words", "_failures").map_elements(_counted, return_dtype=pl.String).alias("statuses"),
-            pl.lit(_versions({**manifest["versions"], **facts["versions"]})).alias("versions"),
+            pl.lit(_versions(manifest["versions"], facts["versions"])).alias("versions"),
         )
         .drop("_words", "_failures")
     )
@@ -226,9 +226,13 @@ def _counted(statuses: Mapping[str, list[str]]) -> str:
     return ", ".join(f"{word}: {statuses['_failures'].count(word)}" for word in statuses["_words"])
 
 
-def _versions(versions: Mapping[str, str]) -> str:
-    """Return versions as one line."""
-    return ", ".join(f"{name} {number}" for name, number in sorted(versions.items()))
+def _versions(extraction: Mapping[str, str], estimate: Mapping[str, str]) -> str:
+    """Return versions as one line: those of the extraction, and those of the estimate."""
+    stages = {"extraction": extraction, "estimate": estimate}
+    return "; ".join(
+        f"{stage}: " + ", ".join(f"{name} {number}" for name, number in sorted(versions.items()))
+        for stage, versions in stages.items()
+    )
 
 
 def _views(manifest: Mapping[str, Any]) -> pl.DataFrame:

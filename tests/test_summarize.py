@@ -194,7 +194,7 @@ def test_rows_carry_the_names_of_the_configuration_and_the_settings_of_their_vie
     assert summary.select("dtype", "device").unique().rows() == [("float32", "cpu")]
     views = summary.select("view", "skip_first_tokens", "duplicates", "preprocess").unique(maintain_order=True).rows()
     assert sorted(views) == [("default", 1, "distinct", "raw"), ("origin", 0, "keep", "raw")]
-    assert summary["versions"].unique().to_list() == ["numpy 2.1, polars 1.30, torch 2.6"]
+    assert summary["versions"].unique().to_list() == ["extraction: torch 2.6; estimate: numpy 2.1, polars 1.30"]
 
 
 def test_runs_are_the_product_of_the_axes() -> None:
@@ -254,8 +254,8 @@ def test_mixed_versions_of_estimates_are_a_column_and_a_warning(
 ) -> None:
     write_table(session, RUN, table_of("emb"), versions={"numpy": "2.2", "polars": "1.30"})
     summary = summary_of(session)
-    assert row_of(summary, "default", None, "emb")["versions"] == "numpy 2.2, polars 1.30, torch 2.6"
-    assert row_of(summary, "default", 0, "block")["versions"] == "numpy 2.1, polars 1.30, torch 2.6"
+    assert row_of(summary, "default", None, "emb")["versions"] == "extraction: torch 2.6; estimate: numpy 2.2, polars 1.30"
+    assert row_of(summary, "default", 0, "block")["versions"] == "extraction: torch 2.6; estimate: numpy 2.1, polars 1.30"
     (warning,) = warned(warnings)
     assert "mixed library versions" in warning
     assert "numpy 2.2" in warning
