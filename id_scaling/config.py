@@ -196,13 +196,6 @@ class CacheingConfig(_Section):
     def _each_once(cls, values: Any) -> Any:
         return _unrepeated(values)
 
-    @model_validator(mode="after")
-    def _apart(self) -> CacheingConfig:
-        both = sorted(set(self.module_inblock_keys) & set(self.module_outblock_keys))
-        if both:
-            raise ValueError(f"{', '.join(both)} stands in module_inblock_keys and in module_outblock_keys; keep one")
-        return self
-
 
 class Config(_Section):
     """A study: one session."""
@@ -226,6 +219,7 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
+        _check_modules(self.cacheing_config)
         _check_points(self)
         _check_needs(self.cacheing_config, self.ctx_len)
         return self
@@ -256,6 +250,15 @@ def sections() -> list[tuple[str, type[_Section]]]:
         ("cacheing_config.", CacheingConfig),
         ("cacheing_config.views.NAME.", ViewConfig),
     ]
+
+
+def _check_modules(cacheing: CacheingConfig) -> None:
+    """Raise a ValueError when a module key is read both in each layer and once."""
+    both = sorted(set(cacheing.module_inblock_keys) & set(cacheing.module_outblock_keys))
+    if both:
+        raise ValueError(
+            f"cacheing_config.module_outblock_keys: {', '.join(both)} stands in module_inblock_keys too; name each once"
+        )
 
 
 def _check_points(config: Config) -> None:

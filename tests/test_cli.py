@@ -85,9 +85,7 @@ def test_help_says_what_each_verb_does(capsys: pytest.CaptureFixture) -> None:
     ],
     ids=["no verb", "unknown verb", "missing option", "option of another verb", "settings that are no JSON"],
 )
-def test_wrong_command_line_is_exit_status_2(
-    arguments: list[str], words: str, capsys: pytest.CaptureFixture
-) -> None:
+def test_wrong_command_line_is_exit_status_2(arguments: list[str], words: str, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
@@ -128,8 +126,11 @@ def assert_refused(done: subprocess.CompletedProcess, *words: str) -> None:
         ({"cacheing_config__layer_idx_list": [0, 5]}, ["found layer 5, but the model has 2 layers"]),
         ({"cacheing_config__module_inblock_keys": ["atn"]}, ["'atn'", "did you mean 'attn'"]),
         (
-            {"model_config__module_name_mapping": {"block": "model.layers.{layer}.mpl"},
-             "cacheing_config__module_inblock_keys": ["block"], "cacheing_config__module_outblock_keys": []},
+            {
+                "model_config__module_name_mapping": {"block": "model.layers.{layer}.mpl"},
+                "cacheing_config__module_inblock_keys": ["block"],
+                "cacheing_config__module_outblock_keys": [],
+            },
             ["no module 'model.layers.0.mpl'", "'model.layers.{layer}.mlp'"],
         ),
         ({"model_config__model_checkpoint": "step1"}, ["step1", "no config.json"]),
@@ -138,7 +139,11 @@ def assert_refused(done: subprocess.CompletedProcess, *words: str) -> None:
     ids=["type", "positions", "layer", "key", "path", "checkpoint", "shard"],
 )
 def test_configuration_that_cannot_run_is_refused_before_any_job(
-    changes: dict, words: list[str], tmp_path: Path, tiny_llama: Path, text_folder: Path,
+    changes: dict,
+    words: list[str],
+    tmp_path: Path,
+    tiny_llama: Path,
+    text_folder: Path,
     capsys: pytest.CaptureFixture,
 ) -> None:
     path = tmp_path / "study.yaml"
@@ -184,8 +189,13 @@ def test_describe_says_what_a_model_has(tiny_llama: Path) -> None:
     assert done.returncode == 0, done.stderr
     lines = [line.strip() for line in done.stdout.splitlines()]
     for line in (
-        "model_type: llama", "n_layers: 2", "width: 32", "max_positions: 128", "block: model.layers.{layer}",
-        "attn: model.layers.{layer}.self_attn", "unemb: model.norm",
+        "model_type: llama",
+        "n_layers: 2",
+        "width: 32",
+        "max_positions: 128",
+        "block: model.layers.{layer}",
+        "attn: model.layers.{layer}.self_attn",
+        "unemb: model.norm",
     ):
         assert line in lines
 

@@ -96,8 +96,12 @@ def test_parsing_leaves_what_it_is_given_as_it_was() -> None:
 def test_no_value_can_be_set_anew() -> None:
     config = parse(small())
     sections: list[BaseModel] = [
-        config, config.models[0], config.datasets[0], config.datasets[0].filter_and_chunk_config,
-        config.cacheing_config, config.cacheing_config.views["default"],
+        config,
+        config.models[0],
+        config.datasets[0],
+        config.datasets[0].filter_and_chunk_config,
+        config.cacheing_config,
+        config.cacheing_config.views["default"],
     ]
     for section in sections:
         for name in type(section).model_fields:
@@ -289,8 +293,16 @@ def test_wrong_value_is_refused_with_what_was_found_and_what_is_allowed(
 @pytest.mark.parametrize(("changes", "key", "words"), cases([*UNKNOWN_KEYS, *WRONG_VALUES]))
 def test_message_is_in_the_words_of_the_configuration(changes: dict, key: str, words: Any) -> None:
     # What the library that validates says of its own types, in its own phrases ("String should match pattern …").
-    internals = ("literal[", "function-", "constrained-", "dict[", "instance of", "after validation", "Value error",
-                 " should ")
+    internals = (
+        "literal[",
+        "function-",
+        "constrained-",
+        "dict[",
+        "instance of",
+        "after validation",
+        "Value error",
+        " should ",
+    )
     text = "\n".join(problems(small(**changes)))
     assert [word for word in internals if word in text] == []
 
@@ -331,8 +343,12 @@ def test_all_problems_are_said_at_once() -> None:
     )
     del config["dataset_config"]["dataset_name"]
     keys = [
-        "batch_size:", "cacheing_config.save_fp:", "ctx_len:", "dataset_config.dataset_name is missing",
-        "model_config.model_nam is not a key", "sesion is not a key",
+        "batch_size:",
+        "cacheing_config.save_fp:",
+        "ctx_len:",
+        "dataset_config.dataset_name is missing",
+        "model_config.model_nam is not a key",
+        "sesion is not a key",
     ]
     lines = sorted(problems(config))
     assert len(lines) == len(keys)

@@ -60,8 +60,12 @@ def expected(texts: list[str], names: list[str], size: int = 8) -> list[dict[str
     tokens = [[IDS.get(word, 0) for word in text.split()] for text in texts]
     rows = [
         {
-            "document": document, "document_id": names[document], "chunk": chunk, "token_start": chunk * size,
-            "token_stop": (chunk + 1) * size, "input_ids": tokens[document][chunk * size : (chunk + 1) * size],
+            "document": document,
+            "document_id": names[document],
+            "chunk": chunk,
+            "token_start": chunk * size,
+            "token_stop": (chunk + 1) * size,
+            "input_ids": tokens[document][chunk * size : (chunk + 1) * size],
         }
         for document in range(len(texts))
         for chunk in range(len(tokens[document]) // size)
@@ -158,9 +162,12 @@ def test_documents_are_cut_from_their_first_token_without_gaps_and_without_their
 ) -> None:
     contexts = chunk(documents, tokenizer, ctx_len=4)
     assert contexts["input_ids"].to_list() == [
-        [1, 2, 3, 4], [5, 6, 7, 8],
         [1, 2, 3, 4],
-        [1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12],
+        [5, 6, 7, 8],
+        [1, 2, 3, 4],
+        [1, 2, 3, 4],
+        [5, 6, 7, 8],
+        [9, 10, 11, 12],
     ]
     assert places(contexts) == [(1, 0, 0, 4), (1, 1, 4, 8), (2, 0, 0, 4), (4, 0, 0, 4), (4, 1, 4, 8), (4, 2, 8, 12)]
     assert contexts["context"].to_list() == list(range(6))
@@ -196,9 +203,12 @@ def test_context_starts_with_the_token_that_the_tokenizer_puts_before_a_text(doc
     contexts = chunk(documents, save_bos_tokenizer(tmp_path / "bos", is_added=True), ctx_len=5)
     bos = len(WORDS) + 1
     assert contexts["input_ids"].to_list() == [
-        [bos, 1, 2, 3, 4], [bos, 5, 6, 7, 8],
         [bos, 1, 2, 3, 4],
-        [bos, 1, 2, 3, 4], [bos, 5, 6, 7, 8], [bos, 9, 10, 11, 12],
+        [bos, 5, 6, 7, 8],
+        [bos, 1, 2, 3, 4],
+        [bos, 1, 2, 3, 4],
+        [bos, 5, 6, 7, 8],
+        [bos, 9, 10, 11, 12],
     ]
     assert places(contexts) == [(1, 0, 0, 4), (1, 1, 4, 8), (2, 0, 0, 4), (4, 0, 0, 4), (4, 1, 4, 8), (4, 2, 8, 12)]
 
@@ -343,8 +353,10 @@ def spoiled(folder: Path, kind: str) -> Path:
         "parquet cut short": (as_parquet, lambda raw: raw[: len(raw) // 2]),
         "not parquet": (as_parquet, lambda raw: b"plain text"),
         # Behind the four bytes of magic and the first page's header.
-        "parquet with a wrong page": (as_parquet, lambda raw: raw[:100] + bytes(byte ^ 255 for byte in raw[100:150])
-                                      + raw[150:]),
+        "parquet with a wrong page": (
+            as_parquet,
+            lambda raw: raw[:100] + bytes(byte ^ 255 for byte in raw[100:150]) + raw[150:],
+        ),
     }[kind]
     (path,) = write(folder)
     path.write_bytes(damage(path.read_bytes()))
@@ -354,8 +366,15 @@ def spoiled(folder: Path, kind: str) -> Path:
 @pytest.mark.parametrize(
     "kind",
     [
-        "gzip cut short", "gzip with a wrong block", "gzip with a wrong checksum", "not gzip", "zstandard cut short",
-        "zstandard without its last bytes", "not zstandard", "parquet cut short", "not parquet",
+        "gzip cut short",
+        "gzip with a wrong block",
+        "gzip with a wrong checksum",
+        "not gzip",
+        "zstandard cut short",
+        "zstandard without its last bytes",
+        "not zstandard",
+        "parquet cut short",
+        "not parquet",
         "parquet with a wrong page",
     ],
 )
@@ -382,9 +401,7 @@ def test_parquet_without_the_text_column_lists_its_columns(tmp_path: Path, token
         assert part in message
 
 
-@pytest.mark.parametrize(
-    ("options", "needed"), [({"ctx_len": 14}, 14), ({"ctx_len": 5, "min_chunks": 3}, 15)], ids=str
-)
+@pytest.mark.parametrize(("options", "needed"), [({"ctx_len": 14}, 14), ({"ctx_len": 5, "min_chunks": 3}, 15)], ids=str)
 def test_no_document_long_enough_names_the_longest_and_the_need(
     options: dict, needed: int, documents: Path, tokenizer: Path
 ) -> None:

@@ -138,7 +138,11 @@ def test_identity_says_what_was_fetched(model: Path, tmp_path: Path) -> None:
     assert found["path"] == str(model.resolve())
     assert (found["model_name"], found["checkpoint"], found["commit"]) == (str(model), "main", None)
     assert found["architecture"] == {
-        "model_type": "llama", "n_layers": 2, "width": 32, "vocab_size": len(WORDS) + 1, "max_positions": 128,
+        "model_type": "llama",
+        "n_layers": 2,
+        "width": 32,
+        "vocab_size": len(WORDS) + 1,
+        "max_positions": 128,
     }
     assert found["weights"] == {"model.safetensors": sha256(model / "model.safetensors")}
 
@@ -154,7 +158,8 @@ def test_identity_is_the_same_after_touch_and_copy(model: Path, tmp_path: Path) 
     assert identity(model, tmp_path / "after.json") == before
     copied = identity(shutil.copytree(model, tmp_path / "copy"), tmp_path / "copied.json")
     assert (copied["weights_sha256"], copied["tokenizer_sha256"]) == (
-        before["weights_sha256"], before["tokenizer_sha256"],
+        before["weights_sha256"],
+        before["tokenizer_sha256"],
     )
 
 
@@ -197,7 +202,8 @@ def test_pickled_weights_are_refused(model: Path, tmp_path: Path) -> None:
         (SiteRequest((0, 2), ("block",), (), None), 64, r"found layer 2, but the model has 2 layers"),
         (SiteRequest(None, ("bloc",), (), None), 64, r"key 'bloc' of a llama model; did you mean 'block'"),
         (
-            SiteRequest(None, ("attn",), (), {"attn": "model.layers.{layer}.self_atn"}), 64,
+            SiteRequest(None, ("attn",), (), {"attn": "model.layers.{layer}.self_atn"}),
+            64,
             r"no module 'model\.layers\.0\.self_atn'; did you mean 'model\.layers\.\{layer\}\.self_attn'",
         ),
         (REQUEST, 129, r"ctx_len: found 129, but the model has 128 positions; use a ctx_len of at most 128"),
@@ -251,7 +257,10 @@ CONFIGS = [
     (
         "gpt_neo",
         {
-            "num_layers": 3, "hidden_size": 64, "vocab_size": 99, "max_position_embeddings": 77,
+            "num_layers": 3,
+            "hidden_size": 64,
+            "vocab_size": 99,
+            "max_position_embeddings": 77,
             "attention_types": [[["global", "local", "global"], 1]],
         },
         77,
@@ -332,9 +341,7 @@ def test_folder_without_a_tokenizer_is_said(checkpoints: Path, tmp_path: Path) -
         fetch_tokenizer(str(checkpoints), tmp_path / "identity.json")
 
 
-def test_tokenizer_of_a_checkpoint_that_has_its_own_is_the_models_when_equal(
-    checkpoints: Path, tmp_path: Path
-) -> None:
+def test_tokenizer_of_a_checkpoint_that_has_its_own_is_the_models_when_equal(checkpoints: Path, tmp_path: Path) -> None:
     fetch_tokenizer(str(checkpoints), tmp_path / "tokenizer.json")
     fetch_model(str(checkpoints), "step2000", REQUEST, 64, tmp_path / "model.json")
     assert read_json(tmp_path / "model.json")["tokenizer_sha256"] == read_json(tmp_path / "tokenizer.json")["sha256"]

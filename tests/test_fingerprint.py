@@ -223,9 +223,7 @@ def test_edit_makes_stale_the_stages_that_run_the_module(
 ) -> None:
     before = {stage: of(stage) for stage in (stale, fresh) if stage}
     edit(package / name, lambda text: text + "\nADDED = 1\n")
-    assert {stage: of(stage) == before[stage] for stage in before} == {
-        stage: stage == fresh for stage in before
-    }
+    assert {stage: of(stage) == before[stage] for stage in before} == {stage: stage == fresh for stage in before}
 
 
 def test_order_of_roots_is_no_matter() -> None:
@@ -280,9 +278,7 @@ def imports(path: Path) -> set[str]:
     """Return the first part of every module that a file imports."""
     nodes = list(ast.walk(ast.parse(path.read_text())))
     plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    return {
-        name.split(".")[0] for name in plain | {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
-    }
+    return {name.split(".")[0] for name in plain | {node.module for node in nodes if isinstance(node, ast.ImportFrom)}}
 
 
 @pytest.mark.parametrize("stage", sorted(ESTIMATES))

@@ -11,11 +11,24 @@ from id_scaling.sites import PRESETS, Site, SiteRequest, check_paths, resolve_ma
 
 TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 USUAL = {
-    **TOKENS, "vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "num_key_value_heads": 2, "intermediate_size": 24, "max_position_embeddings": 32,
+    **TOKENS,
+    "vocab_size": 32,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "intermediate_size": 24,
+    "max_position_embeddings": 32,
 }
-GPT = {"bos_token_id": 1, "eos_token_id": 2, "vocab_size": 32, "n_embd": 16, "n_layer": 2, "n_head": 2,
-       "n_positions": 32}
+GPT = {
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "vocab_size": 32,
+    "n_embd": 16,
+    "n_layer": 2,
+    "n_head": 2,
+    "n_positions": 32,
+}
 
 # Sizes of a two-layer model of every architecture that has a preset.
 TINY: dict[str, dict[str, Any]] = {
@@ -28,15 +41,27 @@ TINY: dict[str, dict[str, Any]] = {
     "gpt2": GPT,
     "gptj": {**GPT, "rotary_dim": 4},
     "gpt_neo": {
-        "bos_token_id": 1, "eos_token_id": 2, "vocab_size": 32, "hidden_size": 16, "num_layers": 2, "num_heads": 2,
-        "max_position_embeddings": 32, "attention_types": [[["global", "local"], 1]],
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "vocab_size": 32,
+        "hidden_size": 16,
+        "num_layers": 2,
+        "num_heads": 2,
+        "max_position_embeddings": 32,
+        "attention_types": [[["global", "local"], 1]],
     },
     "opt": {**USUAL, "ffn_dim": 24, "word_embed_proj_dim": 16},
     "bloom": {"bos_token_id": 1, "eos_token_id": 2, "vocab_size": 32, "hidden_size": 16, "n_layer": 2, "n_head": 2},
     "mamba": {**TOKENS, "vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2, "state_size": 4},
     "rwkv": {
-        "bos_token_id": 1, "eos_token_id": 2, "vocab_size": 32, "hidden_size": 16, "attention_hidden_size": 16,
-        "num_hidden_layers": 2, "intermediate_size": 24, "context_length": 32,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "vocab_size": 32,
+        "hidden_size": 16,
+        "attention_hidden_size": 16,
+        "num_hidden_layers": 2,
+        "intermediate_size": 24,
+        "context_length": 32,
     },
 }
 

@@ -50,10 +50,24 @@ def table_of(module: str, estimator: str = "mle", values: dict | None = None) ->
     """Return the ids table of a module."""
     rows = [
         {
-            "view": view, "cloud": "context", "context": context, "layer": layer, "module": key,
-            "estimator": estimator, "value": value, "stderr": value / 10, "status": status,
-            "n_points": 63, "n_distinct": 60 + context, "n_nonfinite": 0, "n_used": 60, "median_r1": 1.0 + context,
-            "median_norm": 2.0, "participation_ratio": 3.0, "nn_same_token": 0.25, "nn_within_5": 0.5,
+            "view": view,
+            "cloud": "context",
+            "context": context,
+            "layer": layer,
+            "module": key,
+            "estimator": estimator,
+            "value": value,
+            "stderr": value / 10,
+            "status": status,
+            "n_points": 63,
+            "n_distinct": 60 + context,
+            "n_nonfinite": 0,
+            "n_used": 60,
+            "median_r1": 1.0 + context,
+            "median_norm": 2.0,
+            "participation_ratio": 3.0,
+            "nn_same_token": 0.25,
+            "nn_within_5": 0.5,
         }
         for (view, layer, key), clouds in (values or VALUES).items()
         if key == module
@@ -67,8 +81,11 @@ def write_run(session: Path, run: Run, digest: str = "d1", **versions: str) -> N
     folder = run_folder(session, run)
     folder.mkdir(parents=True)
     manifest = {
-        "digest": digest, "settings": {"views": VIEWS}, "versions": {"torch": "2.6", **versions},
-        "dtype": "float32", "device": "cpu",
+        "digest": digest,
+        "settings": {"views": VIEWS},
+        "versions": {"torch": "2.6", **versions},
+        "dtype": "float32",
+        "device": "cpu",
     }
     write_json(folder / "manifest.json", manifest)
     tokens = {
@@ -222,7 +239,10 @@ def test_every_run_and_estimator_of_the_session_is_in_the_summary(session: Path)
     models = [{"name": "owner--model", "checkpoints": ["main", "step-1"]}]
     summary = summary_of(session, models=models, estimators=[["mle", "code-of-mle"], ["mind_ml", "code-of-mind"]])
     assert summary.group_by("checkpoint", "estimator").len().sort("checkpoint", "estimator").rows() == [
-        ("main", "mind_ml", 4), ("main", "mle", 4), ("step/1", "mind_ml", 4), ("step/1", "mle", 4),
+        ("main", "mind_ml", 4),
+        ("main", "mle", 4),
+        ("step/1", "mind_ml", 4),
+        ("step/1", "mle", 4),
     ]
 
 
@@ -254,8 +274,12 @@ def test_mixed_versions_of_estimates_are_a_column_and_a_warning(
 ) -> None:
     write_table(session, RUN, table_of("emb"), versions={"numpy": "2.2", "polars": "1.30"})
     summary = summary_of(session)
-    assert row_of(summary, "default", None, "emb")["versions"] == "extraction: torch 2.6; estimate: numpy 2.2, polars 1.30"
-    assert row_of(summary, "default", 0, "block")["versions"] == "extraction: torch 2.6; estimate: numpy 2.1, polars 1.30"
+    assert (
+        row_of(summary, "default", None, "emb")["versions"] == "extraction: torch 2.6; estimate: numpy 2.2, polars 1.30"
+    )
+    assert (
+        row_of(summary, "default", 0, "block")["versions"] == "extraction: torch 2.6; estimate: numpy 2.1, polars 1.30"
+    )
     (warning,) = warned(warnings)
     assert "mixed library versions" in warning
     assert "numpy 2.2" in warning
