@@ -134,7 +134,7 @@ def test_module_name_mapping_says_where_a_key_is_read(base: Workflow, tmp_path: 
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
 def test_documents_and_chunks_are_taken_as_asked(base: Workflow, tmp_path: Path, section: str, keys, n_contexts: int):
-    """Documents have 100, 140, 180, … words, a token each: 1, 2, 2, … chunks of 64 and 1, 1, 1, 2, … of 96, at most two taken."""
+    """Documents have 100, 140, 180, … words, a token each; of the chunks of 64 or 96 at most two are taken."""
     assert len(contexts_of(base)) == 23
     workflow = changed(base, tmp_path, section, **keys)
     workflow.run("--until", "chunk_dataset")
@@ -210,6 +210,6 @@ def test_multiprocessing_says_on_how_many_cores_an_estimate_runs(base: Workflow,
     output = changed(base, tmp_path, "", **keys).run(
         "--dry-run", "--printshellcmds", "--forcerun", "estimate_dimension"
     )
-    estimates = [part for part in output.split("id_scaling estimate")[1:]]
+    estimates = output.split("id_scaling estimate")[1:]
     assert estimates
     assert all(f"--threads {threads}" in part for part in estimates)
