@@ -164,9 +164,12 @@ def workflow(tmp_path: Path, tiny_llama: Path, text_folder: Path) -> Workflow:
 @pytest.fixture(scope="session")
 def resources() -> Path:
     """The embedded model and texts, prepared once in the folder where the workflow keeps them."""
+    from id_scaling.files import sole_writer
+
     folder = ROOT / "resources"
-    for verb, name in (("prepare-model", "smollm2-135m-instruct"), ("prepare-dataset", "sotu")):
-        if not (folder / name).is_dir():
-            command = [sys.executable, "-m", "id_scaling", verb, "--output", str(folder / name)]
-            subprocess.run(command, check=True)
+    with sole_writer(folder):
+        for verb, name in (("prepare-model", "smollm2-135m-instruct"), ("prepare-dataset", "sotu")):
+            if not (folder / name).is_dir():
+                command = [sys.executable, "-m", "id_scaling", verb, "--output", str(folder / name)]
+                subprocess.run(command, check=True)
     return folder

@@ -31,6 +31,7 @@ def prepared(inputs: Path, folder: Path) -> Workflow:
     folder.mkdir(exist_ok=True)
     config = study(inputs / "model", inputs / "text", cacheing_config__save_cache_tensors=True)
     config["cacheing_config"] |= {"save_mean_tensors": True, "save_fp": "float32"}
+    config["cacheing_config"] |= {"module_inblock_keys": ["block"], "module_outblock_keys": ["unemb"]}
     workflow = Workflow(folder, config)
     workflow.run("--until", "chunk_dataset", "fetch_model")
     return workflow
