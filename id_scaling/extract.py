@@ -17,18 +17,29 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import polars as pl
 import torch
 from threadpoolctl import threadpool_limits
 
-from id_scaling.errors import InputError, StoreError
+from id_scaling.errors import InputError
 from id_scaling.files import digest, read_json, sha256, sole_writer, sweep, write_json, writing
 from id_scaling.logs import LOG, Progress
 from id_scaling.models import LossHead, last_hidden, load_model, pick_device, pick_dtype, watching
 from id_scaling.neighbors import STATISTICS, find_neighbors
 from id_scaling.sites import Site, SiteRequest, check_paths, resolve_sites
-from id_scaling.store import TOKENS_FILE, PartWriter, assemble, drop_parts, file_of, plan_parts
+from id_scaling.store import (
+    TOKENS_FILE,
+    PartWriter,
+    assemble,
+    attribute,
+    drop_parts,
+    file_of,
+    is_made_with,
+    is_whole,
+    plan_parts,
+)
 from id_scaling.views import View, default_ranks
 
 
@@ -92,21 +103,45 @@ def extract(
     """
     folder = manifest_path.parent
     contexts, identity = _read_inputs(contexts_path, identity_path, extraction.is_own_tokenizer)
+    device = pick_device()
     made_of = {
         "settings": dict(settings),
         "contexts": sha256(contexts_path),
         "weights": identity["weights_sha256"],
         "config": identity["config_sha256"],
+        "device": device.type,
+        "dtype": str(pick_dtype(extraction.dtype, device)).removeprefix("torch."),
         "versions": versions(),
     }
+    made_of["digest"] = digest(made_of)
     with sole_writer(folder):
-        if manifest_path.is_file() and read_json(manifest_path)["digest"] == digest(made_of):
-            LOG.info("%s was finished by another process", folder)
-            return
-        parts_folder = _fresh_parts(folder, digest(made_of))
-        facts = _extract_parts(extraction, contexts, identity, parts_folder, execution)
-        _assemble(folder, parts_folder, contexts, {**made_of, "digest": digest(made_of), **facts})
+        if _is_extracted(folder, made_of["digest"]):
+            LOG.info("all %d contexts already extracted in %s", len(contexts), folder)
+        else:
+            parts_folder = _fresh_parts(folder, made_of["digest"])
+            facts = _extract_parts(extraction, contexts, identity, parts_folder, execution)
+            _assemble(folder, parts_folder, len(contexts), made_of, facts)
+        _publish(folder, contexts, made_of)
         drop_parts(folder / "parts")
+        sweep(folder)
+
+
+def _is_extracted(folder: Path, key: str) -> bool:
+    """Return whether a folder holds every file of the extraction `key`, each whole.
+
+    `tokens.h5` is assembled last and names the sites. So an extraction that ended after Snakemake was killed, whose
+    declared outputs Snakemake then removed, is published again and not computed again.
+    """
+    tokens = folder / TOKENS_FILE
+    if not is_made_with(tokens, {"digest": key}):
+        return False
+    files = [folder / name for name in _layer_files(attribute(tokens, "facts")["sites"])]
+    return all(is_made_with(path, {"digest": key}) and is_whole(path) for path in [*files, tokens])
+
+
+def _layer_files(sites: list[list[Any]]) -> list[str]:
+    """Return the names of the files that hold some sites."""
+    return list(dict.fromkeys(file_of(layer) for _, layer, _ in sites))
 
 
 def versions() -> dict[str, str]:
@@ -124,9 +159,11 @@ def _read_inputs(
     name = f"{identity['model_name']} at {identity['checkpoint']}"
     if is_own_tokenizer and made_with["tokenizer_sha256"] != identity["tokenizer_sha256"]:
         raise InputError(
-            f"{name}: its tokenizer is not the one that {contexts_path} was tokenised with; give this checkpoint a "
-            "model_config of its own, or name the tokenizer to use in model_config.tokenizer"
+            f"{name}: its tokenizer is not the one that {contexts_path} was tokenised with; study it in a session of "
+            "its own, or name the tokenizer to use in model_config.tokenizer"
         )
+    if not Path(identity["path"]).is_dir():
+        raise InputError(f"{name}: {identity['path']} is no longer there; remove {identity_path} and run again")
     largest, n_tokens = contexts["input_ids"].explode().max(), identity["architecture"]["vocab_size"]
     if largest >= n_tokens:
         raise InputError(f"{name}: found token {largest} in {contexts_path}, but the model knows {n_tokens} tokens")
@@ -141,7 +178,7 @@ def _fresh_parts(folder: Path, key: str) -> Path:
             drop_parts(stale)
     sweep(folder)
     if not (parts / key).is_dir():
-        for old in (*folder.glob("layer_*.h5"), *folder.glob("outblock.h5")):
+        for old in (*folder.glob("layer_*.h5"), *folder.glob("outblock.h5"), *folder.glob(TOKENS_FILE)):
             old.unlink()
     (parts / key).mkdir(parents=True, exist_ok=True)
     sweep(parts / key)
@@ -188,9 +225,10 @@ class _Run:
     ) -> None:
         torch.set_num_threads(execution.n_threads)
         self.device = pick_device()
-        self.dtype = pick_dtype(extraction.dtype, self.device)
-        self.model = load_model(Path(identity["path"]), self.dtype, self.device, execution.use_accelerator)
+        dtype = pick_dtype(extraction.dtype, self.device)
+        self.model = load_model(Path(identity["path"]), dtype, self.device, execution.use_accelerator)
         architecture = identity["architecture"]
+        self.n_layers = architecture["n_layers"]
         self.sites = resolve_sites(extraction.request, architecture["model_type"], architecture["n_layers"])
         check_paths(self.sites, {name for name, _ in self.model.named_modules()})
         self.extraction, self.pool = extraction, ThreadPoolExecutor(execution.n_threads)
@@ -202,12 +240,11 @@ class _Run:
     def facts(self) -> dict[str, Any]:
         """Return what is known of the model only once it is loaded."""
         return {
-            "device": self.device.type,
-            "dtype": str(self.dtype).removeprefix("torch."),
             "attention": self.model.config._attn_implementation,
             "device_map": {key: str(value) for key, value in getattr(self.model, "hf_device_map", {}).items()},
             "ranks": list(self.ranks),
             "statistics": list(STATISTICS),
+            "n_layers": self.n_layers,
             "sites": [[site.module, site.layer, site.path] for site in self.sites],
         }
 
@@ -226,7 +263,10 @@ class _Run:
             hidden = last_hidden(self.model, on_device)
         if sorted(map(repr, seen)) != sorted(map(repr, self.sites)):
             missed = [site.path for site in self.sites if seen.count(site) != 1]
-            raise InputError(f"modules that a forward pass does not leave exactly once: {', '.join(missed)}")
+            raise InputError(
+                f"model_config.module_name_mapping: a forward pass does not leave {', '.join(missed)} exactly once; "
+                "name modules inside the base model (the output embedding is none: `unemb` is the final norm's output)"
+            )
         loss, entropy = self.loss_head(on_device, hidden)
         writer.write_tokens(first, {"loss": loss.numpy(), "entropy": entropy.numpy()})
 
@@ -259,6 +299,11 @@ def _search(cloud: Any, token_ids: np.ndarray, views: list[View], ranks: tuple[i
 
 def _as_clouds(activations: torch.Tensor, site: Site, shape: torch.Size) -> torch.Tensor:
     """Return activations as (contexts, tokens, d); some modules see contexts and tokens as one axis."""
+    if not isinstance(activations, torch.Tensor):
+        raise InputError(
+            f"module {site.path}: found an output of type {type(activations).__name__}, expected a tensor; name "
+            "another module in model_config.module_name_mapping"
+        )
     if activations.ndim == 2 and len(activations) == shape.numel():
         activations = activations.unflatten(0, tuple(shape))
     if activations.ndim != 3 or activations.shape[:2] != shape:
@@ -284,39 +329,39 @@ def rounded(values: np.ndarray, save_fp: str) -> np.ndarray:
     return values.astype(np.promote_types(save_fp, np.float32))
 
 
-def _assemble(folder: Path, parts_folder: Path, contexts: pl.DataFrame, made_of: dict[str, Any]) -> None:
-    """Put layer files, tokens and manifest together from the parts, the manifest last."""
-    parts = [_part(parts_folder, part) for part in plan_parts(len(contexts))]
-    names = list(dict.fromkeys(file_of(layer) for _, layer, _ in made_of["sites"]))
-    attributes = {key: made_of[key] for key in ("digest", "settings", "versions", "weights", "ranks", "statistics")}
-    for name in names:
-        assemble(parts, name, folder / name, attributes)
-    _write_tokens(parts, contexts, folder / "tokens.parquet", made_of)
-    LOG.info("wrote %d layer files, %d sites in %s", len(names), len(made_of["sites"]), folder)
-    files = {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in names}
-    manifest = {**made_of, "n_contexts": len(contexts), "files": files}
+def _assemble(
+    folder: Path, parts_folder: Path, n_contexts: int, made_of: dict[str, Any], facts: dict[str, Any]
+) -> None:
+    """Put the layer files together from the parts, and last the tokens, which carry the facts of the whole."""
+    parts = [_part(parts_folder, part) for part in plan_parts(n_contexts)]
+    names = _layer_files(facts["sites"])
+    for name in (*names, TOKENS_FILE):
+        assemble(parts, name, folder / name, {**made_of, "facts": facts})
+    LOG.info("wrote %d layer files, %d sites in %s", len(names), len(facts["sites"]), folder)
+
+
+def _publish(folder: Path, contexts: pl.DataFrame, made_of: dict[str, Any]) -> None:
+    """Write what the workflow declares: the tokens as a table, and last the manifest, which names every layer file."""
+    facts = attribute(folder / TOKENS_FILE, "facts")
+    _write_tokens(folder / TOKENS_FILE, contexts, folder / "tokens.parquet", made_of["digest"])
+    paths = [folder / name for name in _layer_files(facts["sites"])]
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in paths}
+    manifest = {**made_of, **facts, "n_contexts": len(contexts), "files": files}
     write_json(folder / "manifest.json", manifest)
 
 
-def _write_tokens(parts: list[Path], contexts: pl.DataFrame, output: Path, made_of: dict[str, Any]) -> None:
+def _write_tokens(source: Path, contexts: pl.DataFrame, output: Path, key: str) -> None:
     """Write one row per token: `context`, `position`, `token`, `loss`, `entropy` in nats."""
-    import h5py
-
-    arrays: dict[str, list[np.ndarray]] = {"loss": [], "entropy": []}
-    for part in parts:
-        if not (part / TOKENS_FILE).is_file():
-            raise StoreError(f"{part}: found no {TOKENS_FILE}; remove {part} and run again")
-        with h5py.File(part / TOKENS_FILE, "r") as file:
-            for name, values in arrays.items():
-                values.append(file[name][:])
+    with h5py.File(source, "r") as file:
+        scores = {name: file[name][:].ravel() for name in ("loss", "entropy")}
     n_contexts, n_tokens = len(contexts), len(contexts["input_ids"][0])
     table = pl.DataFrame(
         {
             "context": np.repeat(np.arange(n_contexts), n_tokens),
             "position": np.tile(np.arange(n_tokens), n_contexts),
             "token": contexts["input_ids"].explode(),
-            **{name: np.concatenate(values).ravel() for name, values in arrays.items()},
+            **scores,
         }
     )
     with writing(output) as aside:
-        table.write_parquet(aside, metadata={"id_scaling": digest(made_of)})
+        table.write_parquet(aside, metadata={"id_scaling": key})

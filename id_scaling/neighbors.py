@@ -25,6 +25,8 @@ from id_scaling.views import View
 # Rows are computed again when r_1² < REFINE · |x|²: above it the product's error, up to ten float64 epsilon of |x|²
 # (2e-15), stays under 1e-9 of r_1², so under 1e-9 of any estimate made of such distances.
 REFINE = 1e-5
+# Coordinate differences held at once when rows are computed again: 32 MB.
+REFINED_AT_ONCE = 2**22
 
 STATISTICS = (
     "n_points",
@@ -218,8 +220,12 @@ def _squared_distances(scaled: Any, centred: Any, first: np.ndarray) -> Any:
         is_equal = _like(first[:, None] == first[None, :], squares)
         squares = xp.where(is_equal, xp.zeros_like(squares), squares)
         is_near = is_near & ~is_equal
-    for row in np.flatnonzero(_host(xp.any(is_near, axis=1))):
-        squares[int(row), :] = xp.sum((scaled - scaled[int(row), :]) ** 2, axis=1)
+    near_rows = np.flatnonzero(_host(xp.any(is_near, axis=1)))
+    rows_a_block = max(1, REFINED_AT_ONCE // (scaled.shape[0] * scaled.shape[1]))
+    for start in range(0, len(near_rows), rows_a_block):
+        rows = _like(near_rows[start : start + rows_a_block], squares)
+        differences = scaled[None, :, :] - xp.take(scaled, rows, axis=0)[:, None, :]
+        squares[rows, :] = xp.sum(differences**2, axis=2)
     squares[own, own] = 0.0
     return squares
 

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from id_scaling.files import digest
+
+RUN_KEYS = ("checkpoint", "dataset", "subset", "control")
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,11 @@ def run_folder(session: Path, run: Run) -> Path:
 def ids_path(session: Path, run: Run, module: str, estimator: str) -> Path:
     """Return the table of one module and estimator of a run."""
     return run_folder(session, run) / "ids" / module / f"{estimator}.parquet"
+
+
+def extraction_digest(settings: Mapping[str, Any]) -> str:
+    """Return what the extractions of one model's runs have in common, as a hash: code and settings, not the run."""
+    return digest({key: value for key, value in settings.items() if key not in RUN_KEYS})
 
 
 def slug(name: str) -> str:

@@ -13,6 +13,8 @@ file is then put together from all parts. A kill loses the part in hand and noth
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -99,15 +101,40 @@ def assemble(parts: list[Path], name: str, output: Path, attributes: dict[str, A
 
 def is_made_with(path: Path, attributes: dict[str, Any]) -> bool:
     """Return whether a layer file exists and carries these attributes."""
-    if not path.is_file():
+    try:
+        with h5py.File(path, "r") as file:
+            return all(file.attrs.get(key) == _attribute(value) for key, value in attributes.items())
+    except (OSError, KeyError, ValueError, RuntimeError):
         return False
+
+
+def is_whole(path: Path) -> bool:
+    """Return whether every dataset of a file can be read, checksums and all, a chunk in memory at a time."""
+
+    def read(_: str, item: h5py.Dataset | h5py.Group) -> None:
+        for row in range(len(item)) if isinstance(item, h5py.Dataset) else ():
+            item[row]
+
+    try:
+        with h5py.File(path, "r") as file:
+            file.visititems(read)
+    except (OSError, KeyError, ValueError, RuntimeError):
+        return False
+    return True
+
+
+def attribute(path: Path, name: str) -> Any:
+    """Return one attribute of a layer file, read as JSON."""
     with h5py.File(path, "r") as file:
-        return all(file.attrs.get(key) == _attribute(value) for key, value in attributes.items())
+        return json.loads(file.attrs[name])
 
 
 def drop_parts(folder: Path) -> None:
-    """Remove the parts of a run."""
-    shutil.rmtree(folder, ignore_errors=True)
+    """Remove the parts of a run: out of sight in one step, then one by one."""
+    if folder.is_dir():
+        aside = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
+        os.replace(folder, aside)
+        shutil.rmtree(aside)
 
 
 def _concatenate(sources: list[Path], target: h5py.File) -> None:

@@ -7,6 +7,8 @@ and only when, it changes. How a job runs (batch size, threads, verbosity, devic
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +21,7 @@ from id_scaling.estimators import definition_of
 from id_scaling.fetch import TOKENIZER_FILES, check_model, dataset_shard, expanded, looks_local, model_folder
 from id_scaling.files import canonical_json, read_json
 from id_scaling.fingerprint import fingerprint
-from id_scaling.paths import Run, ids_path, run_folder, slug
+from id_scaling.paths import Run, extraction_digest, ids_path, run_folder, slug
 from id_scaling.sites import SiteRequest
 
 CONTROLS = ("none",)
@@ -51,7 +53,8 @@ class Study:
     @property
     def session(self) -> str:
         """The folder of the session."""
-        return self.config.session_path or f"results/{self.config.session_name}"
+        path = self.config.session_path or f"results/{self.config.session_name}"
+        return os.path.normpath(expanded(path))
 
     @cached_property
     def runs(self) -> list[Run]:
@@ -192,7 +195,7 @@ class Study:
             module=module,
             estimator=estimator,
             parameters=definition_of(estimator).parameters,
-            views=list(self.config.cacheing_config.views),
+            views=sorted(self.config.cacheing_config.views),
         )
 
     def summarize_settings(self) -> str:
@@ -207,6 +210,7 @@ class Study:
                 {"name": dataset, "subsets": of_dataset.dataset_subset} for dataset, of_dataset in self.datasets.items()
             ],
             controls=list(CONTROLS),
+            extractions={run.model: extraction_digest(json.loads(self.extract_settings(run))) for run in self.runs},
             modules=self.modules,
             estimators=[[name, fingerprint(*_estimate_roots(name))] for name in self.estimators],
             names={

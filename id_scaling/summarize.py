@@ -17,7 +17,7 @@ import polars as pl
 from id_scaling.errors import StoreError
 from id_scaling.files import canonical_json, read_json, writing
 from id_scaling.logs import LOG
-from id_scaling.paths import Run, ids_path, run_folder
+from id_scaling.paths import Run, extraction_digest, ids_path, run_folder
 
 KEYS = ["view", "cloud", "layer", "module", "estimator"]
 COMPANIONS = (
@@ -61,6 +61,7 @@ COLUMNS = (
     ("participation_ratio", "", "mean of trace(G)²/‖G‖² of the centred Gram matrix G"),
     ("nn_same_token", "share", "share of points whose nearest neighbor is the same token"),
     ("nn_within_5", "share", "share of points whose nearest neighbor is at most 5 positions away"),
+    ("n_layers", "blocks", "blocks of the model"),
     ("mean_loss", "nats/token", "mean cross-entropy of the run's tokens, first token of a context left out"),
     ("mean_entropy", "nats/token", "mean entropy of the predictions of the same tokens"),
     ("dtype", "", "precision of the model's weights"),
@@ -123,36 +124,40 @@ def runs_of(settings: Mapping[str, Any]) -> Iterator[Run]:
 
 
 def readable(summary: pl.DataFrame) -> str:
-    """Return the mean ID of the first view by relative depth, one line per run, module and estimator."""
-    view = summary["view"][0]
-    lines = [f"Mean intrinsic dimension by relative depth (view {view!r}), loss in nats/token"]
+    """Return the mean ID under the leading view at up to five layers, one line per run, module and estimator."""
+    view = leading_view(summary)
+    lines = [f"Mean intrinsic dimension by layer (view {view!r}), loss and entropy in nats/token"]
     rows = summary.filter(pl.col("view") == view)
     keys = ["model", "checkpoint", "dataset", "subset", "control"]
     for run, table in rows.group_by(keys, maintain_order=True):
         loss, entropy = table["mean_loss"][0], table["mean_entropy"][0]
-        lines.append("")
-        lines.append(f"{' · '.join(map(str, run))}: loss {loss:.3f}, entropy {entropy:.3f}")
-        lines.append(f"  {'module':<8}{'estimator':<14}" + "".join(f"{mark:>8}" for mark in _MARKS) + "   not ok")
+        layers = _spread(sorted(table["layer"].drop_nulls().unique()))
+        marks = "".join(f"{f'layer {layer}':>10}" for layer in layers) + f"{'outside':>10}"
+        n_layers = table["n_layers"][0]
+        lines += ["", f"{' · '.join(map(str, run))}: {n_layers} layers, loss {loss:.3f}, entropy {entropy:.3f}"]
+        lines.append(f"  {'module':<8}{'estimator':<14}{marks}   not ok")
         for (module, estimator), part in table.group_by(["module", "estimator"], maintain_order=True):
-            cells = "".join(f"{cell:>8}" for cell in _by_depth(part))
+            means = dict(zip(part["layer"], part["mean"], strict=True))
+            cells = "".join(f"{_cell(means.get(layer)):>10}" for layer in (*layers, None))
             lines.append(f"  {module:<8}{estimator:<14}{cells}{_failed(part):>9}")
     return "\n".join(lines) + "\n"
 
 
-_MARKS = ("0%", "25%", "50%", "75%", "100%")
+def leading_view(summary: pl.DataFrame) -> str:
+    """Return the view that text and figures show: `default` where there is one, else the first."""
+    views = summary["view"].unique(maintain_order=True).to_list()
+    return "default" if "default" in views else views[0]
 
 
-def _by_depth(part: pl.DataFrame) -> list[str]:
-    """Return the means at five depths; a module outside the blocks has one."""
-    means = part.sort("layer")["mean"].to_list()
-    if part["layer"].null_count():
-        means = means + [None] * 4
-        picked = means[:5]
-    else:
-        picked = [means[round(share * (len(means) - 1) / 4)] for share in range(5)]
-        if len(means) == 1:
-            picked[1:] = [None] * 4
-    return ["" if mean is None else f"{mean:.2f}" for mean in picked]
+def _spread(layers: list[int]) -> list[int]:
+    """Return up to five of some layers, evenly spread, first and last included."""
+    n = min(5, len(layers))
+    return [layers[round(step * (len(layers) - 1) / max(n - 1, 1))] for step in range(n)]
+
+
+def _cell(mean: float | None) -> str:
+    """Return a mean as text, empty where there is none."""
+    return "" if mean is None else f"{mean:.2f}"
 
 
 def _failed(part: pl.DataFrame) -> str:
@@ -164,6 +169,11 @@ def _summarize_run(session: Path, run: Run, settings: Mapping[str, Any]) -> pl.D
     """Return the rows of one run."""
     folder = run_folder(session, run)
     manifest = read_json(folder / "manifest.json")
+    if extraction_digest(manifest["settings"]) != settings["extractions"][run.model]:
+        raise StoreError(
+            f"{folder / 'manifest.json'}: made by another extraction than this session's (other code or settings); "
+            "remove it and run again"
+        )
     tables = [
         _summarize_table(ids_path(session, run, module, estimator), code, manifest)
         for module in settings["modules"]
@@ -182,6 +192,7 @@ def _summarize_run(session: Path, run: Run, settings: Mapping[str, Any]) -> pl.D
             pl.lit(run.control).alias("control"),
             pl.lit(tokens["loss"].cast(pl.Float64).mean()).alias("mean_loss"),
             pl.lit(tokens["entropy"].cast(pl.Float64).mean()).alias("mean_entropy"),
+            pl.lit(manifest["n_layers"]).alias("n_layers"),
             pl.lit(manifest["dtype"]).alias("dtype"),
             pl.lit(manifest["device"]).alias("device"),
         )
@@ -211,7 +222,7 @@ def _summarize_table(path: Path, code: str, manifest: Mapping[str, Any]) -> pl.D
             (~is_ok).sum().cast(pl.Int64).alias("n_failed"),
             failures.unique(maintain_order=True).alias("_words"),
             failures.alias("_failures"),
-            *(pl.col(name).mean() for name in COMPANIONS),
+            *(pl.col(name).drop_nans().mean() for name in COMPANIONS),
         )
         .with_columns(
             pl.struct("_words", "_failures").map_elements(_counted, return_dtype=pl.String).alias("statuses"),
