@@ -65,6 +65,8 @@ def tensor_names(folder: Path) -> set[str]:
     for path in sorted(Path(folder).glob("*.safetensors")):
         with open(path, "rb") as handle:
             length = int.from_bytes(handle.read(8), "little")
+            if length > path.stat().st_size:
+                raise InputError(f"{path}: not a safetensors file (a git-lfs pointer?); fetch or save it again")
             try:
                 names |= set(json.loads(handle.read(length)))
             except ValueError as error:

@@ -254,6 +254,10 @@ def sections() -> list[tuple[str, type[_Section]]]:
 
 def _check_modules(cacheing: CacheingConfig) -> None:
     """Raise a ValueError when a module key is read both in each layer and once."""
+    if not cacheing.module_inblock_keys and not cacheing.module_outblock_keys:
+        raise ValueError("cacheing_config: module_inblock_keys and module_outblock_keys are both empty; name a module")
+    if cacheing.layer_idx_list == [] and cacheing.module_inblock_keys:
+        raise ValueError("cacheing_config.layer_idx_list: found no layer, expected 'all' or layers to read")
     both = sorted(set(cacheing.module_inblock_keys) & set(cacheing.module_outblock_keys))
     if both:
         raise ValueError(

@@ -88,7 +88,7 @@ class BrokenRecords:
         self.n_broken += 1
         if len(self.named) < MAX_BROKEN_NAMED:
             self.named.append(f"{where}: {what}")
-        LOG.warning("broken record, %s: %s", where, what)
+            LOG.warning("broken record, %s: %s", where, what)
 
     def check(self, n_read: int, max_share: float) -> None:
         """Raise an InputError when more than `max_share` of the records read are broken."""
@@ -240,8 +240,8 @@ def _json_record(line: bytes) -> Record:
         return f"not UTF-8 at byte {error.start}"
     except json.JSONDecodeError as error:
         return f"not JSON ({error.msg} at column {error.colno})"
-    except RecursionError:
-        return "JSON nested too deep"
+    except (RecursionError, ValueError) as error:
+        return f"not JSON that can be read ({error})"
     return record if isinstance(record, dict) else {}
 
 

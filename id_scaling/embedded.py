@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from id_scaling.errors import InputError
-from id_scaling.files import writing_folder
+from id_scaling.files import sweep, writing_folder
 from id_scaling.logs import LOG
 
 MODELS = ("smollm2-135m-instruct",)
@@ -73,6 +73,7 @@ def prepare_model(folder: Path) -> None:
         # The weights are plain float32 now; what says otherwise would keep them from being saved.
         del model.config.quantization_config
         model.hf_quantizer = None
+        sweep(folder.parent)
         with writing_folder(folder) as whole:
             model.save_pretrained(whole)
             tokenizer.save_pretrained(whole)

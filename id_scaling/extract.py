@@ -28,6 +28,7 @@ from id_scaling.files import digest, read_json, sha256, sole_writer, sweep, writ
 from id_scaling.logs import LOG, Progress
 from id_scaling.models import LossHead, last_hidden, load_model, pick_device, pick_dtype, watching
 from id_scaling.neighbors import STATISTICS, find_neighbors
+from id_scaling.paths import file_of
 from id_scaling.sites import Site, SiteRequest, check_paths, resolve_sites
 from id_scaling.store import (
     TOKENS_FILE,
@@ -35,7 +36,6 @@ from id_scaling.store import (
     assemble,
     attribute,
     drop_parts,
-    file_of,
     is_made_with,
     is_whole,
     plan_parts,

@@ -24,6 +24,20 @@ from id_scaling.sites import SiteRequest, check_paths
 
 RESOURCES = Path("resources")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "spiece.model")
+TOKENIZER_CONFIG = "tokenizer_config.json"
+# What of a tokenizer's config changes the tokens of a text; the rest is names, versions and chat templates.
+TOKENIZER_KEYS = (
+    "add_bos_token",
+    "add_eos_token",
+    "add_prefix_space",
+    "added_tokens_decoder",
+    "bos_token",
+    "do_lower_case",
+    "eos_token",
+    "legacy",
+    "tokenizer_class",
+    "unk_token",
+)
 SHARD_SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt")
 # Names that the origin of this project used, and where the same texts are.
 DATASET_ALIASES = {
@@ -210,8 +224,13 @@ def _suffix(path: Path | str) -> str:
 
 
 def tokenizer_digest(folder: Path) -> str:
-    """Return the content hash of the tokenizer files in a folder."""
-    return digest({name: sha256(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()})
+    """Return the content hash of the tokenizer in a folder: its files, and what its config says of tokens."""
+    hashes: dict[str, Any] = {name: sha256(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()}
+    config = folder / TOKENIZER_CONFIG
+    if config.is_file():
+        said = read_json(config)
+        hashes["config"] = {key: said[key] for key in TOKENIZER_KEYS if key in said}
+    return digest(hashes)
 
 
 def module_names(folder: Path) -> set[str]:
@@ -219,9 +238,12 @@ def module_names(folder: Path) -> set[str]:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(folder)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except (ValueError, ImportError) as error:
+        raise InputError(f"{folder}: transformers cannot build this model: {error}") from error
     return {name for name, _ in model.named_modules() if name}
 
 
@@ -231,6 +253,7 @@ def check_model(folder: Path, request: SiteRequest, ctx_len: int) -> None:
     Paths of a preset are known to fit. Of given ones, modules that hold tensors are known from the files' headers;
     only for others is the model built.
     """
+    _weight_files(folder)
     sites = check_request(request, ctx_len, read_architecture(folder))
     if request.mapping is not None and not {site.path for site in sites} <= modules_with_tensors(folder):
         check_paths(sites, module_names(folder))
@@ -257,18 +280,37 @@ def _with_tokenizer(folder: Path, model_name: str) -> Path:
 
 
 def _tokenizer_folder(model_name: str) -> Path:
-    """Return a folder that holds a model's tokenizer: its own, else that of its first checkpoint folder."""
+    """Return a folder that holds a model's tokenizer, downloaded when it is on the hub."""
+    return local_tokenizer_folder(model_name) or _from_hub(model_name, "main", _TOKENIZER_PATTERNS)
+
+
+def local_tokenizer_folder(model_name: str) -> Path | None:
+    """Return a local or embedded model's folder that holds its tokenizer; None for one of the hub.
+
+    It is the model's own, or else that of its first checkpoint.
+
+    Raises
+    ------
+    InputError
+        The name is a path, and there is no tokenizer.
+    """
     if model_name in embedded.MODELS:
         return RESOURCES / model_name
     if not looks_local(model_name):
-        return _from_hub(model_name, "main", _TOKENIZER_PATTERNS)
+        return None
     root = expanded(model_name)
     for folder in (root, *sorted(path.parent for path in root.glob("*/config.json"))):
         if any((folder / name).is_file() for name in TOKENIZER_FILES):
             return folder
     raise InputError(
-        f"{root}: found no tokenizer, expected one of {', '.join(TOKENIZER_FILES)} in it or in a checkpoint"
+        f"{root}: found no tokenizer, expected one of {', '.join(TOKENIZER_FILES)} in it or in a checkpoint; or name a "
+        "model that has one in model_config.tokenizer"
     )
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """Return the files that make the tokenizer in a folder."""
+    return [folder / name for name in (*TOKENIZER_FILES, TOKENIZER_CONFIG) if (folder / name).is_file()]
 
 
 # ---- the Hugging Face hub --------------------------------------------------------------------------------------
@@ -342,8 +384,3 @@ def _unreachable(what: str, error: Exception) -> str:
 def _commit(folder: Path) -> str | None:
     """Return the commit of a folder in the hub's cache, which is named by it."""
     return folder.name if re.fullmatch(r"[0-9a-f]{40}", folder.name) else None
-
-
-def read_identity(path: Path) -> dict[str, Any]:
-    """Return an identity written by a fetch."""
-    return read_json(path)

@@ -1,7 +1,7 @@
 """Files that are whole or absent: write aside, flush to disk, rename; and content hashes.
 
 A process killed at any moment leaves either the old file, or none, or the complete new one under
-the final name. What it leaves aside carries `.tmp-` in its name and is swept by the next writer.
+the final name. What it leaves aside carries `.tmp-` in its name and its process's number, until `sweep` removes it.
 """
 
 from __future__ import annotations

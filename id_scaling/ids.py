@@ -23,6 +23,7 @@ from id_scaling.estimators.base import Estimator, estimate_from_neighbors, estim
 from id_scaling.files import canonical_json, read_json, writing
 from id_scaling.logs import LOG
 from id_scaling.neighbors import STATISTICS, Neighbors
+from id_scaling.paths import file_of
 
 CONTEXTS_AT_ONCE = 32
 
@@ -98,7 +99,7 @@ def _blocks(folder: Path, manifest: Mapping[str, Any], module: str, views: list[
 
 def _verified(folder: Path, manifest: Mapping[str, Any], layer: int | None) -> Path:
     """Return a layer file, once it is known to be the one the manifest names."""
-    name = "outblock.h5" if layer is None else f"layer_{layer:02d}.h5"
+    name = file_of(layer)
     path = folder / name
     mend = f"remove {folder / 'manifest.json'} and run again to extract it anew"
     if not path.is_file():

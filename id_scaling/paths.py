@@ -35,6 +35,11 @@ def ids_path(session: Path, run: Run, module: str, estimator: str) -> Path:
     return run_folder(session, run) / "ids" / module / f"{estimator}.parquet"
 
 
+def file_of(layer: int | None) -> str:
+    """Return the name of the file that holds a layer's sites; None is outside the blocks."""
+    return "outblock.h5" if layer is None else f"layer_{layer:02d}.h5"
+
+
 def extraction_digest(settings: Mapping[str, Any]) -> str:
     """Return what the extractions of one model's runs have in common, as a hash: code and settings, not the run."""
     return digest({key: value for key, value in settings.items() if key not in RUN_KEYS})

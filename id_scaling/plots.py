@@ -9,7 +9,7 @@ import polars as pl
 
 from id_scaling.files import writing
 from id_scaling.logs import LOG
-from id_scaling.summarize import leading_view
+from id_scaling.views import leading_view
 
 # Okabe and Ito (2008): distinguishable by colour-blind eyes; shapes tell the modules apart in grey.
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
@@ -39,7 +39,7 @@ def id_by_layer(summary: pl.DataFrame) -> alt.Chart:
 
     Sites outside the blocks stand beside them, `emb` before the first layer and the others after the last.
     """
-    view = leading_view(summary)
+    view = leading_view(summary["view"].unique(maintain_order=True).to_list())
     keys = ["model", "checkpoint", "dataset", "subset", "control"]
     table = summary.filter((pl.col("view") == view) & pl.col("mean").is_not_null()).with_columns(
         pl.concat_str(keys, separator=" · ").alias("run"),

@@ -23,15 +23,11 @@ import h5py
 import numpy as np
 
 from id_scaling.files import canonical_json, writing, writing_folder
+from id_scaling.paths import file_of
 from id_scaling.sites import Site
 
 CONTEXTS_A_PART = 8
 TOKENS_FILE = "tokens.h5"
-
-
-def file_of(layer: int | None) -> str:
-    """Return the name of the file that holds a layer's sites; None is outside the blocks."""
-    return "outblock.h5" if layer is None else f"layer_{layer:02d}.h5"
 
 
 def plan_parts(n_contexts: int) -> list[range]:

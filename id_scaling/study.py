@@ -18,7 +18,14 @@ from id_scaling import embedded
 from id_scaling.config import Config, DatasetConfig, ModelConfig, parse
 from id_scaling.errors import IdScalingError
 from id_scaling.estimators import definition_of
-from id_scaling.fetch import TOKENIZER_FILES, check_model, dataset_shard, expanded, looks_local, model_folder
+from id_scaling.fetch import (
+    check_model,
+    dataset_shard,
+    expanded,
+    local_tokenizer_folder,
+    model_folder,
+    tokenizer_files,
+)
 from id_scaling.files import canonical_json, read_json
 from id_scaling.fingerprint import fingerprint
 from id_scaling.paths import Run, extraction_digest, ids_path, run_folder, slug
@@ -115,15 +122,16 @@ class Study:
             return []
         if name in embedded.MODELS:
             return [str(folder / "model.safetensors")]
-        return [str(folder / "config.json"), *sorted(map(str, folder.glob("*.safetensors")))]
+        weights = sorted(folder.glob("*.safetensors"))
+        return [str(path) for path in (folder / "config.json", *weights, *tokenizer_files(folder))]
 
     def tokenizer_files(self, tokenizer: str) -> list[str]:
         """Return the files of a local or embedded tokenizer; none for the hub's."""
         name = self.tokenizers[tokenizer]
-        if name in embedded.MODELS:
-            return [str(model_folder(name, "main") / "tokenizer.json")]
-        root = expanded(name)
-        return [str(root / file) for file in TOKENIZER_FILES if looks_local(name) and (root / file).is_file()]
+        folder = local_tokenizer_folder(name)
+        if folder is None:
+            return []
+        return [str(folder / "tokenizer.json")] if name in embedded.MODELS else list(map(str, tokenizer_files(folder)))
 
     def shard_files(self, dataset: str, subset: str) -> list[str]:
         """Return the files of a local or embedded shard; none for the hub's."""
@@ -249,6 +257,8 @@ class Study:
         for dataset in self.config.datasets:
             for subset in dataset.dataset_subset:
                 dataset_shard(dataset.dataset_name, subset)
+        for tokenizer in self.tokenizers.values():
+            local_tokenizer_folder(tokenizer)
         for name, model in self.models.items():
             for checkpoint in model.model_checkpoint:
                 self._check_model(name, model, checkpoint)

@@ -18,6 +18,7 @@ from id_scaling.errors import StoreError
 from id_scaling.files import canonical_json, read_json, writing
 from id_scaling.logs import LOG
 from id_scaling.paths import Run, extraction_digest, ids_path, run_folder
+from id_scaling.views import leading_view
 
 KEYS = ["view", "cloud", "layer", "module", "estimator"]
 COMPANIONS = (
@@ -125,7 +126,7 @@ def runs_of(settings: Mapping[str, Any]) -> Iterator[Run]:
 
 def readable(summary: pl.DataFrame) -> str:
     """Return the mean ID under the leading view at up to five layers, one line per run, module and estimator."""
-    view = leading_view(summary)
+    view = leading_view(summary["view"].unique(maintain_order=True).to_list())
     lines = [f"Mean intrinsic dimension by layer (view {view!r}), loss and entropy in nats/token"]
     rows = summary.filter(pl.col("view") == view)
     keys = ["model", "checkpoint", "dataset", "subset", "control"]
@@ -141,12 +142,6 @@ def readable(summary: pl.DataFrame) -> str:
             cells = "".join(f"{_cell(means.get(layer)):>10}" for layer in (*layers, None))
             lines.append(f"  {module:<8}{estimator:<14}{cells}{_failed(part):>9}")
     return "\n".join(lines) + "\n"
-
-
-def leading_view(summary: pl.DataFrame) -> str:
-    """Return the view that text and figures show: `default` where there is one, else the first."""
-    views = summary["view"].unique(maintain_order=True).to_list()
-    return "default" if "default" in views else views[0]
 
 
 def _spread(layers: list[int]) -> list[int]:

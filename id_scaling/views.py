@@ -7,6 +7,7 @@ the first token and keeps one of each set of equal points; the origin's view kee
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,6 +34,11 @@ class View:
 
 
 DEFAULT_VIEWS = {"default": View(), "origin": View(skip_first_tokens=0, duplicates="keep")}
+
+
+def leading_view(names: Sequence[str]) -> str:
+    """Return the view that text and figures show: `default` where there is one, else the first."""
+    return "default" if "default" in names else names[0]
 
 
 def default_ranks(n_points: int) -> tuple[int, ...]:

@@ -262,7 +262,7 @@ def test_verbs_hand_over_from_names_to_a_manifest(extracted: Session) -> None:
     assert manifest["n_contexts"] == len(contexts) > 0
     assert {len(ids) for ids in contexts["input_ids"]} == {64}
     folder = Path(extracted.paths["manifest"]).parent
-    assert sorted(path.name for path in folder.glob("*.h5")) == sorted(manifest["files"])
+    assert sorted(path.name for path in folder.glob("*.h5")) == sorted([*manifest["files"], "tokens.h5"])
 
 
 def test_estimates_import_neither_torch_nor_pandas_nor_snakemake(extracted: Session, tmp_path: Path) -> None:

@@ -189,7 +189,7 @@ ESTIMATES = {stage for stage in STAGES if stage.startswith("estimate ")}
         ("summarize.py", {"summarize"}),
         *((f"estimators/{name.split()[-1]}.py", {name}) for name in sorted(ESTIMATES)),
         # Two steps away: an estimate reads neighbors, and they are sought under views.
-        ("views.py", {"extract"} | ESTIMATES),
+        ("views.py", {"extract", "summarize", "plot"} | ESTIMATES),
         ("files.py", set(STAGES)),
         ("errors.py", set()),
         ("logs.py", set()),

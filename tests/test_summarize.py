@@ -15,13 +15,19 @@ from id_scaling.errors import StoreError
 from id_scaling.files import canonical_json, write_json
 from id_scaling.ids import SCHEMA
 from id_scaling.logs import LOG
-from id_scaling.paths import Run, ids_path, run_folder
+from id_scaling.paths import Run, extraction_digest, ids_path, run_folder
 from id_scaling.summarize import COLUMNS, load_summary, readable, runs_of, summarize
 
+VIEWS = {
+    "default": {"skip_first_tokens": 1, "duplicates": "distinct", "preprocess": "raw"},
+    "origin": {"skip_first_tokens": 0, "duplicates": "keep", "preprocess": "raw"},
+}
+EXTRACTION = {"code": "code-of-extract", "views": VIEWS}
 SETTINGS: dict[str, Any] = {
     "models": [{"name": "owner--model", "checkpoints": ["main"]}],
     "datasets": [{"name": "words", "subsets": [0]}],
     "controls": ["none"],
+    "extractions": {"owner--model": extraction_digest(EXTRACTION)},
     "modules": ["block", "emb"],
     "estimators": [["mle", "code-of-mle"]],
     "names": {
@@ -29,10 +35,6 @@ SETTINGS: dict[str, Any] = {
         "checkpoint": {"main": "main", "step-1": "step/1"},
         "dataset": {"words": "./words"},
     },
-}
-VIEWS = {
-    "default": {"skip_first_tokens": 1, "duplicates": "distinct", "preprocess": "raw"},
-    "origin": {"skip_first_tokens": 0, "duplicates": "keep", "preprocess": "raw"},
 }
 VERSIONS = {"numpy": "2.1", "polars": "1.30"}
 NAN = float("nan")
@@ -82,7 +84,8 @@ def write_run(session: Path, run: Run, digest: str = "d1", **versions: str) -> N
     folder.mkdir(parents=True)
     manifest = {
         "digest": digest,
-        "settings": {"views": VIEWS},
+        "settings": EXTRACTION,
+        "n_layers": 9,
         "versions": {"torch": "2.6", **versions},
         "dtype": "float32",
         "device": "cpu",
@@ -319,11 +322,31 @@ def test_readable_summary_has_means_by_depth_and_what_is_not_ok(session: Path) -
     text = readable(summary_of(session))
     assert (session / "summary.txt").read_text() == text
     lines = {line.split()[0]: line.split() for line in text.splitlines() if line.startswith("  ")}
-    assert "owner/model · main · ./words · 0 · none: loss 4.000, entropy 2.500" in text
-    assert lines["module"] == ["module", "estimator", "0%", "25%", "50%", "75%", "100%", "not", "ok"]
+    assert "owner/model · main · ./words · 0 · none: 9 layers, loss 4.000, entropy 2.500" in text
+    assert lines["module"][2:] == [part for n in (0, 2, 4, 6, 8) for part in ("layer", str(n))] + [
+        "outside",
+        "not",
+        "ok",
+    ]
     # Layers 0, 2, 4, 6 and 8 of nine.
     assert lines["block"] == ["block", "mle", "2.00", "4.00", "6.00", "8.00", "10.00", "0/9"]
     assert lines["emb"] == ["emb", "mle", "7.00", "1/2"]
+
+
+def test_extraction_of_other_code_or_settings_is_refused(session: Path) -> None:
+    other = extraction_digest({**EXTRACTION, "code": "older"})
+    with pytest.raises(StoreError, match=r"manifest\.json: made by another extraction .* remove it and run again"):
+        summary_of(session, extractions={"owner--model": other})
+
+
+def test_companions_are_means_over_the_contexts_that_have_them(session: Path) -> None:
+    table = table_of("block").with_columns(
+        pl.when(pl.col("context") == 0).then(NAN).otherwise("median_r1").alias("median_r1")
+    )
+    write_table(session, RUN, table)
+    of_row = table.filter((pl.col("view") == "default") & (pl.col("layer") == 0))["median_r1"]
+    assert of_row.is_nan().any()
+    assert row_of(summary_of(session), "default", 0, "block")["median_r1"] == of_row.drop_nans().mean()
 
 
 def test_readable_summary_of_a_site_without_a_number_is_blank(session: Path) -> None:

@@ -172,6 +172,23 @@ def test_kill_9_of_snakemake_then_unlock_and_the_same_command(inputs: Path, undi
     assert workflow.planned() == {}
 
 
+def test_an_extraction_that_ended_after_snakemake_was_killed_is_not_computed_again(
+    inputs: Path, undisturbed: Workflow, tmp_path: Path
+):
+    """Snakemake then takes its declared outputs for incomplete and removes them: they are published anew."""
+    workflow = prepared(inputs, tmp_path / "work")
+    snakemake = start(workflow)
+    wait_for(lambda: processes_of(workflow.session, "extract"))
+    os.kill(snakemake.pid, signal.SIGKILL)
+    snakemake.wait()
+    wait_for(lambda: not processes_of(workflow.session, "extract"))
+    assert list(workflow.session.rglob("manifest.json"))
+    workflow.run("--unlock")
+    output = workflow.run()
+    assert "extracted context" not in output
+    assert_same_contents(workflow.session, undisturbed.session)
+
+
 def test_parts_of_other_settings_are_left_behind(inputs: Path, tmp_path: Path):
     """A killed extraction's parts never enter one of another configuration."""
     workflow = prepared(inputs, tmp_path / "work")

@@ -163,7 +163,7 @@ CASES = {
         {**CHAIN, "fetch_dataset": 1, "chunk_dataset": 1},
     ),
     "the code of the neighbor search": (
-        change_code("id_scaling/neighbors.py", "REFINE = 1e-6", "REFINE = 1e-5"),
+        change_code("id_scaling/neighbors.py", "REFINE = 1e-5", "REFINE = 1e-4"),
         DOWN_FROM_EXTRACTION,
     ),
     "the neighbor ranks": (
