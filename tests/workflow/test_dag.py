@@ -138,3 +138,12 @@ def test_a_workflow_runs_from_any_folder_without_an_activated_environment(tmp_pa
     command = workflow.command("--until", "fetch_tokenizer")
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_extractions_queue_for_the_one_gpu_of_a_local_machine(workflow: Workflow):
+    """The local profile counts one, and every extraction takes it."""
+    profile = yaml.safe_load((ROOT / "profiles" / "local" / "profile.yaml").read_text())
+    assert "gpu=1" in profile["resources"]
+    blocks = rule_blocks(workflow.run("--dry-run"))
+    taking = [rule for rule, block in blocks.items() if re.search(r"\bgpu=1\b", block)]
+    assert taking == ["extract_activations"]
