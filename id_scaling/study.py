@@ -257,11 +257,11 @@ class Study:
         for dataset in self.config.datasets:
             for subset in dataset.dataset_subset:
                 dataset_shard(dataset.dataset_name, subset)
-        for tokenizer in self.tokenizers.values():
-            local_tokenizer_folder(tokenizer)
         for name, model in self.models.items():
             for checkpoint in model.model_checkpoint:
                 self._check_model(name, model, checkpoint)
+        for tokenizer in self.tokenizers.values():
+            local_tokenizer_folder(tokenizer)
 
     def _check_model(self, name: str, model: ModelConfig, checkpoint: str) -> None:
         """Check one checkpoint, if its config is on disk."""

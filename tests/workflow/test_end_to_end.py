@@ -44,7 +44,7 @@ def test_the_second_run_does_nothing(real: Workflow):
 
 
 def test_the_end_says_what_came_out_and_where(real: Workflow):
-    assert "Mean intrinsic dimension by relative depth" in real.output
+    assert "Mean intrinsic dimension by layer" in real.output
     for file in ("summary.parquet", "figures/id_by_layer.html"):
         assert f"results/default/{file}" in real.output
         assert (real.session / file).stat().st_size > 0
