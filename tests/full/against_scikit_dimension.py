@@ -35,7 +35,10 @@ def main() -> int:
 
 def compare(run: Path, ours: pl.DataFrame, precision: str) -> float:
     """Return the worst relative difference to scikit-dimension on the clouds in a precision."""
-    jobs = [joblib.delayed(by_scikit_dimension)(path, precision) for path in sorted(run.glob("*.h5"))]
+    jobs = [
+        joblib.delayed(by_scikit_dimension)(path, precision)
+        for path in sorted([*run.glob("layer_*.h5"), run / "outblock.h5"])
+    ]
     theirs = pl.concat(joblib.Parallel(n_jobs=2)(jobs))
     keys = ["layer", "module", "context", "estimator"]
     both = theirs.join(ours, on=keys, how="left", nulls_equal=True, validate="1:1")
