@@ -24,6 +24,7 @@ from id_scaling.fetch import (
     expanded,
     local_tokenizer_folder,
     model_folder,
+    tokenizer_digest,
     tokenizer_files,
 )
 from id_scaling.files import canonical_json, read_json
@@ -126,12 +127,9 @@ class Study:
         return [str(path) for path in (folder / "config.json", *weights, *tokenizer_files(folder))]
 
     def tokenizer_files(self, tokenizer: str) -> list[str]:
-        """Return the files of a local or embedded tokenizer; none for the hub's."""
+        """Return the file of an embedded tokenizer; others are known by their content, see the settings."""
         name = self.tokenizers[tokenizer]
-        folder = local_tokenizer_folder(name)
-        if folder is None:
-            return []
-        return [str(folder / "tokenizer.json")] if name in embedded.MODELS else list(map(str, tokenizer_files(folder)))
+        return [str(local_tokenizer_folder(name) / "tokenizer.json")] if name in embedded.MODELS else []
 
     def shard_files(self, dataset: str, subset: str) -> list[str]:
         """Return the files of a local or embedded shard; none for the hub's."""
@@ -151,7 +149,11 @@ class Study:
 
     def fetch_tokenizer_settings(self, tokenizer: str) -> str:
         """Return the settings of `fetch_tokenizer`."""
-        return _settings(["id_scaling.fetch"], model_name=self.tokenizers[tokenizer])
+        name = self.tokenizers[tokenizer]
+        folder = None if name in embedded.MODELS else local_tokenizer_folder(name)
+        # Its content and not its path: one more checkpoint folder may become the first that has it.
+        content = None if folder is None else tokenizer_digest(folder)
+        return _settings(["id_scaling.fetch"], model_name=name, sha256=content)
 
     def fetch_dataset_settings(self, dataset: str, subset: str) -> str:
         """Return the settings of `fetch_dataset`."""
