@@ -47,10 +47,10 @@ def prepare_dataset(arguments: Arguments) -> None:
 def fetch_model(arguments: Arguments) -> None:
     """Fetch a checkpoint, check that the study fits it, write its identity."""
     from id_scaling import fetch
-    from id_scaling.sites import SiteRequest
+    from id_scaling.sites import request_of
 
     settings = arguments.settings
-    request = SiteRequest(**settings["sites"])
+    request = request_of(settings["sites"])
     fetch.fetch_model(settings["model_name"], settings["checkpoint"], request, settings["ctx_len"], arguments.output)
 
 
@@ -91,12 +91,12 @@ def chunk(arguments: Arguments) -> None:
 def extract(arguments: Arguments) -> None:
     """Run the model over a run's contexts and store neighbors, loss and entropy."""
     from id_scaling.extract import Execution, Extraction, extract
-    from id_scaling.sites import SiteRequest
+    from id_scaling.sites import request_of
     from id_scaling.views import View
 
     settings = arguments.settings
     extraction = Extraction(
-        request=SiteRequest(**settings["sites"]),
+        request=request_of(settings["sites"]),
         views={name: View(**view) for name, view in settings["views"].items()},
         ranks=settings["ranks"] and tuple(settings["ranks"]),
         save_clouds=settings["save_clouds"],

@@ -9,6 +9,7 @@ checkpoint is `main`, a folder inside the model's folder, or a revision of the r
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import asdict
@@ -112,7 +113,7 @@ def local_or_hub_folder(model_name: str, checkpoint: str, weights: bool = False)
 
 def looks_local(name: str) -> bool:
     """Return whether a name can only be a path."""
-    return name.startswith((".", "/", "~")) or Path(name).exists()
+    return name.startswith((".", "/", "~")) or os.path.exists(name)
 
 
 def expanded(name: str) -> Path:

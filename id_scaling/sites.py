@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from id_scaling.errors import ConfigError, nearest
 
@@ -91,6 +92,14 @@ class SiteRequest:
     inblock: tuple[str, ...]
     outblock: tuple[str, ...]
     mapping: Mapping[str, str] | None
+
+
+def request_of(sites: Mapping[str, Any]) -> SiteRequest:
+    """Return a request for sites from its JSON."""
+    layers = sites["layers"]
+    return SiteRequest(
+        None if layers is None else tuple(layers), tuple(sites["inblock"]), tuple(sites["outblock"]), sites["mapping"]
+    )
 
 
 def resolve_sites(request: SiteRequest, model_type: str, n_layers: int) -> list[Site]:

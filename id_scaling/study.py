@@ -30,7 +30,7 @@ from id_scaling.fetch import (
 from id_scaling.files import canonical_json, read_json
 from id_scaling.fingerprint import fingerprint
 from id_scaling.paths import Run, extraction_digest, ids_path, run_folder, slug
-from id_scaling.sites import SiteRequest
+from id_scaling.sites import request_of
 
 CONTROLS = ("none",)
 
@@ -297,14 +297,6 @@ class Study:
             "subset": int(run.subset),
             "control": run.control,
         }
-
-
-def request_of(sites: Mapping[str, Any]) -> SiteRequest:
-    """Return a request for sites from its JSON."""
-    layers = sites["layers"]
-    return SiteRequest(
-        None if layers is None else tuple(layers), tuple(sites["inblock"]), tuple(sites["outblock"]), sites["mapping"]
-    )
 
 
 def _estimate_roots(estimator: str) -> list[str]:

@@ -135,7 +135,7 @@ def get_estimate_runtime(wildcards, attempt):
 def print_summary():
     """Print the readable summary and say where the rest is."""
     text = Path(STUDY.session) / "summary.txt"
-    if text.is_file():
+    if STUDY.estimators and text.is_file():
         print(f"\n{text.read_text()}")
         print(f"table:  {STUDY.session}/summary.parquet and .csv")
         print(f"figure: {STUDY.session}/figures/id_by_layer.html, .svg and .png")
