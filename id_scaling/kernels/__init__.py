@@ -1,0 +1,19 @@
+"""What is done to every element of a cloud: one module for each array library, the same functions in each."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import array_api_compat
+
+
+def kernels_of(points: Any) -> ModuleType:
+    """Return the kernels for an array: compiled loops for numpy, torch's own functions for torch."""
+    if array_api_compat.is_torch_array(points):
+        from id_scaling.kernels import on_torch
+
+        return on_torch
+    from id_scaling.kernels import compiled
+
+    return compiled

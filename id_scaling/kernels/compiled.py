@@ -1,0 +1,226 @@
+"""Kernels for numpy: loops compiled by numba, and the symmetric product of BLAS, which does half the work of a product.
+
+numpy widens float16 one value at a time, copies the triangle of a symmetric product column by column and sorts where a
+threshold serves; here each is one pass over memory. Loops run without the interpreter's lock, so clouds
+can be shared out over threads.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+from scipy.linalg.blas import dsyrk, ssyrk
+
+# Column j is compared within lane j mod LANES: a whole number of vectors on every CPU.
+LANES = 64
+TILE = 16
+# Halvings of the range of the minima: the threshold then stands within a hundredth of it.
+HALVINGS = 8
+_loop = njit(nogil=True, cache=True)
+# Sums may be formed in any order (so in vectors), nothing else is relaxed.
+_sum = njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+
+
+def widened(points: np.ndarray) -> np.ndarray:
+    """Return points in the narrowest dtype that is computed in, float32 or float64, rows contiguous."""
+    if points.dtype != np.float16:
+        return np.ascontiguousarray(points, dtype=np.float64 if points.dtype.itemsize > 4 else np.float32)
+    bits = np.ascontiguousarray(points).view(np.uint16)
+    rows = np.empty(points.shape, np.float32)
+    _widen(bits, rows.view(np.uint32), rows)
+    return rows
+
+
+@_loop
+def _widen(bits, words, rows):
+    """Move sign, exponent and fraction to their places in float32, then multiply by the difference of the biases."""
+    for i in range(bits.shape[0]):
+        for c in range(bits.shape[1]):
+            half = np.uint32(bits[i, c])
+            words[i, c] = ((half & np.uint32(0x7FFF)) << np.uint32(13)) | ((half & np.uint32(0x8000)) << np.uint32(16))
+        for c in range(bits.shape[1]):
+            rows[i, c] *= np.float32(2.0**112)
+        for c in range(bits.shape[1]):
+            if bits[i, c] & np.uint16(0x7C00) == np.uint16(0x7C00):
+                rows[i, c] = np.nan
+
+
+def survey(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the squared norm of each row, the sum of all rows without the non-finite, and a key equal for equal rows."""
+    squared_norms, keys = np.empty(len(rows)), np.empty(len(rows))
+    total = np.zeros(rows.shape[1])
+    weights = np.random.default_rng(0).standard_normal(rows.shape[1])
+    _survey(rows, weights, squared_norms, keys, total)
+    return squared_norms, total, keys
+
+
+@_sum
+def _survey(rows, weights, squared_norms, keys, total):
+    for i in range(rows.shape[0]):
+        square, key = 0.0, 0.0
+        for c in range(rows.shape[1]):
+            value = np.float64(rows[i, c])
+            square += value * value
+            key += value * weights[c]
+        squared_norms[i], keys[i] = square, key
+        if square < np.inf:
+            for c in range(rows.shape[1]):
+                total[c] += rows[i, c]
+
+
+def centred(rows: np.ndarray, centre: np.ndarray, dtype: type, is_finite: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows less a centre in a dtype, zero where a row is not finite, and their squared norms in float64."""
+    result = np.empty(rows.shape, dtype)
+    squared_norms = np.empty(len(rows))
+    _centre(rows, centre.astype(dtype), is_finite, result, squared_norms)
+    return result, squared_norms
+
+
+@_sum
+def _centre(rows, centre, is_finite, result, squared_norms):
+    for i in range(rows.shape[0]):
+        if not is_finite[i]:
+            result[i] = 0
+            squared_norms[i] = 0.0
+            continue
+        square = 0.0
+        for c in range(rows.shape[1]):
+            value = result.dtype.type(rows[i, c]) - centre[c]
+            result[i, c] = value
+            square += np.float64(value) * np.float64(value)
+        squared_norms[i] = square
+
+
+def gram(centred: np.ndarray) -> np.ndarray:
+    """Return all inner products of rows."""
+    product = (ssyrk if centred.dtype == np.float32 else dsyrk)(1.0, centred.T, trans=1).T
+    _mirror(product)
+    return product
+
+
+def some_products(centred: np.ndarray, some: np.ndarray) -> np.ndarray:
+    """Return the inner products of some rows with all."""
+    return centred[some] @ centred.T
+
+
+@_loop
+def _mirror(matrix):
+    """Copy the triangle below the diagonal to the one above, a tile at a time."""
+    n = matrix.shape[0]
+    for top in range(0, n, TILE):
+        bottom = min(top + TILE, n)
+        for left in range(0, top, TILE):
+            for i in range(left, left + TILE):
+                for j in range(top, bottom):
+                    matrix[i, j] = matrix[j, i]
+        for i in range(top, bottom):
+            for j in range(i + 1, bottom):
+                matrix[i, j] = matrix[j, i]
+
+
+def nearest(
+    product: np.ndarray, squared_norms: np.ndarray, counts: np.ndarray, n_nearest: int, further: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return squares (n, n_nearest) and indices of the nearest, ascending, and the squares at some further ranks.
+
+    Rows and columns that do not count are left out; where there are too few, squares are infinite and indices -1.
+    """
+    n = len(product)
+    squares, indices = np.full((n, n_nearest), np.inf), np.full((n, n_nearest), -1, np.int32)
+    half = np.where(counts, squared_norms / 2, np.inf).astype(product.dtype)
+    keys = np.full((n if len(further) else 0, n), np.inf, product.dtype)
+    _select(product, squared_norms, half, counts, squares, indices, keys)
+    if not len(further):
+        return squares, indices, np.empty((n, 0))
+    keys.sort(axis=1)
+    return squares, indices, 2.0 * keys[:, further - 1] + squared_norms[:, None]
+
+
+@_loop
+def _select(product, squared_norms, half, counts, squares, indices, keys):
+    """Keep each row's nearest, of those under a threshold that at least so many are under.
+
+    |x_j - x_i|² = |x_i|² + 2 (|x_j|² / 2 - x_i·x_j): the bracket orders a row. Its minima over LANES disjoint sets of
+    columns are as many different values, so a threshold that m minima are under has m columns under it.
+    """
+    n, n_nearest = indices.shape
+    minima = np.empty(LANES, product.dtype)
+    row = np.full((n + LANES - 1) // LANES * LANES, np.inf, product.dtype)
+    under, kept = np.empty(n + 1, np.int32), np.empty(n)
+    for i in range(n):
+        if not counts[i]:
+            continue
+        for j in range(n):
+            row[j] = half[j] - product[i, j]
+        row[i] = np.inf
+        if len(keys):
+            keys[i] = row[:n]
+        for lane in range(LANES):
+            minima[lane] = np.inf
+        for start in range(0, len(row), LANES):
+            for lane in range(LANES):
+                minima[lane] = min(minima[lane], row[start + lane])
+        threshold = _threshold(minima, n_nearest)
+        n_under = 0
+        for lane in range(LANES):
+            if minima[lane] <= threshold:
+                for j in range(lane, n, LANES):
+                    under[n_under] = j
+                    n_under += row[j] <= threshold
+        for p in range(n_under):
+            kept[p] = squared_norms[i] + squared_norms[under[p]] - 2.0 * np.float64(product[i, under[p]])
+        _order(kept[:n_under], under, squares[i], indices[i])
+
+
+@_loop
+def _threshold(minima, n_least):
+    """Return a finite number that at least `n_least` of the minima, or all that are finite, are not above."""
+    largest = np.finfo(minima.dtype).max
+    low, high, n_finite = largest, -largest, 0
+    for value in minima:
+        if value <= largest:
+            n_finite += 1
+            low, high = min(low, value), max(high, value)
+    if n_finite <= n_least:
+        return largest
+    for _ in range(HALVINGS):
+        middle = low / 2 + high / 2
+        n_under = 0
+        for value in minima:
+            n_under += value <= middle
+        if n_under >= n_least:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+@_loop
+def _order(values, indices, squares, nearest):
+    """Put each value where the number of smaller ones says: no branch depends on a comparison, so a vector at a time."""
+    for p in range(len(values)):
+        value, place = values[p], 0
+        for q in range(p):
+            place += values[q] <= value
+        for q in range(p + 1, len(values)):
+            place += values[q] < value
+        if place < len(squares):
+            squares[place], nearest[place] = value, indices[p]
+
+
+def differences(rows: np.ndarray, some: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return the squared distances of rows `some` (m,) to rows `others` (m, k), from differences in float64."""
+    squares = np.empty(others.shape)
+    _differences(rows, some.astype(np.int32), np.ascontiguousarray(others, np.int32), squares)
+    return squares
+
+
+@_sum
+def _differences(rows, some, others, squares):
+    for p in range(len(some)):
+        for q in range(others.shape[1]):
+            square = 0.0
+            for c in range(rows.shape[1]):
+                difference = np.float64(rows[some[p], c]) - np.float64(rows[others[p, q], c])
+                square += difference * difference
+            squares[p, q] = square

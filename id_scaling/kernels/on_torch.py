@@ -1,0 +1,85 @@
+"""Kernels for torch, on the CPU or a GPU: the same functions as the compiled ones, results of a row's length on the host."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+# Coordinate differences held at once: 512 MB on a GPU's scale, 32 MB on a CPU's.
+HELD_ON_GPU, HELD_ON_CPU = 2**26, 2**22
+
+
+def widened(points: torch.Tensor) -> torch.Tensor:
+    """Return points in the narrowest dtype that is computed in, float32 or float64."""
+    return points.to(torch.float64 if points.dtype == torch.float64 else torch.float32).contiguous()
+
+
+def survey(rows: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the squared norm of each row, the sum of all rows without the non-finite, and a key equal for equal rows."""
+    weights = torch.from_numpy(np.random.default_rng(0).standard_normal(rows.shape[1])).to(rows.device)
+    wide = rows.double()
+    squared_norms, keys = wide.square().sum(dim=1), torch.linalg.vecdot(wide, weights)
+    total = torch.where(squared_norms.isfinite()[:, None], wide, 0.0).sum(dim=0)
+    return _host(squared_norms), _host(total), _host(keys)
+
+
+def centred(
+    rows: torch.Tensor, centre: np.ndarray, dtype: type, is_finite: np.ndarray
+) -> tuple[torch.Tensor, np.ndarray]:
+    """Return rows less a centre in a dtype, zero where a row is not finite, and their squared norms in float64."""
+    kind = torch.float32 if dtype == np.float32 else torch.float64
+    shifted = rows.to(kind) - torch.from_numpy(centre).to(rows.device, kind)
+    result = torch.where(torch.from_numpy(is_finite).to(rows.device)[:, None], shifted, 0.0)
+    return result, _host(result.double().square().sum(dim=1))
+
+
+def gram(centred: torch.Tensor) -> torch.Tensor:
+    """Return all inner products of rows."""
+    return centred @ centred.T
+
+
+def some_products(centred: torch.Tensor, some: np.ndarray) -> torch.Tensor:
+    """Return the inner products of some rows with all."""
+    return centred[torch.from_numpy(some).to(centred.device)] @ centred.T
+
+
+def nearest(
+    product: torch.Tensor, squared_norms: np.ndarray, counts: np.ndarray, n_nearest: int, further: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return squares (n, n_nearest) and indices of the nearest, ascending, and the squares at some further ranks.
+
+    Rows and columns that do not count are left out; where there are too few, squares are infinite and indices -1.
+    """
+    n = len(product)
+    norms = torch.from_numpy(squared_norms).to(product.device)
+    left_out = torch.from_numpy(~counts).to(product.device)
+    keys = torch.where(left_out, torch.inf, norms / 2).to(product.dtype) - product
+    keys.fill_diagonal_(torch.inf)
+    keys[left_out] = torch.inf
+    n_found = min(n_nearest, n)
+    lowest, indices = torch.topk(keys, n_found, dim=1, largest=False)
+    squares = norms[:, None] + norms[indices] - 2 * product.gather(1, indices).double()
+    squares, order = torch.where(lowest.isinf(), torch.inf, squares).sort(dim=1)
+    indices = torch.where(squares.isinf(), -1, indices.gather(1, order))
+    beyond = 2.0 * keys.sort(dim=1).values[:, torch.from_numpy(further - 1)].double() + norms[:, None] if len(further) else norms[:, None][:, :0]
+    wide, wide_indices = np.full((n, n_nearest), np.inf), np.full((n, n_nearest), -1, np.int32)
+    wide[:, :n_found], wide_indices[:, :n_found] = _host(squares), _host(indices)
+    return wide, wide_indices, _host(beyond)
+
+
+def differences(rows: torch.Tensor, some: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return the squared distances of rows `some` (m,) to rows `others` (m, k), from differences in float64."""
+    squares = np.empty(others.shape)
+    held = HELD_ON_CPU if rows.device.type == "cpu" else HELD_ON_GPU
+    step = max(1, held // (others.shape[1] * rows.shape[1]))
+    for start in range(0, len(some), step):
+        at = slice(start, start + step)
+        own = rows[torch.from_numpy(some[at]).to(rows.device).long()].double()
+        theirs = rows[torch.from_numpy(others[at]).to(rows.device).long()].double()
+        squares[at] = _host((own[:, None, :] - theirs).square().sum(dim=2))
+    return squares
+
+
+def _host(values: torch.Tensor) -> np.ndarray:
+    """Return a tensor's values as numpy, on the host."""
+    return values.cpu().numpy()
