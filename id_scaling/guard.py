@@ -2,18 +2,18 @@
 
 A distance from a product is right to
 
-    |x_i - x_j|² (1 ± 2 e |x_i||x_j| / |x_i - x_j|²),
+    |x_i - x_j|² ± 2 e |x_i||x_j|,
 
 with e the relative error of an inner product. No bound on e is of use (the worst case exceeds what is seen by four
 digits), but e is seen: the diagonal of the product is the squared norms, which are also known in float64. So for each
 cloud e is the root mean square of their relative difference, and b its mean, the part that all products share.
 
-The error of log(r_j / r_1) at point i is then about E_i = max_j e |x_i||x_j| / |x_i - x_j|², and that of an ID
+The error of log(r_j / r_1) at point i is then about E_i = e max(|x_i|² / r_1², 1), and that of an ID
 
     3 (sum_i (s_i E_i)²)^½ + (b / e) sum_i s_i E_i,
 
-where s_i = |∂ log ID / ∂ log r| is how strongly the ID hangs on point i: with m_i the mean over j < k of log(r_k / r_j), the
-larger of 1 / sum m (harmonic MLE), m_i^-2 / sum m^-1 (arithmetic MLE) and x_i / sum x² with x = log(r_2 / r_1)
+where s_i is how strongly the ID hangs on point i: with m_i the mean over j < k of log(r_k / r_j), the
+largest of 1 / sum m (harmonic MLE), m_i^-2 / sum m^-1 (arithmetic MLE) and x_i / sum x² with x = log(r_2 / r_1)
 (TwoNN); that of MiND_ML is below the first. Points are taken out in order of s_i E_i until what is left is
 below `of_id`, and every point with E_i above `of_point` is taken out too: those distances are computed again from
 float64 differences of the coordinates.
@@ -26,8 +26,8 @@ from dataclasses import dataclass
 import numpy as np
 
 SIGMAS = 3.0
-# Errors of squares that no neighbor left out of a list may have, in units of their standard deviation: of some 1e6 pairs a
-# cloud, fewer than one in a thousand clouds has one beyond.
+# Errors of squares that no neighbor left out of a list may have, in units of their standard deviation: of some 1e6
+# pairs of a cloud, fewer than one in a thousand clouds has one beyond.
 SIGMAS_OF_A_PAIR = 6.0
 K = 20
 
@@ -64,24 +64,25 @@ def product_error(diagonal: np.ndarray, squared_norms: np.ndarray) -> ProductErr
     return ProductError(max(float(np.sqrt(np.mean(relative**2))), least), abs(float(np.mean(relative))))
 
 
-def errors_of_squares(
-    indices: np.ndarray, own_norms: np.ndarray, all_norms: np.ndarray, error: ProductError
-) -> np.ndarray:
-    """Return the standard deviation of the error of each squared distance, (n, m)."""
-    return 2 * error.spread * np.sqrt(own_norms[:, None] * all_norms[indices])
+def deviations(squares: np.ndarray, squared_norms: np.ndarray, error: ProductError) -> np.ndarray:
+    """Return the standard deviation of the error of squared distances from points with these squared norms.
+
+    |x_j| is close to |x_i| where x_j is close to x_i, and else |x_i||x_j| is below |x_i - x_j|².
+    """
+    return 2 * error.spread * np.maximum(squares, squared_norms)
 
 
 def suspects(
-    squares: np.ndarray, deviations: np.ndarray, n_zeros: np.ndarray, error: ProductError, tolerance: Tolerance
+    squares: np.ndarray, squared_norms: np.ndarray, n_zeros: np.ndarray, error: ProductError, tolerance: Tolerance
 ) -> np.ndarray:
     """Return which points need more precision.
 
     Parameters
     ----------
     squares : (n, m) float64
-        Squared distances to the nearest neighbors, ascending; infinite where there is none.
-    deviations : (n, m) float64
-        Their standard deviations.
+        Squared distances to the nearest neighbors, ascending.
+    squared_norms : (n,) float64
+        Squared norms of the centred points.
     n_zeros : (n,) int
         How many of a point's neighbors equal it: those distances are zero and exact.
     error : ProductError
@@ -93,20 +94,18 @@ def suspects(
     -------
     (n,) bool
     """
-    rank = np.arange(squares.shape[1])
-    is_exact = (rank < n_zeros[:, None]) | np.isinf(squares)
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        relative = np.where(is_exact, 0.0, deviations / np.maximum(squares, deviations / 2) / 2)
-        of_log = relative.max(axis=1)
-        sensitivity = _sensitivities(squares, n_zeros)
-        share = np.where(of_log > 0, sensitivity * of_log, 0.0)
-        share = np.where(np.isnan(share), np.inf, share)
+    nearest = squares[np.arange(len(squares)), np.minimum(n_zeros, squares.shape[1] - 1)]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        of_log = deviations(nearest, squared_norms, error) / np.maximum(2 * nearest, 0)
+        share = _sensitivities(squares, n_zeros) * of_log
+    share = np.where(np.isnan(share), np.inf, share)
     order = np.argsort(share)
     ascending = share[order]
-    predicted = SIGMAS * np.sqrt(np.cumsum(ascending**2)) + error.bias / error.spread * np.cumsum(ascending)
-    is_suspect = of_log > tolerance.of_point
-    is_suspect[order[predicted > tolerance.of_id]] = True
-    return is_suspect
+    with np.errstate(invalid="ignore"):
+        predicted = SIGMAS * np.sqrt(np.cumsum(ascending**2)) + error.bias / error.spread * np.cumsum(ascending)
+    is_suspect = ~(of_log <= tolerance.of_point)
+    is_suspect[order[~(predicted <= tolerance.of_id)]] = True
+    return is_suspect & (n_zeros < squares.shape[1])
 
 
 def _sensitivities(squares: np.ndarray, n_zeros: np.ndarray) -> np.ndarray:

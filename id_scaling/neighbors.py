@@ -17,7 +17,7 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
-from id_scaling.search import LISTED, Cloud, Product, find_nearest, host, survey
+from id_scaling.search import LISTED, Cloud, Product, find_nearest, survey
 from id_scaling.views import View
 
 STATISTICS = (
@@ -173,5 +173,3 @@ def _nothing(view, selection, ranks, cloud) -> Neighbors:
     statistics[:4] = _counts(view, selection, cloud)
     no_ratio = np.full((n, len(ranks)), np.nan)
     return Neighbors(tuple(ranks), np.full(n, np.nan), no_ratio, statistics)
-
-

@@ -2,9 +2,9 @@
 
 All inner products come from one symmetric product of the centred points: in float32 for points that are no wider, in
 float64 for float64. |x_i|² + |x_j|² - 2 x_i·x_j loses digits where a neighbor is much closer than the points' norms;
-`id_scaling.guard` says for which points that would matter. For them the distances to a list of the nearest, some longer than
-what is asked for, are computed again from float64 differences of the coordinates as given. Where the list
-cannot be shown to hold all that belongs there, the whole row is. A cloud for which a few rows show
+`id_scaling.guard` says for which points that would matter. For them the distances to a list of the nearest, some
+longer than what is asked for, are computed again from float64 differences of the coordinates as given. Where the
+list cannot be shown to hold all that belongs there, the whole row is. A cloud for which a few rows show
 beforehand that most lists would not do goes through a float64 product at once.
 """
 
@@ -24,14 +24,15 @@ from id_scaling.guard import (
     WIDE,
     ProductError,
     Tolerance,
-    errors_of_squares,
+    deviations,
     product_error,
     suspects,
 )
 from id_scaling.kernels import kernels_of
 
-# Ranks up to LISTED come with their indices, and SPARE more, among which distances computed again find their order.
-LISTED, SPARE = 32, 8
+# Ranks up to LISTED come with their indices, and some more, among which distances computed again find their order: few
+# where the product tells neighbors apart, more where it does less well.
+LISTED, SPARES = 32, (4, 16)
 # Above this share of points that no list settles, one product in float64 is cheaper than their whole rows.
 SETTLED_BY_ROWS = 1 / 16
 PROBES = 8
@@ -52,8 +53,8 @@ class Product:
 class Cloud:
     """What one look at each coordinate tells of a cloud, and its products once they are asked for.
 
-    Rows are the points divided by `scale`, a power of two (so exactly) that keeps squares in range; `first` is, for each
-    row, the index of the first row equal to it.
+    Rows are the points divided by `scale`, a power of two (so exactly) that keeps squares in range; `first` is, for
+    each row, the index of the first row equal to it.
     """
 
     kernels: ModuleType
@@ -175,30 +176,27 @@ def find_nearest(cloud: Cloud, selection: np.ndarray, n_settled: int, further: n
     further : array of int
         Further ranks, above `n_settled` and below n.
     """
-    if not cloud.is_wide and not _is_hopeless(cloud, selection, n_settled, further):
-        found = _nearest(cloud, selection, n_settled, further, np.float32)
-        if found is not None:
-            return found
-    return _nearest(cloud, selection, n_settled, further, np.float64)
+    lengths = [min(n_settled + spare, len(selection) - 1) for spare in SPARES]
+    length = None if cloud.is_wide else _length_that_settles(cloud, selection, n_settled, lengths, further)
+    found = None if length is None else _nearest(cloud, selection, n_settled, length, further, np.float32)
+    return found or _nearest(cloud, selection, n_settled, lengths[0], further, np.float64)
 
 
-def _nearest(cloud: Cloud, selection, n_settled, further, dtype) -> Nearest | None:
+def _nearest(cloud: Cloud, selection, n_settled, n_listed, further, dtype) -> Nearest | None:
     """Return the nearest by a product in a dtype; None where float32 would leave too many rows to be done again."""
     n, product = len(selection), cloud.product(dtype)
     counts = np.zeros(len(cloud.first), dtype=bool)
     counts[selection] = True
-    n_listed = min(n_settled + SPARE, n - 1)
     found = cloud.kernels.nearest(product.gram, product.squared_norms, counts, n_listed, further)
     found = Nearest(*(values[selection] for values in found), product)
     n_zeros = _n_equal(cloud.first[selection])
     found.squares[np.arange(n_listed) < n_zeros[:, None]] = 0.0
     found.beyond[further <= n_zeros[:, None]] = 0.0
-    deviations = errors_of_squares(found.indices, product.squared_norms[selection], product.squared_norms, product.error)
-    is_suspect = suspects(found.squares, deviations, n_zeros, product.error, cloud.tolerance)
-    again = np.flatnonzero(is_suspect)
+    squared_norms = product.squared_norms[selection]
+    again = np.flatnonzero(suspects(found.squares, squared_norms, n_zeros, product.error, cloud.tolerance))
     if not len(again):
         return found
-    unsettled = again[~_settle_lists(cloud, found, again, deviations[again], selection, n_settled)]
+    unsettled = again[~_settle_lists(cloud, found, again, squared_norms[again], selection, n_settled)]
     if dtype is np.float32 and len(unsettled) > SETTLED_BY_ROWS * n:
         return None
     _settle_rows(cloud, found, unsettled, selection, further)
@@ -214,19 +212,20 @@ def _n_equal(first: np.ndarray) -> np.ndarray:
     return n_copies[inverse] - 1
 
 
-def _settle_lists(cloud, found, again, deviations, selection, n_settled) -> np.ndarray:
+def _settle_lists(cloud, found, again, squared_norms, selection, n_settled) -> np.ndarray:
     """Compute listed distances again; return for which points the first `n_settled` are surely the nearest."""
     listed = found.squares[again]
     squares = cloud.kernels.differences(cloud.rows, selection[again], found.indices[again])
     # What is not in the list is no nearer than the last of it, by a product that is off by as much as those seen.
-    margin = 2 * np.abs(squares - listed).max(axis=1) + SIGMAS_OF_A_PAIR * deviations[:, -1]
+    last, off = listed[:, -1], deviations(listed[:, -1], squared_norms, found.product.error)
+    margin = 2 * np.abs(squares - listed).max(axis=1) + SIGMAS_OF_A_PAIR * off
     order = np.argsort(squares, axis=1, kind="stable")
     found.squares[again] = np.take_along_axis(squares, order, axis=1)
     found.indices[again] = np.take_along_axis(found.indices[again], order, axis=1)
-    last = found.squares[again, n_settled - 1]
-    is_settled = (last <= listed[:, -1] - margin) | (last == 0) | (listed.shape[1] == len(selection) - 1)
+    settled = found.squares[again, n_settled - 1]
+    is_settled = (settled <= last - margin) | (settled == 0) | (listed.shape[1] == len(selection) - 1)
     if found.beyond.shape[1]:
-        is_settled &= deviations[:, -1] <= 2 * cloud.tolerance.of_point * listed[:, -1]
+        is_settled &= off <= 2 * cloud.tolerance.of_point * last
     return is_settled
 
 
@@ -241,12 +240,13 @@ def _settle_rows(cloud, found, some, selection, further) -> None:
         found.beyond[row] = squares[order[further - 1]]
 
 
-def _is_hopeless(cloud: Cloud, selection: np.ndarray, n_settled: int, further: np.ndarray) -> bool:
-    """Return whether a few points show that float32 would not tell which of the points are nearest, nor how near."""
+def _length_that_settles(
+    cloud: Cloud, selection: np.ndarray, n_settled: int, lengths: list[int], further: np.ndarray
+) -> int | None:
+    """Return how long lists must be for a float32 product, as a few points show; None where it is of no use."""
     n = len(selection)
-    n_listed = min(n_settled + SPARE, n - 1)
-    if n_listed == n - 1:
-        return False
+    if lengths[0] == n - 1:
+        return lengths[0]
     centred, squared_norms = cloud.centred(np.float32)
     places = np.arange(0, n, max(1, n // PROBES))
     some, probe = selection[places], np.arange(len(places))
@@ -254,13 +254,17 @@ def _is_hopeless(cloud: Cloud, selection: np.ndarray, n_settled: int, further: n
     error = product_error(products[probe, some], squared_norms[some])
     squares = squared_norms[some, None] + squared_norms[selection] - 2.0 * products[:, selection]
     squares[probe, places] = np.inf
-    squares.partition([n_settled - 1, n_listed - 1], axis=1)
-    deviations = 2 * error.spread * squared_norms[some]
-    is_open = squares[:, n_listed - 1] - SIGMAS_OF_A_PAIR * deviations < squares[:, n_settled - 1]
-    if len(further):
-        is_open |= deviations > 2 * cloud.tolerance.of_point * squares[:, n_listed - 1]
-    is_open &= _n_equal(cloud.first[selection])[places] == 0
-    return np.mean(is_open) > 2 * SETTLED_BY_ROWS
+    squares.partition([n_settled - 1, *(length - 1 for length in lengths)], axis=1)
+    has_equal = _n_equal(cloud.first[selection])[places] > 0
+    for length in lengths:
+        last = squares[:, length - 1]
+        off = deviations(last, squared_norms[some], error)
+        is_settled = squares[:, n_settled - 1] <= last - SIGMAS_OF_A_PAIR * off
+        if len(further):
+            is_settled &= off <= 2 * cloud.tolerance.of_point * last
+        if np.mean(is_settled | has_equal) >= 1 - 2 * SETTLED_BY_ROWS:
+            return length
+    return None
 
 
 def _like(values: np.ndarray, other: Any) -> Any:

@@ -24,6 +24,8 @@ from id_scaling.neighbors import Neighbors
 
 K = 20
 MAX_STEPS = 100
+# Newton's steps square the error: the value after a step this small is right to the last digits.
+RELATIVE_STEP = 1e-9
 
 
 def make(name: str, cap: str | None = None) -> Estimator:
@@ -39,7 +41,7 @@ def maximum(neighbors: Neighbors, cap: float) -> tuple[np.ndarray, np.ndarray]:
     n = np.isfinite(a).sum(axis=1)
     a = np.nan_to_num(a, nan=0.0, posinf=0.0)
     value = _root(a, n)
-    return np.minimum(value, cap), 1 / np.sqrt(-_slope(value, a, n))
+    return np.minimum(value, cap), 1 / np.sqrt(-_score(value, a, n, a.sum(axis=1))[1])
 
 
 def _root(a: np.ndarray, n: np.ndarray) -> np.ndarray:
@@ -49,30 +51,28 @@ def _root(a: np.ndarray, n: np.ndarray) -> np.ndarray:
     d = np.sqrt(low * high)
     is_done = np.zeros(len(d), dtype=bool)
     for _ in range(MAX_STEPS):
-        g = _score(d, a, n, total)
+        g, slope = _score(d, a, n, total)
         low, high = np.where(g > 0, d, low), np.where(g > 0, high, d)
-        step = d - g / _slope(d, a, n)
+        step = d - g / slope
         following = np.where((step > low) & (step < high), step, (low + high) / 2)
         following = np.where(is_done, d, following)  # so that a cloud's root does not depend on its batch
-        is_done |= (np.abs(following - d) <= 4e-16 * d) | ~np.isfinite(following)
+        is_done |= (np.abs(following - d) <= RELATIVE_STEP * d) | ~np.isfinite(following)
         d = following
         if is_done.all():
             break
     return d
 
 
-def _score(d, a, n, total) -> np.ndarray:
-    """Return g(d); a point with a = 0 contributes the limit, 1 / d."""
-    product = a * d[:, None]
-    terms = np.where(product > 0, product / np.expm1(product), 1.0)
-    n_padding = a.shape[1] - n
-    return n / d - total + (K - 1) * (terms.sum(axis=1) - n_padding) / d
+def _score(d, a, n, total) -> tuple[np.ndarray, np.ndarray]:
+    """Return g(d) and g'(d) = -n / d² - (k - 1) sum a² e^(a d) / (e^(a d) - 1)².
 
-
-def _slope(d, a, n) -> np.ndarray:
-    """Return g'(d) = -n / d² - (k - 1) sum a² e^(a d) / (e^(a d) - 1)², the limit being -1 / d²."""
+    A point with a = 0 contributes the limits, 1 / d and -1 / d².
+    """
     product = a * d[:, None]
-    half = product / 2
-    terms = np.where(product > 0, (half / np.sinh(half)) ** 2, 1.0)
+    with np.errstate(over="ignore"):
+        growth = np.expm1(product)
+    ratio = np.where(product > 0, product / growth, 1.0)
     n_padding = a.shape[1] - n
-    return -(n + (K - 1) * (terms.sum(axis=1) - n_padding)) / d**2
+    of_score = ratio.sum(axis=1) - n_padding
+    of_slope = (ratio * (ratio + product * np.isfinite(growth))).sum(axis=1) - n_padding
+    return n / d - total + (K - 1) * of_score / d, -(n + (K - 1) * of_slope) / d**2

@@ -13,7 +13,8 @@ from scipy.linalg.blas import dsyrk, ssyrk
 
 # Column j is compared within lane j mod LANES: a whole number of vectors on every CPU.
 LANES = 64
-TILE = 16
+# Columns a power of two apart share a few places in a cache: no more than eight of them at once.
+TILE = 8
 # Halvings of the range of the minima: the threshold then stands within a hundredth of it.
 HALVINGS = 8
 _loop = njit(nogil=True, cache=True)
@@ -46,7 +47,7 @@ def _widen(bits, words, rows):
 
 
 def survey(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the squared norm of each row, the sum of all rows without the non-finite, and a key equal for equal rows."""
+    """Return squared norms of rows, the sum of the finite rows, and a key of each that is equal for equal rows."""
     squared_norms, keys = np.empty(len(rows)), np.empty(len(rows))
     total = np.zeros(rows.shape[1])
     weights = np.random.default_rng(0).standard_normal(rows.shape[1])
@@ -100,7 +101,7 @@ def gram(centred: np.ndarray) -> np.ndarray:
 
 def some_products(centred: np.ndarray, some: np.ndarray) -> np.ndarray:
     """Return the inner products of some rows with all."""
-    return centred[some] @ centred.T
+    return (centred @ centred[some].T).T
 
 
 @_loop
@@ -197,7 +198,7 @@ def _threshold(minima, n_least):
 
 @_loop
 def _order(values, indices, squares, nearest):
-    """Put each value where the number of smaller ones says: no branch depends on a comparison, so a vector at a time."""
+    """Put each value where the number of smaller ones says: no branch depends on a comparison."""
     for p in range(len(values)):
         value, place = values[p], 0
         for q in range(p):

@@ -1,4 +1,4 @@
-"""Kernels for torch, on the CPU or a GPU: the same functions as the compiled ones, results of a row's length on the host."""
+"""Kernels for torch, on the CPU or a GPU: the compiled ones' functions, with results of a row's length on the host."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def widened(points: torch.Tensor) -> torch.Tensor:
 
 
 def survey(rows: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the squared norm of each row, the sum of all rows without the non-finite, and a key equal for equal rows."""
+    """Return squared norms of rows, the sum of the finite rows, and a key of each that is equal for equal rows."""
     weights = torch.from_numpy(np.random.default_rng(0).standard_normal(rows.shape[1])).to(rows.device)
     wide = rows.double()
     squared_norms, keys = wide.square().sum(dim=1), torch.linalg.vecdot(wide, weights)
@@ -61,7 +61,9 @@ def nearest(
     squares = norms[:, None] + norms[indices] - 2 * product.gather(1, indices).double()
     squares, order = torch.where(lowest.isinf(), torch.inf, squares).sort(dim=1)
     indices = torch.where(squares.isinf(), -1, indices.gather(1, order))
-    beyond = 2.0 * keys.sort(dim=1).values[:, torch.from_numpy(further - 1)].double() + norms[:, None] if len(further) else norms[:, None][:, :0]
+    beyond = torch.empty((n, 0))
+    if len(further):
+        beyond = norms[:, None] + 2.0 * keys.sort(dim=1).values[:, torch.from_numpy(further - 1)].double()
     wide, wide_indices = np.full((n, n_nearest), np.inf), np.full((n, n_nearest), -1, np.int32)
     wide[:, :n_found], wide_indices[:, :n_found] = _host(squares), _host(indices)
     return wide, wide_indices, _host(beyond)

@@ -26,6 +26,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
+
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 N, WIDTHS = 1024, (576, 2048, 4096)
 NAMES = ("mle", "twoNN_f10", "mind_ml")
@@ -58,8 +60,6 @@ def parser() -> argparse.ArgumentParser:
 
 def measure(arguments: argparse.Namespace) -> list[dict]:
     """Return what one process measures: a row for each cloud."""
-    import numpy as np
-
     warnings.simplefilter("ignore")
     rounds = 3 if arguments.quick else 15
     rows = []
@@ -67,7 +67,9 @@ def measure(arguments: argparse.Namespace) -> list[dict]:
         bound = Bound(d)
         for name, points in clouds(d):
             is_smooth = name == "smooth"
-            rows.append({"set": f"d = {d}", "cloud": name, **timed(points, bound, rounds if is_smooth else 3, is_smooth)})
+            rows.append(
+                {"set": f"d = {d}", "cloud": name, **timed(points, bound, rounds if is_smooth else 3, is_smooth)}
+            )
     if not arguments.without_model:
         bound = Bound(576)
         for name, points in sites_of_smollm2():
@@ -77,8 +79,6 @@ def measure(arguments: argparse.Namespace) -> list[dict]:
 
 def clouds(d: int) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the smooth cloud and each stressed one, rows in float16."""
-    import numpy as np
-
     from tests.stress import STRESSES, smooth, stressed
 
     yield "smooth", smooth(N, d).astype(np.float16)
@@ -88,7 +88,6 @@ def clouds(d: int) -> Iterator[tuple[str, np.ndarray]]:
 
 def sites_of_smollm2() -> Iterator[tuple[str, np.ndarray]]:
     """Yield the cloud of one context at each block, attention, MLP and at the final norm of the embedded model."""
-    import numpy as np
     import torch
 
     from id_scaling.models import load_model, watching
@@ -97,10 +96,13 @@ def sites_of_smollm2() -> Iterator[tuple[str, np.ndarray]]:
 
     folder = model_folder()
     model = load_model(folder, torch.float32, torch.device("cpu"), use_accelerator=False)
-    request = SiteRequest(layers=None, inblock=("block", "attn", "mlp"), outblock=("unemb",))
+    request = SiteRequest(layers=None, inblock=("block", "attn", "mlp"), outblock=("unemb",), mapping=None)
     sites = resolve_sites(request, model.config.model_type, model.config.num_hidden_layers)
     found: dict[str, np.ndarray] = {}
-    with torch.inference_mode(), watching(model, sites, lambda site, x: found.update({repr(site): x[0].numpy().copy()})):
+    with (
+        torch.inference_mode(),
+        watching(model, sites, lambda site, x: found.update({repr(site): x[0].numpy().copy()})),
+    ):
         model.base_model(torch.from_numpy(context(folder, N))[None])
     yield from found.items()
 
@@ -128,8 +130,6 @@ class Bound:
 
 def timed(points: np.ndarray, bound: Bound, rounds: int, has_rivals: bool) -> dict:
     """Return medians in milliseconds per cloud, accuracy, and the share of points that needed more than float32."""
-    import numpy as np
-
     from id_scaling.estimation import estimate_batch
 
     batch = np.stack([points] * BATCH)
@@ -182,7 +182,6 @@ def by_shared_search(points: np.ndarray) -> tuple[float, ...]:
 
 def formulas(distances: np.ndarray) -> tuple[float, float, float]:
     """Return MLE, TwoNN and MiND_ML of ascending distances (n, 21), written down once more."""
-    import numpy as np
     from scipy.optimize import brentq
 
     n = len(distances)
@@ -238,8 +237,6 @@ class Stored:
 
 def error(points: np.ndarray) -> float:
     """Return the worst relative difference of the three IDs to those from direct float64 differences."""
-    import numpy as np
-
     from id_scaling import estimate
 
     found = estimate(points, NAMES)
@@ -254,8 +251,6 @@ def error(points: np.ndarray) -> float:
 
 def share_of_more(points: np.ndarray) -> float:
     """Return the share of points whose distances needed more than a float32 product."""
-    import numpy as np
-
     from id_scaling.search import find_nearest, survey
 
     cloud = survey(points)
@@ -266,8 +261,6 @@ def share_of_more(points: np.ndarray) -> float:
 
 def show(outputs: list[list[dict]]) -> None:
     """Print the rows of all processes as tables."""
-    import numpy as np
-
     rows = []
     for same in zip(*outputs, strict=True):
         times = {name: np.concatenate([one["times"][name] for one in same]) for name in same[0]["times"]}
