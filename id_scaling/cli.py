@@ -99,6 +99,7 @@ def extract(arguments: Arguments) -> None:
         request=request_of(settings["sites"]),
         views={name: View(**view) for name, view in settings["views"].items()},
         ranks=settings["ranks"] and tuple(settings["ranks"]),
+        groups=tuple(settings["groups"]),
         save_clouds=settings["save_clouds"],
         save_means=settings["save_means"],
         save_fp=settings["save_fp"],

@@ -21,6 +21,7 @@ from pydantic import (
 
 from id_scaling.errors import ConfigError, nearest
 from id_scaling.estimators import get_estimator
+from id_scaling.statistics import ALWAYS, DEFAULT_GROUPS, GROUPS, group_of
 from id_scaling.views import DEFAULT_VIEWS, default_ranks
 
 T = TypeVar("T")
@@ -167,6 +168,10 @@ class CacheingConfig(_Section):
     views: dict[Key, ViewConfig] = Field(
         default_factory=_default_views, description="name -> which points count; every estimate is made under each"
     )
+    cloud_statistics: list[Literal[tuple(group for group in GROUPS if group not in ALWAYS)]] = Field(
+        list(DEFAULT_GROUPS),
+        description="what is stored of each cloud beside its neighbors; `spectrum` costs about as much as all the rest",
+    )
     neighbor_ranks: Literal["default"] | list[Annotated[int, Field(ge=1)]] = Field(
         "default", description="neighbor ranks stored; `default` is 1 to 32, then powers of two to half the points"
     )
@@ -191,7 +196,14 @@ class CacheingConfig(_Section):
             )
         return views
 
-    @field_validator("layer_idx_list", "module_inblock_keys", "module_outblock_keys", "save_IDs_list", "neighbor_ranks")
+    @field_validator(
+        "layer_idx_list",
+        "module_inblock_keys",
+        "module_outblock_keys",
+        "save_IDs_list",
+        "neighbor_ranks",
+        "cloud_statistics",
+    )
     @classmethod
     def _each_once(cls, values: Any) -> Any:
         return _unrepeated(values)
@@ -287,6 +299,12 @@ def _check_needs(cacheing: CacheingConfig, ctx_len: int) -> None:
             raise ValueError(
                 f"cacheing_config.save_IDs_list: {name} needs saved clouds; "
                 "set save_cache_tensors: true, or leave it out"
+            )
+        groups = {group_of(statistic) for statistic in estimator.statistics} - set(cacheing.cloud_statistics)
+        if groups:
+            raise ValueError(
+                f"cacheing_config.cloud_statistics: {name} needs {', '.join(sorted(groups))}; add it, or leave the "
+                "estimator out"
             )
         absent = sorted(set(estimator.ranks) - set(ranks))
         if absent:

@@ -10,7 +10,8 @@ import numpy as np
 from id_scaling.errors import ConfigError
 from id_scaling.estimators import get_estimator
 from id_scaling.estimators.base import Estimate, estimate_from_neighbors, estimate_from_points
-from id_scaling.neighbors import Neighbors, find_neighbors
+from id_scaling.neighbors import Neighbors, find_neighbors, stacked
+from id_scaling.statistics import group_of
 from id_scaling.views import Duplicates, View
 
 if TYPE_CHECKING:
@@ -107,18 +108,13 @@ def _estimates(clouds: np.ndarray, names: Sequence[str], duplicates: Duplicates)
     estimators = [get_estimator(name) for name in dict.fromkeys(map(str, names))]
     ranks = tuple(sorted({1}.union(*(estimator.ranks for estimator in estimators))))
     view = View(skip_first_tokens=0, duplicates=duplicates)
-    found = [find_neighbors(cloud, [view], ranks)[0] for cloud in clouds]
-    neighbors = Neighbors(
-        ranks,
-        np.stack([one.r1 for one in found]),
-        np.stack([one.log_ratio for one in found]),
-        np.stack([one.statistics for one in found]),
-    )
+    groups = sorted({group_of(name) for estimator in estimators for name in estimator.statistics})
+    neighbors = stacked([find_neighbors(cloud, [view], ranks, groups)[0] for cloud in clouds])
     for estimator in estimators:
-        if estimator.needs == "neighbors":
-            yield estimator.name, estimate_from_neighbors(estimator, neighbors), neighbors
-        else:
+        if estimator.needs == "points":
             yield estimator.name, estimate_from_points(estimator, clouds, neighbors), neighbors
+        else:
+            yield estimator.name, estimate_from_neighbors(estimator, neighbors), neighbors
 
 
 def _counts(neighbors: Neighbors) -> list[tuple[int, int]]:

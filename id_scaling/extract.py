@@ -12,7 +12,6 @@ import platform
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,9 +26,10 @@ from id_scaling.errors import InputError
 from id_scaling.files import digest, read_json, sha256, sole_writer, sweep, write_json, writing
 from id_scaling.logs import LOG, Progress
 from id_scaling.models import LossHead, last_hidden, load_model, pick_device, pick_dtype, watching
-from id_scaling.neighbors import STATISTICS, find_neighbors
+from id_scaling.neighbors import Neighbors, find_neighbors
 from id_scaling.paths import file_of
 from id_scaling.sites import Site, SiteRequest, check_paths, resolve_sites
+from id_scaling.statistics import names_of
 from id_scaling.store import (
     TOKENS_FILE,
     PartWriter,
@@ -55,6 +55,8 @@ class Extraction:
         Under which views neighbors are sought, by name.
     ranks : tuple of int, or None
         Neighbor ranks stored; None for the default ladder.
+    groups : tuple of str
+        Groups of cloud statistics stored.
     save_clouds, save_means : bool
         Whether the whole manifold, and its centre, are stored.
     save_fp : str
@@ -68,6 +70,7 @@ class Extraction:
     request: SiteRequest
     views: Mapping[str, View]
     ranks: tuple[int, ...] | None
+    groups: tuple[str, ...]
     save_clouds: bool
     save_means: bool
     save_fp: str
@@ -243,7 +246,7 @@ class _Run:
             "attention": self.model.config._attn_implementation,
             "device_map": {key: str(value) for key, value in getattr(self.model, "hf_device_map", {}).items()},
             "ranks": list(self.ranks),
-            "statistics": list(STATISTICS),
+            "statistics": list(names_of(self.extraction.groups)),
             "n_layers": self.n_layers,
             "sites": [[site.module, site.layer, site.path] for site in self.sites],
         }
@@ -252,11 +255,16 @@ class _Run:
     def extract_batch(self, input_ids: torch.Tensor, writer: PartWriter, first: int) -> None:
         """Run one batch and write what its sites and tokens give, from context `first` of the part on."""
         seen: list[Site] = []
+        before: dict[str, tuple[int, list[list[Neighbors]]]] = {}  # module -> the layer last seen, and its neighbors
 
         def visit(site: Site, activations: torch.Tensor) -> None:
             seen.append(site)
             clouds = _as_clouds(activations, site, input_ids.shape)
-            writer.write_site(site, first, self._arrays(clouds, input_ids.numpy()))
+            layer, below = before.get(site.module, (None, None))
+            is_next = site.layer is not None and layer == site.layer - 1
+            found = self._neighbors(clouds, input_ids.numpy(), below if is_next else None)
+            before[site.module] = site.layer, found
+            writer.write_site(site, first, self._arrays(clouds, found))
 
         on_device = input_ids.to(self.device)
         with watching(self.model, self.sites, visit):
@@ -270,31 +278,34 @@ class _Run:
         loss, entropy = self.loss_head(on_device, hidden)
         writer.write_tokens(first, {"loss": loss.numpy(), "entropy": entropy.numpy()})
 
-    def _arrays(self, clouds: torch.Tensor, token_ids: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the datasets of one site for one batch."""
-        found = self._neighbors(clouds, token_ids)
+    def _arrays(self, clouds: torch.Tensor, found: list[list[Neighbors]]) -> dict[str, np.ndarray]:
+        """Return the datasets of one site for one batch: `found` is a list over contexts of lists over views."""
         arrays = {}
         for index, view in enumerate(self.extraction.views):
             of_view = [neighbors[index] for neighbors in found]
             arrays[f"{view}/r1"] = np.stack([one.r1 for one in of_view])
             arrays[f"{view}/log_ratio"] = np.stack([one.log_ratio for one in of_view]).astype(np.float32)
-            arrays[f"{view}/statistics"] = np.stack([one.statistics for one in of_view])
+            arrays[f"{view}/statistics"] = np.array([list(one.statistics.values()) for one in of_view])
         if self.extraction.save_means:
             arrays["mean"] = clouds.double().mean(dim=1).float().cpu().numpy()
         if self.extraction.save_clouds:
             arrays["activations"] = rounded(_on_host(clouds), self.extraction.save_fp)
         return arrays
 
-    def _neighbors(self, clouds: torch.Tensor, token_ids: np.ndarray) -> list:
+    def _neighbors(
+        self, clouds: torch.Tensor, token_ids: np.ndarray, below: list[list[Neighbors]] | None
+    ) -> list[list[Neighbors]]:
         """Return the neighbors of each cloud of a batch under each view."""
-        search = partial(_search, views=list(self.extraction.views.values()), ranks=self.ranks)
+        views, groups = list(self.extraction.views.values()), self.extraction.groups
+
+        def search(cloud: Any, ids: np.ndarray, under: list[Neighbors] | None) -> list[Neighbors]:
+            lists = None if under is None else [one.nearest for one in under]
+            return find_neighbors(cloud, views, self.ranks, groups, ids, lists)
+
+        below = below or [None] * len(clouds)
         if clouds.device.type != "cpu":
-            return [search(cloud, ids) for cloud, ids in zip(clouds, token_ids, strict=True)]
-        return list(self.pool.map(search, _on_host(clouds), token_ids))
-
-
-def _search(cloud: Any, token_ids: np.ndarray, views: list[View], ranks: tuple[int, ...]) -> list:
-    return find_neighbors(cloud, views, ranks, token_ids)
+            return [search(*one) for one in zip(clouds, token_ids, below, strict=True)]
+        return list(self.pool.map(search, _on_host(clouds), token_ids, below))
 
 
 def _as_clouds(activations: torch.Tensor, site: Site, shape: torch.Size) -> torch.Tensor:

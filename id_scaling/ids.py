@@ -22,8 +22,9 @@ from id_scaling.estimators import get_estimator
 from id_scaling.estimators.base import Estimator, estimate_from_neighbors, estimate_from_points
 from id_scaling.files import canonical_json, read_json, writing
 from id_scaling.logs import LOG
-from id_scaling.neighbors import STATISTICS, Neighbors
+from id_scaling.neighbors import Neighbors
 from id_scaling.paths import file_of
+from id_scaling.statistics import participation_ratio, participation_ratio_corrected
 
 CONTEXTS_AT_ONCE = 32
 
@@ -44,8 +45,11 @@ SCHEMA = {
     "median_r1": pl.Float64,
     "median_norm": pl.Float64,
     "participation_ratio": pl.Float64,
+    "participation_ratio_corrected": pl.Float64,
+    "mean_cosine": pl.Float64,
     "nn_same_token": pl.Float64,
     "nn_within_5": pl.Float64,
+    "nn_overlap": pl.Float64,
 }
 
 
@@ -63,7 +67,7 @@ def estimate_run(
     estimator = get_estimator(name)
     blocks = list(_blocks(manifest_path.parent, manifest, module, settings["views"]))
     # Threads share what is read; scikit-dimension's Python loops need processes.
-    prefer = "threads" if estimator.needs == "neighbors" else "processes"
+    prefer = "processes" if estimator.needs == "points" else "threads"
     tables = joblib.Parallel(n_jobs=n_threads, prefer=prefer)(
         joblib.delayed(_estimate_block)(estimator, manifest, *block) for block in blocks
     )
@@ -136,14 +140,12 @@ def _estimate_block(
 ) -> pl.DataFrame:
     """Return the table of some contexts of one site under one view."""
     with _reading(path) as file:
-        neighbors = _read_neighbors(file[module][view], tuple(manifest["ranks"]), rows)
+        neighbors = _read_neighbors(file[module][view], manifest, rows)
         points = file[module]["activations"][rows.start : rows.stop] if estimator.needs == "points" else None
     if points is None:
         found = estimate_from_neighbors(estimator, neighbors)
     else:
         found = estimate_from_points(estimator, points, neighbors)
-    with np.errstate(invalid="ignore"):
-        participation = neighbors.statistic("gram_trace") ** 2 / neighbors.statistic("gram_frobenius") ** 2
     columns = {
         "view": [view] * len(rows),
         "cloud": ["context"] * len(rows),
@@ -155,16 +157,23 @@ def _estimate_block(
         "stderr": found.stderr,
         "status": [str(word) for word in found.status],
         "median_r1": _median(neighbors.r1),
-        "participation_ratio": participation,
-        **{name: neighbors.statistic(name) for name in STATISTICS if name in SCHEMA},
+        **{name: values for name, values in neighbors.statistics.items() if name in SCHEMA},
     }
-    return pl.DataFrame({name: pl.Series(name, columns[name]).cast(kind) for name, kind in SCHEMA.items()})
+    if {"gram_trace", "gram_frobenius"} <= neighbors.statistics.keys():
+        moments = neighbors.statistic("gram_trace"), neighbors.statistic("gram_frobenius")
+        columns["participation_ratio"] = participation_ratio(*moments)
+        columns["participation_ratio_corrected"] = participation_ratio_corrected(
+            *moments, neighbors.statistic("n_used")
+        )
+    nothing = [None] * len(rows)
+    return pl.DataFrame({name: pl.Series(name, columns.get(name, nothing)).cast(kind) for name, kind in SCHEMA.items()})
 
 
-def _read_neighbors(group: h5py.Group, ranks: tuple[int, ...], rows: range) -> Neighbors:
+def _read_neighbors(group: h5py.Group, manifest: Mapping[str, Any], rows: range) -> Neighbors:
     """Return the stored neighbors of some contexts under one view."""
     part = slice(rows.start, rows.stop)
-    return Neighbors(ranks, group["r1"][part], group["log_ratio"][part], group["statistics"][part])
+    statistics = dict(zip(manifest["statistics"], group["statistics"][part].T, strict=True))
+    return Neighbors(tuple(manifest["ranks"]), group["r1"][part], group["log_ratio"][part], statistics)
 
 
 def _median(r1: np.ndarray) -> list[float]:

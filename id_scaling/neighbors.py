@@ -10,27 +10,15 @@ before anything is rounded, because at an attention sink all r_j agree to four d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-import array_api_compat
 import numpy as np
 
-from id_scaling.search import LISTED, Cloud, Product, find_nearest, survey
+from id_scaling.search import LISTED, Cloud, find_nearest, survey
+from id_scaling.statistics import N_LISTED, N_OVERLAP, Context, names_of, statistics_of
 from id_scaling.views import View
-
-STATISTICS = (
-    "n_points",
-    "n_distinct",
-    "n_nonfinite",
-    "n_used",
-    "median_norm",
-    "gram_trace",
-    "gram_frobenius",
-    "nn_same_token",
-    "nn_within_5",
-)
 
 
 @dataclass(frozen=True)
@@ -46,14 +34,17 @@ class Neighbors:
     log_ratio : (..., n_points, n_ranks) float
         log(r_j / r_1); NaN for points that do not count and for ranks the cloud is too small for;
         where r_1 = 0 it is 0 for r_j = 0 and infinite for r_j > 0.
-    statistics : (..., len(STATISTICS)) float64
-        Counts and shares of the cloud under the view, in the order of `STATISTICS`.
+    statistics : dict of str to (...) float64
+        Counts, shares and sums of each cloud under the view, by the names of `id_scaling.statistics`.
+    nearest : (n_points, 10) int32, or None
+        The nearest neighbors of each point, -1 where there is none; of one cloud, and not stored.
     """
 
     ranks: tuple[int, ...]
     r1: np.ndarray
     log_ratio: np.ndarray
-    statistics: np.ndarray
+    statistics: Mapping[str, np.ndarray]
+    nearest: np.ndarray | None = None
 
     def at(self, rank: int) -> np.ndarray:
         """Return log(r_rank / r_1), (..., n_points), in float64."""
@@ -61,14 +52,26 @@ class Neighbors:
 
     def statistic(self, name: str) -> np.ndarray:
         """Return one named statistic of each cloud."""
-        return self.statistics[..., STATISTICS.index(name)]
+        return np.asarray(self.statistics[name])
+
+
+def stacked(clouds: Sequence[Neighbors]) -> Neighbors:
+    """Return the neighbors of several clouds of one size as one, with an axis over clouds in front."""
+    return Neighbors(
+        clouds[0].ranks,
+        np.stack([one.r1 for one in clouds]),
+        np.stack([one.log_ratio for one in clouds]),
+        {name: np.array([one.statistics[name] for one in clouds]) for name in clouds[0].statistics},
+    )
 
 
 def find_neighbors(
     points: Any,
     views: Sequence[View],
     ranks: Sequence[int],
+    groups: Sequence[str] = (),
     token_ids: np.ndarray | None = None,
+    below: Sequence[np.ndarray | None] | None = None,
 ) -> list[Neighbors]:
     """Return the neighbors of one cloud under each view.
 
@@ -80,8 +83,12 @@ def find_neighbors(
         All are selections of the same points, so they share one product.
     ranks : sequence of int
         Neighbor ranks to keep, increasing.
+    groups : sequence of str
+        Groups of `id_scaling.statistics` to compute beside the counts.
     token_ids : (n_points,) array of int, optional
         Token of each point, for the share of nearest neighbors with the same token.
+    below : sequence of (n_points, 10) arrays of int, optional
+        `nearest` of the site one layer down under each view, for the overlap.
 
     Returns
     -------
@@ -89,13 +96,16 @@ def find_neighbors(
         One a view, each with numpy arrays of the cloud's full length.
     """
     cloud = survey(points)
-    selections = [_select(view, cloud) for view in views]
-    return [
-        _nothing(view, selection, ranks, cloud)
-        if len(selection) < 2
-        else _under_view(view, selection, cloud, np.asarray(ranks), token_ids)
-        for view, selection in zip(views, selections, strict=True)
-    ]
+    found = []
+    for index, view in enumerate(views):
+        selection = _select(view, cloud)
+        context = Context(token_ids, below[index] if below else None)
+        values, neighbors = _counts(view, selection, cloud), _nothing(cloud, ranks)
+        if len(selection) >= 2:
+            neighbors, values = _under_view(values, selection, cloud, np.asarray(ranks), groups, context)
+        statistics = {name: values.get(name, np.nan) for name in names_of(groups)}
+        found.append(replace(neighbors, statistics=statistics))
+    return found
 
 
 def _select(view: View, cloud: Cloud) -> np.ndarray:
@@ -108,25 +118,24 @@ def _select(view: View, cloud: Cloud) -> np.ndarray:
     return index[np.sort(np.unique(cloud.first[index], return_index=True)[1])]
 
 
-def _under_view(view, selection, cloud, ranks, token_ids) -> Neighbors:
-    """Return the neighbors among the selected points, spread over the cloud's full length."""
-    n = len(selection)
-    n_settled = min(max(ranks[ranks <= LISTED], default=1), n - 1)
+def _under_view(counts, selection, cloud, ranks, groups, context) -> tuple[Neighbors, dict[str, float]]:
+    """Return the neighbors among the selected points, spread over the cloud's full length, and their statistics."""
+    n, n_points = len(selection), len(cloud.first)
+    n_settled = min(max([*ranks[ranks <= LISTED], N_LISTED if groups else 1]), n - 1)
     is_further = (ranks > n_settled) & (ranks < n)
     found = find_nearest(cloud, selection, n_settled, ranks[is_further])
     squares = np.full((n, len(ranks)), np.nan)
     squares[:, ranks <= n_settled] = found.squares[:, ranks[ranks <= n_settled] - 1]
     squares[:, is_further] = found.beyond
-    r1, log_ratio = np.full(len(cloud.first), np.nan), np.full((len(cloud.first), len(ranks)), np.nan)
-    r1[selection] = np.sqrt(found.squares[:, 0]) * cloud.scale
-    log_ratio[selection] = _log_ratio(squares, found.squares[:, :1])
-    statistics = [
-        *_counts(view, selection, cloud),
-        np.median(np.sqrt(cloud.squared_norms[selection])) * cloud.scale,
-        *(moment * cloud.scale * cloud.scale for moment in _gram_moments(_squares(found.product, selection))),
-        *_neighbor_shares(selection, found.indices[:, 0], token_ids),
-    ]
-    return Neighbors(tuple(ranks.tolist()), r1, log_ratio, np.array(statistics))
+    neighbors = _nothing(cloud, ranks)
+    neighbors.r1[selection] = np.sqrt(found.squares[:, 0]) * cloud.scale
+    neighbors.log_ratio[selection] = _log_ratio(squares, found.squares[:, :1])
+    nearest = np.full((n_points, N_OVERLAP), -1, dtype=np.int32)
+    if found.indices.shape[1] >= N_OVERLAP:
+        nearest[selection] = found.indices[:, :N_OVERLAP]
+    median_norm = np.median(np.sqrt(cloud.squared_norms[selection])) * cloud.scale
+    statistics = {**counts, "median_norm": median_norm, **statistics_of(groups, cloud, selection, found, context)}
+    return replace(neighbors, nearest=nearest), statistics
 
 
 def _log_ratio(squares: np.ndarray, nearest: np.ndarray) -> np.ndarray:
@@ -135,41 +144,18 @@ def _log_ratio(squares: np.ndarray, nearest: np.ndarray) -> np.ndarray:
         return np.where((squares == 0) & (nearest == 0), 0.0, 0.5 * np.log(squares / nearest))
 
 
-def _squares(product: Product, selection: np.ndarray) -> Any:
-    xp = array_api_compat.array_namespace(product.gram)
-    index = xp.asarray(selection, device=array_api_compat.device(product.gram))
-    norms = xp.asarray(product.squared_norms[selection], device=array_api_compat.device(product.gram))
-    gram = xp.take(xp.take(product.gram, index, axis=0), index, axis=1)
-    return norms[:, None] + norms[None, :] - 2 * xp.astype(gram, xp.float64)
-
-
-def _gram_moments(squares: Any) -> tuple[float, float]:
-    """Return trace and Frobenius norm of the centred Gram matrix G = -½ H S H of squared distances S."""
-    xp = array_api_compat.array_namespace(squares)
-    n = squares.shape[0]
-    row_means = xp.mean(squares, axis=1)
-    mean = float(xp.mean(row_means))
-    square = xp.sum(xp.vecdot(squares, squares)) - 2 * n * xp.sum(row_means**2) + n**2 * mean**2
-    return n * mean / 2, float(np.sqrt(max(float(square), 0.0))) / 2
-
-
-def _neighbor_shares(selection, nearest, token_ids) -> tuple[float, float]:
-    """Return the shares of nearest neighbors with the same token, and within five positions."""
-    same = np.nan if token_ids is None else np.mean(token_ids[selection] == token_ids[nearest])
-    return float(same), float(np.mean(np.abs(selection - nearest) <= 5))
-
-
-def _counts(view: View, selection: np.ndarray, cloud: Cloud) -> list[int]:
-    """Return n_points, n_distinct, n_nonfinite, n_used of a cloud under a view."""
+def _counts(view: View, selection: np.ndarray, cloud: Cloud) -> dict[str, float]:
+    """Return the counts of a cloud under a view."""
     index = np.arange(view.skip_first_tokens, len(cloud.first))
-    n_distinct = len(np.unique(cloud.first[index]))
-    return [len(index), n_distinct, np.count_nonzero(~cloud.is_finite[index]), len(selection)]
+    return {
+        "n_points": len(index),
+        "n_distinct": len(np.unique(cloud.first[index])),
+        "n_nonfinite": np.count_nonzero(~cloud.is_finite[index]),
+        "n_used": len(selection),
+    }
 
 
-def _nothing(view, selection, ranks, cloud) -> Neighbors:
+def _nothing(cloud: Cloud, ranks: Sequence[int]) -> Neighbors:
     """Return the neighbors of a cloud that has none: too few points, or one not finite."""
     n = len(cloud.first)
-    statistics = np.full(len(STATISTICS), np.nan)
-    statistics[:4] = _counts(view, selection, cloud)
-    no_ratio = np.full((n, len(ranks)), np.nan)
-    return Neighbors(tuple(ranks), np.full(n, np.nan), no_ratio, statistics)
+    return Neighbors(tuple(int(rank) for rank in ranks), np.full(n, np.nan), np.full((n, len(ranks)), np.nan), {})

@@ -31,6 +31,7 @@ from id_scaling.files import canonical_json, read_json
 from id_scaling.fingerprint import fingerprint
 from id_scaling.paths import Run, extraction_digest, ids_path, run_folder, slug
 from id_scaling.sites import request_of
+from id_scaling.statistics import GROUPS
 
 CONTROLS = ("none",)
 
@@ -192,6 +193,7 @@ class Study:
             is_own_tokenizer=self.models[run.model].tokenizer is None,
             views={name: view.model_dump() for name, view in cacheing.views.items()},
             ranks=None if cacheing.neighbor_ranks == "default" else sorted(cacheing.neighbor_ranks),
+            groups=[group for group in GROUPS if group in cacheing.cloud_statistics],
             save_clouds=cacheing.save_cache_tensors,
             save_means=cacheing.save_mean_tensors,
             save_fp=cacheing.save_fp if cacheing.save_cache_tensors else None,

@@ -28,8 +28,11 @@ COMPANIONS = (
     "median_r1",
     "median_norm",
     "participation_ratio",
+    "participation_ratio_corrected",
+    "mean_cosine",
     "nn_same_token",
     "nn_within_5",
+    "nn_overlap",
 )
 
 # (column, unit, meaning): the documentation of the table, and its order.
@@ -60,8 +63,11 @@ COLUMNS = (
     ("median_r1", "activation", "mean over contexts of the median nearest-neighbor distance"),
     ("median_norm", "activation", "mean over contexts of the median norm of a point"),
     ("participation_ratio", "", "mean of trace(G)²/‖G‖² of the centred Gram matrix G"),
+    ("participation_ratio_corrected", "", "the same from unbiased estimates of its parts, for samples of few points"),
+    ("mean_cosine", "", "mean cosine similarity of two different points"),
     ("nn_same_token", "share", "share of points whose nearest neighbor is the same token"),
     ("nn_within_5", "share", "share of points whose nearest neighbor is at most 5 positions away"),
+    ("nn_overlap", "share", "share of the 10 nearest that are so at the same module one layer down too"),
     ("n_layers", "blocks", "blocks of the model"),
     ("mean_loss", "nats/token", "mean cross-entropy of the run's tokens, first token of a context left out"),
     ("mean_entropy", "nats/token", "mean entropy of the predictions of the same tokens"),

@@ -326,7 +326,7 @@ def test_clouds_that_are_no_batch_are_refused(clouds: np.ndarray, telling: str) 
         ({"estimators": []}, r"estimators: found \[\], expected a list of names"),
         ({"estimators": ()}, r"estimators: found \(\), expected a list of names"),
         ({"estimators": None}, "estimators: found None, expected a list of names"),
-        ({"estimators": ["mle", "mle_k"]}, r"'mle_k' is not an estimator: did you mean 'mle'\?"),
+        ({"estimators": ["mle", "mle_k"]}, r"'mle_k' is not an estimator: did you mean 'mle"),
         ({"estimators": ["mle", 3]}, "3'? is not an estimator"),
         ({"estimators": ["mle", None]}, "None'? is not an estimator"),
         ({"estimators": [["mle"]]}, r"\['mle'\]\W? is not an estimator"),

@@ -15,6 +15,7 @@ from id_scaling.files import canonical_json, sha256, write_json
 from id_scaling.ids import estimate_run
 from id_scaling.neighbors import find_neighbors
 from id_scaling.sites import Site
+from id_scaling.statistics import names_of
 from id_scaling.store import (
     CONTEXTS_A_PART,
     TOKENS_FILE,
@@ -242,7 +243,7 @@ class Store:
             arrays = {
                 "default/r1": np.stack([one.r1 for one in found]),
                 "default/log_ratio": np.stack([one.log_ratio for one in found]).astype(np.float32),
-                "default/statistics": np.stack([one.statistics for one in found]),
+                "default/statistics": np.array([list(one.statistics.values()) for one in found]),
                 "activations": clouds,
             }
             writer.write_site(SITES[0], 0, arrays)
@@ -253,7 +254,8 @@ class Store:
         """Write the manifest of what is there; `changes` replace its keys."""
         files = {self.path.name: {"bytes": self.path.stat().st_size, "sha256": sha256(self.path)}}
         sites = [[site.module, site.layer, site.path] for site in SITES[:1]]
-        known = {"digest": "d1", "sites": sites, "n_contexts": 3, "ranks": list(RANKS), "files": files}
+        known = {"digest": "d1", "sites": sites, "n_contexts": 3, "files": files}
+        known |= {"ranks": list(RANKS), "statistics": list(names_of(()))}
         write_json(self.manifest, {**known, **changes})
 
     def estimate(self, name: str = "mle") -> pl.DataFrame:

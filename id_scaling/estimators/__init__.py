@@ -14,16 +14,49 @@ from functools import cache
 from id_scaling.errors import ConfigError, nearest
 from id_scaling.estimators.base import Estimator
 
+# Neighbors other than the 20 of the plain names, which have one spelling.
+_K = r"_k(?P<k>[2-9]|1[0-9]|2[1-9]|[3-9][0-9]|[1-9][0-9]{2,3})"
 # (grammar as people read it, pattern, module)
 GRAMMAR = (
     ("mle", r"mle", "mle"),
+    ("mle_kNN", rf"mle{_K}", "mle"),
     ("mle_harmonic", r"mle_(?P<mean>harmonic)", "mle"),
+    ("mle_harmonic_kNN", rf"mle_(?P<mean>harmonic){_K}", "mle"),
+    ("mle_unbiased", r"mle_(?P<mean>unbiased)", "mle"),
+    ("mle_unbiased_kNN", rf"mle_(?P<mean>unbiased){_K}", "mle"),
     ("twoNN_fNN", r"twoNN_f(?P<discard_percent>[0-9]{1,2})", "twonn"),
+    ("twoNN_ml", r"twoNN_(?P<method>ml)", "twonn"),
+    ("gride_nNN", r"gride_n(?P<scale>[1-9][0-9]{0,3})", "gride"),
+    ("mom_kNN", r"mom_k(?P<k>[2-9]|[1-9][0-9]{1,3})", "mom"),
     ("mind_ml", r"mind_ml", "mind_ml"),
     ("mind_ml_dNN", r"mind_ml_d(?P<cap>[1-9][0-9]{0,3})", "mind_ml"),
+    ("corrint", r"corrint", "corrint"),
+    ("participation_ratio", r"participation_ratio", "participation_ratio"),
+    ("participation_ratio_corrected", r"participation_ratio_(?P<form>corrected)", "participation_ratio"),
+    ("effective_rank", r"(?P<statistic>effective_rank)", "spectrum"),
+    ("pca_NN", r"(?P<statistic>pca_9[059])", "spectrum"),
     ("skdim_Name", r"skdim_(?P<class_name>[A-Za-z_]+)", "skdim"),
 )
-EXAMPLES = ("mle", "mle_harmonic", "twoNN_f10", "mind_ml", "mind_ml_d20", "skdim_TLE")
+EXAMPLES = (
+    "mle",
+    "mle_k10",
+    "mle_harmonic",
+    "mle_harmonic_k10",
+    "mle_unbiased",
+    "mle_unbiased_k10",
+    "twoNN_f10",
+    "twoNN_ml",
+    "gride_n8",
+    "mom_k20",
+    "mind_ml",
+    "mind_ml_d20",
+    "corrint",
+    "participation_ratio",
+    "participation_ratio_corrected",
+    "effective_rank",
+    "pca_90",
+    "skdim_TLE",
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +83,7 @@ def definition_of(name: str) -> Definition:
     grammar = ", ".join(grammar for grammar, _, _ in GRAMMAR)
     raise ConfigError(
         f"{name!r} is not an estimator: {nearest(str(name), EXAMPLES)} "
-        f"(names: {grammar}; NN is a per cent or a ceiling, Name an estimator of scikit-dimension)"
+        f"(names: {grammar}; NN is a number: of neighbors, a per cent, a scale or a ceiling; Name an estimator of scikit-dimension)"
     )
 
 

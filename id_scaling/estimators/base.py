@@ -65,8 +65,9 @@ class Estimator:
     ----------
     name : str
         The whole definition, parameters included.
-    needs : {"neighbors", "points"}
-        What it reads: stored neighbor distances, or the cloud itself.
+    needs : {"neighbors", "gram", "spectrum", "points"}
+        What it reads: stored neighbor distances, stored statistics of the Gram matrix or of its spectrum, or the
+        cloud itself.
     ranks : tuple of int
         Neighbor ranks it reads, if any.
     min_points : int
@@ -76,14 +77,20 @@ class Estimator:
         or, for `points`, (n, d) float64 array -> (value, stderr).
     cap : float
         A ceiling of the definition: a value at it is `saturated`.
+    statistics : tuple of str
+        Cloud statistics it reads, for `gram` and `spectrum`.
+    local : callable, optional
+        The estimate at each point: `Neighbors` -> (n_clouds, n_points), NaN for points that do not count.
     """
 
     name: str
-    needs: Literal["neighbors", "points"]
+    needs: Literal["neighbors", "gram", "spectrum", "points"]
     min_points: int
     compute: Callable[..., tuple]
     ranks: tuple[int, ...] = ()
     cap: float = np.inf
+    statistics: tuple[str, ...] = ()
+    local: Callable[[Neighbors], np.ndarray] | None = None
 
 
 def estimate_from_neighbors(estimator: Estimator, neighbors: Neighbors) -> Estimates:
@@ -129,7 +136,8 @@ def screen(estimator: Estimator, neighbors: Neighbors) -> np.ndarray:
     """Return the status that a cloud has before it is estimated."""
     status = np.full(neighbors.r1.shape[0], OK, dtype=object)
     # A zero distance has no logarithm: the model behind these estimators excludes it.
-    status[(neighbors.r1 == 0).any(axis=1)] = DEGENERATE
+    if estimator.needs in ("neighbors", "points"):
+        status[(neighbors.r1 == 0).any(axis=1)] = DEGENERATE
     status[neighbors.statistic("n_used") < estimator.min_points] = TOO_FEW_POINTS
     status[neighbors.statistic("n_nonfinite") > 0] = NONFINITE
     return status

@@ -1,15 +1,18 @@
 """Maximum likelihood from the distances to the k nearest neighbors.
 
 Hill (1975); Levina and Bickel (2004), "Maximum likelihood estimation of intrinsic dimension". With R_j
-the distance to the j-th neighbor and k = 20, each point gives
+the distance to the j-th neighbor, each point gives
 
     d_i = (k - 1) / sum_{j < k} log(R_k / R_j).
 
-`mle` is the arithmetic mean of the d_i over points (scikit-dimension's `MLE().fit_transform`);
-`mle_harmonic` their harmonic mean, the maximum of the joint likelihood (MacKay and Ghahramani, 2005).
+`mle` is the arithmetic mean of the d_i over points with k = 20 (scikit-dimension's `MLE().fit_transform`), `mle_kNN` the
+same with another k. `mle_harmonic` is their harmonic mean, the maximum of the joint likelihood (MacKay and
+Ghahramani, 2005). `mle_unbiased` puts k - 2 for k - 1, which makes each d_i unbiased, in the harmonic mean.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import numpy as np
 
@@ -19,29 +22,39 @@ from id_scaling.neighbors import Neighbors
 K = 20
 
 
-def make(name: str, mean: str = "arithmetic") -> Estimator:
-    """Return the estimator; `mean` is `arithmetic` or `harmonic`."""
-    compute = harmonic if mean == "harmonic" else arithmetic
-    return Estimator(name, "neighbors", min_points=K + 1, compute=compute, ranks=tuple(range(1, K + 1)))
+def make(name: str, mean: str = "arithmetic", k: str = str(K)) -> Estimator:
+    """Return the estimator; `mean` is `arithmetic`, `harmonic` or `unbiased`."""
+    compute = {"arithmetic": arithmetic, "harmonic": harmonic, "unbiased": unbiased}[mean]
+    ranks = tuple(range(1, int(k) + 1))
+    local = partial(pointwise, k=int(k))
+    return Estimator(name, "neighbors", int(k) + 1, partial(compute, k=int(k)), ranks, local=local)
 
 
-def arithmetic(neighbors: Neighbors) -> tuple[np.ndarray, np.ndarray]:
+def arithmetic(neighbors: Neighbors, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean over points of the pointwise estimates, and the standard error of that mean."""
-    pointwise = 1 / inverse_dimensions(neighbors)
+    local = pointwise(neighbors, k)
     n = np.isfinite(neighbors.r1).sum(axis=1)
-    value = np.nansum(pointwise, axis=1) / n
-    variance = np.nansum((pointwise - value[:, None]) ** 2, axis=1) / (n - 1)
+    value = np.nansum(local, axis=1) / n
+    variance = np.nansum((local - value[:, None]) ** 2, axis=1) / (n - 1)
     return value, np.sqrt(variance / n)
 
 
-def harmonic(neighbors: Neighbors) -> tuple[np.ndarray, np.ndarray]:
+def harmonic(neighbors: Neighbors, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the harmonic mean of the pointwise estimates; its standard error is d / sqrt(n (k - 1))."""
     n = np.isfinite(neighbors.r1).sum(axis=1)
-    value = n / np.nansum(inverse_dimensions(neighbors), axis=1)
-    return value, value / np.sqrt(n * (K - 1))
+    value = n / np.nansum(1 / pointwise(neighbors, k), axis=1)
+    return value, value / np.sqrt(n * (k - 1))
 
 
-def inverse_dimensions(neighbors: Neighbors) -> np.ndarray:
-    """Return 1 / d_i, (n_clouds, n_points); NaN for points that do not count."""
-    log_ratios = np.stack([neighbors.at(rank) for rank in range(1, K + 1)], axis=-1)
-    return (log_ratios[..., -1:] - log_ratios[..., :-1]).sum(axis=-1) / (K - 1)
+def unbiased(neighbors: Neighbors, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the harmonic mean with k - 2 for k - 1, and its standard error."""
+    value, stderr = harmonic(neighbors, k)
+    factor = (k - 2) / (k - 1)
+    return factor * value, factor * stderr
+
+
+def pointwise(neighbors: Neighbors, k: int) -> np.ndarray:
+    """Return d_i, (n_clouds, n_points); NaN for points that do not count."""
+    log_ratios = np.stack([neighbors.at(rank) for rank in range(1, k + 1)], axis=-1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return (k - 1) / (log_ratios[..., -1:] - log_ratios[..., :-1]).sum(axis=-1)

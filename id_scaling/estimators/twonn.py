@@ -6,6 +6,9 @@ a line through the origin of slope d. The n ratios are sorted, F_i = i / n for i
 NN per cent are discarded (kept = n (100 - NN) // 100, and never the last, where F = 1), and the slope is
 
     d = sum(x y) / sum(x²),    x = log mu_i,    y = -log(1 - i / n).
+
+`twoNN_ml` is d = (n - 1) / sum log mu over all ratios: the maximum of the likelihood, with n - 1 for n so that it
+is unbiased.
 """
 
 from __future__ import annotations
@@ -18,8 +21,10 @@ from id_scaling.estimators.base import Estimator
 from id_scaling.neighbors import Neighbors
 
 
-def make(name: str, discard_percent: str) -> Estimator:
-    """Return the estimator that discards `discard_percent` per cent of the largest ratios."""
+def make(name: str, discard_percent: str = "0", method: str = "line") -> Estimator:
+    """Return the estimator; `method` is `line`, which discards a per cent of the largest ratios, or `ml`."""
+    if method == "ml":
+        return Estimator(name, "neighbors", min_points=3, compute=likelihood, ranks=(1, 2))
     compute = partial(slope, discard_percent=int(discard_percent))
     # Fewer than two kept ratios make no line.
     min_points = next(n for n in range(3, 1000) if n_kept(n, int(discard_percent)) >= 2)
@@ -37,6 +42,13 @@ def slope(neighbors: Neighbors, discard_percent: int) -> tuple[np.ndarray, np.nd
     y = np.where(is_kept, -np.log1p(-np.minimum(i / n, 1.0)), 0.0)
     value = (x * y).sum(axis=1) / (x * x).sum(axis=1)
     return value, value / np.sqrt(kept[:, 0])
+
+
+def likelihood(neighbors: Neighbors) -> tuple[np.ndarray, np.ndarray]:
+    """Return the unbiased maximum of the likelihood; its standard error is d / sqrt(n)."""
+    n = np.isfinite(neighbors.r1).sum(axis=1)
+    value = (n - 1) / np.nansum(neighbors.at(2), axis=1)
+    return value, value / np.sqrt(n)
 
 
 def n_kept(n: int | np.ndarray, discard_percent: int) -> int | np.ndarray:

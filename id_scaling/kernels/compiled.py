@@ -225,3 +225,65 @@ def _differences(rows, some, others, squares):
                 difference = np.float64(rows[some[p], c]) - np.float64(rows[others[p, q], c])
                 square += difference * difference
             squares[p, q] = square
+
+
+def gram_sums(product: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return the sum of each row, and of all squares, over rows and columns that count."""
+    row_sums = np.zeros(len(product))
+    return row_sums, _gram_sums(product, counts.astype(product.dtype), row_sums)
+
+
+@_sum
+def _gram_sums(product, weights, row_sums):
+    total = 0.0
+    for i in range(len(product)):
+        if weights[i] > 0:
+            row_sum, square = 0.0, 0.0
+            for j in range(len(product)):
+                value = np.float64(product[i, j] * weights[j])
+                row_sum += value
+                square += value * value
+            row_sums[i] = row_sum
+            total += square
+    return total
+
+
+def pairs_within(
+    product: np.ndarray, squared_norms: np.ndarray, counts: np.ndarray, squares: np.ndarray
+) -> tuple[int, ...]:
+    """Return how many pairs of points that count have squared distances below each of some."""
+    half = np.where(counts, squared_norms / 2, np.inf)
+    n_pairs = np.zeros(len(squares), np.int64)
+    _pairs_within(product, half.astype(product.dtype), half, counts, np.asarray(squares), n_pairs)
+    return tuple(n_pairs.tolist())
+
+
+@_loop
+def _pairs_within(product, narrow_half, half, counts, squares, n_pairs):
+    for i in range(len(product)):
+        if counts[i]:
+            for q in range(len(squares)):
+                limit = product.dtype.type(squares[q] / 2 - half[i])
+                n_below = 0
+                for j in range(i):
+                    n_below += narrow_half[j] - product[i, j] < limit
+                n_pairs[q] += n_below
+
+
+def weighted_sum(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the sum of rows times weights, in float64; a row of weight zero need not be finite."""
+    is_used = weights != 0
+    if not is_used.all():
+        rows, weights = rows[is_used], weights[is_used]
+    return (weights.astype(rows.dtype) @ rows).astype(np.float64)
+
+
+def submatrix(matrix: np.ndarray, selection: np.ndarray) -> np.ndarray:
+    """Return the rows and columns that are selected."""
+    return matrix[np.ix_(selection, selection)]
+
+
+def centred_spectrum(gram: np.ndarray) -> np.ndarray:
+    """Return the ascending eigenvalues of H G H with H = 1 - 11ᵀ / n."""
+    means = gram.mean(axis=0)
+    return np.linalg.eigvalsh(gram - means[:, None] - means[None, :] + means.mean())

@@ -82,6 +82,43 @@ def differences(rows: torch.Tensor, some: np.ndarray, others: np.ndarray) -> np.
     return squares
 
 
+def gram_sums(product: torch.Tensor, counts: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return the sum of each row, and of all squares, over rows and columns that count."""
+    is_counted = torch.from_numpy(counts).to(product.device)
+    wide = torch.where(is_counted[:, None] & is_counted[None, :], product, 0.0).double()
+    return _host(wide.sum(dim=1)), float(wide.square().sum())
+
+
+def pairs_within(
+    product: torch.Tensor, squared_norms: np.ndarray, counts: np.ndarray, squares: np.ndarray
+) -> tuple[int, ...]:
+    """Return how many pairs of points that count have squared distances below each of some."""
+    half = torch.from_numpy(np.where(counts, squared_norms / 2, np.inf)).to(product.device)
+    keys = half.to(product.dtype)[None, :] - product
+    keys.fill_diagonal_(torch.inf)
+    limits = [(square / 2 - half).to(product.dtype)[:, None] for square in squares]
+    return tuple(int((keys < limit).sum()) // 2 for limit in limits)
+
+
+def weighted_sum(rows: torch.Tensor, weights: np.ndarray) -> np.ndarray:
+    """Return the sum of rows times weights, in float64; a row of weight zero need not be finite."""
+    some = torch.from_numpy(np.flatnonzero(weights)).to(rows.device)
+    factors = torch.from_numpy(weights[weights != 0]).to(rows.device, rows.dtype)
+    return _host((factors @ rows[some]).double())
+
+
+def submatrix(matrix: torch.Tensor, selection: np.ndarray) -> torch.Tensor:
+    """Return the rows and columns that are selected."""
+    index = torch.from_numpy(selection).to(matrix.device)
+    return matrix[index][:, index]
+
+
+def centred_spectrum(gram: torch.Tensor) -> np.ndarray:
+    """Return the ascending eigenvalues of H G H with H = 1 - 11ᵀ / n."""
+    means = gram.mean(dim=0)
+    return _host(torch.linalg.eigvalsh(gram - means[:, None] - means[None, :] + means.mean()))
+
+
 def _host(values: torch.Tensor) -> np.ndarray:
     """Return a tensor's values as numpy, on the host."""
     return values.cpu().numpy()

@@ -208,12 +208,13 @@ class Stored:
         from id_scaling.store import PartWriter
         from id_scaling.views import View, default_ranks
 
-        self.ranks = default_ranks(N)
-        found = find_neighbors(points, [View(0)], self.ranks)[0]
+        ranks = default_ranks(N)
+        found = find_neighbors(points, [View(0)], ranks)[0]
+        self.manifest = {"ranks": ranks, "statistics": list(found.statistics)}
         arrays = {
             "v/r1": found.r1,
             "v/log_ratio": found.log_ratio.astype(np.float32),
-            "v/statistics": found.statistics,
+            "v/statistics": np.array(list(found.statistics.values())),
         }
         with PartWriter(folder / "part", self.N_CLOUDS) as writer:
             for row in range(self.N_CLOUDS):
@@ -231,7 +232,7 @@ class Stored:
         for name in NAMES:
             estimator = get_estimator(name)
             with h5py.File(self.path, "r") as file:
-                neighbors = _read_neighbors(file["block/v"], self.ranks, range(self.N_CLOUDS))
+                neighbors = _read_neighbors(file["block/v"], self.manifest, range(self.N_CLOUDS))
             estimate_from_neighbors(estimator, neighbors)
 
 

@@ -1,0 +1,43 @@
+"""Method of moments: the mean of the distances to the k nearest neighbors, over the largest.
+
+Amsaleg, Chelly, Furon, Girard, Houle, Kawarabayashi and Nett (2018), "Extreme-value-theoretic estimation of local
+intrinsic dimensionality". With m the mean of R_1..R_k and w = R_k, each point gives
+
+    d_i = m / (w - m),
+
+and the ID is the mean over points. `mom_kNN` has k in its name: scikit-dimension's default is 100, and the default
+ladder holds all ranks to 32.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+
+from id_scaling.estimators.base import Estimator
+from id_scaling.neighbors import Neighbors
+
+
+def make(name: str, k: str) -> Estimator:
+    """Return the estimator for k neighbors."""
+    ranks = tuple(range(1, int(k) + 1))
+    local = partial(pointwise, k=int(k))
+    return Estimator(name, "neighbors", int(k) + 1, partial(mean, k=int(k)), ranks, local=local)
+
+
+def mean(neighbors: Neighbors, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean over points of the pointwise estimates, and the standard error of that mean."""
+    local = pointwise(neighbors, k)
+    n = np.isfinite(neighbors.r1).sum(axis=1)
+    value = np.nansum(local, axis=1) / n
+    variance = np.nansum((local - value[:, None]) ** 2, axis=1) / (n - 1)
+    return value, np.sqrt(variance / n)
+
+
+def pointwise(neighbors: Neighbors, k: int) -> np.ndarray:
+    """Return d_i, (n_clouds, n_points); NaN for points that do not count."""
+    # expm1 of the ratios to the largest keeps w - m where all distances nearly agree.
+    below = -np.stack([np.expm1(neighbors.at(rank) - neighbors.at(k)) for rank in range(1, k + 1)], axis=-1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return 1 / below.mean(axis=-1) - 1

@@ -1,0 +1,194 @@
+"""What is stored of each cloud beside its neighbor distances, from the same inner products: named groups of statistics.
+
+The set is an extraction's own setting and never follows from the estimators asked for, so that adding an estimator
+extracts nothing. Sums are float64 wherever the products are float32; what comes of float32 products is right to 1e-5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from id_scaling.search import Cloud, Nearest
+
+# group -> (statistic, meaning)
+GROUPS: dict[str, tuple[tuple[str, str], ...]] = {
+    "counts": (
+        ("n_points", "points of the view, before equal ones are dropped"),
+        ("n_distinct", "different points"),
+        ("n_nonfinite", "points with a coordinate that is not finite"),
+        ("n_used", "points that enter estimates"),
+        ("median_norm", "median norm of a point, as given"),
+    ),
+    "moments": (
+        ("gram_trace", "trace of the Gram matrix of the centred points"),
+        ("gram_frobenius", "its Frobenius norm"),
+    ),
+    "cosine": (("mean_cosine", "mean cosine similarity of two different points, as given"),),
+    "shares": (
+        ("nn_same_token", "share of points whose nearest neighbor is the same token"),
+        ("nn_within_5", "share of points whose nearest neighbor is at most 5 positions away"),
+    ),
+    "correlation": (
+        ("correlation_r10", "median distance to the 10th neighbor"),
+        ("correlation_r20", "median distance to the 20th neighbor"),
+        ("correlation_pairs_r10", "pairs nearer than correlation_r10"),
+        ("correlation_pairs_r20", "pairs nearer than correlation_r20"),
+    ),
+    "overlap": (
+        ("nn_overlap", "share of a point's 10 nearest that are among its 10 nearest at the same module one layer down"),
+    ),
+    "spectrum": (
+        ("effective_rank", "exponential of the entropy of the covariance spectrum"),
+        ("pca_90", "principal components that hold 90 % of the variance"),
+        ("pca_95", "principal components that hold 95 % of the variance"),
+        ("pca_99", "principal components that hold 99 % of the variance"),
+    ),
+}
+ALWAYS = ("counts",)
+DEFAULT_GROUPS = ("moments", "cosine", "shares", "correlation", "overlap")
+N_OVERLAP = 10
+CORRELATION_RANKS = (10, 20)
+# Neighbors that statistics look at, so that they are found whatever the ladder.
+N_LISTED = 20
+
+
+def names_of(groups: Sequence[str]) -> tuple[str, ...]:
+    """Return the statistics of some groups and of those always stored, in the order in which they are stored."""
+    return tuple(name for group, rows in GROUPS.items() if group in (*ALWAYS, *groups) for name, _ in rows)
+
+
+def group_of(statistic: str) -> str:
+    """Return the group that a statistic belongs to."""
+    return next(group for group, rows in GROUPS.items() if statistic in dict(rows))
+
+
+def participation_ratio(trace: np.ndarray, frobenius: np.ndarray) -> np.ndarray:
+    """Return (tr G)² / ‖G‖², the number of directions that share the variance."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return trace**2 / frobenius**2
+
+
+def participation_ratio_corrected(trace: np.ndarray, frobenius: np.ndarray, n_used: np.ndarray) -> np.ndarray:
+    """Return ((n + 1) (tr G)² - 2 ‖G‖²) / (n ‖G‖² - (tr G)²) with n = n_used - 1; NaN where that is no ratio."""
+    n, square, of_squares = n_used - 1, trace**2, frobenius**2
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(
+            n * of_squares > square, ((n + 1) * square - 2 * of_squares) / (n * of_squares - square), np.nan
+        )
+
+
+@dataclass(frozen=True)
+class Context:
+    """What statistics see of a cloud beside its points.
+
+    Parameters
+    ----------
+    token_ids : (n_points,) array of int, or None
+        Token of each point.
+    below : (n_points, N_OVERLAP) array of int, or None
+        The nearest neighbors of each point at the site one layer down under the same view, -1 for none.
+    """
+
+    token_ids: np.ndarray | None = None
+    below: np.ndarray | None = None
+
+
+def statistics_of(
+    groups: Sequence[str], cloud: Cloud, selection: np.ndarray, found: Nearest, context: Context
+) -> dict[str, float]:
+    """Return the statistics of some groups, without the counts, for the selected points of a cloud."""
+    values: dict[str, float] = {}
+    for group in groups:
+        values |= _COMPUTE[group](cloud, selection, found, context)
+    return values
+
+
+def _moments(cloud: Cloud, selection: np.ndarray, found: Nearest, _: Context) -> dict[str, float]:
+    """Return trace and Frobenius norm of H G H, G the products of points centred anywhere and H = 1 - 11ᵀ / n."""
+    n = len(selection)
+    row_sums, square = cloud.kernels.gram_sums(found.product.gram, _mask(cloud, selection))
+    sums = row_sums[selection]
+    total = sums.sum()
+    trace = found.product.squared_norms[selection].sum() - total / n
+    centred_square = square - 2 * (sums @ sums) / n + (total / n) ** 2
+    moments = float(trace), float(np.sqrt(max(centred_square, 0.0)))
+    return {
+        name: moment * cloud.scale * cloud.scale for (name, _), moment in zip(GROUPS["moments"], moments, strict=True)
+    }
+
+
+def _cosine(cloud: Cloud, selection: np.ndarray, _: Nearest, __: Context) -> dict[str, float]:
+    """Return (|sum_i u_i|² - n) / (n (n - 1)) for the points' directions u_i; NaN where a point has none."""
+    n = len(selection)
+    with np.errstate(divide="ignore"):
+        inverse_norms = 1 / np.sqrt(cloud.squared_norms[selection])
+    if not np.isfinite(inverse_norms).all():
+        return {"mean_cosine": np.nan}
+    weights = np.zeros(len(cloud.first))
+    weights[selection] = inverse_norms
+    total = cloud.kernels.weighted_sum(cloud.rows, weights)
+    return {"mean_cosine": (total @ total - n) / (n * (n - 1))}
+
+
+def _shares(_: Cloud, selection: np.ndarray, found: Nearest, context: Context) -> dict[str, float]:
+    """Return the shares of nearest neighbors with the same token, and within five positions."""
+    nearest, token_ids = found.indices[:, 0], context.token_ids
+    same = np.nan if token_ids is None else np.mean(token_ids[selection] == token_ids[nearest])
+    return {"nn_same_token": float(same), "nn_within_5": float(np.mean(np.abs(selection - nearest) <= 5))}
+
+
+def _correlation(cloud: Cloud, selection: np.ndarray, found: Nearest, _: Context) -> dict[str, float]:
+    """Return the medians of two neighbor distances and how many pairs are nearer than each; NaN for too few points."""
+    if len(selection) <= CORRELATION_RANKS[-1]:
+        return dict.fromkeys((name for name, _ in GROUPS["correlation"]), np.nan)
+    radii = [np.median(np.sqrt(found.squares[:, rank - 1])) for rank in CORRELATION_RANKS]
+    product = found.product
+    pairs = cloud.kernels.pairs_within(product.gram, product.squared_norms, _mask(cloud, selection), np.square(radii))
+    return {
+        **{f"correlation_r{rank}": r * cloud.scale for rank, r in zip(CORRELATION_RANKS, radii, strict=True)},
+        **{f"correlation_pairs_r{rank}": float(n) for rank, n in zip(CORRELATION_RANKS, pairs, strict=True)},
+    }
+
+
+def _overlap(_: Cloud, selection: np.ndarray, found: Nearest, context: Context) -> dict[str, float]:
+    """Return the mean share of common members of two lists of neighbors, over points that have both."""
+    if context.below is None or found.indices.shape[1] < N_OVERLAP:
+        return {"nn_overlap": np.nan}
+    here, below = found.indices[:, :N_OVERLAP], context.below[selection]
+    has_both = below[:, 0] >= 0
+    common = (here[:, :, None] == below[:, None, :]).any(axis=2).mean(axis=1)
+    return {"nn_overlap": float(common[has_both].mean()) if has_both.any() else np.nan}
+
+
+def _spectrum(cloud: Cloud, selection: np.ndarray, found: Nearest, _: Context) -> dict[str, float]:
+    """Return what the covariance spectrum tells; its eigenvalues are those of the centred Gram matrix, in float64."""
+    names = [name for name, _ in GROUPS["spectrum"]]
+    gram = cloud.kernels.submatrix(cloud.product(np.float64).gram, selection)
+    shares = np.clip(cloud.kernels.centred_spectrum(gram), 0, None)[::-1]
+    if not shares.sum() > 0:
+        return dict.fromkeys(names, np.nan)
+    shares = shares / shares.sum()
+    positive = shares[shares > 0]
+    held = np.cumsum(shares)
+    percents = [float(1 + np.searchsorted(held, float(name.removeprefix("pca_")) / 100)) for name in names[1:]]
+    return dict(zip(names, [float(np.exp(-(positive * np.log(positive)).sum())), *percents], strict=True))
+
+
+def _mask(cloud: Cloud, selection: np.ndarray) -> np.ndarray:
+    """Return which points of a cloud are selected."""
+    mask = np.zeros(len(cloud.first), dtype=bool)
+    mask[selection] = True
+    return mask
+
+
+_COMPUTE = {
+    "moments": _moments,
+    "cosine": _cosine,
+    "shares": _shares,
+    "correlation": _correlation,
+    "overlap": _overlap,
+    "spectrum": _spectrum,
+}

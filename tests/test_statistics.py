@@ -1,0 +1,167 @@
+"""Cloud statistics: against direct formulas on the coordinates, and other programs."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+
+import numpy as np
+import pytest
+import skdim
+import torch
+
+import id_scaling
+from id_scaling.neighbors import find_neighbors
+from id_scaling.statistics import DEFAULT_GROUPS, GROUPS, group_of, names_of
+from id_scaling.views import View
+
+ALL = (*DEFAULT_GROUPS, "spectrum")
+VIEWS = [View(0, "keep"), View(1, "distinct")]
+
+
+def cloud(n: int = 150, d: int = 12) -> np.ndarray:
+    """Return points of unequal variances, off the origin, the last equal to the tenth."""
+    rng = np.random.default_rng(0)
+    points = rng.standard_normal((n, d)) * np.linspace(1, 3, d) + 1
+    points[-1] = points[9]
+    return points
+
+
+def selected(points: np.ndarray, view: View) -> np.ndarray:
+    """Return the points of `cloud` that count under a view."""
+    points = points[view.skip_first_tokens :]
+    return points[:-1] if view.duplicates == "distinct" else points
+
+
+def of(points, view: View, **given) -> dict[str, float]:
+    """Return all statistics of a cloud under a view."""
+    return dict(find_neighbors(points, [view], (1, 2), ALL, **given)[0].statistics)
+
+
+def test_names_come_in_one_order_whatever_the_order_of_groups() -> None:
+    assert names_of(("shares", "moments")) == names_of(("moments", "shares"))
+    assert names_of(())[:4] == ("n_points", "n_distinct", "n_nonfinite", "n_used")
+    assert all(group_of(name) == group for group, rows in GROUPS.items() for name, _ in rows)
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize(("dtype", "rel"), [(np.float64, 1e-10), (np.float32, 1e-5)])
+def test_statistics_equal_direct_formulas(view: View, dtype: type, rel: float) -> None:
+    points = cloud().astype(dtype)
+    x = selected(points.astype(np.float64), view)
+    n = len(x)
+    centred = x - x.mean(axis=0)
+    units = x / np.linalg.norm(x, axis=1)[:, None]
+    distances = np.linalg.norm(x[:, None] - x[None], axis=2)
+    ascending = np.sort(distances + np.diag(np.full(n, np.inf)), axis=1)
+    spectrum = np.linalg.eigvalsh(centred.T @ centred)[::-1]
+    shares = spectrum / spectrum.sum()
+    expected = {
+        "gram_trace": (centred**2).sum(),
+        "gram_frobenius": np.linalg.norm(centred @ centred.T),
+        "mean_cosine": ((units @ units.T).sum() - n) / (n * (n - 1)),
+        "correlation_r10": np.median(ascending[:, 9]),
+        "correlation_r20": np.median(ascending[:, 19]),
+        "effective_rank": np.exp(-(shares * np.log(shares)).sum()),
+        "pca_90": 1 + np.searchsorted(shares.cumsum(), 0.90),
+        "pca_99": 1 + np.searchsorted(shares.cumsum(), 0.99),
+        "median_norm": np.median(np.linalg.norm(x, axis=1)),
+    }
+    found = of(points, view)
+    assert {name: found[name] for name in expected} == pytest.approx(expected, rel=rel)
+    for rank in (10, 20):
+        pairs = np.count_nonzero(distances[np.triu_indices(n, 1)] < expected[f"correlation_r{rank}"])
+        # The median of an odd number of distances is one of them: whether that pair counts is a matter of rounding.
+        assert abs(found[f"correlation_pairs_r{rank}"] - pairs) <= 1
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_torch_equals_numpy(view: View, dtype: torch.dtype) -> None:
+    points = torch.from_numpy(cloud()).to(dtype)
+    tokens = np.random.default_rng(1).integers(0, 9, len(points))
+    host = points.numpy() if dtype == torch.float64 else points.float().numpy()
+    expected, found = of(host, view, token_ids=tokens), of(points, view, token_ids=tokens)
+    for name in ("correlation_pairs_r10", "correlation_pairs_r20"):
+        assert abs(expected.pop(name) - found.pop(name)) <= 1  # as above
+    assert found == pytest.approx(expected, rel=1e-10 if dtype == torch.float64 else 1e-5, nan_ok=True)
+
+
+def test_the_participation_ratio_is_that_of_scikit_dimension() -> None:
+    points = cloud()[:-1]
+    found = id_scaling.estimate(points, ["participation_ratio"])["participation_ratio"]
+    expected = skdim.id.lPCA(ver="participation_ratio").fit_transform(points)
+    assert found.value == pytest.approx(expected, rel=1e-10)
+    assert found.status == "ok"
+
+
+def test_the_corrected_participation_ratio_has_no_bias_from_few_points() -> None:
+    scales = np.linspace(1, 2, 60)
+    truth = (scales**2).sum() ** 2 / (scales**4).sum()
+    rng = np.random.default_rng(2)
+    clouds = rng.standard_normal((300, 40, 60)) * scales
+    means = {
+        name: np.mean(id_scaling.estimate_batch(clouds, [name])["value"].to_numpy())
+        for name in ("participation_ratio", "participation_ratio_corrected")
+    }
+    # The ratio of two unbiased estimates is itself right to first order: 2 % leaves room for the second.
+    assert means["participation_ratio_corrected"] == pytest.approx(truth, rel=0.02)
+    assert means["participation_ratio"] < 0.6 * truth  # what is corrected
+
+
+@pytest.mark.parametrize("name", ["A", "B"])
+def test_the_correlation_dimension_is_that_of_ider(name: str) -> None:
+    points = {
+        "A": np.hstack([skdim.datasets.hyperBall(300, 5, random_state=0), np.zeros((300, 5))]),
+        "B": skdim.datasets.hyperSphere(300, 4, random_state=1),
+    }[name]
+    # R's ider 0.1.1, from the fixtures that scikit-dimension ships.
+    expected = {"A": 4.35505695940733, "B": 3.7469009177724}[name]
+    assert str(expected)[:12] in json.dumps(
+        json.loads(files("skdim.tests.reference").joinpath("fixtures.json").read_text())
+    )
+    assert id_scaling.estimate(points, ["corrint"])["corrint"].value == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(("n", "d"), [(400, 3), (1024, 10)])
+def test_the_correlation_dimension_is_that_of_scikit_dimension(n: int, d: int) -> None:
+    points = np.random.default_rng(3).uniform(size=(n, d))
+    expected = skdim.id.CorrInt().fit_transform(points)
+    # One pair more or less in some thousands, at the radius itself.
+    assert id_scaling.estimate(points, ["corrint"])["corrint"].value == pytest.approx(expected, rel=1e-3)
+
+
+def test_linear_dimensions_of_a_flat_cloud() -> None:
+    rng = np.random.default_rng(4)
+    points = rng.standard_normal((2000, 5)) @ np.linalg.qr(rng.standard_normal((40, 40)))[0][:5]
+    found = id_scaling.estimate(points, ["pca_90", "pca_95", "pca_99", "effective_rank"])
+    assert [found[f"pca_{percent}"].value for percent in (90, 95, 99)] == [5, 5, 5]
+    assert found["effective_rank"].value == pytest.approx(5, rel=0.01)  # sampling spread of 2000 points
+
+
+def test_the_overlap_is_the_share_of_common_neighbors() -> None:
+    rng = np.random.default_rng(5)
+    points, other = rng.standard_normal((60, 4)), rng.standard_normal((60, 4))
+    view = View(1, "distinct")
+    below = find_neighbors(other, [view], (1,), ("overlap",))[0].nearest
+    lists = [np.argsort(np.linalg.norm(x[1:] - row, axis=1))[1:11] for x in (points, other) for row in x[1:]]
+    expected = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(lists[:59], lists[59:], strict=True)])
+    assert of(points, view, below=[below])["nn_overlap"] == pytest.approx(expected, rel=1e-12)
+    itself = find_neighbors(points, [view], (1,), ("overlap",))[0].nearest
+    assert of(points, view, below=[itself])["nn_overlap"] == 1
+    assert np.isnan(of(points, view)["nn_overlap"])  # nothing below
+
+
+@pytest.mark.parametrize("points", [np.ones((30, 3)), np.zeros((30, 3)), np.full((30, 3), np.nan), np.ones((1, 3))])
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_cloud_without_an_answer_gives_nan_in_silence(points: np.ndarray, view: View) -> None:
+    found = of(points, view)
+    assert set(found) == set(names_of(ALL))
+    assert np.isnan(found["effective_rank"])
+
+
+def test_statistics_serve_kept_repetitions_too() -> None:
+    points = np.repeat(np.random.default_rng(6).standard_normal((50, 4)), 2, axis=0)
+    found = id_scaling.estimate(points, ["participation_ratio", "mle"], duplicates="keep")
+    assert found["participation_ratio"].status == "ok"
+    assert found["mle"].status == "degenerate"
