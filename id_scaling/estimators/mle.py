@@ -14,6 +14,8 @@ from __future__ import annotations
 import numpy as np
 
 from id_scaling.estimators.base import Estimator
+from id_scaling.estimators.spread import table_at
+from id_scaling.estimators.spread_tables import mle as factors
 from id_scaling.neighbors import Neighbors
 
 K = 20
@@ -21,8 +23,9 @@ K = 20
 
 def make(name: str, mean: str = "arithmetic") -> Estimator:
     """Return the estimator; `mean` is `arithmetic` or `harmonic`."""
-    compute = harmonic if mean == "harmonic" else arithmetic
-    return Estimator(name, "neighbors", min_points=K + 1, compute=compute, ranks=tuple(range(1, K + 1)))
+    compute, tables = (harmonic, factors.HARMONIC) if mean == "harmonic" else (arithmetic, factors.ARITHMETIC)
+    ranks = tuple(range(1, K + 1))
+    return Estimator(name, "neighbors", min_points=K + 1, compute=compute, ranks=ranks, spread=table_at(tables, K))
 
 
 def arithmetic(neighbors: Neighbors) -> tuple[np.ndarray, np.ndarray]:
