@@ -53,7 +53,7 @@ COLUMNS = (
     ("mean", "", "mean ID over contexts with status `ok`"),
     ("median", "", "median ID over contexts with status `ok`"),
     ("sd", "", "standard deviation of the ID over contexts with status `ok`"),
-    ("stderr", "", "median standard error within a cloud, by the estimator's asymptotic formula"),
+    ("stderr", "", "median standard error within a cloud: the asymptotic formula times a simulated factor"),
     ("n_contexts", "contexts", "clouds estimated"),
     ("n_failed", "contexts", "clouds whose status is not `ok`; not in mean, median, sd"),
     ("statuses", "", "count of each status that is not `ok`"),

@@ -188,6 +188,9 @@ ESTIMATES = {stage for stage in STAGES if stage.startswith("estimate ")}
         ("embedded.py", {"fetch"}),
         ("summarize.py", {"summarize"}),
         *((f"estimators/{name.split()[-1]}.py", {name}) for name in sorted(ESTIMATES)),
+        # So a method simulated anew makes no other method's estimates stale.
+        *((f"estimators/spread_tables/{name}.py", {f"estimate {name}"}) for name in ("mind_ml", "mle", "twonn")),
+        ("estimators/spread.py", ESTIMATES),
         # Two steps away: an estimate reads neighbors, and they are sought under views.
         ("views.py", {"extract", "summarize", "plot"} | ESTIMATES),
         ("statistics.py", {"extract"} | ESTIMATES),
@@ -216,6 +219,7 @@ def test_module_is_in_just_the_closures_of_the_stages_that_run_it(name: str, sta
         ("neighbors.py", "extract", "chunk"),
         ("estimators/twonn.py", "estimate twonn", "estimate mle"),
         ("estimators/mle.py", "estimate mle", "extract"),
+        ("estimators/spread_tables/mle.py", "estimate mle", "estimate twonn"),
         ("files.py", "plot", None),
         ("errors.py", None, "estimate mle"),
     ],

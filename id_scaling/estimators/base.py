@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+from id_scaling.estimators.spread import Table, factor
 from id_scaling.neighbors import Neighbors
 
 OK = "ok"
@@ -33,8 +34,9 @@ class Estimate:
     value : float
         The dimension; NaN unless `status` is `ok` or `saturated`.
     stderr : float
-        Standard error within the cloud by the estimator's asymptotic formula, which takes points as
-        independent; neighbors share points, and the true spread is 1.04 to 1.36 times as wide.
+        Standard error within the cloud: the estimator's asymptotic formula times the factor by which, in
+        simulations, estimates of such clouds spread more, as neighboring points share distances. It says how
+        another cloud of the same kind would differ, and nothing of bias or of the spread between contexts.
     n_points, n_distinct : int
         Points given, and different points among them.
     status : str
@@ -74,13 +76,16 @@ class Estimator:
         Fewer points that count give `too_few_points`.
     compute : callable
         `Neighbors` -> (value, stderr), arrays over clouds, NaN rows being points that do not count;
-        or, for `points`, (n, d) float64 array -> (value, stderr).
+        or, for `points`, (n, d) float64 array -> (value, stderr). The standard error is the asymptotic one,
+        as if points were independent.
     cap : float
         A ceiling of the definition: a value at it is `saturated`.
     statistics : tuple of str
         Cloud statistics it reads, for `gram` and `spectrum`.
     local : callable, optional
         The estimate at each point: `Neighbors` -> (n_clouds, n_points), NaN for points that do not count.
+    spread : table, optional
+        True spread over asymptotic standard error, by n and d; without one the standard error stays as computed.
     """
 
     name: str
@@ -91,6 +96,7 @@ class Estimator:
     cap: float = np.inf
     statistics: tuple[str, ...] = ()
     local: Callable[[Neighbors], np.ndarray] | None = None
+    spread: Table | None = None
 
 
 def estimate_from_neighbors(estimator: Estimator, neighbors: Neighbors) -> Estimates:
@@ -106,7 +112,7 @@ def estimate_from_neighbors(estimator: Estimator, neighbors: Neighbors) -> Estim
     status = screen(estimator, neighbors)
     with np.errstate(all="ignore"):
         value, stderr = estimator.compute(neighbors)
-    return settle(estimator, value, stderr, status)
+    return settle(estimator, value, stderr, status, neighbors.statistic("n_used"))
 
 
 def estimate_from_points(estimator: Estimator, clouds: Sequence[np.ndarray], neighbors: Neighbors) -> Estimates:
@@ -129,7 +135,7 @@ def estimate_from_points(estimator: Estimator, clouds: Sequence[np.ndarray], nei
             value[index], stderr[index] = estimator.compute(points)
         except Exception as error:  # noqa: BLE001  another package's code may raise anything: it becomes the status
             status[index] = f"failed: {type(error).__name__}: {error}"
-    return settle(estimator, value, stderr, status)
+    return settle(estimator, value, stderr, status, neighbors.statistic("n_used"))
 
 
 def screen(estimator: Estimator, neighbors: Neighbors) -> np.ndarray:
@@ -143,9 +149,14 @@ def screen(estimator: Estimator, neighbors: Neighbors) -> np.ndarray:
     return status
 
 
-def settle(estimator: Estimator, value, stderr, status: np.ndarray) -> Estimates:
-    """Return estimates whose value is a number where the status allows one, and NaN elsewhere."""
+def settle(estimator: Estimator, value, stderr, status: np.ndarray, n_used: np.ndarray) -> Estimates:
+    """Return estimates whose value is a number where the status allows one, and NaN elsewhere.
+
+    The asymptotic standard error becomes the spread that such clouds have.
+    """
     value, stderr, status = np.array(value), np.array(stderr), status.copy()
+    if estimator.spread is not None:
+        stderr = stderr * factor(estimator.spread, value, n_used)
     status[(status == OK) & ~((value > 0) & (value < MAX_RESOLVED))] = DEGENERATE
     status[(status == OK) & (value >= estimator.cap)] = SATURATED
     is_number = (status == OK) | (status == SATURATED)

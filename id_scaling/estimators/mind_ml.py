@@ -20,6 +20,8 @@ from functools import partial
 import numpy as np
 
 from id_scaling.estimators.base import Estimator
+from id_scaling.estimators.spread import table_at
+from id_scaling.estimators.spread_tables import mind_ml as factors
 from id_scaling.neighbors import Neighbors
 
 K = 20
@@ -32,7 +34,8 @@ def make(name: str, cap: str | None = None) -> Estimator:
     """Return the estimator; `cap` is a ceiling on d, none by default."""
     ceiling = float(cap) if cap else np.inf
     compute = partial(maximum, cap=ceiling)
-    return Estimator(name, "neighbors", min_points=K + 2, compute=compute, ranks=(1, K + 1), cap=ceiling)
+    ranks, spread = (1, K + 1), table_at(factors.RATIO, K)
+    return Estimator(name, "neighbors", min_points=K + 2, compute=compute, ranks=ranks, cap=ceiling, spread=spread)
 
 
 def maximum(neighbors: Neighbors, cap: float) -> tuple[np.ndarray, np.ndarray]:

@@ -17,6 +17,8 @@ from functools import partial
 import numpy as np
 
 from id_scaling.estimators.base import Estimator
+from id_scaling.estimators.spread import table_at
+from id_scaling.estimators.spread_tables import mle as factors
 from id_scaling.neighbors import Neighbors
 
 K = 20
@@ -25,9 +27,17 @@ K = 20
 def make(name: str, mean: str = "arithmetic", k: str = str(K)) -> Estimator:
     """Return the estimator; `mean` is `arithmetic`, `harmonic` or `unbiased`."""
     compute = {"arithmetic": arithmetic, "harmonic": harmonic, "unbiased": unbiased}[mean]
-    ranks = tuple(range(1, int(k) + 1))
-    local = partial(pointwise, k=int(k))
-    return Estimator(name, "neighbors", int(k) + 1, partial(compute, k=int(k)), ranks, local=local)
+    tables = factors.ARITHMETIC if mean == "arithmetic" else factors.HARMONIC
+    n = int(k)
+    return Estimator(
+        name,
+        "neighbors",
+        min_points=n + 1,
+        compute=partial(compute, k=n),
+        ranks=tuple(range(1, n + 1)),
+        local=partial(pointwise, k=n),
+        spread=table_at(tables, n),
+    )
 
 
 def arithmetic(neighbors: Neighbors, k: int) -> tuple[np.ndarray, np.ndarray]:
