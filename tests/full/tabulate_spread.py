@@ -34,9 +34,17 @@ FOLDER = Path(id_scaling.estimators.spread_tables.__file__).parent
 
 # method -> name of the table -> parameter -> estimator
 METHODS = {
-    "mle": {"ARITHMETIC": {20: "mle"}, "HARMONIC": {20: "mle_harmonic"}},
+    "mle": {
+        "ARITHMETIC": {k: "mle" if k == 20 else f"mle_k{k}" for k in (5, 10, 20, 50, 100)},
+        "HARMONIC": {20: "mle_harmonic"},
+    },
     "mind_ml": {"RATIO": {20: "mind_ml"}},
-    "twonn": {"REGRESSION": {percent: f"twoNN_f{percent}" for percent in (0, 1, 2, 5, 10, 20, 50, 80)}},
+    "twonn": {
+        "REGRESSION": {percent: f"twoNN_f{percent}" for percent in (0, 1, 2, 5, 10, 20, 50, 80)},
+        "LIKELIHOOD": {0: "twoNN_ml"},
+    },
+    "gride": {"RATIO": {n1: f"gride_n{n1}" for n1 in (1, 2, 4, 8, 16, 32, 64)}},
+    "mom": {"MOMENTS": {100: "mom"}},
 }
 
 TRUE_DIMENSIONS = (1, 2, 3, 5, 8, 12, 20, 40)
