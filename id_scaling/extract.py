@@ -24,6 +24,7 @@ from threadpoolctl import threadpool_limits
 
 from id_scaling.errors import InputError
 from id_scaling.files import digest, read_json, sha256, sole_writer, sweep, write_json, writing
+from id_scaling.kernels import kernels_of
 from id_scaling.logs import LOG, Progress
 from id_scaling.models import LossHead, last_hidden, load_model, pick_device, pick_dtype, watching
 from id_scaling.neighbors import Neighbors, find_neighbors
@@ -235,6 +236,7 @@ class _Run:
         self.sites = resolve_sites(extraction.request, architecture["model_type"], architecture["n_layers"])
         check_paths(self.sites, {name for name, _ in self.model.named_modules()})
         self.extraction, self.pool = extraction, ThreadPoolExecutor(execution.n_threads)
+        kernels_of(np.empty((0, 0)))  # loads their BLAS before its threads are limited
         n_counted = input_ids.shape[1] - min(view.skip_first_tokens for view in extraction.views.values())
         self.ranks = extraction.ranks or default_ranks(n_counted)
         with torch.inference_mode():

@@ -72,9 +72,10 @@ def tables() -> dict[str, np.ndarray]:
 def test_every_factor_simulated_is_near_one() -> None:
     for name, table in tables().items():
         assert table.shape == (len(N_POINTS), len(DIMENSION)), name
-        # From 0.77: the arithmetic mean on a line spreads less than its formula says. No other is far below 0.9.
+        # From 0.72: the arithmetic mean on a line spreads less than its formula says. To 3.2: at GRIDE's scale of 64,
+        # clouds of 256 points have few neighborhoods that are not the same.
         assert table.min() > 0.6, name
-        assert table.max() < 2.5, name
+        assert table.max() < 3.3, name
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -113,8 +114,9 @@ def test_factors_between_entries_lie_between_them() -> None:
     d, n = np.exp(rng.uniform(-1, 4, 1000)), np.exp(rng.uniform(3, 9, 1000))
     for name, table in tables().items():
         found = factor(table, d, n)
-        assert table.min() <= found.min(), name
-        assert found.max() <= table.max(), name
+        rounding = 1e-12
+        assert table.min() <= found.min() + rounding, name
+        assert found.max() <= table.max() + rounding, name
 
 
 def test_parameters_between_those_simulated_have_factors_between_theirs() -> None:

@@ -83,7 +83,8 @@ def definition_of(name: str) -> Definition:
     grammar = ", ".join(grammar for grammar, _, _ in GRAMMAR)
     raise ConfigError(
         f"{name!r} is not an estimator: {nearest(str(name), EXAMPLES)} "
-        f"(names: {grammar}; NN is a number: of neighbors, a per cent, a scale or a ceiling; Name an estimator of scikit-dimension)"
+        f"(names: {grammar}; NN is a number: of neighbors, a per cent, a scale or a ceiling; "
+        "Name an estimator of scikit-dimension)"
     )
 
 

@@ -9,9 +9,9 @@ and the derivative of the log-likelihood over N points, with x = log mu,
 
     g(d) = (N - 1) / d - (2n - 1) sum x + (n - 1) sum x / (1 - exp(-d x)),
 
-falls through zero exactly once; N - 1 in place of N makes the estimate at n = 1 unbiased, as in DADApy. n is the scale: `gride_n1` is TwoNN by maximum likelihood, larger n looks at wider
-neighborhoods and so past noise; an ID that does not change with n is one to trust. All ratios count;
-scikit-dimension leaves out those above 20 (q_95 - q_50) + q_50.
+falls through zero exactly once; N - 1 in place of N makes the estimate at n = 1 unbiased, as in DADApy. n is the
+scale: `gride_n1` is TwoNN by maximum likelihood, larger n looks at wider neighborhoods and so past noise. All
+ratios count; scikit-dimension leaves out those above 20 (q_95 - q_50) + q_50, quantiles of the ratios.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from functools import partial
 import numpy as np
 
 from id_scaling.estimators.base import Estimator
+from id_scaling.estimators.spread import table_at
+from id_scaling.estimators.spread_tables import gride as factors
 from id_scaling.neighbors import Neighbors
 
 MAX_STEPS = 100
@@ -31,7 +33,9 @@ RELATIVE_STEP = 1e-9
 def make(name: str, scale: str) -> Estimator:
     """Return the estimator at one scale n."""
     n = int(scale)
-    return Estimator(name, "neighbors", 2 * n + 1, partial(maximum, scale=n), ranks=tuple(sorted({1, n, 2 * n})))
+    ranks = tuple(sorted({1, n, 2 * n}))
+    compute, spread = partial(maximum, scale=n), table_at(factors.RATIO, n)
+    return Estimator(name, "neighbors", min_points=2 * n + 1, compute=compute, ranks=ranks, spread=spread)
 
 
 def maximum(neighbors: Neighbors, scale: int) -> tuple[np.ndarray, np.ndarray]:

@@ -5,8 +5,8 @@ the distance to the j-th neighbor, each point gives
 
     d_i = (k - 1) / sum_{j < k} log(R_k / R_j).
 
-`mle` is the arithmetic mean of the d_i over points with k = 20 (scikit-dimension's `MLE().fit_transform`), `mle_kNN` the
-same with another k. `mle_harmonic` is their harmonic mean, the maximum of the joint likelihood (MacKay and
+`mle` is the arithmetic mean of the d_i over points with k = 20 (scikit-dimension's `MLE().fit_transform`), `mle_kNN`
+the same with another k. `mle_harmonic` is their harmonic mean, the maximum of the joint likelihood (MacKay and
 Ghahramani, 2005). `mle_unbiased` puts k - 2 for k - 1, which makes each d_i unbiased, in the harmonic mean.
 """
 

@@ -16,14 +16,23 @@ from functools import partial
 import numpy as np
 
 from id_scaling.estimators.base import Estimator
+from id_scaling.estimators.spread import table_at
+from id_scaling.estimators.spread_tables import mom as factors
 from id_scaling.neighbors import Neighbors
 
 
 def make(name: str, k: str) -> Estimator:
     """Return the estimator for k neighbors."""
-    ranks = tuple(range(1, int(k) + 1))
-    local = partial(pointwise, k=int(k))
-    return Estimator(name, "neighbors", int(k) + 1, partial(mean, k=int(k)), ranks, local=local)
+    n = int(k)
+    return Estimator(
+        name,
+        "neighbors",
+        min_points=n + 1,
+        compute=partial(mean, k=n),
+        ranks=tuple(range(1, n + 1)),
+        local=partial(pointwise, k=n),
+        spread=table_at(factors.MOMENTS, n),
+    )
 
 
 def mean(neighbors: Neighbors, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -27,7 +27,7 @@ import id_scaling.estimators.spread_tables
 from id_scaling.estimators import get_estimator
 from id_scaling.estimators.base import Estimator
 from id_scaling.estimators.spread import DIMENSION, N_POINTS
-from id_scaling.neighbors import Neighbors, find_neighbors
+from id_scaling.neighbors import Neighbors, find_neighbors, stacked
 from id_scaling.views import View
 
 FOLDER = Path(id_scaling.estimators.spread_tables.__file__).parent
@@ -44,7 +44,7 @@ METHODS = {
         "LIKELIHOOD": {0: "twoNN_ml"},
     },
     "gride": {"RATIO": {n1: f"gride_n{n1}" for n1 in (1, 2, 4, 8, 16, 32, 64)}},
-    "mom": {"MOMENTS": {100: "mom"}},
+    "mom": {"MOMENTS": {100: "mom_k100"}},
 }
 
 TRUE_DIMENSIONS = (1, 2, 3, 5, 8, 12, 20, 40)
@@ -77,9 +77,7 @@ def draw_neighbors(
     view = View(skip_first_tokens=0, duplicates="keep")
     for start in range(0, n_clouds, CLOUDS_AT_ONCE):
         clouds = (GEOMETRIES[geometry](rng, n, d) for _ in range(min(CLOUDS_AT_ONCE, n_clouds - start)))
-        found = [find_neighbors(cloud, [view], ranks)[0] for cloud in clouds]
-        fields = ("r1", "log_ratio", "statistics")
-        yield Neighbors(ranks, *(np.stack([getattr(one, field) for one in found]) for field in fields))
+        yield stacked([find_neighbors(cloud, [view], ranks)[0] for cloud in clouds])
 
 
 def ranks_of(estimators: list[Estimator]) -> tuple[int, ...]:
