@@ -1,0 +1,183 @@
+"""The search for nearest neighbors: its kernels one by one, and IDs against direct float64 differences."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from id_scaling import search
+from id_scaling.estimators import get_estimator
+from id_scaling.estimators.base import estimate_from_neighbors
+from id_scaling.guard import NARROW, ProductError, Tolerance, product_error, suspects
+from id_scaling.kernels import compiled, on_torch
+from id_scaling.neighbors import Neighbors, find_neighbors, stacked
+from id_scaling.search import find_nearest, survey
+from id_scaling.views import View
+from tests.stress import STRESSES, smooth, stressed
+
+NAMES = ("mle", "mle_harmonic", "twoNN_f10", "twoNN_f0", "twoNN_ml", "mind_ml", "gride_n2", "gride_n64")
+RANKS = (*range(1, 33), 64, 128)
+DISTINCT = View(0, "distinct")
+
+
+def ids_of(neighbors: Neighbors) -> np.ndarray:
+    """Return the IDs of one cloud by every estimator of `NAMES`."""
+    return np.array([estimate_from_neighbors(get_estimator(name), stacked([neighbors])).value[0] for name in NAMES])
+
+
+def direct_ids(points: np.ndarray) -> np.ndarray:
+    """Return the IDs from float64 differences of the coordinates of the different points."""
+    rows = np.unique(np.asarray(points, dtype=np.float64) + 0.0, axis=0)
+    squares = np.array([((rows - row) ** 2).sum(axis=1) for row in rows])
+    np.fill_diagonal(squares, np.inf)
+    ascending = np.sort(squares, axis=1)[:, np.array(RANKS) - 1]
+    n = np.array(float(len(rows)))
+    statistics = {"n_points": n, "n_used": n, "n_nonfinite": np.array(0.0)}
+    return ids_of(Neighbors(RANKS, np.sqrt(ascending[:, 0]), 0.5 * np.log(ascending / ascending[:, :1]), statistics))
+
+
+def worst_error(points, direct: np.ndarray) -> float:
+    """Return the largest relative difference of an ID to the direct one."""
+    return float(np.max(np.abs(ids_of(find_neighbors(points, [DISTINCT], RANKS)[0]) / direct - 1)))
+
+
+@pytest.fixture(scope="module", params=[smooth, *STRESSES], ids=lambda stress: stress.__name__)
+def hard(request: pytest.FixtureRequest) -> tuple[str, np.ndarray, np.ndarray]:
+    """The name of a stress, a cloud under it in float16, and its IDs from direct differences."""
+    stress = request.param
+    points = (smooth(512, 576) if stress is smooth else stressed(stress, 512, 576)).astype(np.float16)
+    return stress.__name__, points, direct_ids(points)
+
+
+@pytest.mark.parametrize("kind", ["float16", "float32", "torch float16", "torch float32"])
+def test_ids_are_those_of_direct_differences_to_a_millionth(hard, kind: str) -> None:
+    _, points, direct = hard
+    values = points.astype(kind.removeprefix("torch "))
+    assert worst_error(torch.from_numpy(values) if "torch" in kind else values, direct) <= 1e-6  # what is promised
+
+
+def test_ids_from_float64_are_those_of_direct_differences_to_a_billionth(hard) -> None:
+    _, points, direct = hard
+    assert worst_error(points.astype(np.float64), direct) <= 1e-9  # what is promised
+
+
+def test_ids_would_be_off_without_the_guard(hard, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, points, direct = hard
+    monkeypatch.setattr(search, "suspects", lambda squares, *_: np.zeros(len(squares), dtype=bool))
+    monkeypatch.setattr(search, "_length_that_settles", lambda *_: 36)
+    error = worst_error(points, direct)
+    # A smooth cloud needs no guard, nor one off the origin or along one coordinate: centring serves.
+    easy = {"smooth", "constant_coordinate", "common_mean", "massive_first_token"}
+    assert (error > 1e-6) == (name not in easy)
+
+
+def test_the_guard_takes_few_points_of_a_smooth_cloud() -> None:
+    cloud = survey(smooth(1024, 576).astype(np.float16))
+    found = find_nearest(cloud, np.arange(1024), 21, np.empty(0, dtype=int))
+    assert found.product.gram.dtype == np.float32
+    assert found.n_again < 0.1 * 1024  # what is left is speed, not right or wrong: some hundredths at this width
+
+
+def test_the_guard_takes_more_points_the_less_may_be_off() -> None:
+    rng = np.random.default_rng(0)
+    squares = np.sort(rng.uniform(1, 2, (500, 25)), axis=1)
+    norms, zeros = rng.lognormal(0, 2, 500), np.zeros(500, dtype=int)
+    counts = [
+        np.count_nonzero(suspects(squares, norms, zeros, ProductError(1e-7, 1e-9), Tolerance(of_id, 1.0)))
+        for of_id in (1e-8, 1e-7, 1e-6, 1e-5)
+    ]
+    assert counts == sorted(counts, reverse=True)
+    assert counts[0] > 400
+    assert counts[-1] == 0
+
+
+def test_the_guard_takes_a_point_with_a_distance_of_noise() -> None:
+    squares = np.sort(np.random.default_rng(0).uniform(1, 2, (500, 25)), axis=1)
+    squares[7, 0] = -1e-9
+    found = suspects(squares, np.ones(500), np.zeros(500, dtype=int), ProductError(1e-9, 0.0), NARROW)
+    assert np.flatnonzero(found).tolist() == [7]
+
+
+def test_the_error_of_a_product_is_seen_on_its_diagonal() -> None:
+    norms = np.random.default_rng(0).uniform(1, 2, 1000)
+    found = product_error((norms * (1 + 1e-5)).astype(np.float32), norms)
+    assert found.spread == pytest.approx(1e-5, rel=0.01)
+    assert found.bias == pytest.approx(1e-5, rel=0.01)
+    assert product_error(norms, norms).spread == np.finfo(float).eps / 2  # exact sums say nothing of the others
+
+
+# ---- kernels ----
+
+
+def test_every_half_is_widened_exactly() -> None:
+    halves = np.arange(2**16, dtype=np.uint16).view(np.float16).reshape(256, 256)
+    widened, expected = compiled.widened(halves), halves.astype(np.float32)
+    is_finite = np.isfinite(expected)
+    np.testing.assert_array_equal(widened[is_finite], expected[is_finite])
+    np.testing.assert_array_equal(np.signbit(widened[is_finite]), np.signbit(expected[is_finite]))
+    assert np.isnan(widened[~is_finite]).all()  # infinities too: neither counts
+
+
+@pytest.mark.parametrize("n", [1, 7, 8, 9, 63, 64, 65, 200])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_product_is_symmetric_and_right(n: int, dtype: type) -> None:
+    rows = np.random.default_rng(n).standard_normal((n, 30)).astype(dtype)
+    product = compiled.gram(rows)
+    np.testing.assert_array_equal(product, product.T)
+    np.testing.assert_allclose(product, rows.astype(float) @ rows.T.astype(float), atol=30 * np.finfo(dtype).eps * 9)
+
+
+@pytest.mark.parametrize("kernels", [compiled, on_torch])
+@pytest.mark.parametrize("n_nearest", [1, 5, 29, 64, 70])
+@pytest.mark.parametrize("n", [2, 30, 64, 65, 300])
+def test_the_nearest_are_those_of_a_sort(kernels, n: int, n_nearest: int) -> None:
+    rng = np.random.default_rng(n)
+    rows = np.round(rng.standard_normal((n, 4)), 1)  # with ties
+    counts = rng.random(n) < 0.8
+    counts[:2] = True
+    norms = (rows**2).sum(axis=1)
+    direct = np.where(counts & ~np.eye(n, dtype=bool), ((rows[:, None] - rows[None]) ** 2).sum(axis=2), np.inf)
+    ascending = np.sort(direct, axis=1)[counts]
+    gram = rows @ rows.T
+    further = np.array([rank for rank in (n_nearest + 1, n_nearest + 3) if rank < np.count_nonzero(counts)], dtype=int)
+    given = torch.from_numpy(gram) if kernels is on_torch else gram
+    squares, indices, beyond = (values[counts] for values in kernels.nearest(given, norms, counts, n_nearest, further))
+    expected = np.full((len(ascending), n_nearest), np.inf)
+    expected[:, : min(n, n_nearest)] = ascending[:, :n_nearest]
+    np.testing.assert_allclose(squares, expected, atol=1e-13)
+    np.testing.assert_allclose(beyond, ascending[:, further - 1], atol=1e-13)
+    assert ((indices == -1) == np.isinf(expected)).all()
+    own = np.flatnonzero(counts)[:, None]
+    is_there = indices >= 0
+    found = direct[np.broadcast_to(own, indices.shape)[is_there], indices[is_there]]
+    np.testing.assert_allclose(found, squares[is_there], atol=1e-13)
+    assert [len(set(row[row >= 0])) for row in indices] == is_there.sum(axis=1).tolist()
+
+
+@pytest.mark.parametrize("kernels", [compiled, on_torch])
+def test_the_other_kernels_equal_plain_formulas(kernels) -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((90, 17)).astype(np.float32)
+    counts = rng.random(90) < 0.7
+    given = torch.from_numpy(rows) if kernels is on_torch else rows
+    wide = rows.astype(np.float64)
+    norms, total, keys = kernels.survey(given)
+    np.testing.assert_allclose(norms, (wide**2).sum(axis=1), rtol=1e-14)
+    np.testing.assert_allclose(total, wide.sum(axis=0), rtol=1e-12, atol=1e-13)
+    assert len(np.unique(keys)) == 90
+    centred, centred_norms = kernels.centred(given, total / 90, np.float64, counts)
+    expected = np.where(counts[:, None], wide - wide.mean(axis=0), 0)
+    np.testing.assert_allclose(np.asarray(centred), expected, atol=1e-14)
+    np.testing.assert_allclose(centred_norms, (expected**2).sum(axis=1), rtol=1e-13)
+    gram = wide @ wide.T
+    product = torch.from_numpy(gram) if kernels is on_torch else gram
+    row_sums, square = kernels.gram_sums(product, counts)
+    np.testing.assert_allclose(row_sums[counts], gram[counts][:, counts].sum(axis=1), rtol=1e-12)
+    assert square == pytest.approx((gram[counts][:, counts] ** 2).sum(), rel=1e-13)
+    direct = ((wide[:, None] - wide[None]) ** 2).sum(axis=2)[counts][:, counts][np.triu_indices(counts.sum(), 1)]
+    limits = np.array([20.0, 30.0])
+    assert kernels.pairs_within(product, norms, counts, limits) == tuple((direct[:, None] < limits).sum(axis=0))
+    some, others = np.array([3, 80]), np.array([[0, 1, 2], [5, 80, 7]])
+    squares = ((wide[some][:, None] - wide[others]) ** 2).sum(axis=2)
+    np.testing.assert_allclose(kernels.differences(given, some, others), squares, rtol=1e-14)
