@@ -165,6 +165,9 @@ class CacheingConfig(_Section):
         True, description="estimate and save the IDs; turning it on or off never repeats an extraction"
     )
     save_IDs_list: list[Name] = Field(["mle", "mind_ml", "twoNN_f10"], description="estimators, by name")
+    save_local_IDs: bool = Field(
+        False, description="save the ID at each token too, of estimators that are means over points (`mle`, `mom`)"
+    )
     views: dict[Key, ViewConfig] = Field(
         default_factory=_default_views, description="name -> which points count; every estimate is made under each"
     )

@@ -69,7 +69,8 @@ def estimate_run(
     # Threads share what is read; scikit-dimension's Python loops need processes.
     prefer = "processes" if estimator.needs == "points" else "threads"
     tables = joblib.Parallel(n_jobs=n_threads, prefer=prefer)(
-        joblib.delayed(_estimate_block)(estimator, manifest, *block) for block in blocks
+        joblib.delayed(_estimate_block)(estimator, manifest, *block, has_local=settings["has_local"])
+        for block in blocks
     )
     table = pl.concat(tables)
     facts = {
@@ -137,8 +138,9 @@ def _estimate_block(
     layer: int | None,
     view: str,
     rows: range,
+    has_local: bool,
 ) -> pl.DataFrame:
-    """Return the table of some contexts of one site under one view."""
+    """Return the table of some contexts of one site under one view; `local`, if asked for, is one value a token."""
     with _reading(path) as file:
         neighbors = _read_neighbors(file[module][view], manifest, rows)
         points = file[module]["activations"][rows.start : rows.stop] if estimator.needs == "points" else None
@@ -166,7 +168,13 @@ def _estimate_block(
             *moments, neighbors.statistic("n_used")
         )
     nothing = [None] * len(rows)
-    return pl.DataFrame({name: pl.Series(name, columns.get(name, nothing)).cast(kind) for name, kind in SCHEMA.items()})
+    table = pl.DataFrame(
+        {name: pl.Series(name, columns.get(name, nothing)).cast(kind) for name, kind in SCHEMA.items()}
+    )
+    if not has_local:
+        return table
+    local = pl.Series("local", estimator.local(neighbors).tolist(), dtype=pl.List(pl.Float64))
+    return table.with_columns(local.list.eval(pl.element().fill_nan(None)))
 
 
 def _read_neighbors(group: h5py.Group, manifest: Mapping[str, Any], rows: range) -> Neighbors:

@@ -17,7 +17,7 @@ from typing import Any
 from id_scaling import embedded
 from id_scaling.config import Config, DatasetConfig, ModelConfig, parse
 from id_scaling.errors import IdScalingError
-from id_scaling.estimators import definition_of
+from id_scaling.estimators import definition_of, get_estimator
 from id_scaling.fetch import (
     check_model,
     dataset_shard,
@@ -208,6 +208,7 @@ class Study:
             estimator=estimator,
             parameters=definition_of(estimator).parameters,
             views=sorted(self.config.cacheing_config.views),
+            has_local=self.config.cacheing_config.save_local_IDs and get_estimator(estimator).local is not None,
         )
 
     def summarize_settings(self) -> str:

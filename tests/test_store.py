@@ -258,11 +258,11 @@ class Store:
         known |= {"ranks": list(RANKS), "statistics": list(names_of(()))}
         write_json(self.manifest, {**known, **changes})
 
-    def estimate(self, name: str = "mle") -> pl.DataFrame:
+    def estimate(self, name: str = "mle", has_local: bool = False) -> pl.DataFrame:
         """Return the table of one estimator."""
         output = self.folder / f"{name}.parquet"
         output.unlink(missing_ok=True)
-        estimate_run(self.manifest, "block", name, {"views": ["default"]}, output, 1)
+        estimate_run(self.manifest, "block", name, {"views": ["default"], "has_local": has_local}, output, 1)
         return pl.read_parquet(output)
 
     def flip(self, position: int) -> None:
@@ -365,3 +365,13 @@ def test_file_that_is_not_the_manifests_is_refused_with_what_to_do(damage: Any, 
         store.estimate()
     assert str(store.path) in str(caught.value)
     assert f"remove {store.manifest} and run again" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["mle", "mom_k10"])
+def test_local_ids_are_one_a_token_and_average_to_the_estimate(name: str, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    table = store.estimate(name, has_local=True)
+    assert table["local"].list.len().to_list() == [30, 30, 30]
+    assert table["local"].list.first().to_list() == [None] * 3  # the token that the view leaves out
+    np.testing.assert_allclose(table["local"].list.mean(), table["value"], rtol=1e-12)
+    assert "local" not in store.estimate(name).columns
