@@ -166,7 +166,8 @@ class CacheingConfig(_Section):
     )
     save_IDs_list: list[Name] = Field(["mle", "mind_ml", "twoNN_f10"], description="estimators, by name")
     save_local_IDs: bool = Field(
-        False, description="save the ID at each token too, of estimators that are means over points (`mle`, `mom`)"
+        False,
+        description="save the ID at each token too, of estimators that are means over points, like `mle`",
     )
     views: dict[Key, ViewConfig] = Field(
         default_factory=_default_views, description="name -> which points count; every estimate is made under each"
@@ -229,6 +230,9 @@ class Config(_Section):
     multiprocessing: bool = Field(True, description="whether estimates run on several cores")
     multiprocessing_num_cpus: int = Field(
         1, ge=1, description="on how many cores an estimate runs; several estimates run beside each other anyway"
+    )
+    max_seconds_per_cloud: float = Field(
+        600, gt=0, description="an estimate from a saved cloud that takes longer is a `timeout`"
     )
     verbose: bool = Field(False, description="detail of logs")
 

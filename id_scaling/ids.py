@@ -19,7 +19,7 @@ import polars as pl
 
 from id_scaling.errors import StoreError
 from id_scaling.estimators import get_estimator
-from id_scaling.estimators.base import Estimator, estimate_from_neighbors, estimate_from_points
+from id_scaling.estimators.base import Estimator, estimate_from_neighbors, estimate_from_points, local_values
 from id_scaling.files import canonical_json, read_json, writing
 from id_scaling.logs import LOG
 from id_scaling.neighbors import Neighbors
@@ -66,11 +66,9 @@ def estimate_run(
     manifest = read_json(manifest_path)
     estimator = get_estimator(name)
     blocks = list(_blocks(manifest_path.parent, manifest, module, settings["views"]))
-    # Threads share what is read; scikit-dimension's Python loops need processes.
-    prefer = "processes" if estimator.needs == "points" else "threads"
-    tables = joblib.Parallel(n_jobs=n_threads, prefer=prefer)(
-        joblib.delayed(_estimate_block)(estimator, manifest, *block, has_local=settings["has_local"])
-        for block in blocks
+    # Threads share what is read; estimators of points have a process of their own for each thread.
+    tables = joblib.Parallel(n_jobs=n_threads, prefer="threads")(
+        joblib.delayed(_estimate_block)(estimator, manifest, settings, *block) for block in blocks
     )
     table = pl.concat(tables)
     facts = {
@@ -133,12 +131,12 @@ def _reading(path: Path) -> Iterator[h5py.File]:
 def _estimate_block(
     estimator: Estimator,
     manifest: Mapping[str, Any],
+    settings: Mapping[str, Any],
     path: Path,
     module: str,
     layer: int | None,
     view: str,
     rows: range,
-    has_local: bool,
 ) -> pl.DataFrame:
     """Return the table of some contexts of one site under one view; `local`, if asked for, is one value a token."""
     with _reading(path) as file:
@@ -147,7 +145,7 @@ def _estimate_block(
     if points is None:
         found = estimate_from_neighbors(estimator, neighbors)
     else:
-        found = estimate_from_points(estimator, points, neighbors)
+        found = estimate_from_points(estimator, points, neighbors, settings["max_seconds"])
     columns = {
         "view": [view] * len(rows),
         "cloud": ["context"] * len(rows),
@@ -171,9 +169,10 @@ def _estimate_block(
     table = pl.DataFrame(
         {name: pl.Series(name, columns.get(name, nothing)).cast(kind) for name, kind in SCHEMA.items()}
     )
-    if not has_local:
+    if not settings["has_local"]:
         return table
-    local = pl.Series("local", estimator.local(neighbors).tolist(), dtype=pl.List(pl.Float64))
+    local = local_values(estimator, points, neighbors)
+    local = pl.Series("local", local.tolist(), dtype=pl.List(pl.Float64))
     return table.with_columns(local.list.eval(pl.element().fill_nan(None)))
 
 

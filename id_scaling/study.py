@@ -201,14 +201,16 @@ class Study:
 
     def estimate_settings(self, run: Run, module: str, estimator: str) -> str:
         """Return the settings of `estimate_dimension`."""
+        made, cacheing = get_estimator(estimator), self.config.cacheing_config
         return _settings(
             _estimate_roots(estimator),
             **self._names(run),
             module=module,
             estimator=estimator,
             parameters=definition_of(estimator).parameters,
-            views=sorted(self.config.cacheing_config.views),
-            has_local=self.config.cacheing_config.save_local_IDs and get_estimator(estimator).local is not None,
+            views=sorted(cacheing.views),
+            has_local=cacheing.save_local_IDs and made.local is not None,
+            max_seconds=self.config.max_seconds_per_cloud if made.needs == "points" else None,
         )
 
     def summarize_settings(self) -> str:

@@ -262,7 +262,9 @@ class Store:
         """Return the table of one estimator."""
         output = self.folder / f"{name}.parquet"
         output.unlink(missing_ok=True)
-        estimate_run(self.manifest, "block", name, {"views": ["default"], "has_local": has_local}, output, 1)
+        estimate_run(
+            self.manifest, "block", name, {"views": ["default"], "has_local": has_local, "max_seconds": 60.0}, output, 1
+        )
         return pl.read_parquet(output)
 
     def flip(self, position: int) -> None:
@@ -367,7 +369,7 @@ def test_file_that_is_not_the_manifests_is_refused_with_what_to_do(damage: Any, 
     assert f"remove {store.manifest} and run again" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["mle", "mom_k10"])
+@pytest.mark.parametrize("name", ["mle", "mom_k10", "tle"])
 def test_local_ids_are_one_a_token_and_average_to_the_estimate(name: str, tmp_path: Path) -> None:
     store = Store(tmp_path)
     table = store.estimate(name, has_local=True)

@@ -35,6 +35,12 @@ GRAMMAR = (
     ("participation_ratio_corrected", r"participation_ratio_(?P<form>corrected)", "participation_ratio"),
     ("effective_rank", r"(?P<statistic>effective_rank)", "spectrum"),
     ("pca_NN", r"(?P<statistic>pca_9[059])", "spectrum"),
+    ("mada", r"mada", "mada"),
+    ("tle", r"tle", "tle"),
+    ("abid_kNN", r"abid_k(?P<k>[2-9]|[1-9][0-9]{1,2})", "abid"),
+    ("local_pca_kNN_vNN", r"local_pca_k(?P<k>[2-9]|[1-9][0-9]{1,2})_v(?P<percent>[1-9][0-9])", "local_pca"),
+    ("phd", r"phd", "phd"),
+    ("mst", r"mst", "mst"),
     ("skdim_Name", r"skdim_(?P<class_name>[A-Za-z_]+)", "skdim"),
 )
 EXAMPLES = (
@@ -55,6 +61,12 @@ EXAMPLES = (
     "participation_ratio_corrected",
     "effective_rank",
     "pca_90",
+    "mada",
+    "tle",
+    "abid_k100",
+    "local_pca_k50_v90",
+    "phd",
+    "mst",
     "skdim_TLE",
 )
 

@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+from id_scaling.estimators.contained import DEFAULT_SECONDS, ChildError, estimate_contained
 from id_scaling.estimators.spread import Table, factor
 from id_scaling.neighbors import Neighbors
 
@@ -20,6 +21,7 @@ SATURATED = "saturated"
 DEGENERATE = "degenerate"
 TOO_FEW_POINTS = "too_few_points"
 NONFINITE = "nonfinite"
+TIMEOUT = "timeout"
 
 # Log-ratios of distances are right to 1e-9; points all at one distance would give a larger dimension of rounding alone.
 MAX_RESOLVED = 1e8
@@ -40,7 +42,7 @@ class Estimate:
     n_points, n_distinct : int
         Points given, and different points among them.
     status : str
-        `ok`, `saturated`, `degenerate`, `too_few_points`, `nonfinite` or `failed: …`.
+        `ok`, `saturated`, `degenerate`, `too_few_points`, `nonfinite`, `timeout` or `failed: …`.
     """
 
     value: float
@@ -83,7 +85,8 @@ class Estimator:
     statistics : tuple of str
         Cloud statistics it reads, for `gram` and `spectrum`.
     local : callable, optional
-        The estimate at each point: `Neighbors` -> (n_clouds, n_points), NaN for points that do not count.
+        The estimate at each point: `Neighbors` -> (n_clouds, n_points), NaN for points that do not count; or, for
+        `points`, (n, d) float64 array -> (n,).
     spread : table, optional
         True spread over asymptotic standard error, by n and d; without one the standard error stays as computed.
     """
@@ -95,7 +98,7 @@ class Estimator:
     ranks: tuple[int, ...] = ()
     cap: float = np.inf
     statistics: tuple[str, ...] = ()
-    local: Callable[[Neighbors], np.ndarray] | None = None
+    local: Callable[..., np.ndarray] | None = None
     spread: Table | None = None
 
 
@@ -115,7 +118,9 @@ def estimate_from_neighbors(estimator: Estimator, neighbors: Neighbors) -> Estim
     return settle(estimator, value, stderr, status, neighbors.statistic("n_used"))
 
 
-def estimate_from_points(estimator: Estimator, clouds: Sequence[np.ndarray], neighbors: Neighbors) -> Estimates:
+def estimate_from_points(
+    estimator: Estimator, clouds: Sequence[np.ndarray], neighbors: Neighbors, max_seconds: float = DEFAULT_SECONDS
+) -> Estimates:
     """Apply an estimator to the points that count of each cloud; a failure is a status.
 
     Parameters
@@ -126,16 +131,33 @@ def estimate_from_points(estimator: Estimator, clouds: Sequence[np.ndarray], nei
         The clouds, as long as `neighbors` has clouds.
     neighbors : Neighbors
         Which points count: those whose r_1 is a number.
+    max_seconds : float
+        An estimate that takes longer is a `timeout`.
     """
     status = screen(estimator, neighbors)
     value, stderr = np.full(len(clouds), np.nan), np.full(len(clouds), np.nan)
     for index in np.flatnonzero(status == OK):
         points = np.asarray(clouds[index], dtype=np.float64)[np.isfinite(neighbors.r1[index])]
         try:
-            value[index], stderr[index] = estimator.compute(points)
-        except Exception as error:  # noqa: BLE001  another package's code may raise anything: it becomes the status
-            status[index] = f"failed: {type(error).__name__}: {error}"
+            value[index], stderr[index] = estimate_contained(estimator.name, points, max_seconds)
+        except TimeoutError:
+            status[index] = TIMEOUT
+        except ChildError as error:
+            status[index] = f"failed: {error}"
     return settle(estimator, value, stderr, status, neighbors.statistic("n_used"))
+
+
+def local_values(estimator: Estimator, clouds: Sequence[np.ndarray] | None, neighbors: Neighbors) -> np.ndarray:
+    """Return the estimate at each point, (n_clouds, n_points), NaN where a point or its cloud does not count."""
+    is_estimated = screen(estimator, neighbors) == OK
+    with np.errstate(all="ignore"):
+        if estimator.needs != "points":
+            return np.where(is_estimated[:, None], estimator.local(neighbors), np.nan)
+        local = np.full(neighbors.r1.shape, np.nan)
+        for index in np.flatnonzero(is_estimated):
+            is_counted = np.isfinite(neighbors.r1[index])
+            local[index, is_counted] = estimator.local(np.asarray(clouds[index], dtype=np.float64)[is_counted])
+    return local
 
 
 def screen(estimator: Estimator, neighbors: Neighbors) -> np.ndarray:

@@ -287,3 +287,25 @@ def centred_spectrum(gram: np.ndarray) -> np.ndarray:
     """Return the ascending eigenvalues of H G H with H = 1 - 11ᵀ / n."""
     means = gram.mean(axis=0)
     return np.linalg.eigvalsh(gram - means[:, None] - means[None, :] + means.mean())
+
+
+def tree_edges(distances: np.ndarray) -> np.ndarray:
+    """Return the edge lengths of the minimum spanning tree of a full matrix of distances, by Prim's algorithm."""
+    return _tree_edges(np.ascontiguousarray(distances))
+
+
+@_loop
+def _tree_edges(distances):
+    n = len(distances)
+    edges = np.empty(n - 1)
+    nearest = distances[0].copy()
+    nearest[0] = np.inf
+    is_open = np.ones(n, np.bool_)
+    is_open[0] = False
+    for step in range(n - 1):
+        following = np.argmin(nearest)
+        edges[step] = nearest[following]
+        is_open[following] = False
+        for j in range(n):
+            nearest[j] = min(nearest[j], distances[following, j]) if is_open[j] else np.inf
+    return edges

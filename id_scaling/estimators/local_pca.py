@@ -1,0 +1,40 @@
+"""Local PCA: how many directions hold most of the variance of a point's neighborhood.
+
+Fukunaga and Olsen (1971), "An algorithm for finding intrinsic dimensionality of data". Of each point the k nearest
+neighbors are centred; d_i is the fewest principal components that hold a per cent v of their variance, and the ID is
+the mean over points. `local_pca_kNN_vNN` has both in its name.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+
+from id_scaling.estimators.base import Estimator
+from id_scaling.estimators.displacements import gram_of_displacements, mean_and_error
+
+
+def make(name: str, k: str, percent: str) -> Estimator:
+    """Return the estimator for k neighbors and a per cent of the variance."""
+    given = {"k": int(k), "percent": int(percent)}
+    return Estimator(name, "points", int(k) + 1, partial(mean, **given), local=partial(pointwise, **given))
+
+
+def mean(points: np.ndarray, k: int, percent: int) -> tuple[float, float]:
+    """Return the mean over points, and its standard error."""
+    return mean_and_error(pointwise(points, k, percent))
+
+
+def pointwise(points: np.ndarray, k: int, percent: int) -> np.ndarray:
+    """Return d_i of each point, (n,)."""
+    return np.concatenate([_of_grams(gram, percent / 100) for gram in gram_of_displacements(points, k)])
+
+
+def _of_grams(gram: np.ndarray, share: float) -> np.ndarray:
+    """Return d_i from inner products of displacements, (b, k, k)."""
+    rows = gram.mean(axis=2, keepdims=True)
+    centred = gram - rows - rows.transpose(0, 2, 1) + rows.mean(axis=1, keepdims=True)
+    spectrum = np.clip(np.linalg.eigvalsh(centred)[:, ::-1], 0, None)
+    held = spectrum.cumsum(axis=1) / spectrum.sum(axis=1, keepdims=True)
+    return 1.0 + (held < share - 1e-12).sum(axis=1)

@@ -1,0 +1,39 @@
+"""Manifold-adaptive dimension: how far the neighborhood with twice the points reaches.
+
+Farahmand, Szepesvári and Audibert (2007), "Manifold-adaptive dimension estimation". With k = 20, the ball that
+holds half as many neighbors is 2^(1/d) times smaller:
+
+    d_i = log 2 / log(R_k / R_{k/2}),
+
+and the ID is the mean over points, as in scikit-dimension and R's ider.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from id_scaling.estimators.base import Estimator
+from id_scaling.neighbors import Neighbors
+
+K = 20
+
+
+def make(name: str) -> Estimator:
+    """Return the estimator."""
+    ranks = (1, K // 2, K)
+    return Estimator(name, "neighbors", min_points=K + 1, compute=mean, ranks=ranks, local=pointwise)
+
+
+def mean(neighbors: Neighbors) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean over points of the pointwise estimates, and the standard error of that mean."""
+    local = pointwise(neighbors)
+    n = np.isfinite(neighbors.r1).sum(axis=1)
+    value = np.nansum(local, axis=1) / n
+    variance = np.nansum((local - value[:, None]) ** 2, axis=1) / (n - 1)
+    return value, np.sqrt(variance / n)
+
+
+def pointwise(neighbors: Neighbors) -> np.ndarray:
+    """Return d_i, (n_clouds, n_points); NaN for points that do not count."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.log(2) / (neighbors.at(K) - neighbors.at(K // 2))

@@ -1,0 +1,29 @@
+"""Minimum-spanning-tree dimension, from subsets of half to all of the points.
+
+Costa and Hero (2004), "Geodesic entropic graphs for dimension and entropy estimation in manifold learning", with
+Euclidean edges. Random subsets of ten sizes from half of the points to all but a twentieth, ten of each size; the line through
+the means of their tree lengths over size, both in logarithms, has the slope m, and d = 1 / (1 - m). Three repeats, as
+for `phd`, which looks at subsets of a fixed 50 to 512 points, so at a coarser scale, and at medians. Costa and Hero
+round to an integer; here the value stays as it is. Seeded.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from id_scaling.estimators.base import Estimator
+from id_scaling.estimators.spanning_trees import dimension_of_growth
+
+N_SIZES, N_DRAWS, N_REPEATS, SEED = 10, 10, 3, 0
+
+
+def make(name: str) -> Estimator:
+    """Return the estimator."""
+    return Estimator(name, "points", min_points=40, compute=dimension)
+
+
+def dimension(points: np.ndarray) -> tuple[float, float]:
+    """Return the mean over repeats, and its standard error."""
+    n = len(points)
+    sizes = np.linspace(n // 2, n - n // 20, N_SIZES).astype(int)
+    return dimension_of_growth(points, sizes, N_DRAWS, N_REPEATS, np.mean, SEED)

@@ -1,0 +1,63 @@
+"""Tight local estimation: Hill's estimate over all pairs of neighbors, and their reflections.
+
+Amsaleg, Chelly, Houle, Kawarabayashi, Radovanović and Treeratanajaru (2019), "Intrinsic dimensionality estimation
+within tight localities". With u_j the distances of a point to its k = 20 neighbors, r = u_k, v_jl the distance between
+two of them and z_jl² = 2 u_j² + 2 u_l² - v_jl² that to a reflection,
+
+    s(w) = r (sqrt((u_j² + w² - u_l²)² + 4 w² (r² - u_j²)) - (u_j² + w² - u_l²)) / (2 (r² - u_j²))
+
+(r w² / (r² + w² - u_l²) where u_j = r), and
+
+    d_i = -2 k² / (sum_{j≠l} log(s(v_jl) / r) + sum_{j≠l} log(s(z_jl) / r) + 2 sum_j log(u_j / r)).
+
+The ID is the mean over points. A pair one of whose measurements vanishes is left out, and taken off k².
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from id_scaling.estimators.base import Estimator
+from id_scaling.estimators.displacements import gram_of_displacements, mean_and_error
+
+K = 20
+# Measurements below it, relative to r, are rounding.
+EPSILON = 1e-7
+
+
+def make(name: str) -> Estimator:
+    """Return the estimator."""
+    return Estimator(name, "points", min_points=K + 1, compute=mean, local=pointwise)
+
+
+def mean(points: np.ndarray) -> tuple[float, float]:
+    """Return the mean over points, and its standard error."""
+    return mean_and_error(pointwise(points))
+
+
+def pointwise(points: np.ndarray) -> np.ndarray:
+    """Return d_i of each point, (n,)."""
+    return np.concatenate([_of_grams(gram) for gram in gram_of_displacements(points, K)])
+
+
+def _of_grams(gram: np.ndarray) -> np.ndarray:
+    """Return d_i from inner products of displacements, (b, k, k), in units of r."""
+    u2 = np.diagonal(gram, axis1=1, axis2=2)
+    gram, u2 = gram / u2[:, -1:, None], u2 / u2[:, -1:]
+    v2 = np.maximum(u2[:, :, None] + u2[:, None, :] - 2 * gram, 0)
+    z2 = u2[:, :, None] + u2[:, None, :] + 2 * gram
+    s, t = _measure(v2, u2), _measure(z2, u2)
+    is_pair = ~np.eye(K, dtype=bool) & (s > EPSILON) & (t > EPSILON)
+    logs = np.log(np.where(is_pair, s * t, 1.0)).sum(axis=(1, 2))
+    n_measured = K + is_pair.sum(axis=(1, 2))
+    return -2 * n_measured / (logs + np.log(u2).sum(axis=1))
+
+
+def _measure(w2: np.ndarray, u2: np.ndarray) -> np.ndarray:
+    """Return s for squared distances (b, k, k) and squared distances to the neighbors (b, k), r = 1."""
+    u2_j, u2_l = u2[:, :, None], u2[:, None, :]
+    beside, room = u2_j + w2 - u2_l, 1 - u2_j
+    with np.errstate(divide="ignore", invalid="ignore"):
+        inside = (np.sqrt(beside**2 + 4 * w2 * room) - beside) / (2 * room)
+        on_the_sphere = w2 / (1 + w2 - u2_l)
+    return np.where(room > 0, inside, on_the_sphere)

@@ -1,0 +1,189 @@
+"""Estimators of saved clouds: against third parties and plain formulas, and in a process of their own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import warnings
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skdim
+from scipy.sparse.csgraph import minimum_spanning_tree
+
+import id_scaling
+from id_scaling.estimators import abid, base, contained, get_estimator, local_pca, tle
+from id_scaling.estimators.contained import ChildError, estimate_contained
+from id_scaling.kernels import compiled
+
+FIXTURES = json.loads(files("skdim.tests.reference").joinpath("fixtures.json").read_text())
+CLOUDS = {
+    "ball5_in10": np.hstack([skdim.datasets.hyperBall(300, 5, random_state=0), np.zeros((300, 5))]),
+    "sphere4_in5": skdim.datasets.hyperSphere(300, 4, random_state=1),
+}
+NAMES = ("tle", "abid_k20", "local_pca_k20_v90", "phd", "mst")
+
+
+def cube(d: int, n: int = 1024, seed: int = 0) -> np.ndarray:
+    """Return points of a d-dimensional unit cube in d + 3 coordinates."""
+    return np.pad(np.random.default_rng(seed).uniform(size=(n, d)), ((0, 0), (0, 3)))
+
+
+# ---- values ----
+
+
+@pytest.mark.parametrize("cloud", CLOUDS)
+def test_tle_is_that_of_octave_at_every_point(cloud: str) -> None:
+    np.testing.assert_allclose(tle.pointwise(CLOUDS[cloud]), FIXTURES["matlab"][cloud]["tle_pw"], rtol=1e-9)
+
+
+@pytest.mark.parametrize("cloud", CLOUDS)
+def test_mada_is_that_of_ider(cloud: str) -> None:
+    expected = np.mean(FIXTURES["ider"][cloud]["mada_local_k20"])
+    assert id_scaling.estimate(CLOUDS[cloud], ["mada"])["mada"].value == pytest.approx(expected, rel=1e-12)
+
+
+def test_abid_is_its_formula() -> None:
+    points, k = CLOUDS["ball5_in10"][:60], 12
+    expected = []
+    for point in points:
+        order = np.argsort(np.linalg.norm(points - point, axis=1))[1 : k + 1]
+        units = (points[order] - point) / np.linalg.norm(points[order] - point, axis=1)[:, None]
+        expected.append(k**2 / sum((a @ b) ** 2 for a in units for b in units))
+    np.testing.assert_allclose(abid.pointwise(points, k), expected, rtol=1e-12)
+
+
+def test_local_pca_counts_the_directions_of_each_neighborhood() -> None:
+    points, k = CLOUDS["sphere4_in5"][:80], 15
+    for percent in (50, 90):
+        expected = []
+        for point in points:
+            order = np.argsort(np.linalg.norm(points - point, axis=1))[1 : k + 1]
+            variances = np.linalg.svd(points[order] - points[order].mean(axis=0), compute_uv=False) ** 2
+            expected.append(1 + np.searchsorted(variances.cumsum() / variances.sum(), percent / 100))
+        np.testing.assert_array_equal(local_pca.pointwise(points, k, percent), expected)
+
+
+@pytest.mark.parametrize("name", ["phd", "mst"])
+@pytest.mark.parametrize(("d", "low", "high"), [(2, 1.7, 2.2), (5, 4.2, 5.2), (10, 6.5, 10)])
+def test_spanning_trees_grow_with_the_dimension(name: str, d: int, low: float, high: float) -> None:
+    # The edge of a cube is nearer the larger d is: the growth of its trees is slower than the limit says.
+    found = id_scaling.estimate(cube(d), [name])[name]
+    assert low < found.value < high
+    assert 0 < found.stderr < 0.3 * d
+
+
+@pytest.mark.parametrize("name", ["phd", "mst"])
+def test_spanning_trees_are_drawn_alike_every_time(name: str) -> None:
+    first, second = (id_scaling.estimate(cube(3), [name])[name] for _ in range(2))
+    assert (first.value, first.stderr) == (second.value, second.stderr)
+
+
+@pytest.mark.parametrize("n", [2, 3, 50, 200])
+def test_the_tree_is_that_of_scipy(n: int) -> None:
+    points = np.random.default_rng(n).standard_normal((n, 4))
+    distances = np.linalg.norm(points[:, None] - points[None], axis=2)
+    expected = np.sort(minimum_spanning_tree(distances).data)
+    np.testing.assert_allclose(np.sort(compiled.tree_edges(distances)), expected, rtol=1e-15)
+
+
+@pytest.mark.parametrize("name", ["tle", "abid_k20", "local_pca_k20_v90"])
+def test_local_values_average_to_the_estimate(name: str) -> None:
+    points, estimator = cube(4, 200), get_estimator(name)
+    assert estimator.compute(points)[0] == pytest.approx(estimator.local(points).mean(), rel=1e-14)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("points", "status"),
+    [
+        (cube(3, 10), "too_few_points"),
+        (np.ones((300, 4)), "too_few_points"),
+        (np.where(np.arange(300)[:, None] == 7, np.nan, cube(3, 300)), "nonfinite"),
+        (np.concatenate([cube(3, 300), 1e6 * np.ones((1, 6))]), "ok"),
+        (np.concatenate([cube(3, 300), cube(3, 300)[:40]]), "ok"),
+    ],
+    ids=["few", "constant", "nan", "massive", "repeated"],
+)
+def test_a_cloud_without_an_answer_says_why_in_silence(name: str, points: np.ndarray, status: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = id_scaling.estimate(points, [name])[name]
+    if np.nanmax(points) == 1e6 and name in ("phd", "mst"):
+        status = "degenerate"  # one edge is longer than all others: the tree does not grow with the points drawn
+    assert found.status == status
+    assert np.isnan(found.value) == (status != "ok")
+
+
+# ---- containment ----
+
+
+@pytest.fixture
+def misbehaving(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An estimator of points that does as the first coordinate says: hang, die, raise, print or estimate."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, time, sys\n"
+        "def compute(points):\n"
+        "    wish = int(points[0, 0])\n"
+        "    if wish == 1: time.sleep(1e6)\n"
+        "    if wish == 2: os.kill(os.getpid(), 9)\n"
+        "    if wish == 3: raise ValueError('no')\n"
+        "    if wish == 4: print('noise'); os.write(1, b'more noise')\n"
+        "    return float(os.getpid()), 0.0\n"
+        "import id_scaling.estimators as package\n"
+        "from id_scaling.estimators.base import Estimator\n"
+        "package.get_estimator = lambda name: Estimator(name, 'points', 2, compute)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    # A child of its own, that later tests do not meet.
+    monkeypatch.setattr(contained, "_OF_THREAD", threading.local())
+
+
+def wish(number: int) -> np.ndarray:
+    """Return a cloud that tells the estimator what to do."""
+    return np.full((4, 2), float(number))
+
+
+def test_what_an_estimator_does_costs_its_cloud_alone(misbehaving: None) -> None:
+    ask = lambda number: estimate_contained("any", wish(number), 5.0 if number == 1 else 60.0)[0]  # noqa: E731
+    first = ask(0)
+    assert ask(4) == first  # what is printed is no answer, and one child serves many clouds
+    with pytest.raises(ChildError, match="ValueError: no"):
+        ask(3)
+    assert ask(0) == first
+    with pytest.raises(TimeoutError, match="no answer after 5 s"):
+        ask(1)
+    second = ask(0)
+    assert second != first
+    with pytest.raises(ChildError, match="its process ended with code -9"):
+        ask(2)
+    assert ask(0) not in (first, second)
+
+
+def test_each_failure_is_a_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([TimeoutError("late"), ChildError("ValueError: no"), (3.0, 0.1)])
+
+    def answer(*_):
+        found = next(answers)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(base, "estimate_contained", answer)
+    found = id_scaling.estimate_batch(np.stack([cube(3, 50, seed) for seed in range(3)]), ["skdim_TLE"])
+    assert found["status"].to_list() == ["timeout", "failed: ValueError: no", "ok"]
+
+
+def test_scikit_dimension_stays_in_its_process() -> None:
+    code = (
+        "import warnings, sys, numpy as np, id_scaling\n"
+        "before = list(warnings.filters)\n"
+        "points = np.random.default_rng(0).uniform(size=(200, 3))\n"
+        "assert id_scaling.estimate(points, ['skdim_TLE'])['skdim_TLE'].status == 'ok'\n"
+        "assert warnings.filters == before\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
