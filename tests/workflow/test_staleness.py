@@ -163,7 +163,7 @@ CASES = {
         {**CHAIN, "fetch_dataset": 1, "chunk_dataset": 1},
     ),
     "the code of the neighbor search": (
-        change_code("id_scaling/neighbors.py", "REFINE = 1e-5", "REFINE = 1e-4"),
+        change_code("id_scaling/search.py", "PROBES = 8", "PROBES = 9"),
         DOWN_FROM_EXTRACTION,
     ),
     "the neighbor ranks": (
