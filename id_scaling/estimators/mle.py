@@ -65,6 +65,7 @@ def unbiased(neighbors: Neighbors, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 def pointwise(neighbors: Neighbors, k: int) -> np.ndarray:
     """Return d_i, (n_clouds, n_points); NaN for points that do not count."""
-    log_ratios = np.stack([neighbors.at(rank) for rank in range(1, k + 1)], axis=-1)
+    first, last = neighbors.ranks.index(1), neighbors.ranks.index(k)
+    total = neighbors.log_ratio[..., first : last + 1].sum(axis=-1, dtype=np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return (k - 1) / (log_ratios[..., -1:] - log_ratios[..., :-1]).sum(axis=-1)
+        return (k - 1) / (k * neighbors.at(k) - total)
