@@ -1,7 +1,7 @@
 """What reading the neighbors of every site costs beside a bare forward pass of the embedded model.
 
 `python -m tests.benchmarks.extraction [--threads N] [--rounds N]` runs SmolLM2-135M on two contexts of 1024 tokens of
-the embedded text, with one view, the default ladder and statistics, at 30 layers x 3 modules and the final norm, storing
+the embedded text, with one view, default ladder and statistics, at 30 layers x 3 modules and the final norm, storing
 included; loss and entropy are left out on both sides. The two take turns; printed are medians and their ratio.
 """
 
