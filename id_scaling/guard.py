@@ -29,6 +29,8 @@ SIGMAS = 3.0
 # Errors of squares that no neighbor left out of a list may have, in units of their standard deviation: of some 1e6
 # pairs of a cloud, fewer than one in a thousand clouds has one beyond.
 SIGMAS_OF_A_PAIR = 6.0
+# The largest of some 25 errors that are seen is at about two standard deviations: three times that is as far.
+TIMES_SEEN = 3.0
 K = 20
 
 

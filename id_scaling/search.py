@@ -21,6 +21,7 @@ import numpy as np
 from id_scaling.guard import (
     NARROW,
     SIGMAS_OF_A_PAIR,
+    TIMES_SEEN,
     WIDE,
     ProductError,
     Tolerance,
@@ -32,10 +33,11 @@ from id_scaling.kernels import kernels_of
 
 # Ranks up to LISTED come with their indices, and some more, among which distances computed again find their order: few
 # where the product tells neighbors apart, more where it does less well.
-LISTED, SPARES = 32, (4, 16)
+LISTED, SPARES = 32, (4, 8, 16)
 # Above this share of points that no list settles, one product in float64 is cheaper than their whole rows.
 SETTLED_BY_ROWS = 1 / 16
-PROBES = 8
+# So many rows speak for all, so they are asked for twice as much.
+PROBES, PROBE_MARGIN = 8, 2 * SIGMAS_OF_A_PAIR
 # Squared norms within these neither overflow nor vanish in float32, nor do products of differences that matter.
 LEAST_SQUARE, LARGEST_SQUARE = 2.0**-80, 2.0**80
 
@@ -218,7 +220,8 @@ def _settle_lists(cloud, found, again, squared_norms, selection, n_settled) -> n
     squares = cloud.kernels.differences(cloud.rows, selection[again], found.indices[again])
     # What is not in the list is no nearer than the last of it, by a product that is off by as much as those seen.
     last, off = listed[:, -1], deviations(listed[:, -1], squared_norms, found.product.error)
-    margin = 2 * np.abs(squares - listed).max(axis=1) + SIGMAS_OF_A_PAIR * off
+    seen = np.abs(squares - listed).max(axis=1)
+    margin = np.maximum(SIGMAS_OF_A_PAIR * off, TIMES_SEEN * seen)
     order = np.argsort(squares, axis=1, kind="stable")
     found.squares[again] = np.take_along_axis(squares, order, axis=1)
     found.indices[again] = np.take_along_axis(found.indices[again], order, axis=1)
@@ -259,7 +262,7 @@ def _length_that_settles(
     for length in lengths:
         last = squares[:, length - 1]
         off = deviations(last, squared_norms[some], error)
-        is_settled = squares[:, n_settled - 1] <= last - SIGMAS_OF_A_PAIR * off
+        is_settled = squares[:, n_settled - 1] <= last - PROBE_MARGIN * off
         if len(further):
             is_settled &= off <= 2 * cloud.tolerance.of_point * last
         if np.mean(is_settled | has_equal) >= 1 - 2 * SETTLED_BY_ROWS:

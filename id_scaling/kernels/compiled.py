@@ -15,6 +15,8 @@ from scipy.linalg.blas import dsyrk, ssyrk
 LANES = 64
 # Columns a power of two apart share a few places in a cache: no more than eight of them at once.
 TILE = 8
+# Keys of a row are put into so many bins, of a width not below TINY.
+BINS, TINY = 256, 1e-30
 # Halvings of the range of the minima: the threshold then stands within a hundredth of it.
 HALVINGS = 8
 _loop = njit(nogil=True, cache=True)
@@ -128,49 +130,92 @@ def nearest(
     """
     n = len(product)
     squares, indices = np.full((n, n_nearest), np.inf), np.full((n, n_nearest), -1, np.int32)
+    beyond = np.full((n, len(further)), np.inf)
     half = np.where(counts, squared_norms / 2, np.inf).astype(product.dtype)
-    keys = np.full((n if len(further) else 0, n), np.inf, product.dtype)
-    _select(product, squared_norms, half, counts, squares, indices, keys)
-    if not len(further):
-        return squares, indices, np.empty((n, 0))
-    keys.sort(axis=1)
-    return squares, indices, 2.0 * keys[:, further - 1] + squared_norms[:, None]
+    _select(product, squared_norms, half, counts, np.asarray(further), squares, indices, beyond)
+    return squares, indices, beyond
 
 
 @_loop
-def _select(product, squared_norms, half, counts, squares, indices, keys):
+def _select(product, squared_norms, half, counts, further, squares, indices, beyond):
     """Keep each row's nearest, of those under a threshold that at least so many are under.
 
-    |x_j - x_i|² = |x_i|² + 2 (|x_j|² / 2 - x_i·x_j): the bracket orders a row. Its minima over LANES disjoint sets of
-    columns are as many different values, so a threshold that m minima are under has m columns under it.
+    |x_j - x_i|² = |x_i|² + 2 (|x_j|² / 2 - x_i·x_j): the bracket, here a key, orders a row. Its minima over LANES
+    disjoint sets of columns are as many different keys, so a threshold that m minima are under has m columns under it.
+    Rounding to float32 keeps the order, so no column above the threshold belongs to the nearest.
     """
     n, n_nearest = indices.shape
-    minima = np.empty(LANES, product.dtype)
-    row = np.full((n + LANES - 1) // LANES * LANES, np.inf, product.dtype)
-    under, kept = np.empty(n + 1, np.int32), np.empty(n)
+    minima, maxima = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+    keys = np.full((n + LANES - 1) // LANES * LANES, np.inf, np.float32)
+    under, kept, order = np.empty(n + 1, np.int32), np.empty(n), np.empty(n, np.int64)
+    wide_keys, grouped = np.empty(n, product.dtype), np.empty(n, product.dtype)
+    bins, ends, places = np.empty(n, np.uint16), np.empty(BINS + 1, np.uint32), np.empty(BINS, np.uint32)
     for i in range(n):
         if not counts[i]:
             continue
         for j in range(n):
-            row[j] = half[j] - product[i, j]
-        row[i] = np.inf
-        if len(keys):
-            keys[i] = row[:n]
-        for lane in range(LANES):
-            minima[lane] = np.inf
-        for start in range(0, len(row), LANES):
+            keys[j] = np.float32(half[j] - product[i, j])
+        keys[i] = np.inf
+        minima[:] = np.inf
+        for start in range(0, len(keys), LANES):
             for lane in range(LANES):
-                minima[lane] = min(minima[lane], row[start + lane])
+                minima[lane] = min(minima[lane], keys[start + lane])
         threshold = _threshold(minima, n_nearest)
         n_under = 0
         for lane in range(LANES):
             if minima[lane] <= threshold:
                 for j in range(lane, n, LANES):
                     under[n_under] = j
-                    n_under += row[j] <= threshold
+                    n_under += keys[j] <= threshold
         for p in range(n_under):
             kept[p] = squared_norms[i] + squared_norms[under[p]] - 2.0 * np.float64(product[i, under[p]])
-        _order(kept[:n_under], under, squares[i], indices[i])
+        _order(kept[:n_under], under, order, squares[i], indices[i])
+        if len(further):
+            for j in range(n):
+                wide_keys[j] = half[j] - product[i, j]
+            wide_keys[i] = np.inf
+            _at_ranks(wide_keys, minima.min(), _common_limit(keys, maxima), further, bins, ends, places, grouped, beyond[i])
+            for q in range(len(further)):
+                beyond[i, q] = 2.0 * beyond[i, q] + squared_norms[i]
+
+
+@_loop
+def _common_limit(keys, maxima):
+    """Return a key that most lanes exceed somewhere: the least of their largest finite ones."""
+    maxima[:] = -np.inf
+    for start in range(0, len(keys), LANES):
+        for lane in range(LANES):
+            maxima[lane] = max(maxima[lane], keys[start + lane] if keys[start + lane] < np.inf else -np.inf)
+    return maxima.min()
+
+
+@_loop
+def _at_ranks(keys, low, high, ranks, bins, ends, places, grouped, values):
+    """Write the keys at some ranks: keys are grouped by bins, and those of a rank's bin sorted.
+
+    Any bins do; few keys share one where `low` and `high` hold most of them.
+    """
+    number = keys.dtype.type
+    scale, last = number(BINS - 1) / number(max(high - low, TINY)), number(BINS - 1)
+    for j in range(len(keys)):
+        bins[j] = np.uint16(min(max((keys[j] - number(low)) * scale, number(0)), last))
+    ends[:] = 0
+    for place in bins:
+        ends[place + 1] += 1
+    for place in range(BINS):
+        ends[place + 1] += ends[place]
+        places[place] = ends[place]
+    for j in range(len(keys)):
+        grouped[places[bins[j]]] = keys[j]
+        places[bins[j]] += 1
+    place, is_sorted = 0, False
+    for q in range(len(ranks)):
+        while ends[place + 1] < ranks[q]:
+            place, is_sorted = place + 1, False
+        if not is_sorted:
+            grouped[ends[place] : ends[place + 1]].sort()
+            is_sorted = True
+        values[q] = grouped[ranks[q] - 1]
 
 
 @_loop
@@ -197,16 +242,19 @@ def _threshold(minima, n_least):
 
 
 @_loop
-def _order(values, indices, squares, nearest):
+def _order(values, indices, places, squares, nearest):
     """Put each value where the number of smaller ones says: no branch depends on a comparison."""
-    for p in range(len(values)):
-        value, place = values[p], 0
-        for q in range(p):
-            place += values[q] <= value
-        for q in range(p + 1, len(values)):
-            place += values[q] < value
-        if place < len(squares):
-            squares[place], nearest[place] = value, indices[p]
+    n = len(values)
+    places[:n] = 0
+    for q in range(n):
+        value = values[q]
+        for p in range(q):
+            places[p] += value < values[p]
+        for p in range(q + 1, n):
+            places[p] += value <= values[p]
+    for p in range(n):
+        if places[p] < len(squares):
+            squares[places[p]], nearest[places[p]] = values[p], indices[p]
 
 
 def differences(rows: np.ndarray, some: np.ndarray, others: np.ndarray) -> np.ndarray:

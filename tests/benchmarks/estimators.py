@@ -31,7 +31,7 @@ import numpy as np
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 N, WIDTHS = 1024, (576, 2048, 4096)
 NAMES = ("mle", "twoNN_f10", "mind_ml")
-BATCH = 4
+BATCH = 16
 
 
 def main() -> None:
