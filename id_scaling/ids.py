@@ -140,7 +140,7 @@ def _estimate_block(
 ) -> pl.DataFrame:
     """Return the table of some contexts of one site under one view; `local`, if asked for, is one value a token."""
     with _reading(path) as file:
-        neighbors = _read_neighbors(file[module][view], manifest, rows)
+        neighbors = read_neighbors(file[module][view], manifest, rows, estimator.ranks)
         points = file[module]["activations"][rows.start : rows.stop] if estimator.needs == "points" else None
     if points is None:
         found = estimate_from_neighbors(estimator, neighbors)
@@ -176,11 +176,12 @@ def _estimate_block(
     return table.with_columns(local.list.eval(pl.element().fill_nan(None)))
 
 
-def _read_neighbors(group: h5py.Group, manifest: Mapping[str, Any], rows: range) -> Neighbors:
-    """Return the stored neighbors of some contexts under one view."""
-    part = slice(rows.start, rows.stop)
+def read_neighbors(group: h5py.Group, manifest: Mapping[str, Any], rows: range, ranks: tuple[int, ...]) -> Neighbors:
+    """Return the stored neighbors of some contexts under one view, at the ranks between the first and the last asked."""
+    part, stored = slice(rows.start, rows.stop), list(manifest["ranks"])
+    columns = slice(stored.index(min(ranks)), stored.index(max(ranks)) + 1) if ranks else slice(0)
     statistics = dict(zip(manifest["statistics"], group["statistics"][part].T, strict=True))
-    return Neighbors(tuple(manifest["ranks"]), group["r1"][part], group["log_ratio"][part], statistics)
+    return Neighbors(tuple(stored[columns]), group["r1"][part], group["log_ratio"][part, :, columns], statistics)
 
 
 def _median(r1: np.ndarray) -> list[float]:

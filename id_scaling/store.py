@@ -6,7 +6,7 @@
   `<view>/statistics` (contexts, names) float64, as `id_scaling.neighbors` defines them;
 - `mean` (contexts, d) float32, and `activations` (contexts, tokens, d), when they are saved.
 
-Every dataset is chunked by context and carries Fletcher-32 checksums, which HDF5 verifies on reading. Contexts
+Every dataset is chunked by context, `log_ratio` by some ranks too (an estimator reads few), and carries Fletcher-32 checksums, which HDF5 verifies on reading. Contexts
 are computed in parts of a fixed number, one folder a part, complete once it has its final name; each layer
 file is then put together from all parts. A kill loses the part in hand and nothing else.
 """
@@ -27,6 +27,7 @@ from id_scaling.paths import file_of
 from id_scaling.sites import Site
 
 CONTEXTS_A_PART = 8
+RANKS_A_CHUNK = 12
 TOKENS_FILE = "tokens.h5"
 
 
@@ -154,7 +155,9 @@ def _concatenate(sources: list[Path], target: h5py.File) -> None:
 
 def _create(file: h5py.File, path: str, shape: tuple[int, ...], dtype: np.dtype) -> h5py.Dataset:
     """Create a dataset chunked by context, with checksums."""
-    return file.create_dataset(path, shape, dtype, chunks=(1, *shape[1:]), fletcher32=True)
+    *cloud, last = shape[1:]
+    chunks = (1, *cloud, min(last, RANKS_A_CHUNK) if path.endswith("/log_ratio") else last)
+    return file.create_dataset(path, shape, dtype, chunks=chunks, fletcher32=True)
 
 
 def _widen(file: h5py.File, path: str, dtype: np.dtype) -> None:

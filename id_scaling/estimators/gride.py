@@ -33,7 +33,7 @@ RELATIVE_STEP = 1e-9
 def make(name: str, scale: str) -> Estimator:
     """Return the estimator at one scale n."""
     n = int(scale)
-    ranks = tuple(sorted({1, n, 2 * n}))
+    ranks = (n, 2 * n)
     compute, spread = partial(maximum, scale=n), table_at(factors.RATIO, n)
     return Estimator(name, "neighbors", min_points=2 * n + 1, compute=compute, ranks=ranks, spread=spread)
 

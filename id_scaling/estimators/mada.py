@@ -20,7 +20,7 @@ K = 20
 
 def make(name: str) -> Estimator:
     """Return the estimator."""
-    ranks = (1, K // 2, K)
+    ranks = (K // 2, K)
     return Estimator(name, "neighbors", min_points=K + 1, compute=mean, ranks=ranks, local=pointwise)
 
 

@@ -34,8 +34,8 @@ def make(name: str, cap: str | None = None) -> Estimator:
     """Return the estimator; `cap` is a ceiling on d, none by default."""
     ceiling = float(cap) if cap else np.inf
     compute = partial(maximum, cap=ceiling)
-    ranks, spread = (1, K + 1), table_at(factors.RATIO, K)
-    return Estimator(name, "neighbors", min_points=K + 2, compute=compute, ranks=ranks, cap=ceiling, spread=spread)
+    spread = table_at(factors.RATIO, K)
+    return Estimator(name, "neighbors", min_points=K + 2, compute=compute, ranks=(K + 1,), cap=ceiling, spread=spread)
 
 
 def maximum(neighbors: Neighbors, cap: float) -> tuple[np.ndarray, np.ndarray]:

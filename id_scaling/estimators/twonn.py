@@ -26,12 +26,12 @@ from id_scaling.neighbors import Neighbors
 def make(name: str, discard_percent: str = "0", method: str = "line") -> Estimator:
     """Return the estimator; `method` is `line`, which discards a per cent of the largest ratios, or `ml`."""
     if method == "ml":
-        return Estimator(name, "neighbors", 3, likelihood, ranks=(1, 2), spread=factors.LIKELIHOOD[0])
+        return Estimator(name, "neighbors", 3, likelihood, ranks=(2,), spread=factors.LIKELIHOOD[0])
     percent = int(discard_percent)
     # Fewer than two kept ratios make no line.
     min_points = next(n for n in range(3, 1000) if n_kept(n, percent) >= 2)
     compute, spread = partial(slope, discard_percent=percent), table_at(factors.REGRESSION, percent)
-    return Estimator(name, "neighbors", min_points=min_points, compute=compute, ranks=(1, 2), spread=spread)
+    return Estimator(name, "neighbors", min_points=min_points, compute=compute, ranks=(2,), spread=spread)
 
 
 def slope(neighbors: Neighbors, discard_percent: int) -> tuple[np.ndarray, np.ndarray]:

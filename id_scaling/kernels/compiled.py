@@ -174,7 +174,9 @@ def _select(product, squared_norms, half, counts, further, squares, indices, bey
             for j in range(n):
                 wide_keys[j] = half[j] - product[i, j]
             wide_keys[i] = np.inf
-            _at_ranks(wide_keys, minima.min(), _common_limit(keys, maxima), further, bins, ends, places, grouped, beyond[i])
+            _at_ranks(
+                wide_keys, minima.min(), _common_limit(keys, maxima), further, bins, ends, places, grouped, beyond[i]
+            )
             for q in range(len(further)):
                 beyond[i, q] = 2.0 * beyond[i, q] + squared_norms[i]
 
@@ -320,10 +322,17 @@ def _pairs_within(product, narrow_half, half, counts, squares, n_pairs):
 
 def weighted_sum(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return the sum of rows times weights, in float64; a row of weight zero need not be finite."""
-    is_used = weights != 0
-    if not is_used.all():
-        rows, weights = rows[is_used], weights[is_used]
-    return (weights.astype(rows.dtype) @ rows).astype(np.float64)
+    total = np.zeros(rows.shape[1])
+    _weighted_sum(rows, weights, total)
+    return total
+
+
+@_sum
+def _weighted_sum(rows, weights, total):
+    for i in range(len(rows)):
+        if weights[i] != 0:
+            for c in range(rows.shape[1]):
+                total[c] += weights[i] * rows[i, c]
 
 
 def submatrix(matrix: np.ndarray, selection: np.ndarray) -> np.ndarray:

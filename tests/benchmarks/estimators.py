@@ -227,12 +227,12 @@ class Stored:
 
         from id_scaling.estimators import get_estimator
         from id_scaling.estimators.base import estimate_from_neighbors
-        from id_scaling.ids import _read_neighbors
+        from id_scaling.ids import read_neighbors
 
         for name in NAMES:
             estimator = get_estimator(name)
             with h5py.File(self.path, "r") as file:
-                neighbors = _read_neighbors(file["block/v"], self.manifest, range(self.N_CLOUDS))
+                neighbors = read_neighbors(file["block/v"], self.manifest, range(self.N_CLOUDS), estimator.ranks)
             estimate_from_neighbors(estimator, neighbors)
 
 

@@ -1,6 +1,6 @@
 """What reading the neighbors of every site costs beside a bare forward pass of the embedded model.
 
-`python -m tests.benchmarks.extraction [--threads N] [--rounds N]` runs SmolLM2-135M on two contexts of 1024 tokens of
+`python -m tests.benchmarks.extraction [--threads N] [--rounds N]` runs SmolLM2-135M on four contexts of 1024 tokens of
 the embedded text, with one view, default ladder and statistics, at 30 layers x 3 modules and the final norm, storing
 included; loss and entropy are left out on both sides. The two take turns; printed are medians and their ratio.
 """
@@ -27,7 +27,7 @@ from id_scaling.store import PartWriter
 from id_scaling.views import View
 from tests.benchmarks.texts import context, model_folder
 
-N_TOKENS, N_CONTEXTS = 1024, 2
+N_TOKENS, N_CONTEXTS = 1024, 4
 
 
 def main() -> None:
