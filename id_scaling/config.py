@@ -6,6 +6,7 @@ wrong types are refused, all at once, each with its dotted name, what was found 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
@@ -316,9 +317,20 @@ def _check_needs(cacheing: CacheingConfig, ctx_len: int) -> None:
         absent = sorted(set(estimator.ranks) - set(ranks))
         if absent:
             raise ValueError(
-                f"cacheing_config.neighbor_ranks: {name} needs the ranks {', '.join(map(str, absent))}; "
-                "add them, or use 'default'"
+                f"cacheing_config.neighbor_ranks: {name} needs the ranks {in_ranges(estimator.ranks)}, found "
+                f"{in_ranges(ranks)}; list all of both ('default' is 1 to 32 and powers of two to half the points)"
             )
+
+
+def in_ranges(numbers: Sequence[int]) -> str:
+    """Return increasing numbers in words, runs of three and more as a range: `1-32, 64, 128`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
 
 
 def _by_place(problems: list[dict[str, Any]], config: dict[str, Any]) -> list[list[dict[str, Any]]]:

@@ -19,7 +19,7 @@ import polars as pl
 
 from id_scaling.errors import StoreError
 from id_scaling.estimators import get_estimator
-from id_scaling.estimators.base import Estimator, estimate_from_neighbors, estimate_from_points, local_values
+from id_scaling.estimators.base import Estimator, estimate_from_neighbors, estimate_from_points
 from id_scaling.files import canonical_json, read_json, writing
 from id_scaling.logs import LOG
 from id_scaling.neighbors import Neighbors
@@ -143,9 +143,9 @@ def _estimate_block(
         neighbors = read_neighbors(file[module][view], manifest, rows, estimator.ranks)
         points = file[module]["activations"][rows.start : rows.stop] if estimator.needs == "points" else None
     if points is None:
-        found = estimate_from_neighbors(estimator, neighbors)
+        found = estimate_from_neighbors(estimator, neighbors, settings["has_local"])
     else:
-        found = estimate_from_points(estimator, points, neighbors, settings["max_seconds"])
+        found = estimate_from_points(estimator, points, neighbors, settings["max_seconds"], settings["has_local"])
     columns = {
         "view": [view] * len(rows),
         "cloud": ["context"] * len(rows),
@@ -171,13 +171,12 @@ def _estimate_block(
     )
     if not settings["has_local"]:
         return table
-    local = local_values(estimator, points, neighbors)
-    local = pl.Series("local", local.tolist(), dtype=pl.List(pl.Float64))
+    local = pl.Series("local", found.local.tolist(), dtype=pl.List(pl.Float64))
     return table.with_columns(local.list.eval(pl.element().fill_nan(None)))
 
 
 def read_neighbors(group: h5py.Group, manifest: Mapping[str, Any], rows: range, ranks: tuple[int, ...]) -> Neighbors:
-    """Return the stored neighbors of some contexts under one view, at the ranks between the first and the last asked."""
+    """Return the stored neighbors of some contexts under one view, from the first to the last rank asked."""
     part, stored = slice(rows.start, rows.stop), list(manifest["ranks"])
     columns = slice(stored.index(min(ranks)), stored.index(max(ranks)) + 1) if ranks else slice(0)
     statistics = dict(zip(manifest["statistics"], group["statistics"][part].T, strict=True))

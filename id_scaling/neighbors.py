@@ -128,7 +128,8 @@ def _under_view(counts, selection, cloud, ranks, groups, context) -> tuple[Neigh
     squares[:, ranks <= n_settled] = found.squares[:, ranks[ranks <= n_settled] - 1]
     squares[:, is_further] = found.beyond
     neighbors = _nothing(cloud, ranks)
-    neighbors.r1[selection] = np.sqrt(found.squares[:, 0]) * cloud.scale
+    with np.errstate(over="ignore"):
+        neighbors.r1[selection] = np.minimum(np.sqrt(found.squares[:, 0]) * cloud.scale, np.finfo(np.float64).max)
     neighbors.log_ratio[selection] = _log_ratio(squares, found.squares[:, :1])
     nearest = np.full((n_points, N_OVERLAP), -1, dtype=np.int32)
     if found.indices.shape[1] >= N_OVERLAP:

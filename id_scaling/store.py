@@ -6,9 +6,10 @@
   `<view>/statistics` (contexts, names) float64, as `id_scaling.neighbors` defines them;
 - `mean` (contexts, d) float32, and `activations` (contexts, tokens, d), when they are saved.
 
-Every dataset is chunked by context, `log_ratio` by some ranks too (an estimator reads few), and carries Fletcher-32 checksums, which HDF5 verifies on reading. Contexts
-are computed in parts of a fixed number, one folder a part, complete once it has its final name; each layer
-file is then put together from all parts. A kill loses the part in hand and nothing else.
+Every dataset is chunked by context, `log_ratio` by some ranks too (an estimator reads few), and carries Fletcher-32
+checksums, which HDF5 verifies on reading. Contexts are computed in parts of a fixed number, one folder a part, complete
+once it has its final name; each layer file is then put together from all parts. A kill loses the part in hand and
+nothing else.
 """
 
 from __future__ import annotations

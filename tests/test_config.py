@@ -221,12 +221,12 @@ INCONSISTENT = [
     (
         {"cacheing_config__neighbor_ranks": [1, 2, 21], "cacheing_config__save_IDs_list": ["mind_ml", "mle"]},
         "cacheing_config.neighbor_ranks",
-        ["mle needs the ranks 3, 4,", "'default'"],
+        ["mle needs the ranks 1-20, found 1, 2, 21;", "'default' is 1 to 32"],
     ),
     (
         {"cacheing_config__neighbor_ranks": list(range(1, 21)), "cacheing_config__save_IDs_list": ["mind_ml"]},
         "cacheing_config.neighbor_ranks",
-        ["mind_ml needs the ranks 21;", "'default'"],
+        ["mind_ml needs the ranks 21, found 1-20;", "'default' is 1 to 32"],
     ),
     (
         {"ctx_len": 21, "cacheing_config__save_IDs_list": ["mle"]},

@@ -24,7 +24,8 @@ from id_scaling.estimators import EXAMPLES, GRAMMAR, definition_of, get_estimato
 from id_scaling.estimators.base import Estimate, Estimates, estimate_from_neighbors
 from id_scaling.estimators.spread import factor
 from id_scaling.estimators.twonn import n_kept
-from id_scaling.neighbors import Neighbors
+from id_scaling.neighbors import Neighbors, find_neighbors, stacked
+from id_scaling.views import View
 
 K = 20
 
@@ -137,7 +138,7 @@ def test_twonn_equals_scikit_dimension(cloud: str) -> None:
 def test_twonn_equals_scikit_dimension_at_other_shares(cloud: str, percent: int) -> None:
     points = CLOUDS[cloud]
     expected = theirs(skdim.id.TwoNN(discard_fraction=percent / 100), points)
-    assert value_of(points, f"twoNN_f{percent:02d}") == pytest.approx(expected, rel=1e-9)  # as for mle
+    assert value_of(points, f"twoNN_f{percent}") == pytest.approx(expected, rel=1e-9)  # as for mle
 
 
 @pytest.mark.parametrize("cloud", [name for name in CLOUDS if not name.startswith("ball2")])
@@ -296,7 +297,7 @@ def poisson_neighbors(d: float) -> Neighbors:
         ("mle_harmonic", 1.0),
         ("mind_ml", 1.0),
         ("mind_ml_d200", 1.0),
-        ("twoNN_f05", 1.0),
+        ("twoNN_f5", 1.0),
         ("twoNN_f10", 1.0),
         ("twoNN_f20", 1.0),
         ("twoNN_f50", 1.0),
@@ -352,7 +353,7 @@ def test_twonn_is_the_slope_over_the_ratios_kept(percent: int, n: int) -> None:
     log_mu = np.sort(np.log(distances[:, 2] / distances[:, 1]))
     # In integers, as 90 x 0.7 is 62.99… in floats; the last ratio has F = 1 and is never kept.
     kept = min(n * (100 - percent) // 100, n - 1)
-    name = f"twoNN_f{percent:02d}"
+    name = f"twoNN_f{percent}"
     found = estimate(points, [name])[name]
     if kept < 2:
         assert found.status == "too_few_points"
@@ -375,7 +376,7 @@ def test_the_share_of_ratios_kept_is_counted_in_integers() -> None:
         ("mle_harmonic", 21),
         ("mind_ml", 22),
         ("mind_ml_d20", 22),
-        ("twoNN_f00", 3),
+        ("twoNN_f0", 3),
         ("twoNN_f10", 3),
         ("twoNN_f50", 4),
         ("twoNN_f90", 20),
@@ -400,7 +401,6 @@ def test_one_point_fewer_than_needed_is_too_few(name: str, min_points: int) -> N
         ("mle", "mle", {}),
         ("mle_harmonic", "mle", {"mean": "harmonic"}),
         ("twoNN_f10", "twonn", {"discard_percent": "10"}),
-        ("twoNN_f05", "twonn", {"discard_percent": "05"}),
         ("twoNN_f5", "twonn", {"discard_percent": "5"}),
         ("mind_ml", "mind_ml", {}),
         ("mind_ml_d20", "mind_ml", {"cap": "20"}),
@@ -455,7 +455,7 @@ def test_an_unknown_name_is_answered_by_the_nearest_names_and_the_grammar(name: 
     found, _, grammar = message.partition(" (names: ")
     assert found.startswith(f"{name!r} is not an estimator: {suggestion[:12]}")
     assert all(word in found for word in re.findall(r"'\w+'", suggestion))
-    assert all(rule in grammar for rule, _, _ in GRAMMAR)
+    assert all(rule in grammar for rule, *_ in GRAMMAR)
 
 
 @pytest.mark.parametrize(
@@ -498,3 +498,61 @@ def test_skdim_estimators_leave_the_warning_filters() -> None:
     assert done.returncode == 0, done.stderr
     # The second is scikit-dimension by itself: the comparison can fail.
     assert done.stdout.split() == ["True", "False"]
+
+
+# ---- where scikit-dimension says something else on purpose: both values ----
+
+
+def test_mind_ml_has_no_ceiling_but_the_one_in_its_name() -> None:
+    points = skdim.datasets.hyperBall(300, 20, random_state=0)
+    found = estimate(points, ["mind_ml", "mind_ml_d10"])
+    assert skdim.id.MiND_ML().fit_transform(points) == 10
+    assert found["mind_ml"].value > 13
+    assert (found["mind_ml_d10"].value, found["mind_ml_d10"].status) == (10, "saturated")
+
+
+def test_a_cloud_of_equal_distances_is_no_ceiling() -> None:
+    found = estimate(np.eye(64), ["mind_ml", "mind_ml_d20"])
+    assert {one.status for one in found.values()} == {"degenerate"}
+    assert all(np.isnan(one.value) for one in found.values())
+
+
+def test_a_kept_repetition_gives_no_number() -> None:
+    points = skdim.datasets.hyperBall(300, 5, random_state=0)
+    points[7] = points[3]
+    found = estimate(points, ["mle"], duplicates="keep")["mle"]
+    assert (found.status, np.isnan(found.value)) == ("degenerate", True)
+    assert np.isfinite(skdim.id.MLE().fit_transform(points))
+
+
+def test_too_few_points_are_not_given_fewer_neighbors() -> None:
+    points = skdim.datasets.hyperBall(10, 5, random_state=0)
+    assert estimate(points, ["mle"])["mle"].status == "too_few_points"
+    assert np.isfinite(skdim.id.MLE().fit_transform(points))
+
+
+def test_a_share_of_ratios_is_not_that_of_a_rounded_product() -> None:
+    # 100 * 0.7 is 70 - 1e-14 in floating point: scikit-dimension keeps 69, or as many as its rounding gives.
+    points = skdim.datasets.hyperBall(90, 5, random_state=0)
+    ours, theirs = estimate(points, ["twoNN_f30"])["twoNN_f30"].value, skdim.id.TwoNN(0.3)
+    assert ours != pytest.approx(theirs.fit_transform(points), rel=1e-6)
+
+
+def test_twonn_ml_is_unbiased_over_all_ratios() -> None:
+    points = skdim.datasets.hyperBall(300, 5, random_state=0)
+    log_mu = np.log(np.divide(*skdim._commonfuncs.get_nn(points, 2)[0].T[::-1]))
+    assert estimate(points, ["twoNN_ml"])["twoNN_ml"].value == pytest.approx(299 / log_mu.sum(), rel=1e-9)
+
+
+def test_local_values_of_the_unbiased_form_average_to_it() -> None:
+    points = skdim.datasets.hyperBall(300, 5, random_state=0)
+    neighbors = stacked([find_neighbors(points, [View(0)], range(1, 21))[0]])
+    estimator = get_estimator("mle_unbiased")
+    local = estimate_from_neighbors(estimator, neighbors, is_local=True)
+    assert len(local.local[0]) / np.sum(1 / local.local[0]) == pytest.approx(local.value[0], rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["mle_k2", "mle_k3", "mom_k3", "mle_unbiased_k2", "mle_harmonic_k1", "twoNN_f05"])
+def test_a_name_without_a_value_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="its spread is infinite below"):
+        get_estimator(name)

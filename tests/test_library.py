@@ -53,7 +53,7 @@ def test_estimate_gives_an_estimate_for_each_name_in_their_order() -> None:
     assert list(found) == names
     for one in found.values():
         assert isinstance(one, id_scaling.Estimate)
-        assert [type(value) for value in dataclasses.astuple(one)] == [float, float, int, int, str]
+        assert [type(value) for value in dataclasses.astuple(one)] == [float, float, int, int, int, str]
         assert (one.n_points, one.n_distinct) == (100, 100)
     # The sheet has four dimensions; a hundred points and its bends leave a third of that either way.
     assert 2.7 < found["mle"].value < 5.3
@@ -80,6 +80,7 @@ def test_estimate_batch_gives_a_row_for_each_cloud_and_name_in_their_order() -> 
         "stderr": pl.Float64,
         "n_points": pl.Int64,
         "n_distinct": pl.Int64,
+        "n_nonfinite": pl.Int64,
         "status": pl.String,
     }
     assert [(row[0], row[1]) for row in table.rows()] == [(index, name) for index in range(3) for name in NAMES]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import subprocess
 import sys
 import threading
@@ -16,9 +17,12 @@ import skdim
 from scipy.sparse.csgraph import minimum_spanning_tree
 
 import id_scaling
+from id_scaling.errors import ConfigError
 from id_scaling.estimators import abid, base, contained, get_estimator, local_pca, tle
 from id_scaling.estimators.contained import ChildError, estimate_contained
 from id_scaling.kernels import compiled
+from id_scaling.neighbors import find_neighbors, stacked
+from id_scaling.views import View
 
 FIXTURES = json.loads(files("skdim.tests.reference").joinpath("fixtures.json").read_text())
 CLOUDS = {
@@ -114,7 +118,7 @@ def test_a_cloud_without_an_answer_says_why_in_silence(name: str, points: np.nda
         warnings.simplefilter("error")
         found = id_scaling.estimate(points, [name])[name]
     if np.nanmax(points) == 1e6 and name in ("phd", "mst"):
-        status = "degenerate"  # one edge is longer than all others: the tree does not grow with the points drawn
+        status = "boundary"  # one edge is longer than all others: the tree does not grow with the points drawn
     assert found.status == status
     assert np.isnan(found.value) == (status != "ok")
 
@@ -165,7 +169,7 @@ def test_what_an_estimator_does_costs_its_cloud_alone(misbehaving: None) -> None
 
 
 def test_each_failure_is_a_status(monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = iter([TimeoutError("late"), ChildError("ValueError: no"), (3.0, 0.1)])
+    answers = iter([TimeoutError("late"), ChildError("ValueError: no"), (3.0, 0.1, None)])
 
     def answer(*_):
         found = next(answers)
@@ -187,3 +191,81 @@ def test_scikit_dimension_stays_in_its_process() -> None:
         "assert warnings.filters == before\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+class Interruption(BaseException):
+    """As Ctrl-C raises, between a question and its answer."""
+
+
+def test_an_interrupted_question_is_not_answered_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = cube(6, 1024, 1), cube(2, 200, 2)
+    expected = id_scaling.estimate(second, ["tle"])["tle"]
+
+    def interrupt(*_: object) -> None:
+        raise Interruption
+
+    monkeypatch.setattr(contained.select, "select", interrupt)
+    with pytest.raises(Interruption):
+        id_scaling.estimate(first, ["mst"])
+    monkeypatch.undo()
+    assert id_scaling.estimate(second, ["tle"])["tle"] == expected
+
+
+def test_forked_processes_do_not_share_a_child() -> None:
+    clouds = [cube(2 + index % 4, 120, index) for index in range(8)]
+    expected = [id_scaling.estimate(cloud, ["tle"])["tle"].value for cloud in clouds]
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        assert pool.map(tle_of, clouds, chunksize=1) == expected
+    assert tle_of(clouds[0]) == expected[0]
+
+
+def tle_of(points: np.ndarray) -> float:
+    """Return the estimate that the test of forked processes compares."""
+    return id_scaling.estimate(points, ["tle"])["tle"].value
+
+
+def test_a_child_that_does_not_start_is_a_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contained, "_OF_THREAD", threading.local())
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    found = id_scaling.estimate(cube(3, 100), ["mle", "tle"])
+    assert found["mle"].status == "ok"
+    assert found["tle"].status.startswith("failed: /bin/false could not be started")
+
+
+@pytest.mark.parametrize("name", [*NAMES, "skdim_TLE"])
+def test_points_rounded_together_when_saved_give_no_number(name: str) -> None:
+    points = (1000 + 0.3 * np.random.default_rng(0).standard_normal((300, 3))).astype(np.float32)
+    neighbors = stacked([find_neighbors(points, [View(0)], range(1, 33))[0]])
+    found = base.estimate_from_points(get_estimator(name), points[None].astype(np.float16), neighbors)
+    assert found.status[0].startswith("failed: 300 different points are")
+    assert np.isnan(found.value[0])
+
+
+@pytest.mark.parametrize("exponent", [-540, -300, 300, 500])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_power_of_two_changes_nothing(name: str, exponent: int) -> None:
+    points = cube(4, 256)
+    found, expected = (id_scaling.estimate(one, [name])[name] for one in (np.ldexp(points, exponent), points))
+    assert found.status == "ok"
+    assert (found.value, found.stderr) == (expected.value, expected.stderr)
+
+
+def test_trees_of_equal_edges_grow_as_in_infinitely_many_dimensions() -> None:
+    found = id_scaling.estimate(np.eye(200), ["phd"])["phd"]
+    assert found.status == "boundary"
+    assert np.isnan(found.value)
+
+
+@pytest.mark.parametrize("name", ["skdim_KNN", "skdim_PH"])
+def test_what_scikit_dimension_draws_is_seeded(name: str) -> None:
+    points = cube(3, 120)
+    assert len({id_scaling.estimate(points, [name])[name].value for _ in range(3)}) == 1
+
+
+def test_a_version_of_local_pca_is_that_of_scikit_dimension() -> None:
+    points = cube(5, 300)
+    found = id_scaling.estimate(points, ["skdim_lPCA_Fan", "skdim_lPCA_ratio"])
+    assert found["skdim_lPCA_Fan"].value == skdim.id.lPCA(ver="Fan").fit_transform(points)
+    assert found["skdim_lPCA_ratio"].value == skdim.id.lPCA(ver="ratio").fit_transform(points)
+    with pytest.raises(ConfigError, match="lPCA_Fam"):
+        get_estimator("skdim_lPCA_Fam")

@@ -14,34 +14,50 @@ from functools import cache
 from id_scaling.errors import ConfigError, nearest
 from id_scaling.estimators.base import Estimator
 
-# Neighbors other than the 20 of the plain names, which have one spelling.
-_K = r"_k(?P<k>[2-9]|1[0-9]|2[1-9]|[3-9][0-9]|[1-9][0-9]{2,3})"
-# (grammar as people read it, pattern, module)
+# Numbers have one spelling: no leading zeros, and no k where it is the 20 of the plain name.
+_K_FROM = {2: "[2-9]", 3: "[3-9]", 4: "[4-9]"}
+_LARGER_K = r"|1[0-9]|2[1-9]|[3-9][0-9]|[1-9][0-9]{2,3})"
+# (grammar as people read it, pattern, module, what NN may be)
 GRAMMAR = (
-    ("mle", r"mle", "mle"),
-    ("mle_kNN", rf"mle{_K}", "mle"),
-    ("mle_harmonic", r"mle_(?P<mean>harmonic)", "mle"),
-    ("mle_harmonic_kNN", rf"mle_(?P<mean>harmonic){_K}", "mle"),
-    ("mle_unbiased", r"mle_(?P<mean>unbiased)", "mle"),
-    ("mle_unbiased_kNN", rf"mle_(?P<mean>unbiased){_K}", "mle"),
-    ("twoNN_fNN", r"twoNN_f(?P<discard_percent>[0-9]{1,2})", "twonn"),
-    ("twoNN_ml", r"twoNN_(?P<method>ml)", "twonn"),
-    ("gride_nNN", r"gride_n(?P<scale>[1-9][0-9]{0,3})", "gride"),
-    ("mom_kNN", r"mom_k(?P<k>[2-9]|[1-9][0-9]{1,3})", "mom"),
-    ("mind_ml", r"mind_ml", "mind_ml"),
-    ("mind_ml_dNN", r"mind_ml_d(?P<cap>[1-9][0-9]{0,3})", "mind_ml"),
-    ("corrint", r"corrint", "corrint"),
-    ("participation_ratio", r"participation_ratio", "participation_ratio"),
-    ("participation_ratio_corrected", r"participation_ratio_(?P<form>corrected)", "participation_ratio"),
-    ("effective_rank", r"(?P<statistic>effective_rank)", "spectrum"),
-    ("pca_NN", r"(?P<statistic>pca_9[059])", "spectrum"),
-    ("mada", r"mada", "mada"),
-    ("tle", r"tle", "tle"),
-    ("abid_kNN", r"abid_k(?P<k>[2-9]|[1-9][0-9]{1,2})", "abid"),
-    ("local_pca_kNN_vNN", r"local_pca_k(?P<k>[2-9]|[1-9][0-9]{1,2})_v(?P<percent>[1-9][0-9])", "local_pca"),
-    ("phd", r"phd", "phd"),
-    ("mst", r"mst", "mst"),
-    ("skdim_Name", r"skdim_(?P<class_name>[A-Za-z_]+)", "skdim"),
+    ("mle", r"mle", "mle", ""),
+    ("mle_kNN", rf"mle_k(?P<k>{_K_FROM[4]}{_LARGER_K}", "mle", "4 to 9999; its spread is infinite below; 20 is `mle`"),
+    ("mle_harmonic", r"mle_(?P<mean>harmonic)", "mle", ""),
+    (
+        "mle_harmonic_kNN",
+        rf"mle_(?P<mean>harmonic)_k(?P<k>{_K_FROM[2]}{_LARGER_K}",
+        "mle",
+        "2 to 9999; 20 is `mle_harmonic`",
+    ),
+    ("mle_unbiased", r"mle_(?P<mean>unbiased)", "mle", ""),
+    (
+        "mle_unbiased_kNN",
+        rf"mle_(?P<mean>unbiased)_k(?P<k>{_K_FROM[3]}{_LARGER_K}",
+        "mle",
+        "3 to 9999; 20 is `mle_unbiased`",
+    ),
+    ("twoNN_fNN", r"twoNN_f(?P<discard_percent>0|[1-9][0-9]?)", "twonn", "0 to 99"),
+    ("twoNN_ml", r"twoNN_(?P<method>ml)", "twonn", ""),
+    ("gride_nNN", r"gride_n(?P<scale>[1-9][0-9]{0,3})", "gride", "1 to 9999"),
+    ("mom_kNN", r"mom_k(?P<k>[4-9]|[1-9][0-9]{1,3})", "mom", "4 to 9999; its spread is infinite below"),
+    ("mind_ml", r"mind_ml", "mind_ml", ""),
+    ("mind_ml_dNN", r"mind_ml_d(?P<cap>[1-9][0-9]{0,3})", "mind_ml", "1 to 9999"),
+    ("corrint", r"corrint", "corrint", ""),
+    ("participation_ratio", r"participation_ratio", "participation_ratio", ""),
+    ("participation_ratio_corrected", r"participation_ratio_(?P<form>corrected)", "participation_ratio", ""),
+    ("effective_rank", r"(?P<statistic>effective_rank)", "spectrum", ""),
+    ("pca_NN", r"(?P<statistic>pca_9[059])", "spectrum", "90, 95 or 99"),
+    ("mada", r"mada", "mada", ""),
+    ("tle", r"tle", "tle", ""),
+    ("abid_kNN", r"abid_k(?P<k>[2-9]|[1-9][0-9]{1,2})", "abid", "2 to 999"),
+    (
+        "local_pca_kNN_vNN",
+        r"local_pca_k(?P<k>[2-9]|[1-9][0-9]{1,2})_v(?P<percent>[1-9][0-9])",
+        "local_pca",
+        "k 2 to 999, v 10 to 99",
+    ),
+    ("phd", r"phd", "phd", ""),
+    ("mst", r"mst", "mst", ""),
+    ("skdim_Name", r"skdim_(?P<class_name>[A-Za-z_]+)", "skdim", ""),
 )
 EXAMPLES = (
     "mle",
@@ -87,16 +103,17 @@ def definition_of(name: str) -> Definition:
     ConfigError
         The name is not in the grammar; the nearest names and the grammar are given.
     """
-    for _, pattern, module in GRAMMAR:
+    for _, pattern, module, _ in GRAMMAR:
         match = re.fullmatch(pattern, str(name))
         if match:
             given = {key: value for key, value in match.groupdict().items() if value}
             return Definition(f"{__name__}.{module}", given)
-    grammar = ", ".join(grammar for grammar, _, _ in GRAMMAR)
+    grammar = ", ".join(
+        f"{form} (NN {numbers})" if numbers and form.endswith("NN") else form for form, _, _, numbers in GRAMMAR
+    )
     raise ConfigError(
-        f"{name!r} is not an estimator: {nearest(str(name), EXAMPLES)} "
-        f"(names: {grammar}; NN is a number: of neighbors, a per cent, a scale or a ceiling; "
-        "Name an estimator of scikit-dimension)"
+        f"{name!r} is not an estimator: {nearest(str(name), EXAMPLES)} (names: {grammar}; numbers without leading "
+        "zeros; Name is an estimator of scikit-dimension)"
     )
 
 

@@ -15,12 +15,14 @@ import numpy as np
 from id_scaling.estimators.contained import DEFAULT_SECONDS, ChildError, estimate_contained
 from id_scaling.estimators.spread import Table, factor
 from id_scaling.neighbors import Neighbors
+from id_scaling.search import survey
 
 OK = "ok"
 SATURATED = "saturated"
 DEGENERATE = "degenerate"
 TOO_FEW_POINTS = "too_few_points"
 NONFINITE = "nonfinite"
+BOUNDARY = "boundary"
 TIMEOUT = "timeout"
 
 # Log-ratios of distances are right to 1e-9; points all at one distance would give a larger dimension of rounding alone.
@@ -39,26 +41,31 @@ class Estimate:
         Standard error within the cloud: the estimator's asymptotic formula times the factor by which, in
         simulations, estimates of such clouds spread more, as neighboring points share distances. It says how
         another cloud of the same kind would differ, and nothing of bias or of the spread between contexts.
-    n_points, n_distinct : int
-        Points given, and different points among them.
+    n_points, n_distinct, n_nonfinite : int
+        Points given, different points among them, and points with a coordinate that is not finite.
     status : str
-        `ok`, `saturated`, `degenerate`, `too_few_points`, `nonfinite`, `timeout` or `failed: …`.
+        `ok`, `saturated`, `boundary`, `degenerate`, `too_few_points`, `nonfinite`, `timeout` or `failed: …`.
     """
 
     value: float
     stderr: float
     n_points: int
     n_distinct: int
+    n_nonfinite: int
     status: str
 
 
 @dataclass(frozen=True)
 class Estimates:
-    """The intrinsic dimensions of many clouds by one estimator: arrays over clouds."""
+    """The intrinsic dimensions of many clouds by one estimator: arrays over clouds.
+
+    `local`, if asked for, is (n_clouds, n_points): NaN where a point, or its cloud, has none.
+    """
 
     value: np.ndarray
     stderr: np.ndarray
     status: np.ndarray
+    local: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -102,24 +109,31 @@ class Estimator:
     spread: Table | None = None
 
 
-def estimate_from_neighbors(estimator: Estimator, neighbors: Neighbors) -> Estimates:
+def estimate_from_neighbors(estimator: Estimator, neighbors: Neighbors, is_local: bool = False) -> Estimates:
     """Apply an estimator to the neighbors of many clouds.
 
     Parameters
     ----------
     estimator : Estimator
-        One that needs `neighbors`.
+        One that needs `neighbors`, `gram` or `spectrum`.
     neighbors : Neighbors
         With one leading axis over clouds.
+    is_local : bool
+        Whether to return the estimate at each point too.
     """
     status = screen(estimator, neighbors)
     with np.errstate(all="ignore"):
         value, stderr = estimator.compute(neighbors)
-    return settle(estimator, value, stderr, status, neighbors.statistic("n_used"))
+        local = estimator.local(neighbors) if is_local else None
+    return settle(estimator, value, stderr, status, neighbors.statistic("n_used"), local)
 
 
 def estimate_from_points(
-    estimator: Estimator, clouds: Sequence[np.ndarray], neighbors: Neighbors, max_seconds: float = DEFAULT_SECONDS
+    estimator: Estimator,
+    clouds: Sequence[np.ndarray],
+    neighbors: Neighbors,
+    max_seconds: float = DEFAULT_SECONDS,
+    is_local: bool = False,
 ) -> Estimates:
     """Apply an estimator to the points that count of each cloud; a failure is a status.
 
@@ -133,31 +147,40 @@ def estimate_from_points(
         Which points count: those whose r_1 is a number.
     max_seconds : float
         An estimate that takes longer is a `timeout`.
+    is_local : bool
+        Whether to return the estimate at each point too.
     """
     status = screen(estimator, neighbors)
     value, stderr = np.full(len(clouds), np.nan), np.full(len(clouds), np.nan)
+    local = np.full(neighbors.r1.shape, np.nan) if is_local else None
     for index in np.flatnonzero(status == OK):
-        points = np.asarray(clouds[index], dtype=np.float64)[np.isfinite(neighbors.r1[index])]
+        is_counted = np.isfinite(neighbors.r1[index])
         try:
-            value[index], stderr[index] = estimate_contained(estimator.name, points, max_seconds)
+            points = _of_order_one(np.asarray(clouds[index], dtype=np.float64)[is_counted])
+            value[index], stderr[index], found = estimate_contained(estimator.name, points, max_seconds, is_local)
+            if is_local:
+                local[index, is_counted] = found
         except TimeoutError:
             status[index] = TIMEOUT
         except ChildError as error:
             status[index] = f"failed: {error}"
-    return settle(estimator, value, stderr, status, neighbors.statistic("n_used"))
+    return settle(estimator, value, stderr, status, neighbors.statistic("n_used"), local)
 
 
-def local_values(estimator: Estimator, clouds: Sequence[np.ndarray] | None, neighbors: Neighbors) -> np.ndarray:
-    """Return the estimate at each point, (n_clouds, n_points), NaN where a point or its cloud does not count."""
-    is_estimated = screen(estimator, neighbors) == OK
-    with np.errstate(all="ignore"):
-        if estimator.needs != "points":
-            return np.where(is_estimated[:, None], estimator.local(neighbors), np.nan)
-        local = np.full(neighbors.r1.shape, np.nan)
-        for index in np.flatnonzero(is_estimated):
-            is_counted = np.isfinite(neighbors.r1[index])
-            local[index, is_counted] = estimator.local(np.asarray(clouds[index], dtype=np.float64)[is_counted])
-    return local
+def _of_order_one(points: np.ndarray) -> np.ndarray:
+    """Return different points divided by a power of two, so that no square overflows or vanishes.
+
+    Raises
+    ------
+    ChildError
+        Points that differed are equal: they were rounded when they were saved.
+    """
+    n_distinct = len(np.unique(survey(points).first))
+    if n_distinct < len(points):
+        raise ChildError(
+            f"{len(points)} different points are {n_distinct} as saved; save them in a wider type (save_fp)"
+        )
+    return np.ldexp(points, -int(np.frexp(np.abs(points).max())[1]))
 
 
 def screen(estimator: Estimator, neighbors: Neighbors) -> np.ndarray:
@@ -171,7 +194,7 @@ def screen(estimator: Estimator, neighbors: Neighbors) -> np.ndarray:
     return status
 
 
-def settle(estimator: Estimator, value, stderr, status: np.ndarray, n_used: np.ndarray) -> Estimates:
+def settle(estimator: Estimator, value, stderr, status: np.ndarray, n_used: np.ndarray, local=None) -> Estimates:
     """Return estimates whose value is a number where the status allows one, and NaN elsewhere.
 
     The asymptotic standard error becomes the spread that such clouds have.
@@ -179,7 +202,12 @@ def settle(estimator: Estimator, value, stderr, status: np.ndarray, n_used: np.n
     value, stderr, status = np.array(value), np.array(stderr), status.copy()
     if estimator.spread is not None:
         stderr = stderr * factor(estimator.spread, value, n_used)
+    if estimator.needs == "points":
+        status[(status == OK) & np.isposinf(value)] = BOUNDARY
     status[(status == OK) & ~((value > 0) & (value < MAX_RESOLVED))] = DEGENERATE
     status[(status == OK) & (value >= estimator.cap)] = SATURATED
     is_number = (status == OK) | (status == SATURATED)
-    return Estimates(np.where(is_number, value, np.nan), np.where(status == OK, stderr, np.nan), status)
+    if local is not None:
+        local = np.where(is_number[:, None] & np.isfinite(local), local, np.nan)
+    value = np.where(is_number, np.minimum(value, estimator.cap), np.nan)
+    return Estimates(value, np.where(status == OK, stderr, np.nan), status, local)

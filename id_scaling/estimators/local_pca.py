@@ -1,6 +1,7 @@
 """Local PCA: how many directions hold most of the variance of a point's neighborhood.
 
-Fukunaga and Olsen (1971), "An algorithm for finding intrinsic dimensionality of data". Of each point the k nearest
+After Fukunaga and Olsen (1971), "An algorithm for finding intrinsic dimensionality of data", whose threshold is a
+fraction of the largest variance and not of the whole. Of each point the k nearest
 neighbors are centred; d_i is the fewest principal components that hold a per cent v of their variance, and the ID is
 the mean over points. `local_pca_kNN_vNN` has both in its name.
 """
@@ -13,6 +14,7 @@ import numpy as np
 
 from id_scaling.estimators.base import Estimator
 from id_scaling.estimators.displacements import gram_of_displacements, mean_and_error
+from id_scaling.statistics import ROUNDING
 
 
 def make(name: str, k: str, percent: str) -> Estimator:
@@ -37,4 +39,4 @@ def _of_grams(gram: np.ndarray, share: float) -> np.ndarray:
     centred = gram - rows - rows.transpose(0, 2, 1) + rows.mean(axis=1, keepdims=True)
     spectrum = np.clip(np.linalg.eigvalsh(centred)[:, ::-1], 0, None)
     held = spectrum.cumsum(axis=1) / spectrum.sum(axis=1, keepdims=True)
-    return 1.0 + (held < share - 1e-12).sum(axis=1)
+    return 1.0 + (held + ROUNDING < share).sum(axis=1)

@@ -15,8 +15,6 @@ that root, with no ceiling; `mind_ml_dNN` is the smaller of it and NN, `saturate
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 
 from id_scaling.estimators.base import Estimator
@@ -33,18 +31,17 @@ RELATIVE_STEP = 1e-9
 def make(name: str, cap: str | None = None) -> Estimator:
     """Return the estimator; `cap` is a ceiling on d, none by default."""
     ceiling = float(cap) if cap else np.inf
-    compute = partial(maximum, cap=ceiling)
     spread = table_at(factors.RATIO, K)
-    return Estimator(name, "neighbors", min_points=K + 2, compute=compute, ranks=(K + 1,), cap=ceiling, spread=spread)
+    return Estimator(name, "neighbors", min_points=K + 2, compute=maximum, ranks=(K + 1,), cap=ceiling, spread=spread)
 
 
-def maximum(neighbors: Neighbors, cap: float) -> tuple[np.ndarray, np.ndarray]:
+def maximum(neighbors: Neighbors) -> tuple[np.ndarray, np.ndarray]:
     """Return the maximum of the likelihood and 1 / sqrt(observed information) there."""
     a = neighbors.at(K + 1)
     n = np.isfinite(a).sum(axis=1)
     a = np.nan_to_num(a, nan=0.0, posinf=0.0)
     value = _root(a, n)
-    return np.minimum(value, cap), 1 / np.sqrt(-_score(value, a, n, a.sum(axis=1))[1])
+    return value, 1 / np.sqrt(-_score(value, a, n, a.sum(axis=1))[1])
 
 
 def _root(a: np.ndarray, n: np.ndarray) -> np.ndarray:

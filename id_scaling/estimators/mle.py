@@ -35,7 +35,7 @@ def make(name: str, mean: str = "arithmetic", k: str = str(K)) -> Estimator:
         min_points=n + 1,
         compute=partial(compute, k=n),
         ranks=tuple(range(1, n + 1)),
-        local=partial(pointwise, k=n),
+        local=partial(pointwise_unbiased if mean == "unbiased" else pointwise, k=n),
         spread=table_at(tables, n),
     )
 
@@ -61,6 +61,11 @@ def unbiased(neighbors: Neighbors, k: int) -> tuple[np.ndarray, np.ndarray]:
     value, stderr = harmonic(neighbors, k)
     factor = (k - 2) / (k - 1)
     return factor * value, factor * stderr
+
+
+def pointwise_unbiased(neighbors: Neighbors, k: int) -> np.ndarray:
+    """Return d_i with k - 2 for k - 1."""
+    return (k - 2) / (k - 1) * pointwise(neighbors, k)
 
 
 def pointwise(neighbors: Neighbors, k: int) -> np.ndarray:

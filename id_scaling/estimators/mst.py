@@ -23,7 +23,7 @@ def make(name: str) -> Estimator:
 
 
 def dimension(points: np.ndarray) -> tuple[float, float]:
-    """Return the mean over repeats, and its standard error."""
+    """Return the dimension of the mean slope over repeats, and its standard error."""
     n = len(points)
     sizes = np.linspace(n // 2, n - n // 20, N_SIZES).astype(int)
     return dimension_of_growth(points, sizes, N_DRAWS, N_REPEATS, np.mean, SEED)

@@ -19,11 +19,14 @@ from id_scaling.estimators.base import Estimator
 from id_scaling.neighbors import Neighbors
 from id_scaling.statistics import participation_ratio, participation_ratio_corrected
 
+# Below it the corrected form is spread over orders of magnitude.
+MIN_POINTS = 20
+
 
 def make(name: str, form: str = "") -> Estimator:
     """Return the estimator; `form` is `corrected` or nothing."""
-    compute = corrected if form else plain
-    return Estimator(name, "gram", min_points=3, compute=compute, statistics=("gram_trace", "gram_frobenius"))
+    compute, min_points = (corrected, MIN_POINTS) if form else (plain, 3)
+    return Estimator(name, "gram", min_points, compute, statistics=("gram_trace", "gram_frobenius"))
 
 
 def plain(neighbors: Neighbors) -> tuple[np.ndarray, np.ndarray]:

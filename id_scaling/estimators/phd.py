@@ -4,8 +4,8 @@ Schweinhart (2021), "Persistent homology and the upper box dimension"; Tulchinsk
 Cherniavskii, Nikolenko, Burnaev, Barannikov and Piontkovskaya (2023), "Intrinsic dimension estimation for robust
 detection of AI-generated texts". The lifetimes of degree zero are the edges of the minimum spanning tree. With
 alpha = 1: random subsets of 50, 90, 130, … points, 512 at most, seven of each size; the line through the medians of
-their tree lengths over size, both in logarithms, has the slope m, and d = 1 / (1 - m). That is done three times; the ID
-is the mean and the standard error comes of their spread, which is that of the draws alone. Seeded: the same cloud
+their tree lengths over size, both in logarithms, has the slope m, and d = 1 / (1 - m). That is done three times; m is
+the mean and the standard error comes of their spread, which is that of the draws alone. Seeded: the same cloud
 gives the same number.
 """
 
@@ -26,6 +26,6 @@ def make(name: str) -> Estimator:
 
 
 def dimension(points: np.ndarray) -> tuple[float, float]:
-    """Return the mean over repeats, and its standard error."""
+    """Return the dimension of the mean slope over repeats, and its standard error."""
     sizes = np.arange(FIRST, min(LAST, len(points)) + 1, STEP)
     return dimension_of_growth(points, sizes, N_DRAWS, N_REPEATS, np.median, SEED)

@@ -17,7 +17,9 @@ from id_scaling.kernels import compiled
 def dimension_of_growth(
     points: np.ndarray, sizes: np.ndarray, n_draws: int, n_repeats: int, middle: Callable, seed: int
 ) -> tuple[float, float]:
-    """Return the mean dimension over repeats, and its standard error from their spread.
+    """Return the dimension of the mean slope over repeats, and its standard error from their spread.
+
+    Infinite where twice that error of the slope reaches 1: then the draws do not tell any large dimensions apart.
 
     Parameters
     ----------
@@ -39,18 +41,20 @@ def dimension_of_growth(
     squared_norms = (centred**2).sum(axis=1)
     squares = np.maximum(squared_norms[:, None] + squared_norms - 2 * compiled.gram(centred), 0)
     distances = np.sqrt(squares)
-    found = [_dimension(distances, sizes, n_draws, middle, rng) for _ in range(n_repeats)]
-    return float(np.mean(found)), float(np.std(found, ddof=1) / np.sqrt(n_repeats))
+    slopes = [_slope(distances, sizes, n_draws, middle, rng) for _ in range(n_repeats)]
+    slope, error = np.mean(slopes), np.std(slopes, ddof=1) / np.sqrt(n_repeats)
+    if slope + 2 * error >= 1:
+        return np.inf, np.nan
+    return float(1 / (1 - slope)), float(error / (1 - slope) ** 2)
 
 
-def _dimension(distances, sizes, n_draws, middle, rng) -> float:
-    """Return 1 / (1 - m) with m the slope of the log length over log n."""
+def _slope(distances, sizes, n_draws, middle, rng) -> float:
+    """Return the slope of the log length over log n."""
     lengths = [
         middle([_length(distances, rng.choice(len(distances), size, replace=False)) for _ in range(n_draws)])
         for size in sizes
     ]
-    slope = np.polyfit(np.log(sizes), np.log(lengths), 1)[0]
-    return 1 / (1 - slope)
+    return np.polyfit(np.log(sizes), np.log(lengths), 1)[0]
 
 
 def _length(distances: np.ndarray, subset: np.ndarray) -> float:

@@ -36,15 +36,16 @@ FOLDER = Path(id_scaling.estimators.spread_tables.__file__).parent
 METHODS = {
     "mle": {
         "ARITHMETIC": {k: "mle" if k == 20 else f"mle_k{k}" for k in (5, 10, 20, 50, 100)},
-        "HARMONIC": {20: "mle_harmonic"},
+        "HARMONIC": {k: "mle_harmonic" if k == 20 else f"mle_harmonic_k{k}" for k in (5, 10, 20, 50, 100, 200)},
     },
     "mind_ml": {"RATIO": {20: "mind_ml"}},
     "twonn": {
         "REGRESSION": {percent: f"twoNN_f{percent}" for percent in (0, 1, 2, 5, 10, 20, 50, 80)},
         "LIKELIHOOD": {0: "twoNN_ml"},
     },
-    "gride": {"RATIO": {n1: f"gride_n{n1}" for n1 in (1, 2, 4, 8, 16, 32, 64)}},
-    "mom": {"MOMENTS": {100: "mom_k100"}},
+    "gride": {"RATIO": {n1: f"gride_n{n1}" for n1 in (1, 2, 4, 8, 16, 32, 64, 128, 256)}},
+    "mom": {"MOMENTS": {k: f"mom_k{k}" for k in (5, 10, 20, 50, 100, 200)}},
+    "mada": {"RATIO": {20: "mada"}},
 }
 
 TRUE_DIMENSIONS = (1, 2, 3, 5, 8, 12, 20, 40)
