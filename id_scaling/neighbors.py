@@ -113,7 +113,7 @@ def _select(view: View, cloud: Cloud) -> np.ndarray:
     index = np.arange(view.skip_first_tokens, len(cloud.first))
     if not cloud.is_finite[index].all():
         return index[:0]
-    if view.duplicates == "keep":
+    if view.duplicates == "keep" or cloud.is_distinct:
         return index
     return index[np.sort(np.unique(cloud.first[index], return_index=True)[1])]
 
@@ -150,7 +150,7 @@ def _counts(view: View, selection: np.ndarray, cloud: Cloud) -> dict[str, float]
     index = np.arange(view.skip_first_tokens, len(cloud.first))
     return {
         "n_points": len(index),
-        "n_distinct": len(np.unique(cloud.first[index])),
+        "n_distinct": len(index) if cloud.is_distinct else len(np.unique(cloud.first[index])),
         "n_nonfinite": np.count_nonzero(~cloud.is_finite[index]),
         "n_used": len(selection),
     }

@@ -74,6 +74,11 @@ class Cloud:
         """Whether the points are float64, so that everything is."""
         return "float64" in str(self.rows.dtype)
 
+    @cached_property
+    def is_distinct(self) -> bool:
+        """Whether no two rows are equal."""
+        return bool((self.first == np.arange(len(self.first))).all())
+
     @property
     def tolerance(self) -> Tolerance:
         """How far an ID may be off."""

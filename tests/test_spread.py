@@ -72,10 +72,10 @@ def tables() -> dict[str, np.ndarray]:
 def test_every_factor_simulated_is_near_one() -> None:
     for name, table in tables().items():
         assert table.shape == (len(N_POINTS), len(DIMENSION)), name
-        # From 0.72: the arithmetic mean on a line spreads less than its formula says. To 3.2: at GRIDE's scale of 64,
-        # clouds of 256 points have few neighborhoods that are not the same.
+        # From 0.72: the arithmetic mean on a line spreads less than its formula says. To 5.4: at GRIDE's scale of 256,
+        # clouds of 1024 points have few neighborhoods that are not the same.
         assert table.min() > 0.6, name
-        assert table.max() < 3.3, name
+        assert table.max() < 6, name
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -183,6 +183,14 @@ def _of_order_one(points: np.ndarray) -> np.ndarray:
     return np.ldexp(points, -int(np.frexp(np.abs(points).max())[1]))
 
 
+def mean_over_points(local: np.ndarray, neighbors: Neighbors) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean over points of each cloud's local values, and its standard error as of independent points."""
+    n = np.isfinite(neighbors.r1).sum(axis=1)
+    value = np.nansum(local, axis=1) / n
+    variance = np.nansum((local - value[:, None]) ** 2, axis=1) / (n - 1)
+    return value, np.sqrt(variance / n)
+
+
 def screen(estimator: Estimator, neighbors: Neighbors) -> np.ndarray:
     """Return the status that a cloud has before it is estimated."""
     status = np.full(neighbors.r1.shape[0], OK, dtype=object)

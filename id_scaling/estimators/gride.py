@@ -21,13 +21,10 @@ from functools import partial
 import numpy as np
 
 from id_scaling.estimators.base import Estimator
+from id_scaling.estimators.likelihood import maximum_between
 from id_scaling.estimators.spread import table_at
 from id_scaling.estimators.spread_tables import gride as factors
 from id_scaling.neighbors import Neighbors
-
-MAX_STEPS = 100
-# Newton's steps square the error: the value after a step this small is right to the last digits.
-RELATIVE_STEP = 1e-9
 
 
 def make(name: str, scale: str) -> Estimator:
@@ -44,28 +41,13 @@ def maximum(neighbors: Neighbors, scale: int) -> tuple[np.ndarray, np.ndarray]:
     is_counted = np.isfinite(neighbors.r1)
     x = np.where(is_counted, x, 0.0)
     n_points = is_counted.sum(axis=1)
-    value = _root(x, is_counted, n_points, scale)
-    return value, 1 / np.sqrt(-_score(value, x, is_counted, n_points, scale)[1])
-
-
-def _root(x: np.ndarray, is_counted: np.ndarray, n_points: np.ndarray, scale: int) -> np.ndarray:
-    """Return the zero of g for each cloud by Newton steps kept inside a shrinking bracket."""
     # 1 <= d x / (1 - exp(-d x)) <= 1 + d x for each point: g is positive at `low` and negative at `high`.
     total = x.sum(axis=1)
     low = (n_points - 1) / ((2 * scale - 1) * total)
     high = (n_points - 1 + (scale - 1) * n_points) / (scale * total)
-    d, is_done = np.sqrt(low * high), np.zeros(len(x), dtype=bool)
-    for _ in range(MAX_STEPS):
-        g, slope = _score(d, x, is_counted, n_points, scale)
-        low, high = np.where(g > 0, d, low), np.where(g > 0, high, d)
-        step = d - g / slope
-        following = np.where((step > low) & (step < high), step, (low + high) / 2)
-        following = np.where(is_done, d, following)  # so that a cloud's root does not depend on its batch
-        is_done |= (np.abs(following - d) <= RELATIVE_STEP * d) | ~np.isfinite(following)
-        d = following
-        if is_done.all():
-            break
-    return d
+    score = partial(_score, x=x, is_counted=is_counted, n_points=n_points, scale=scale)
+    value = maximum_between(low, high, score)
+    return value, 1 / np.sqrt(-score(value)[1])
 
 
 def _score(d, x, is_counted, n_points, scale) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from id_scaling.estimators.base import Estimator
+from id_scaling.estimators.base import Estimator, mean_over_points
+from id_scaling.estimators.spread_tables import mada as factors
 from id_scaling.neighbors import Neighbors
 
 K = 20
@@ -21,16 +22,13 @@ K = 20
 def make(name: str) -> Estimator:
     """Return the estimator."""
     ranks = (K // 2, K)
-    return Estimator(name, "neighbors", min_points=K + 1, compute=mean, ranks=ranks, local=pointwise)
+    spread = factors.RATIO[K]
+    return Estimator(name, "neighbors", K + 1, compute=mean, ranks=ranks, local=pointwise, spread=spread)
 
 
 def mean(neighbors: Neighbors) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean over points of the pointwise estimates, and the standard error of that mean."""
-    local = pointwise(neighbors)
-    n = np.isfinite(neighbors.r1).sum(axis=1)
-    value = np.nansum(local, axis=1) / n
-    variance = np.nansum((local - value[:, None]) ** 2, axis=1) / (n - 1)
-    return value, np.sqrt(variance / n)
+    return mean_over_points(pointwise(neighbors), neighbors)
 
 
 def pointwise(neighbors: Neighbors) -> np.ndarray:

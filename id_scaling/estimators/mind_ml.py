@@ -15,17 +15,17 @@ that root, with no ceiling; `mind_ml_dNN` is the smaller of it and NN, `saturate
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from id_scaling.estimators.base import Estimator
+from id_scaling.estimators.likelihood import maximum_between
 from id_scaling.estimators.spread import table_at
 from id_scaling.estimators.spread_tables import mind_ml as factors
 from id_scaling.neighbors import Neighbors
 
 K = 20
-MAX_STEPS = 100
-# Newton's steps square the error: the value after a step this small is right to the last digits.
-RELATIVE_STEP = 1e-9
 
 
 def make(name: str, cap: str | None = None) -> Estimator:
@@ -40,27 +40,10 @@ def maximum(neighbors: Neighbors) -> tuple[np.ndarray, np.ndarray]:
     a = neighbors.at(K + 1)
     n = np.isfinite(a).sum(axis=1)
     a = np.nan_to_num(a, nan=0.0, posinf=0.0)
-    value = _root(a, n)
-    return value, 1 / np.sqrt(-_score(value, a, n, a.sum(axis=1))[1])
-
-
-def _root(a: np.ndarray, n: np.ndarray) -> np.ndarray:
-    """Return the zero of g for each cloud by Newton steps kept inside a shrinking bracket."""
     total = a.sum(axis=1)
-    low, high = n / total, K * n / total
-    d = np.sqrt(low * high)
-    is_done = np.zeros(len(d), dtype=bool)
-    for _ in range(MAX_STEPS):
-        g, slope = _score(d, a, n, total)
-        low, high = np.where(g > 0, d, low), np.where(g > 0, high, d)
-        step = d - g / slope
-        following = np.where((step > low) & (step < high), step, (low + high) / 2)
-        following = np.where(is_done, d, following)  # so that a cloud's root does not depend on its batch
-        is_done |= (np.abs(following - d) <= RELATIVE_STEP * d) | ~np.isfinite(following)
-        d = following
-        if is_done.all():
-            break
-    return d
+    score = partial(_score, a=a, n=n, total=total)
+    value = maximum_between(n / total, K * n / total, score)
+    return value, 1 / np.sqrt(-score(value)[1])
 
 
 def _score(d, a, n, total) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,7 @@ from functools import partial
 
 import numpy as np
 
-from id_scaling.estimators.base import Estimator
+from id_scaling.estimators.base import Estimator, mean_over_points
 from id_scaling.estimators.spread import table_at
 from id_scaling.estimators.spread_tables import mle as factors
 from id_scaling.neighbors import Neighbors
@@ -42,11 +42,7 @@ def make(name: str, mean: str = "arithmetic", k: str = str(K)) -> Estimator:
 
 def arithmetic(neighbors: Neighbors, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean over points of the pointwise estimates, and the standard error of that mean."""
-    local = pointwise(neighbors, k)
-    n = np.isfinite(neighbors.r1).sum(axis=1)
-    value = np.nansum(local, axis=1) / n
-    variance = np.nansum((local - value[:, None]) ** 2, axis=1) / (n - 1)
-    return value, np.sqrt(variance / n)
+    return mean_over_points(pointwise(neighbors, k), neighbors)
 
 
 def harmonic(neighbors: Neighbors, k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ from functools import partial
 
 import numpy as np
 
-from id_scaling.estimators.base import Estimator
+from id_scaling.estimators.base import Estimator, mean_over_points
 from id_scaling.estimators.spread import table_at
 from id_scaling.estimators.spread_tables import mom as factors
 from id_scaling.neighbors import Neighbors
@@ -37,11 +37,7 @@ def make(name: str, k: str) -> Estimator:
 
 def mean(neighbors: Neighbors, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean over points of the pointwise estimates, and the standard error of that mean."""
-    local = pointwise(neighbors, k)
-    n = np.isfinite(neighbors.r1).sum(axis=1)
-    value = np.nansum(local, axis=1) / n
-    variance = np.nansum((local - value[:, None]) ** 2, axis=1) / (n - 1)
-    return value, np.sqrt(variance / n)
+    return mean_over_points(pointwise(neighbors, k), neighbors)
 
 
 def pointwise(neighbors: Neighbors, k: int) -> np.ndarray:

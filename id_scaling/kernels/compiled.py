@@ -7,6 +7,8 @@ can be shared out over threads.
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 from numba import njit
 from scipy.linalg.blas import dsyrk, ssyrk
@@ -52,9 +54,14 @@ def survey(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return squared norms of rows, the sum of the finite rows, and a key of each that is equal for equal rows."""
     squared_norms, keys = np.empty(len(rows)), np.empty(len(rows))
     total = np.zeros(rows.shape[1])
-    weights = np.random.default_rng(0).standard_normal(rows.shape[1])
-    _survey(rows, weights, squared_norms, keys, total)
+    _survey(rows, _key_weights(rows.shape[1]), squared_norms, keys, total)
     return squared_norms, total, keys
+
+
+@cache
+def _key_weights(d: int) -> np.ndarray:
+    """Return the weights of coordinates in a key."""
+    return np.random.default_rng(0).standard_normal(d)
 
 
 @_sum
