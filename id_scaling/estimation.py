@@ -115,6 +115,8 @@ def _estimates(clouds: np.ndarray, names: Sequence[str], duplicates: Duplicates,
     names = found
     if not isinstance(duplicates, str) or duplicates not in ("distinct", "keep"):
         raise ConfigError(f"duplicates: found {duplicates!r}, expected 'distinct' or 'keep'")
+    if not isinstance(max_seconds, int | float) or not max_seconds > 0:
+        raise ConfigError(f"max_seconds: found {max_seconds!r}, expected a number above 0")
     estimators = [get_estimator(name) for name in dict.fromkeys(map(str, names))]
     ranks = tuple(sorted({1}.union(*(estimator.ranks for estimator in estimators))))
     view = View(skip_first_tokens=0, duplicates=duplicates)

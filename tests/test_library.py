@@ -13,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
 import id_scaling
 from id_scaling.errors import ConfigError
@@ -297,6 +298,9 @@ def test_coordinates_of_any_size_are_estimated_in_silence(size: float) -> None:
         (np.ones((5, 3), dtype=object), "found dtype object, expected floats"),
         (np.array([["a", "b"]]), "found dtype <U1, expected floats"),
         ([[1.0, 2.0], [3.0]], "points: "),
+        (torch.ones((5, 3), dtype=torch.bfloat16), r"found a Tensor .*points.detach\(\).float\(\).cpu\(\).numpy\(\)"),
+        (torch.ones((5, 3), requires_grad=True), "found a Tensor that does not become a numpy array"),
+        (np.ma.masked_equal(np.eye(5), 1.0), "found a masked array; leave the masked points out"),
     ],
 )
 def test_points_that_are_no_cloud_are_refused(points: object, telling: str) -> None:
@@ -322,6 +326,11 @@ def test_clouds_that_are_no_batch_are_refused(clouds: np.ndarray, telling: str) 
     [
         ({"duplicates": "drop"}, "duplicates: found 'drop', expected 'distinct' or 'keep'"),
         ({"duplicates": None}, "duplicates: found None, expected 'distinct' or 'keep'"),
+        ({"duplicates": np.array(["keep", "distinct"])}, "duplicates: found array"),
+        ({"max_seconds": 0}, "max_seconds: found 0, expected a number above 0"),
+        ({"max_seconds": "60"}, "max_seconds: found '60', expected a number above 0"),
+        ({"estimators": 5}, "estimators: found 5, expected a list of names"),
+        ({"estimators": b"mle"}, "estimators: found b'mle', expected a list of names"),
         ({"duplicates": True}, "duplicates: found True, expected 'distinct' or 'keep'"),
         ({"estimators": "mle"}, r"estimators: found 'mle', expected a list of names such as \['mle'\]"),
         ({"estimators": []}, r"estimators: found \[\], expected a list of names"),

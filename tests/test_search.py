@@ -155,6 +155,31 @@ def test_the_nearest_are_those_of_a_sort(kernels, n: int, n_nearest: int) -> Non
     assert [len(set(row[row >= 0])) for row in indices] == is_there.sum(axis=1).tolist()
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("n", [130, 1000])
+@pytest.mark.parametrize("shape", ["normal", "massive", "half equal", "on a line of integers", "many left out"])
+def test_further_ranks_are_right_whatever_the_distances(shape: str, n: int, dtype: type) -> None:
+    rng = np.random.default_rng(n)
+    rows, counts = rng.standard_normal((n, 6)), np.ones(n, dtype=bool)
+    if shape == "massive":
+        rows[::50] *= 1e4
+    elif shape == "half equal":
+        rows[: n // 2] = rows[0]
+    elif shape == "on a line of integers":
+        rows = np.round(5 * rows[:, :1])
+    elif shape == "many left out":
+        counts[n // 5 :] = rng.random(n - n // 5) < 0.3
+    rows = rows.astype(dtype)
+    norms, gram = (rows.astype(np.float64) ** 2).sum(axis=1), rows @ rows.T
+    keys = (norms / 2).astype(dtype) - gram  # what a row is ordered by, rounded as it is there
+    keys[:, ~counts] = np.inf
+    np.fill_diagonal(keys, np.inf)
+    further = np.array([rank for rank in (5, 30, 64, 128, 500) if rank < np.count_nonzero(counts)])
+    beyond = compiled.nearest(gram, norms, counts, 4, further)[2][counts]
+    expected = 2.0 * np.sort(keys, axis=1)[counts][:, further - 1].astype(np.float64) + norms[counts, None]
+    np.testing.assert_allclose(beyond, expected, rtol=0, atol=1e-15 * norms.max())
+
+
 @pytest.mark.parametrize("kernels", [compiled, on_torch])
 def test_the_other_kernels_equal_plain_formulas(kernels) -> None:
     rng = np.random.default_rng(0)
