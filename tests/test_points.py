@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from importlib.resources import files
 from pathlib import Path
@@ -269,3 +272,20 @@ def test_a_version_of_local_pca_is_that_of_scikit_dimension() -> None:
     assert found["skdim_lPCA_ratio"].value == skdim.id.lPCA(ver="ratio").fit_transform(points)
     with pytest.raises(ConfigError, match="lPCA_Fam"):
         get_estimator("skdim_lPCA_Fam")
+
+
+def test_ctrl_c_ends_the_asker_alone_in_silence() -> None:
+    code = (
+        "import numpy as np, id_scaling\n"
+        "points = np.random.default_rng(0).uniform(size=(4000, 40))\n"
+        "try:\n"
+        "    print('asking', flush=True), id_scaling.estimate(points, ['abid_k300'])\n"
+        "except KeyboardInterrupt:\n"
+        "    print(id_scaling.estimate(points[:200, :2], ['tle'])['tle'].status)\n"
+    )
+    asker = subprocess.Popen([sys.executable, "-c", code], stdout=-1, stderr=-1, text=True, start_new_session=True)
+    assert asker.stdout.readline() == "asking\n"
+    time.sleep(3)
+    os.killpg(asker.pid, signal.SIGINT)  # as a terminal does: to all of them
+    said, errors = asker.communicate(timeout=60)
+    assert (said, errors) == ("ok\n", "")

@@ -22,6 +22,8 @@ DEFAULT_SECONDS = 600.0
 SEED = 0
 # Threads of many children share the machine; each cloud is small.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
+# Ctrl-C is for the one who asks, who then ends the child.
+_DEAF_TO_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
 
 _OF_THREAD = threading.local()
 
@@ -83,11 +85,10 @@ class _Child:
         self.owner = os.getpid()
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", f"from {__name__} import serve; serve()"],
+                [sys.executable, "-c", f"{_DEAF_TO_CTRL_C}; from {__name__} import serve; serve()"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env={**os.environ, **ONE_THREAD, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-                start_new_session=True,  # Ctrl-C is for the one who asks
             )
             self._answer()  # what the start of the process takes is not the estimator's
         except (OSError, EOFError) as error:
