@@ -163,7 +163,7 @@ CASES = {
         {**CHAIN, "fetch_dataset": 1, "chunk_dataset": 1},
     ),
     "the code of the neighbor search": (
-        change_code("id_scaling/search.py", "PROBES = 8", "PROBES = 9"),
+        change_code("id_scaling/search.py", "SETTLED_BY_ROWS = 1 / 16", "SETTLED_BY_ROWS = 1 / 17"),
         DOWN_FROM_EXTRACTION,
     ),
     "the neighbor ranks": (
