@@ -16,7 +16,8 @@ where s_i is how strongly the ID hangs on point i: with m_i the mean over j < k 
 largest of 1 / sum m (harmonic MLE), m_i^-2 / sum m^-1 (arithmetic MLE) and x_i / sum x² with x = log(r_2 / r_1)
 (TwoNN); that of MiND_ML is below the first. Points are taken out in order of s_i E_i until what is left is
 below `of_id`, and every point with E_i above `of_point` is taken out too: those distances are computed again from
-float64 differences of the coordinates.
+differences of the coordinates. In float32 these are right to some 3e-8, whatever the norms, which is of no account but
+where all distances of a list are close together, as at an attention sink: there the differences are in float64.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ SIGMAS_OF_A_PAIR = 6.0
 # The largest of some 25 errors that are seen is at about two standard deviations: three times that is as far.
 TIMES_SEEN = 3.0
 K = 20
+# Squared distances of a list that differ by less: 3e-8 would then be 1e-5 of a point's log-ratios.
+CLOSE = 0.01
 
 
 @dataclass(frozen=True)
@@ -110,15 +113,21 @@ def suspects(
     return is_suspect & (n_zeros < squares.shape[1])
 
 
+def close_together(squares: np.ndarray) -> np.ndarray:
+    """Return for which points the squared distances (n, m) to a list are too close together for float32 differences."""
+    return squares.max(axis=1) <= (1 + CLOSE) * squares.min(axis=1)
+
+
 def _sensitivities(squares: np.ndarray, n_zeros: np.ndarray) -> np.ndarray:
     """Return how strongly the most sensitive estimator's ID hangs on each point."""
     k = min(K, squares.shape[1])
     if k < 2:
         return np.ones(len(squares))
     is_usable = (n_zeros == 0) & (squares[:, 0] > 0) & np.isfinite(squares[:, k - 1])
-    logs = 0.5 * np.log(np.where(is_usable[:, None], squares[:, :k], np.nan))
-    inverse, log_mu = logs[:, -1] - logs[:, :-1].mean(axis=1), logs[:, 1] - logs[:, 0]
-    harmonic = 1 / np.nansum(inverse)
-    arithmetic = inverse**-2 / np.nansum(1 / inverse)
-    two_nn = log_mu / np.nansum(log_mu**2)
+    logs = 0.5 * np.log(np.where(is_usable[:, None], squares[:, :k], 1.0))
+    inverse = np.where(is_usable, logs[:, -1] - logs[:, :-1].sum(axis=1) / (k - 1), np.inf)
+    log_mu = logs[:, 1] - logs[:, 0]
+    harmonic = 1 / inverse.sum(where=is_usable)
+    arithmetic = inverse**-2 / (1 / inverse).sum()
+    two_nn = log_mu / (log_mu @ log_mu)
     return np.fmax(np.fmax(harmonic, arithmetic), two_nn)

@@ -124,9 +124,8 @@ def _under_view(counts, selection, cloud, ranks, groups, context) -> tuple[Neigh
     n_settled = min(max([*ranks[ranks <= LISTED], N_LISTED if groups else 1]), n - 1)
     is_further = (ranks > n_settled) & (ranks < n)
     found = find_nearest(cloud, selection, n_settled, ranks[is_further])
-    squares = np.full((n, len(ranks)), np.nan)
-    squares[:, ranks <= n_settled] = found.squares[:, ranks[ranks <= n_settled] - 1]
-    squares[:, is_further] = found.beyond
+    settled = found.squares.take(ranks[ranks <= n_settled] - 1, axis=1)
+    squares = np.hstack([settled, found.beyond, np.full((n, np.count_nonzero(ranks >= n)), np.nan)])
     neighbors = _nothing(cloud, ranks)
     with np.errstate(over="ignore"):
         neighbors.r1[selection] = np.minimum(np.sqrt(found.squares[:, 0]) * cloud.scale, np.finfo(np.float64).max)
@@ -142,7 +141,10 @@ def _under_view(counts, selection, cloud, ranks, groups, context) -> tuple[Neigh
 def _log_ratio(squares: np.ndarray, nearest: np.ndarray) -> np.ndarray:
     """Return log(r_j / r_1): 0 for two zero distances, infinite where r_1 alone is zero, NaN where there is no r_j."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where((squares == 0) & (nearest == 0), 0.0, 0.5 * np.log(squares / nearest))
+        ratios = squares / nearest
+        if not nearest.all():
+            ratios[(squares == 0) & (nearest == 0)] = 1.0
+        return np.multiply(np.log(ratios, out=ratios), 0.5, out=ratios)
 
 
 def _counts(view: View, selection: np.ndarray, cloud: Cloud) -> dict[str, float]:

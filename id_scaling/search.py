@@ -3,9 +3,9 @@
 All inner products come from one symmetric product of the centred points: in float32 for points that are no wider, in
 float64 for float64. |x_i|² + |x_j|² - 2 x_i·x_j loses digits where a neighbor is much closer than the points' norms;
 `id_scaling.guard` says for which points that would matter. For them the distances to a list of the nearest, some
-longer than what is asked for, are computed again from float64 differences of the coordinates as given. Where the
-list cannot be shown to hold all that belongs there, the whole row is. A cloud for which a few rows show
-beforehand that most lists would not do goes through a float64 product at once.
+longer than what is asked for, are computed again from differences of the coordinates as given. Where the list cannot be
+shown to hold all that belongs there, the whole row is. A cloud for which a few rows show beforehand that most lists
+would not do goes through a float64 product at once.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from id_scaling.guard import (
     WIDE,
     ProductError,
     Tolerance,
+    close_together,
     deviations,
     product_error,
     suspects,
 )
-from id_scaling.kernels import kernels_of
+from id_scaling.kernels import Survey, kernels_of
 
 # Ranks up to LISTED come with their indices, and some more, among which distances computed again find their order: few
 # where the product tells neighbors apart, more where it does less well.
@@ -37,9 +38,10 @@ LISTED, SPARES = 32, (4, 8, 16)
 # Above this share of points that no list settles, one product in float64 is cheaper than their whole rows.
 SETTLED_BY_ROWS = 1 / 16
 # So many rows speak for all, so they are asked for twice as much.
-PROBES, PROBE_MARGIN = 8, 2 * SIGMAS_OF_A_PAIR
-# Squared norms within these neither overflow nor vanish in float32, nor do products of differences that matter.
-LEAST_SQUARE, LARGEST_SQUARE = 2.0**-80, 2.0**80
+PROBES = 8
+PROBE_MARGIN = 2 * SIGMAS_OF_A_PAIR
+# Squared norms within these neither overflow nor vanish in float32, nor do squares of differences in the last digit.
+LEAST_SQUARE, LARGEST_SQUARE = 2.0**-40, 2.0**80
 
 
 @dataclass(frozen=True)
@@ -55,24 +57,25 @@ class Product:
 class Cloud:
     """What one look at each coordinate tells of a cloud, and its products once they are asked for.
 
-    Rows are the points divided by `scale`, a power of two (so exactly) that keeps squares in range; `first` is, for
-    each row, the index of the first row equal to it.
+    Points are divided by `scale`, a power of two (so exactly) that keeps squares in range; `first` is, for
+    each point, the index of the first point equal to it; `probes` are some points that stand for all.
     """
 
     kernels: ModuleType
-    rows: Any
+    points: Any
     scale: float
     squared_norms: np.ndarray
     centre: np.ndarray
     is_finite: np.ndarray
     first: np.ndarray
-    _centred: dict[type, tuple[Any, np.ndarray]] = field(default_factory=dict)
+    probes: np.ndarray
+    _surveys: dict[type, Survey] = field(default_factory=dict)
     _products: dict[type, Product] = field(default_factory=dict)
 
-    @cached_property
+    @property
     def is_wide(self) -> bool:
         """Whether the points are float64, so that everything is."""
-        return "float64" in str(self.rows.dtype)
+        return _is_wide(self.points)
 
     @cached_property
     def is_distinct(self) -> bool:
@@ -84,25 +87,26 @@ class Cloud:
         """How far an ID may be off."""
         return WIDE if self.is_wide else NARROW
 
-    def centred(self, dtype: type) -> tuple[Any, np.ndarray]:
-        """Return the centred rows in a dtype, and their squared norms in float64."""
-        if dtype not in self._centred:
-            self._centred[dtype] = self.kernels.centred(self.rows, self.centre, dtype, self.is_finite)
-        return self._centred[dtype]
+    def survey(self, dtype: type) -> Survey:
+        """Return the survey with centred points in a dtype."""
+        if dtype not in self._surveys:
+            self._surveys[dtype] = self.kernels.survey(self.points, self.centre, dtype, self.probes)
+        return self._surveys[dtype]
 
     def product(self, dtype: type) -> Product:
         """Return the product in a dtype."""
         if dtype not in self._products:
-            centred, squared_norms = self.centred(dtype)
-            gram = self.kernels.gram(centred)
+            survey = self.survey(dtype)
+            gram = self.kernels.gram(survey.centred)
             diagonal = host(array_api_compat.array_namespace(gram).linalg.diagonal(gram))
-            self._products[dtype] = Product(gram, squared_norms, product_error(diagonal, squared_norms))
+            error = product_error(diagonal, survey.centred_norms)
+            self._products[dtype] = Product(gram, survey.centred_norms, error)
         return self._products[dtype]
 
 
 @dataclass
 class Nearest:
-    """Of n selected points, in units of the cloud's rows.
+    """Of n selected points, in units of the cloud's points.
 
     Parameters
     ----------
@@ -128,15 +132,33 @@ class Nearest:
 
 def survey(points: Any) -> Cloud:
     """Return a cloud; numpy or torch points, of any floating dtype."""
-    kernels = kernels_of(points)
-    rows, scale = kernels.widened(points), 1.0
-    squared_norms, total, keys = kernels.survey(rows)
-    if not LEAST_SQUARE <= squared_norms.max(initial=0) <= LARGEST_SQUARE:
-        rows, scale = _in_range(rows)
-        squared_norms, total, keys = kernels.survey(rows)
-    is_finite = np.isfinite(squared_norms)
-    centre = total / max(np.count_nonzero(is_finite), 1)
-    return Cloud(kernels, rows, scale, squared_norms, centre, is_finite, first_occurrences(rows, keys))
+    kernels, scale = kernels_of(points), 1.0
+    probes = _spread_out(len(points), PROBES)
+    centre, found = _surveyed(kernels, points, probes)
+    if not LEAST_SQUARE <= found.squared_norms.max(initial=0) <= LARGEST_SQUARE:
+        points, scale = _in_range(kernels.widened(points))
+        centre, found = _surveyed(kernels, points, probes)
+    is_finite = np.isfinite(found.squared_norms)
+    first = first_occurrences(points, found.keys)
+    dtype = np.float64 if _is_wide(points) else np.float32
+    return Cloud(kernels, points, scale, found.squared_norms, centre, is_finite, first, probes, {dtype: found})
+
+
+def _surveyed(kernels: ModuleType, points: Any, probes: np.ndarray) -> tuple[np.ndarray, Survey]:
+    """Return the centre of the points, and their survey in the dtype that is computed in."""
+    centre = kernels.mean(points)
+    return centre, kernels.survey(points, centre, np.float64 if _is_wide(points) else np.float32, probes)
+
+
+def _spread_out(n: int, n_wanted: int) -> np.ndarray:
+    """Return so many indices below n in even steps, or all."""
+    step = max(1, n // n_wanted)
+    return np.arange(step // 2, n, step)[:n_wanted]
+
+
+def _is_wide(points: Any) -> bool:
+    """Return whether points are float64."""
+    return "float64" in str(points.dtype)
 
 
 def _in_range(rows: Any) -> tuple[Any, float]:
@@ -148,23 +170,26 @@ def _in_range(rows: Any) -> tuple[Any, float]:
     return rows / scale, float(scale)
 
 
-def first_occurrences(rows: Any, keys: np.ndarray) -> np.ndarray:
-    """Return, for each row, the index of the first row equal to it; NaN equals nothing.
+def first_occurrences(points: Any, keys: np.ndarray) -> np.ndarray:
+    """Return, for each point, the index of the first equal to it; NaN equals nothing.
 
-    Rows are grouped by a key that is equal for equal rows, and the grouping is then checked value by
+    Points are grouped by a key that is equal for equal rows, and the grouping is then checked value by
     value, so no distance and no tolerance enters.
     """
-    xp = array_api_compat.array_namespace(rows)
+    own = np.arange(len(keys))
+    ascending = np.sort(keys)
+    if np.isfinite(ascending).all() and (ascending[1:] != ascending[:-1]).all():
+        return own
     keys = np.where(np.isfinite(keys), keys, 0.0)  # keys that overflow share a group, to be told apart below
     _, index, inverse = np.unique(keys, return_index=True, return_inverse=True, equal_nan=False)
     first = index[inverse]
-    own = np.arange(len(first))
     repeated = np.flatnonzero(first != own)
-    twins = (xp.take(rows, _like(some, rows), axis=0) for some in (repeated, first[repeated]))
+    xp = array_api_compat.array_namespace(points)
+    twins = (xp.take(points, _like(some, points), axis=0) for some in (repeated, first[repeated]))
     if not len(repeated) or bool(xp.all(next(twins) == next(twins))):
         return first
-    # Different rows with one key, or non-finite rows: compare the values themselves.
-    values = host(rows) + 0.0
+    # Different points with one key, or some that are not finite: compare the values themselves.
+    values = host(kernels_of(points).widened(points)) + 0.0
     _, index, inverse = np.unique(values, axis=0, return_index=True, return_inverse=True, equal_nan=False)
     return np.where(np.isfinite(values).all(axis=1), index[inverse.ravel()], own)
 
@@ -222,7 +247,7 @@ def _n_equal(first: np.ndarray) -> np.ndarray:
 def _settle_lists(cloud, found, again, squared_norms, selection, n_settled) -> np.ndarray:
     """Compute listed distances again; return for which points the first `n_settled` are surely the nearest."""
     listed = found.squares[again]
-    squares = cloud.kernels.differences(cloud.rows, selection[again], found.indices[again])
+    squares = _from_differences(cloud, selection[again], found.indices[again])
     # What is not in the list is no nearer than the last of it, by a product that is off by as much as those seen.
     last, off = listed[:, -1], deviations(listed[:, -1], squared_norms, found.product.error)
     seen = np.abs(squares - listed).max(axis=1)
@@ -237,11 +262,22 @@ def _settle_lists(cloud, found, again, squared_norms, selection, n_settled) -> n
     return is_settled
 
 
+def _from_differences(cloud: Cloud, some: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return squared distances of some points to others, from differences no narrower than `close_together` asks for."""
+    if cloud.is_wide:
+        return cloud.kernels.differences(cloud.points, some, others, np.float64)
+    squares = cloud.kernels.differences(cloud.points, some, others, np.float32)
+    close = close_together(squares)
+    if close.any():
+        squares[close] = cloud.kernels.differences(cloud.points, some[close], others[close], np.float64)
+    return squares
+
+
 def _settle_rows(cloud, found, some, selection, further) -> None:
     """Compute all distances of some points again."""
     n_listed = found.squares.shape[1]
     for row in some:
-        squares = cloud.kernels.differences(cloud.rows, selection[[row]], selection[None])[0]
+        squares = cloud.kernels.differences(cloud.points, selection[[row]], selection[None], np.float64)[0]
         squares[row] = np.inf
         order = np.argsort(squares, kind="stable")
         found.squares[row], found.indices[row] = squares[order[:n_listed]], selection[order[:n_listed]]
@@ -252,21 +288,21 @@ def _length_that_settles(
     cloud: Cloud, selection: np.ndarray, n_settled: int, lengths: list[int], further: np.ndarray
 ) -> int | None:
     """Return how long lists must be for a float32 product, as a few points show; None where it is of no use."""
-    n = len(selection)
-    if lengths[0] == n - 1:
+    is_seen = np.isin(cloud.probes, selection)
+    if lengths[0] == len(selection) - 1 or not is_seen.any():
         return lengths[0]
-    centred, squared_norms = cloud.centred(np.float32)
-    places = np.arange(0, n, max(1, n // PROBES))
-    some, probe = selection[places], np.arange(len(places))
-    products = host(cloud.kernels.some_products(centred, some))
-    error = product_error(products[probe, some], squared_norms[some])
-    squares = squared_norms[some, None] + squared_norms[selection] - 2.0 * products[:, selection]
-    squares[probe, places] = np.inf
-    squares.partition([n_settled - 1, *(length - 1 for length in lengths)], axis=1)
+    probes, survey = cloud.probes[is_seen], cloud.survey(np.float32)
+    products, squared_norms = survey.products[is_seen], survey.centred_norms
+    own, places = np.arange(len(probes)), np.searchsorted(selection, probes)
+    small = cloud.kernels.gram(survey.centred[probes])  # off as much as the product of all will be
+    error = product_error(np.diagonal(host(small)), squared_norms[probes])
+    squares = squared_norms[probes, None] + squared_norms[selection] - 2.0 * products[:, selection]
+    squares[own, places] = np.inf
+    squares.sort(axis=1)
     has_equal = _n_equal(cloud.first[selection])[places] > 0
     for length in lengths:
         last = squares[:, length - 1]
-        off = deviations(last, squared_norms[some], error)
+        off = deviations(last, squared_norms[probes], error)
         is_settled = squares[:, n_settled - 1] <= last - PROBE_MARGIN * off
         if len(further):
             is_settled &= off <= 2 * cloud.tolerance.of_point * last

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from id_scaling.kernels import compiled
 from id_scaling.search import Cloud, Nearest
 
 # group -> (statistic, meaning)
@@ -130,7 +131,7 @@ def _cosine(cloud: Cloud, selection: np.ndarray, _: Nearest, __: Context) -> dic
         return {"mean_cosine": np.nan}
     weights = np.zeros(len(cloud.first))
     weights[selection] = inverse_norms
-    total = cloud.kernels.weighted_sum(cloud.rows, weights)
+    total = cloud.kernels.weighted_sum(cloud.points, weights)
     return {"mean_cosine": (total @ total - n) / (n * (n - 1))}
 
 
@@ -160,7 +161,7 @@ def _overlap(_: Cloud, selection: np.ndarray, found: Nearest, context: Context) 
         return {"nn_overlap": np.nan}
     here, below = found.indices[:, :N_OVERLAP], context.below[selection]
     has_both = below[:, 0] >= 0
-    common = (here[:, :, None] == below[:, None, :]).any(axis=2).mean(axis=1)
+    common = compiled.share_in_common(here, below)
     return {"nn_overlap": float(common[has_both].mean()) if has_both.any() else np.nan}
 
 

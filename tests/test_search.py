@@ -110,13 +110,12 @@ def test_the_error_of_a_product_is_seen_on_its_diagonal() -> None:
 # ---- kernels ----
 
 
-def test_every_half_is_widened_exactly() -> None:
-    halves = np.arange(2**16, dtype=np.uint16).view(np.float16).reshape(256, 256)
-    widened, expected = compiled.widened(halves), halves.astype(np.float32)
-    is_finite = np.isfinite(expected)
-    np.testing.assert_array_equal(widened[is_finite], expected[is_finite])
-    np.testing.assert_array_equal(np.signbit(widened[is_finite]), np.signbit(expected[is_finite]))
-    assert np.isnan(widened[~is_finite]).all()  # infinities too: neither counts
+def test_every_half_is_read_exactly() -> None:
+    halves = np.arange(2**16, dtype=np.uint16).view(np.float16)[:, None]
+    found, expected = compiled.survey(halves, np.zeros(1), np.float32, np.empty(0, int)), halves.astype(np.float32)
+    is_finite = np.isfinite(expected[:, 0])
+    np.testing.assert_array_equal(found.centred[is_finite], expected[is_finite])
+    np.testing.assert_array_equal(np.isfinite(found.squared_norms), is_finite)
 
 
 @pytest.mark.parametrize("n", [1, 7, 8, 9, 63, 64, 65, 200])
@@ -187,14 +186,18 @@ def test_the_other_kernels_equal_plain_formulas(kernels) -> None:
     counts = rng.random(90) < 0.7
     given = torch.from_numpy(rows) if kernels is on_torch else rows
     wide = rows.astype(np.float64)
-    norms, total, keys = kernels.survey(given)
-    np.testing.assert_allclose(norms, (wide**2).sum(axis=1), rtol=1e-14)
-    np.testing.assert_allclose(total, wide.sum(axis=0), rtol=1e-12, atol=1e-13)
-    assert len(np.unique(keys)) == 90
-    centred, centred_norms = kernels.centred(given, total / 90, np.float64, counts)
-    expected = np.where(counts[:, None], wide - wide.mean(axis=0), 0)
-    np.testing.assert_allclose(np.asarray(centred), expected, atol=1e-14)
-    np.testing.assert_allclose(centred_norms, (expected**2).sum(axis=1), rtol=1e-13)
+    rows[20, 3], wide[20] = np.nan, 0
+    np.testing.assert_allclose(kernels.mean(given), wide.sum(axis=0) / 89, atol=1e-6)  # any centre will do
+    norms = (wide**2).sum(axis=1)
+    centre, some = rng.standard_normal(17), np.array([0, 5])
+    found = kernels.survey(given, centre, np.float64, some)
+    assert np.isnan(found.squared_norms[20])
+    np.testing.assert_allclose(np.delete(found.squared_norms, 20), np.delete(norms, 20), rtol=1e-14)
+    assert len(np.unique(found.keys)) == 90
+    expected = np.where(np.arange(90)[:, None] == 20, 0, wide - centre)
+    np.testing.assert_allclose(np.asarray(found.centred), expected, atol=1e-14)
+    np.testing.assert_allclose(found.centred_norms, (expected**2).sum(axis=1), rtol=1e-13)
+    np.testing.assert_allclose(found.products, expected[some] @ expected.T, atol=1e-13)
     gram = wide @ wide.T
     product = torch.from_numpy(gram) if kernels is on_torch else gram
     row_sums, square = kernels.gram_sums(product, counts)
@@ -205,4 +208,5 @@ def test_the_other_kernels_equal_plain_formulas(kernels) -> None:
     assert kernels.pairs_within(product, norms, counts, limits) == tuple((direct[:, None] < limits).sum(axis=0))
     some, others = np.array([3, 80]), np.array([[0, 1, 2], [5, 80, 7]])
     squares = ((wide[some][:, None] - wide[others]) ** 2).sum(axis=2)
-    np.testing.assert_allclose(kernels.differences(given, some, others), squares, rtol=1e-14)
+    for dtype, rtol in ((np.float64, 1e-14), (np.float32, 2e-7)):  # some units of the last place
+        np.testing.assert_allclose(kernels.differences(given, some, others, dtype), squares, rtol=rtol)

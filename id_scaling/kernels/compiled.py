@@ -1,26 +1,35 @@
 """Kernels for numpy: loops compiled by numba, and the symmetric product of BLAS, which does half the work of a product.
 
-numpy widens float16 one value at a time, copies the triangle of a symmetric product column by column and sorts where a
-threshold serves; here each is one pass over memory. Loops run without the interpreter's lock, so clouds
-can be shared out over threads.
+A cloud is read as it is, float16 too, in few passes over memory, and the nearest are selected by a threshold where a sort
+would do more than is asked for. Loops run without the interpreter's lock, so clouds can be shared out over threads.
 """
 
 from __future__ import annotations
 
 from functools import cache
+from platform import machine
 
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from llvmlite.binding import get_host_cpu_features
+from numba import njit, types
+from numba.extending import intrinsic, overload
 from scipy.linalg.blas import dsyrk, ssyrk
 
-# Column j is compared within lane j mod LANES: a whole number of vectors on every CPU.
-LANES = 64
-# Columns a power of two apart share a few places in a cache: no more than eight of them at once.
-TILE = 8
-# Keys of a row are put into so many bins, of a width not below TINY.
-BINS, TINY = 256, 1e-30
-# Halvings of the range of the minima: the threshold then stands within a hundredth of it.
-HALVINGS = 8
+from id_scaling.kernels import Survey
+
+# Column j is compared within lane j mod LANES, a power of two.
+LANES = 256
+# The part of a row that is copied at once: a line of the cache.
+TILE = 16
+# The range of the minima is halved so often at the most, or until no more than FEW are too many.
+HALVINGS, FEW = 24, 2
+# Rows that are sorted where a cache holds them.
+SORTED_AT_ONCE = 128
+# So many squares of differences are summed before the sum is widened.
+SUMMED = 256
+# Every x86 processor since 2013 widens halves itself; on others numpy does.
+HAS_HALVES = machine() not in ("x86_64", "AMD64") or get_host_cpu_features().get("f16c", False)
 _loop = njit(nogil=True, cache=True)
 # Sums may be formed in any order (so in vectors), nothing else is relaxed.
 _sum = njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
@@ -28,34 +37,60 @@ _sum = njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
 
 def widened(points: np.ndarray) -> np.ndarray:
     """Return points in the narrowest dtype that is computed in, float32 or float64, rows contiguous."""
-    if points.dtype != np.float16:
-        return np.ascontiguousarray(points, dtype=np.float64 if points.dtype.itemsize > 4 else np.float32)
-    bits = np.ascontiguousarray(points).view(np.uint16)
-    rows = np.empty(points.shape, np.float32)
-    _widen(bits, rows.view(np.uint32), rows)
-    return rows
+    return np.ascontiguousarray(points, dtype=np.float64 if points.dtype.itemsize > 4 else np.float32)
 
 
-@_loop
-def _widen(bits, words, rows):
-    """Move sign, exponent and fraction to their places in float32, then multiply by the difference of the biases."""
-    for i in range(bits.shape[0]):
-        for c in range(bits.shape[1]):
-            half = np.uint32(bits[i, c])
-            words[i, c] = ((half & np.uint32(0x7FFF)) << np.uint32(13)) | ((half & np.uint32(0x8000)) << np.uint32(16))
-        for c in range(bits.shape[1]):
-            rows[i, c] *= np.float32(2.0**112)
-        for c in range(bits.shape[1]):
-            if bits[i, c] & np.uint16(0x7C00) == np.uint16(0x7C00):
-                rows[i, c] = np.nan
+def _readable(points: np.ndarray) -> np.ndarray:
+    """Return points as loops read them by `_value`: float32 or float64, or the bits of float16, which numba lacks."""
+    return np.ascontiguousarray(points).view(np.uint16) if points.dtype == np.float16 and HAS_HALVES else widened(points)
 
 
-def survey(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return squared norms of rows, the sum of the finite rows, and a key of each that is equal for equal rows."""
-    squared_norms, keys = np.empty(len(rows)), np.empty(len(rows))
-    total = np.zeros(rows.shape[1])
-    _survey(rows, _key_weights(rows.shape[1]), squared_norms, keys, total)
-    return squared_norms, total, keys
+def _value(number):
+    """Return a coordinate as `_readable` gives it as a float; the CPU widens halves in vectors."""
+    raise NotImplementedError
+
+
+@overload(_value)
+def _value_of_type(number):
+    return (lambda number: _widened_half(number)) if number == types.uint16 else (lambda number: number)
+
+
+@intrinsic
+def _widened_half(typing_context, bits):
+    def generate(context, builder, signature, arguments):
+        return builder.fpext(builder.bitcast(arguments[0], ir.HalfType()), ir.FloatType())
+
+    return types.float32(types.uint16), generate
+
+
+def mean(points: np.ndarray) -> np.ndarray:
+    """Return the mean of the finite points, in the narrowest dtype that is computed in; zero where there are none."""
+    points = _readable(points)
+    total = np.zeros(points.shape[1], np.float64 if points.dtype == np.float64 else np.float32)
+    return total / total.dtype.type(max(_sum_of_finite(points, total), 1))
+
+
+@_sum
+def _sum_of_finite(points, total):
+    """Add the finite points to the total, and return how many they are."""
+    n = 0
+    for i in range(len(points)):
+        size = total.dtype.type(0)
+        for c in range(points.shape[1]):
+            size += abs(_value(points[i, c]))
+        if size < np.inf:
+            n += 1
+            for c in range(points.shape[1]):
+                total[c] += _value(points[i, c])
+    return n
+
+
+def survey(points: np.ndarray, centre: np.ndarray, dtype: type, some: np.ndarray) -> Survey:
+    """Return what one look at each coordinate gives, centred points in a dtype."""
+    n, d = points.shape
+    found = Survey(np.empty(n), np.empty(n), np.empty((n, d), dtype), np.empty(n), np.empty((len(some), n), dtype))
+    _survey(_readable(points), _key_weights(d), centre.astype(dtype), some, *found)
+    return found
 
 
 @cache
@@ -64,53 +99,47 @@ def _key_weights(d: int) -> np.ndarray:
     return np.random.default_rng(0).standard_normal(d)
 
 
-@_sum
-def _survey(rows, weights, squared_norms, keys, total):
-    for i in range(rows.shape[0]):
-        square, key = 0.0, 0.0
-        for c in range(rows.shape[1]):
-            value = np.float64(rows[i, c])
-            square += value * value
-            key += value * weights[c]
-        squared_norms[i], keys[i] = square, key
-        if square < np.inf:
-            for c in range(rows.shape[1]):
-                total[c] += rows[i, c]
-
-
-def centred(rows: np.ndarray, centre: np.ndarray, dtype: type, is_finite: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return rows less a centre in a dtype, zero where a row is not finite, and their squared norms in float64."""
-    result = np.empty(rows.shape, dtype)
-    squared_norms = np.empty(len(rows))
-    _centre(rows, centre.astype(dtype), is_finite, result, squared_norms)
-    return result, squared_norms
+@_loop
+def _survey(points, weights, centre, some, squared_norms, keys, centred, centred_norms, products):
+    for i in some:
+        _survey_row(points[i], weights, centre, centred[i])
+    for i in range(len(points)):
+        squared_norms[i], keys[i], centred_norms[i] = _survey_row(points[i], weights, centre, centred[i])
+        for p in range(len(some)):
+            products[p, i] = _product(centred[some[p]], centred[i])
 
 
 @_sum
-def _centre(rows, centre, is_finite, result, squared_norms):
-    for i in range(rows.shape[0]):
-        if not is_finite[i]:
-            result[i] = 0
-            squared_norms[i] = 0.0
-            continue
-        square = 0.0
-        for c in range(rows.shape[1]):
-            value = result.dtype.type(rows[i, c]) - centre[c]
-            result[i, c] = value
-            square += np.float64(value) * np.float64(value)
-        squared_norms[i] = square
+def _survey_row(point, weights, centre, centred):
+    """Write a point less the centre; return its squared norm, its key, and its squared norm less the centre."""
+    square, key, centred_square = 0.0, 0.0, 0.0
+    for c in range(len(point)):
+        value = _value(point[c])
+        difference = centred.dtype.type(value) - centre[c]
+        square += np.float64(value) * np.float64(value)
+        key += np.float64(value) * weights[c]
+        centred[c] = difference
+        centred_square += np.float64(difference) * np.float64(difference)
+    if not square < np.inf:
+        centred[:] = 0
+        centred_square = 0.0
+    return square, key, centred_square
+
+
+@_sum
+def _product(x, y):
+    total = x.dtype.type(0)
+    for c in range(len(x)):
+        total += x[c] * y[c]
+    return total
 
 
 def gram(centred: np.ndarray) -> np.ndarray:
     """Return all inner products of rows."""
-    product = (ssyrk if centred.dtype == np.float32 else dsyrk)(1.0, centred.T, trans=1).T
+    room = np.empty((len(centred), len(centred)), centred.dtype, order="F")  # else it would be filled with zeros
+    product = (ssyrk if centred.dtype == np.float32 else dsyrk)(1.0, centred.T, trans=1, c=room, overwrite_c=True).T
     _mirror(product)
     return product
-
-
-def some_products(centred: np.ndarray, some: np.ndarray) -> np.ndarray:
-    """Return the inner products of some rows with all."""
-    return (centred @ centred[some].T).T
 
 
 @_loop
@@ -137,151 +166,159 @@ def nearest(
     """
     n = len(product)
     squares, indices = np.full((n, n_nearest), np.inf), np.full((n, n_nearest), -1, np.int32)
-    beyond = np.full((n, len(further)), np.inf)
     half = np.where(counts, squared_norms / 2, np.inf).astype(product.dtype)
-    _select(product, squared_norms, half, counts, np.asarray(further), squares, indices, beyond)
+    limits, beyond = np.full(n, np.nan, np.float32), np.empty((n, len(further)))
+    if len(further):
+        keys = _keys_at_ranks(product, half, [min(n_nearest, n), *further])
+        limits = np.nextafter(keys[:, 0].astype(np.float32), np.float32(np.inf))
+        beyond = squared_norms[:, None] + 2.0 * keys[:, 1:].astype(np.float64)
+    _select(product, squared_norms, half, counts, limits, squares, indices)
     return squares, indices, beyond
 
 
-@_loop
-def _select(product, squared_norms, half, counts, further, squares, indices, beyond):
-    """Keep each row's nearest, of those under a threshold that at least so many are under.
+# |x_j - x_i|² = |x_i|² + 2 (|x_j|² / 2 - x_i·x_j): the bracket, here a key, orders a row. Rounding to float32 does not
+# change the order.
 
-    |x_j - x_i|² = |x_i|² + 2 (|x_j|² / 2 - x_i·x_j): the bracket, here a key, orders a row. Its minima over LANES
-    disjoint sets of columns are as many different keys, so a threshold that m minima are under has m columns under it.
-    Rounding to float32 keeps the order, so no column above the threshold belongs to the nearest.
+
+def _keys_at_ranks(product: np.ndarray, half: np.ndarray, ranks: list[int]) -> np.ndarray:
+    """Return each row's keys at some ranks, its own being infinite; numpy sorts in vectors, some rows at a time."""
+    n, columns = len(product), np.array(ranks) - 1
+    found, room = np.empty((n, len(ranks)), product.dtype), np.empty((SORTED_AT_ONCE, n), product.dtype)
+    for start in range(0, n, SORTED_AT_ONCE):
+        keys = np.subtract(half, product[start : start + SORTED_AT_ONCE], out=room[: n - start])
+        own = np.arange(len(keys))
+        keys[own, start + own] = np.inf
+        keys.sort(axis=1)
+        found[start : start + len(keys)] = keys[:, columns]
+    return found
+
+
+@_loop
+def _select(product, squared_norms, half, counts, limits, squares, indices):
+    """Write squares and indices of each row's nearest, ascending: those whose keys are below a limit are looked at.
+
+    Where no limit is given it comes from the minima over LANES disjoint sets of columns, as many different keys: what
+    m minima are below, m keys are.
     """
     n, n_nearest = indices.shape
-    minima, maxima = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
     keys = np.full((n + LANES - 1) // LANES * LANES, np.inf, np.float32)
-    under, kept, order = np.empty(n + 1, np.int32), np.empty(n), np.empty(n, np.int64)
-    wide_keys, grouped = np.empty(n, product.dtype), np.empty(n, product.dtype)
-    bins, ends, places = np.empty(n, np.uint16), np.empty(BINS + 1, np.uint32), np.empty(BINS, np.uint32)
+    minima, folded, lanes = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES + 1, np.int32)
+    below, found = np.empty(n + 1, np.int32), np.empty(n)
     for i in range(n):
         if not counts[i]:
             continue
         for j in range(n):
             keys[j] = np.float32(half[j] - product[i, j])
         keys[i] = np.inf
-        minima[:] = np.inf
-        for start in range(0, len(keys), LANES):
+        for lane in range(LANES):
+            minima[lane] = keys[lane]
+        for start in range(LANES, len(keys), LANES):
             for lane in range(LANES):
-                minima[lane] = min(minima[lane], keys[start + lane])
-        threshold = _threshold(minima, n_nearest)
-        n_under = 0
-        for lane in range(LANES):
-            if minima[lane] <= threshold:
-                for j in range(lane, n, LANES):
-                    under[n_under] = j
-                    n_under += keys[j] <= threshold
-        for p in range(n_under):
-            kept[p] = squared_norms[i] + squared_norms[under[p]] - 2.0 * np.float64(product[i, under[p]])
-        _order(kept[:n_under], under, order, squares[i], indices[i])
-        if len(further):
-            for j in range(n):
-                wide_keys[j] = half[j] - product[i, j]
-            wide_keys[i] = np.inf
-            _at_ranks(
-                wide_keys, minima.min(), _common_limit(keys, maxima), further, bins, ends, places, grouped, beyond[i]
-            )
-            for q in range(len(further)):
-                beyond[i, q] = 2.0 * beyond[i, q] + squared_norms[i]
+                minima[lane] = min(keys[start + lane], minima[lane])
+        limit = _limit(minima, n_nearest, folded) if np.isnan(limits[i]) else limits[i]
+        n_found = _indices_below(keys, minima, limit, lanes, below)
+        for p in range(n_found):
+            found[p] = squared_norms[i] + squared_norms[below[p]] - 2.0 * np.float64(product[i, below[p]])
+        for p in range(n_found):
+            place = int(_n_below(found[:n_found], found[p]))
+            while place < n_nearest and indices[i, place] >= 0:  # taken by an equal one
+                place += 1
+            if place < n_nearest:
+                squares[i, place], indices[i, place] = found[p], below[p]
 
 
 @_loop
-def _common_limit(keys, maxima):
-    """Return a key that most lanes exceed somewhere: the least of their largest finite ones."""
-    maxima[:] = -np.inf
+def _indices_below(keys, minima, limit, lanes, below):
+    """Write which keys are below a limit, without a branch on it, and return how many; unread room is overwritten."""
+    n_lanes, n_below = 0, 0
+    for lane in range(LANES):
+        lanes[n_lanes] = lane
+        n_lanes += minima[lane] < limit
     for start in range(0, len(keys), LANES):
-        for lane in range(LANES):
-            maxima[lane] = max(maxima[lane], keys[start + lane] if keys[start + lane] < np.inf else -np.inf)
-    return maxima.min()
+        for lane in lanes[:n_lanes]:
+            below[n_below] = start + lane
+            n_below += keys[start + lane] < limit
+    return n_below
 
 
 @_loop
-def _at_ranks(keys, low, high, ranks, bins, ends, places, grouped, values):
-    """Write the keys at some ranks: keys are grouped by bins, and those of a rank's bin sorted.
-
-    Any bins do; few keys share one where `low` and `high` hold most of them.
-    """
-    number = keys.dtype.type
-    scale, last = number(BINS - 1) / number(max(high - low, TINY)), number(BINS - 1)
-    for j in range(len(keys)):
-        bins[j] = np.uint16(min(max((keys[j] - number(low)) * scale, number(0)), last))
-    ends[:] = 0
-    for place in bins:
-        ends[place + 1] += 1
-    for place in range(BINS):
-        ends[place + 1] += ends[place]
-        places[place] = ends[place]
-    for j in range(len(keys)):
-        grouped[places[bins[j]]] = keys[j]
-        places[bins[j]] += 1
-    place, is_sorted = 0, False
-    for q in range(len(ranks)):
-        while ends[place + 1] < ranks[q]:
-            place, is_sorted = place + 1, False
-        if not is_sorted:
-            grouped[ends[place] : ends[place + 1]].sort()
-            is_sorted = True
-        values[q] = grouped[ranks[q] - 1]
-
-
-@_loop
-def _threshold(minima, n_least):
-    """Return a finite number that at least `n_least` of the minima, or all that are finite, are not above."""
-    largest = np.finfo(minima.dtype).max
-    low, high, n_finite = largest, -largest, 0
-    for value in minima:
-        if value <= largest:
-            n_finite += 1
-            low, high = min(low, value), max(high, value)
-    if n_finite <= n_least:
-        return largest
+def _limit(minima, n_least, folded):
+    """Return a limit that `n_least` of the minima and few more, or all that are finite, are below."""
+    limit = np.float32(np.inf)
+    if _n_below(minima, limit) <= n_least:
+        return limit
+    for lane in range(LANES):
+        folded[lane] = minima[lane]
+    low = _least(folded)
+    for lane in range(LANES):
+        folded[lane] = -minima[lane] if minima[lane] < np.inf else -low
+    high = -_least(folded)
     for _ in range(HALVINGS):
         middle = low / 2 + high / 2
-        n_under = 0
-        for value in minima:
-            n_under += value <= middle
-        if n_under >= n_least:
-            high = middle
-        else:
+        n_below = _n_below(minima, middle)
+        if n_below < n_least:
             low = middle
-    return high
+        else:
+            limit = high = middle
+            if n_below <= n_least + FEW:
+                break
+    return limit
 
 
 @_loop
-def _order(values, indices, places, squares, nearest):
-    """Put each value where the number of smaller ones says: no branch depends on a comparison."""
-    n = len(values)
-    places[:n] = 0
-    for q in range(n):
-        value = values[q]
-        for p in range(q):
-            places[p] += value < values[p]
-        for p in range(q + 1, n):
-            places[p] += value <= values[p]
-    for p in range(n):
-        if places[p] < len(squares):
-            squares[places[p]], nearest[places[p]] = values[p], indices[p]
-
-
-def differences(rows: np.ndarray, some: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return the squared distances of rows `some` (m,) to rows `others` (m, k), from differences in float64."""
-    squares = np.empty(others.shape)
-    _differences(rows, some.astype(np.int32), np.ascontiguousarray(others, np.int32), squares)
-    return squares
+def _least(values):
+    """Return the least of LANES values, and overwrite them: half of them at a time are compared in vectors."""
+    n = LANES
+    while n > 1:
+        n //= 2
+        for lane in range(n):
+            values[lane] = min(values[lane + n], values[lane])
+    return values[0]
 
 
 @_sum
-def _differences(rows, some, others, squares):
+def _n_below(values, limit):
+    """Return how many values are below a limit, counted in their own type: such sums run in vectors."""
+    one, none = values.dtype.type(1), values.dtype.type(0)
+    n = none
+    for place in range(len(values)):
+        n += one if values[place] < limit else none
+    return n
+
+
+def differences(points: np.ndarray, some: np.ndarray, others: np.ndarray, dtype: type) -> np.ndarray:
+    """Return the squared distances of points `some` (m,) to points `others` (m, k), from differences of coordinates.
+
+    Differences, and the sums of SUMMED of their squares at a time, are in a dtype, the rest in float64: nothing large
+    cancels, so each is right to a few units of the dtype's last place.
+    """
+    squares = np.empty(others.shape)
+    others = np.ascontiguousarray(others, np.int32)
+    _differences(_readable(points), some.astype(np.int32), others, np.empty(points.shape[1], dtype), squares)
+    return squares
+
+
+@_loop
+def _differences(points, some, others, own, squares):
     for p in range(len(some)):
+        for c in range(len(own)):
+            own[c] = _value(points[some[p], c])
         for q in range(others.shape[1]):
-            square = 0.0
-            for c in range(rows.shape[1]):
-                difference = np.float64(rows[some[p], c]) - np.float64(rows[others[p, q], c])
-                square += difference * difference
+            other, square = points[others[p, q]], 0.0
+            for start in range(0, len(own), SUMMED):
+                square += np.float64(
+                    _square_of_difference(own[start : start + SUMMED], other[start : start + SUMMED])
+                )
             squares[p, q] = square
+
+
+@_sum
+def _square_of_difference(x, other):
+    square = x.dtype.type(0)
+    for c in range(len(x)):
+        difference = x[c] - x.dtype.type(_value(other[c]))
+        square += difference * difference
+    return square
 
 
 def gram_sums(product: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, float]:
@@ -327,19 +364,37 @@ def _pairs_within(product, narrow_half, half, counts, squares, n_pairs):
                 n_pairs[q] += n_below
 
 
-def weighted_sum(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the sum of rows times weights, in float64; a row of weight zero need not be finite."""
-    total = np.zeros(rows.shape[1])
-    _weighted_sum(rows, weights, total)
+def share_in_common(lists: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return the share of each list (n, k) whose members stand in the other of its row too."""
+    shares = np.empty(len(lists))
+    _share_in_common(lists, others, shares)
+    return shares
+
+
+@_loop
+def _share_in_common(lists, others, shares):
+    k = lists.shape[1]
+    for i in range(len(lists)):
+        n_common = 0
+        for p in range(k):
+            for q in range(k):
+                n_common += lists[i, p] == others[i, q]
+        shares[i] = n_common / k
+
+
+def weighted_sum(points: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the sum of points times weights, in float64; a point of weight zero need not be finite."""
+    total = np.zeros(points.shape[1])
+    _weighted_sum(_readable(points), weights, total)
     return total
 
 
 @_sum
-def _weighted_sum(rows, weights, total):
-    for i in range(len(rows)):
+def _weighted_sum(points, weights, total):
+    for i in range(len(points)):
         if weights[i] != 0:
-            for c in range(rows.shape[1]):
-                total[c] += weights[i] * rows[i, c]
+            for c in range(points.shape[1]):
+                total[c] += weights[i] * _value(points[i, c])
 
 
 def submatrix(matrix: np.ndarray, selection: np.ndarray) -> np.ndarray:

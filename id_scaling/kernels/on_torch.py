@@ -5,42 +5,44 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from id_scaling.kernels import Survey
+
 # Coordinate differences held at once: 512 MB on a GPU's scale, 32 MB on a CPU's.
 HELD_ON_GPU, HELD_ON_CPU = 2**26, 2**22
 
 
 def widened(points: torch.Tensor) -> torch.Tensor:
-    """Return points in the narrowest dtype that is computed in, float32 or float64."""
+    """Return points in the narrowest dtype that is computed in, float32 or float64, rows contiguous."""
     return points.to(torch.float64 if points.dtype == torch.float64 else torch.float32).contiguous()
 
 
-def survey(rows: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return squared norms of rows, the sum of the finite rows, and a key of each that is equal for equal rows."""
-    weights = torch.from_numpy(np.random.default_rng(0).standard_normal(rows.shape[1])).to(rows.device)
+def mean(points: torch.Tensor) -> np.ndarray:
+    """Return the mean of the finite points, in float64; zero where there are none."""
+    is_finite = points.isfinite().all(dim=1)
+    total = torch.where(is_finite[:, None], widened(points), 0.0).sum(dim=0, dtype=torch.float64)
+    return _host(total / is_finite.sum().clamp(min=1))
+
+
+def survey(points: torch.Tensor, centre: np.ndarray, dtype: type, some: np.ndarray) -> Survey:
+    """Return what one look at each coordinate gives, centred points in a dtype."""
+    rows, kind = widened(points), torch.float32 if dtype == np.float32 else torch.float64
     wide = rows.double()
-    squared_norms, keys = wide.square().sum(dim=1), torch.linalg.vecdot(wide, weights)
-    total = torch.where(squared_norms.isfinite()[:, None], wide, 0.0).sum(dim=0)
-    return _host(squared_norms), _host(total), _host(keys)
-
-
-def centred(
-    rows: torch.Tensor, centre: np.ndarray, dtype: type, is_finite: np.ndarray
-) -> tuple[torch.Tensor, np.ndarray]:
-    """Return rows less a centre in a dtype, zero where a row is not finite, and their squared norms in float64."""
-    kind = torch.float32 if dtype == np.float32 else torch.float64
+    squared_norms = wide.square().sum(dim=1)
+    weights = torch.from_numpy(np.random.default_rng(0).standard_normal(rows.shape[1])).to(rows.device)
     shifted = rows.to(kind) - torch.from_numpy(centre).to(rows.device, kind)
-    result = torch.where(torch.from_numpy(is_finite).to(rows.device)[:, None], shifted, 0.0)
-    return result, _host(result.double().square().sum(dim=1))
+    centred = torch.where(squared_norms.isfinite()[:, None], shifted, 0.0)
+    return Survey(
+        _host(squared_norms),
+        _host(torch.linalg.vecdot(wide, weights)),
+        centred,
+        _host(centred.double().square().sum(dim=1)),
+        _host(centred[torch.from_numpy(some).to(rows.device)] @ centred.T),
+    )
 
 
 def gram(centred: torch.Tensor) -> torch.Tensor:
     """Return all inner products of rows."""
     return centred @ centred.T
-
-
-def some_products(centred: torch.Tensor, some: np.ndarray) -> torch.Tensor:
-    """Return the inner products of some rows with all."""
-    return centred[torch.from_numpy(some).to(centred.device)] @ centred.T
 
 
 def nearest(
@@ -69,15 +71,16 @@ def nearest(
     return wide, wide_indices, _host(beyond)
 
 
-def differences(rows: torch.Tensor, some: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return the squared distances of rows `some` (m,) to rows `others` (m, k), from differences in float64."""
+def differences(points: torch.Tensor, some: np.ndarray, others: np.ndarray, dtype: type) -> np.ndarray:
+    """Return the squared distances of points `some` (m,) to points `others` (m, k), from differences in a dtype."""
     squares = np.empty(others.shape)
-    held = HELD_ON_CPU if rows.device.type == "cpu" else HELD_ON_GPU
-    step = max(1, held // (others.shape[1] * rows.shape[1]))
+    kind = torch.float32 if dtype == np.float32 else torch.float64
+    held = HELD_ON_CPU if points.device.type == "cpu" else HELD_ON_GPU
+    step = max(1, held // (others.shape[1] * points.shape[1]))
     for start in range(0, len(some), step):
         at = slice(start, start + step)
-        own = rows[torch.from_numpy(some[at]).to(rows.device).long()].double()
-        theirs = rows[torch.from_numpy(others[at]).to(rows.device).long()].double()
+        own = points[torch.from_numpy(some[at]).to(points.device).long()].to(kind)
+        theirs = points[torch.from_numpy(others[at]).to(points.device).long()].to(kind)
         squares[at] = _host((own[:, None, :] - theirs).square().sum(dim=2))
     return squares
 
@@ -100,8 +103,9 @@ def pairs_within(
     return tuple(int((keys < limit).sum()) // 2 for limit in limits)
 
 
-def weighted_sum(rows: torch.Tensor, weights: np.ndarray) -> np.ndarray:
-    """Return the sum of rows times weights, in float64; a row of weight zero need not be finite."""
+def weighted_sum(points: torch.Tensor, weights: np.ndarray) -> np.ndarray:
+    """Return the sum of points times weights, in float64; a point of weight zero need not be finite."""
+    rows = widened(points)
     some = torch.from_numpy(np.flatnonzero(weights)).to(rows.device)
     factors = torch.from_numpy(weights[weights != 0]).to(rows.device, rows.dtype)
     return _host((factors @ rows[some]).double())

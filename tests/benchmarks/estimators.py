@@ -28,6 +28,8 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.benchmarks.texts import prepare
+
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 N, WIDTHS = 1024, (576, 2048, 4096)
 NAMES = ("mle", "twoNN_f10", "mind_ml")
@@ -40,6 +42,8 @@ def main() -> None:
     if arguments.worker:
         json.dump(measure(arguments), sys.stdout)
         return
+    if not arguments.without_model:
+        prepare()  # once, before the workers
     command = [sys.executable, "-m", "tests.benchmarks.estimators", "--worker", *sys.argv[1:]]
     environment = {**os.environ, **ONE_THREAD}
     workers = [subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) for _ in range(os.cpu_count() or 1)]
