@@ -37,9 +37,9 @@ from id_scaling.kernels import Survey, kernels_of
 LISTED, SPARES = 32, (4, 8, 16)
 # Above this share of points that no list settles, one product in float64 is cheaper than their whole rows.
 SETTLED_BY_ROWS = 1 / 16
-# So many rows speak for all, so they are asked for twice as much.
+# So many rows speak for all, so they are asked for half as much again.
 PROBES = 8
-PROBE_MARGIN = 2 * SIGMAS_OF_A_PAIR
+PROBE_MARGIN = 1.5 * SIGMAS_OF_A_PAIR
 # Squared norms within these neither overflow nor vanish in float32, nor do squares of differences in the last digit.
 LEAST_SQUARE, LARGEST_SQUARE = 2.0**-40, 2.0**80
 
@@ -209,9 +209,11 @@ def find_nearest(cloud: Cloud, selection: np.ndarray, n_settled: int, further: n
         Further ranks, above `n_settled` and below n.
     """
     lengths = [min(n_settled + spare, len(selection) - 1) for spare in SPARES]
-    length = None if cloud.is_wide else _length_that_settles(cloud, selection, n_settled, lengths, further)
-    found = None if length is None else _nearest(cloud, selection, n_settled, length, further, np.float32)
-    return found or _nearest(cloud, selection, n_settled, lengths[0], further, np.float64)
+    least = None if cloud.is_wide else _length_that_settles(cloud, selection, n_settled, lengths, further)
+    for length in lengths[lengths.index(least) :] if least else []:
+        if found := _nearest(cloud, selection, n_settled, length, further, np.float32):
+            return found
+    return _nearest(cloud, selection, n_settled, lengths[0], further, np.float64)
 
 
 def _nearest(cloud: Cloud, selection, n_settled, n_listed, further, dtype) -> Nearest | None:
@@ -263,7 +265,7 @@ def _settle_lists(cloud, found, again, squared_norms, selection, n_settled) -> n
 
 
 def _from_differences(cloud: Cloud, some: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return squared distances of some points to others, from differences no narrower than `close_together` asks for."""
+    """Return squared distances of some points to others, from differences as narrow as `close_together` allows."""
     if cloud.is_wide:
         return cloud.kernels.differences(cloud.points, some, others, np.float64)
     squares = cloud.kernels.differences(cloud.points, some, others, np.float32)

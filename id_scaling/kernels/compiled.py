@@ -1,6 +1,6 @@
 """Kernels for numpy: loops compiled by numba, and the symmetric product of BLAS, which does half the work of a product.
 
-A cloud is read as it is, float16 too, in few passes over memory, and the nearest are selected by a threshold where a sort
+A cloud is read as it is, float16 too, in few passes over memory, and the nearest are selected by a limit, as a sort
 would do more than is asked for. Loops run without the interpreter's lock, so clouds can be shared out over threads.
 """
 
@@ -18,8 +18,8 @@ from scipy.linalg.blas import dsyrk, ssyrk
 
 from id_scaling.kernels import Survey
 
-# Column j is compared within lane j mod LANES, a power of two.
-LANES = 256
+# Column j is compared within lane j mod LANES, not a power of two: twins stand a power of two apart more often.
+LANES = 208
 # The part of a row that is copied at once: a line of the cache.
 TILE = 16
 # The range of the minima is halved so often at the most, or until no more than FEW are too many.
@@ -42,7 +42,9 @@ def widened(points: np.ndarray) -> np.ndarray:
 
 def _readable(points: np.ndarray) -> np.ndarray:
     """Return points as loops read them by `_value`: float32 or float64, or the bits of float16, which numba lacks."""
-    return np.ascontiguousarray(points).view(np.uint16) if points.dtype == np.float16 and HAS_HALVES else widened(points)
+    if points.dtype == np.float16 and HAS_HALVES:
+        return np.ascontiguousarray(points).view(np.uint16)
+    return widened(points)
 
 
 def _value(number):
@@ -270,9 +272,10 @@ def _least(values):
     """Return the least of LANES values, and overwrite them: half of them at a time are compared in vectors."""
     n = LANES
     while n > 1:
-        n //= 2
-        for lane in range(n):
-            values[lane] = min(values[lane + n], values[lane])
+        half = (n + 1) // 2
+        for lane in range(n - half):
+            values[lane] = min(values[lane + half], values[lane])
+        n = half
     return values[0]
 
 
@@ -306,9 +309,7 @@ def _differences(points, some, others, own, squares):
         for q in range(others.shape[1]):
             other, square = points[others[p, q]], 0.0
             for start in range(0, len(own), SUMMED):
-                square += np.float64(
-                    _square_of_difference(own[start : start + SUMMED], other[start : start + SUMMED])
-                )
+                square += np.float64(_square_of_difference(own[start : start + SUMMED], other[start : start + SUMMED]))
             squares[p, q] = square
 
 
