@@ -242,15 +242,15 @@ class Stored:
 
 def error(points: np.ndarray) -> float:
     """Return the worst relative difference of the three IDs to those from direct float64 differences."""
+    from scipy.spatial.distance import cdist
+
     from id_scaling import estimate
 
     found = estimate(points, NAMES)
     rows = np.unique(points.astype(np.float64) + 0.0, axis=0)
-    distances = np.empty((len(rows), 21))
-    for index, row in enumerate(rows):
-        squares = ((rows - row) ** 2).sum(axis=1)
-        squares[index] = np.inf
-        distances[index] = np.sqrt(np.sort(squares)[:21])
+    squares = cdist(rows, rows, "sqeuclidean")  # differences of coordinates, one pair after the other
+    np.fill_diagonal(squares, np.inf)
+    distances = np.sqrt(np.sort(squares, axis=1)[:, :21])
     return max(abs(found[name].value / value - 1) for name, value in zip(NAMES, formulas(distances), strict=True))
 
 
