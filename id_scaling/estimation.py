@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from numbers import Real
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -115,7 +116,7 @@ def _estimates(clouds: np.ndarray, names: Sequence[str], duplicates: Duplicates,
     names = found
     if not isinstance(duplicates, str) or duplicates not in ("distinct", "keep"):
         raise ConfigError(f"duplicates: found {duplicates!r}, expected 'distinct' or 'keep'")
-    if not isinstance(max_seconds, int | float) or not max_seconds > 0:
+    if isinstance(max_seconds, bool) or not isinstance(max_seconds, Real) or not max_seconds > 0:
         raise ConfigError(f"max_seconds: found {max_seconds!r}, expected a number above 0")
     estimators = [get_estimator(name) for name in dict.fromkeys(map(str, names))]
     ranks = tuple(sorted({1}.union(*(estimator.ranks for estimator in estimators))))

@@ -133,18 +133,21 @@ def _under_view(counts, selection, cloud, ranks, groups, context) -> tuple[Neigh
     nearest = np.full((n_points, N_OVERLAP), -1, dtype=np.int32)
     if found.indices.shape[1] >= N_OVERLAP:
         nearest[selection] = found.indices[:, :N_OVERLAP]
-    median_norm = np.median(np.sqrt(cloud.squared_norms[selection])) * cloud.scale
+    with np.errstate(over="ignore"):
+        median_norm = np.median(np.sqrt(cloud.squared_norms[selection])) * cloud.scale
     statistics = {**counts, "median_norm": median_norm, **statistics_of(groups, cloud, selection, found, context)}
     return replace(neighbors, nearest=nearest), statistics
 
 
 def _log_ratio(squares: np.ndarray, nearest: np.ndarray) -> np.ndarray:
     """Return log(r_j / r_1): 0 for two zero distances, infinite where r_1 alone is zero, NaN where there is no r_j."""
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         ratios = squares / nearest
         if not nearest.all():
             ratios[(squares == 0) & (nearest == 0)] = 1.0
-        return np.multiply(np.log(ratios, out=ratios), 0.5, out=ratios)
+        logs = np.multiply(np.log(ratios, out=ratios), 0.5, out=ratios)
+        is_beyond = np.isinf(logs) & (nearest > 0)  # a ratio that overflows, or vanishes
+        return np.where(is_beyond, 0.5 * (np.log(squares) - np.log(nearest)), logs) if is_beyond.any() else logs
 
 
 def _counts(view: View, selection: np.ndarray, cloud: Cloud) -> dict[str, float]:

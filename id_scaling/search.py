@@ -42,6 +42,9 @@ PROBES = 8
 PROBE_MARGIN = 1.5 * SIGMAS_OF_A_PAIR
 # Squared norms within these neither overflow nor vanish in float32, nor do squares of differences in the last digit.
 LEAST_SQUARE, LARGEST_SQUARE = 2.0**-40, 2.0**80
+# Float32 differences do not do where digits of their squares begin to vanish, and for so few points that errors do not
+# average out.
+LEAST_NARROW, FEW_POINTS = 2.0**-100, 64
 
 
 @dataclass(frozen=True)
@@ -133,10 +136,11 @@ class Nearest:
 def survey(points: Any) -> Cloud:
     """Return a cloud; numpy or torch points, of any floating dtype."""
     kernels, scale = kernels_of(points), 1.0
+    points = kernels.in_order(points)
     probes = _spread_out(len(points), PROBES)
     centre, found = _surveyed(kernels, points, probes)
     if not LEAST_SQUARE <= found.squared_norms.max(initial=0) <= LARGEST_SQUARE:
-        points, scale = _in_range(kernels.widened(points))
+        points, scale = _in_range(points)
         centre, found = _surveyed(kernels, points, probes)
     is_finite = np.isfinite(found.squared_norms)
     first = first_occurrences(points, found.keys)
@@ -158,12 +162,16 @@ def _spread_out(n: int, n_wanted: int) -> np.ndarray:
 
 def _is_wide(points: Any) -> bool:
     """Return whether points are float64."""
-    return "float64" in str(points.dtype)
+    return points.dtype.itemsize > 4
 
 
-def _in_range(rows: Any) -> tuple[Any, float]:
-    """Return rows divided by the power of two of their largest finite coordinate, and that power."""
-    xp = array_api_compat.array_namespace(rows)
+def _in_range(points: Any) -> tuple[Any, float]:
+    """Return points in float64, divided by the power of two of their largest finite coordinate, and that power.
+
+    Narrower, the small beside the large would vanish.
+    """
+    xp = array_api_compat.array_namespace(points)
+    rows = xp.astype(points, xp.float64)
     sizes = xp.abs(rows)
     largest = float(xp.max(xp.where(xp.isfinite(sizes), sizes, xp.zeros_like(sizes))))
     scale = 2.0 ** np.floor(np.log2(largest)) if largest > 0 else 1.0
@@ -269,7 +277,7 @@ def _from_differences(cloud: Cloud, some: np.ndarray, others: np.ndarray) -> np.
     if cloud.is_wide:
         return cloud.kernels.differences(cloud.points, some, others, np.float64)
     squares = cloud.kernels.differences(cloud.points, some, others, np.float32)
-    close = close_together(squares)
+    close = close_together(squares) | (len(cloud.first) < FEW_POINTS) | (squares < LEAST_NARROW).any(axis=1)
     if close.any():
         squares[close] = cloud.kernels.differences(cloud.points, some[close], others[close], np.float64)
     return squares

@@ -2,7 +2,8 @@
 
 The set is an extraction's own setting and never follows from the estimators asked for, so that adding an estimator
 extracts nothing. Sums are float64 wherever the products are float32. What comes of float32 products is right to 1e-5;
-pairs within a radius are right but for those on its edge, a few in ten thousand, and so is `corrint`.
+pairs within a radius are right but for those on its edge, a few in ten thousand, and so is `corrint`. Where float32
+would not do for that, sums and pairs are of float64 products.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from id_scaling.guard import deviations
 from id_scaling.kernels import compiled
 from id_scaling.search import Cloud, Nearest
 
@@ -55,6 +57,9 @@ N_OVERLAP = 10
 CORRELATION_RANKS = (10, 20)
 # Shares of the variance that differ by less are equal.
 ROUNDING = 1e-12
+# Products in float32 do where a squared radius is off by less, and where centring the points that count on their own mean
+# leaves more of the sum of their squared norms.
+EDGE, LEFT = 1e-4, 0.01
 # Neighbors that statistics look at, so that they are found whatever the ladder.
 N_LISTED = 20
 
@@ -148,6 +153,9 @@ def _correlation(cloud: Cloud, selection: np.ndarray, found: Nearest, _: Context
         return dict.fromkeys((name for name, _ in GROUPS["correlation"]), np.nan)
     radii = [np.median(np.sqrt(found.squares[:, rank - 1])) for rank in CORRELATION_RANKS]
     product = found.product
+    off = deviations(np.square(radii[0]), np.median(product.squared_norms[selection]), product.error)
+    if off > EDGE * radii[0] ** 2:  # then many a pair near the edge would be on its wrong side
+        product = cloud.product(np.float64)
     pairs = cloud.kernels.pairs_within(product.gram, product.squared_norms, _mask(cloud, selection), np.square(radii))
     return {
         **{f"correlation_r{rank}": r * cloud.scale for rank, r in zip(CORRELATION_RANKS, radii, strict=True)},

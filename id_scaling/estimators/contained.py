@@ -20,6 +20,8 @@ import numpy as np
 
 DEFAULT_SECONDS = 600.0
 SEED = 0
+# What the operating system can wait for at once; some years.
+LONGEST = 1e8
 # Threads of many children share the machine; each cloud is small.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
 # Ctrl-C is for the one who asks, who then ends the child.
@@ -98,7 +100,7 @@ class _Child:
         """Return the answer to a question: a tuple, or the words of an exception."""
         pickle.dump(question, self._process.stdin, protocol=pickle.HIGHEST_PROTOCOL)
         self._process.stdin.flush()
-        if not select.select([self._process.stdout], [], [], max_seconds)[0]:
+        if not select.select([self._process.stdout], [], [], min(max_seconds, LONGEST))[0]:
             raise TimeoutError(f"no answer after {max_seconds:g} s")
         return self._answer()
 

@@ -27,7 +27,7 @@ def maximum_between(low: np.ndarray, high: np.ndarray, score: Callable) -> np.nd
         g, slope = score(d)
         low, high = np.where(g > 0, d, low), np.where(g > 0, high, d)
         step = d - g / slope
-        following = np.where((step > low) & (step < high), step, (low + high) / 2)
+        following = np.where((step >= low) & (step <= high), step, (low + high) / 2)
         following = np.where(is_done, d, following)  # so that a cloud's maximum does not depend on its batch
         is_done |= (np.abs(following - d) <= RELATIVE_STEP * d) | ~np.isfinite(following)
         d = following

@@ -35,6 +35,12 @@ _loop = njit(nogil=True, cache=True)
 _sum = njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
 
 
+def in_order(points: np.ndarray) -> np.ndarray:
+    """Return points with rows contiguous and bytes in this machine's order; wider than float64 they become float64."""
+    dtype = np.dtype(np.float64) if points.dtype.itemsize > 8 else points.dtype.newbyteorder("=")
+    return np.ascontiguousarray(points, dtype=dtype)
+
+
 def widened(points: np.ndarray) -> np.ndarray:
     """Return points in the narrowest dtype that is computed in, float32 or float64, rows contiguous."""
     return np.ascontiguousarray(points, dtype=np.float64 if points.dtype.itemsize > 4 else np.float32)
@@ -43,7 +49,7 @@ def widened(points: np.ndarray) -> np.ndarray:
 def _readable(points: np.ndarray) -> np.ndarray:
     """Return points as loops read them by `_value`: float32 or float64, or the bits of float16, which numba lacks."""
     if points.dtype == np.float16 and HAS_HALVES:
-        return np.ascontiguousarray(points).view(np.uint16)
+        return points.view(np.uint16)
     return widened(points)
 
 
@@ -221,12 +227,22 @@ def _select(product, squared_norms, half, counts, limits, squares, indices):
         n_found = _indices_below(keys, minima, limit, lanes, below)
         for p in range(n_found):
             found[p] = squared_norms[i] + squared_norms[below[p]] - 2.0 * np.float64(product[i, below[p]])
-        for p in range(n_found):
-            place = int(_n_below(found[:n_found], found[p]))
-            while place < n_nearest and indices[i, place] >= 0:  # taken by an equal one
-                place += 1
-            if place < n_nearest:
-                squares[i, place], indices[i, place] = found[p], below[p]
+        _place(found[:n_found], below, squares[i], indices[i])
+
+
+@_loop
+def _place(values, sources, squares, indices):
+    """Write the least values, ascending, and their sources, as many as there is room for."""
+    if len(values) > 4 * len(squares):  # a limit that ties with many
+        for place, p in enumerate(np.argsort(values)[: len(squares)]):
+            squares[place], indices[place] = values[p], sources[p]
+        return
+    for p in range(len(values)):
+        place = int(_n_below(values, values[p]))
+        while place < len(squares) and indices[place] >= 0:  # taken by an equal one
+            place += 1
+        if place < len(squares):
+            squares[place], indices[place] = values[p], sources[p]
 
 
 @_loop

@@ -11,6 +11,11 @@ from id_scaling.kernels import Survey
 HELD_ON_GPU, HELD_ON_CPU = 2**26, 2**22
 
 
+def in_order(points: torch.Tensor) -> torch.Tensor:
+    """Return points with rows contiguous."""
+    return points.contiguous()
+
+
 def widened(points: torch.Tensor) -> torch.Tensor:
     """Return points in the narrowest dtype that is computed in, float32 or float64, rows contiguous."""
     return points.to(torch.float64 if points.dtype == torch.float64 else torch.float32).contiguous()
