@@ -27,6 +27,7 @@ GROUPS: dict[str, tuple[tuple[str, str], ...]] = {
     "moments": (
         ("gram_trace", "trace of the Gram matrix of the centred points"),
         ("gram_frobenius", "its Frobenius norm"),
+        ("participation_ratio_stderr", "standard error of the participation ratio within the cloud"),
     ),
     "cosine": (("mean_cosine", "mean cosine similarity of two different points, as given"),),
     "shares": (
@@ -44,6 +45,7 @@ GROUPS: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "spectrum": (
         ("effective_rank", "exponential of the entropy of the covariance spectrum"),
+        ("effective_rank_stderr", "its standard error within the cloud"),
         ("pca_90", "principal components that hold 90 % of the variance"),
         ("pca_95", "principal components that hold 95 % of the variance"),
         ("pca_99", "principal components that hold 99 % of the variance"),
@@ -82,6 +84,13 @@ def participation_ratio_corrected(trace: np.ndarray, frobenius: np.ndarray, n_us
         return np.where(n > ratio, ((n + 1) * ratio - 2) / (n - ratio), np.nan)
 
 
+def participation_ratio_slope(ratio: np.ndarray, n_used: np.ndarray) -> np.ndarray:
+    """Return the derivative of the corrected participation ratio by the plain one."""
+    n = n_used - 1
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (n * (n + 1) - 2) / (n - ratio) ** 2
+
+
 @dataclass(frozen=True)
 class Context:
     """What statistics see of a cloud beside its points.
@@ -109,17 +118,26 @@ def statistics_of(
 
 
 def _moments(cloud: Cloud, selection: np.ndarray, found: Nearest, _: Context) -> dict[str, float]:
-    """Return trace and Frobenius norm of H G H, G the products of points centred anywhere and H = 1 - 11ᵀ / n."""
+    """Return trace and Frobenius norm of C = H G H, G the products of points centred anywhere and H = 1 - 11ᵀ / n.
+
+    The standard error of PR = (tr C)² / ‖C‖² is its infinitesimal jackknife: a point's weight changes log PR by
+    2 (C_ii / tr C - q_i / ‖C‖²) with q_i the sum of squares of row i of C.
+    """
     n = len(selection)
-    row_sums, square = cloud.kernels.gram_sums(found.product.gram, _mask(cloud, selection))
-    sums = row_sums[selection]
-    total = sums.sum()
+    found_sums = cloud.kernels.gram_sums(found.product.gram, _mask(cloud, selection))
+    sums, squares, products = (sums[selection] for sums in found_sums)
+    means, total = sums / n, sums.sum()
+    shifts = means - total / n**2
+    diagonal = found.product.squared_norms[selection] - means - shifts
+    rows = squares + means @ means - 2 * products / n - n * shifts**2
     trace = found.product.squared_norms[selection].sum() - total / n
-    centred_square = square - 2 * (sums @ sums) / n + (total / n) ** 2
-    moments = float(trace), float(np.sqrt(max(centred_square, 0.0)))
-    return {
-        name: moment * cloud.scale * cloud.scale for (name, _), moment in zip(GROUPS["moments"], moments, strict=True)
-    }
+    square = max(squares.sum() - 2 * (sums @ sums) / n + (total / n) ** 2, 0.0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        influences = 2 * (diagonal / trace - rows / square)
+        error = participation_ratio(trace, np.sqrt(square)) * np.linalg.norm(influences)
+    scale = cloud.scale * cloud.scale
+    moments = float(trace) * scale, float(np.sqrt(square)) * scale, float(error)
+    return {name: moment for (name, _), moment in zip(GROUPS["moments"], moments, strict=True)}
 
 
 def _cosine(cloud: Cloud, selection: np.ndarray, _: Nearest, __: Context) -> dict[str, float]:
@@ -166,17 +184,25 @@ def _overlap(_: Cloud, selection: np.ndarray, found: Nearest, context: Context) 
 
 
 def _spectrum(cloud: Cloud, selection: np.ndarray, found: Nearest, _: Context) -> dict[str, float]:
-    """Return what the covariance spectrum tells; its eigenvalues are those of the centred Gram matrix, in float64."""
+    """Return what the covariance spectrum tells; its eigenvalues are those of the centred Gram matrix, in float64.
+
+    The standard error of exp(H), H = -sum_k p_k log p_k, is its infinitesimal jackknife: the weight of point i
+    changes H by -sum_k p_k (log p_k + H) u_ik² with u_k the eigenvectors.
+    """
     names = [name for name, _ in GROUPS["spectrum"]]
     gram = cloud.kernels.submatrix(cloud.product(np.float64).gram, selection)
-    shares = np.clip(cloud.kernels.centred_spectrum(gram), 0, None)[::-1]
+    eigenvalues, eigenvectors = cloud.kernels.centred_spectrum(gram)
+    shares = np.clip(eigenvalues, 0, None)
     if not shares.sum() > 0:
         return dict.fromkeys(names, np.nan)
     shares = shares / shares.sum()
-    positive = shares[shares > 0]
-    held = np.cumsum(shares) + ROUNDING
-    percents = [float(1 + np.searchsorted(held, float(name.removeprefix("pca_")) / 100)) for name in names[1:]]
-    return dict(zip(names, [float(np.exp(-(positive * np.log(positive)).sum())), *percents], strict=True))
+    logs = np.log(shares, out=np.zeros_like(shares), where=shares > 0)
+    entropy = -(shares * logs).sum()
+    influences = cloud.kernels.weighted_squares(eigenvectors, shares * (logs + entropy))
+    rank, error = np.exp(entropy), np.exp(entropy) * np.linalg.norm(influences)
+    held = np.cumsum(shares[::-1]) + ROUNDING
+    percents = [float(1 + np.searchsorted(held, float(name.removeprefix("pca_")) / 100)) for name in names[2:]]
+    return dict(zip(names, [float(rank), float(error), *percents], strict=True))
 
 
 def _mask(cloud: Cloud, selection: np.ndarray) -> np.ndarray:

@@ -200,9 +200,13 @@ def test_the_other_kernels_equal_plain_formulas(kernels) -> None:
     np.testing.assert_allclose(found.products, expected[some] @ expected.T, atol=1e-13)
     gram = wide @ wide.T
     product = torch.from_numpy(gram) if kernels is on_torch else gram
-    row_sums, square = kernels.gram_sums(product, counts)
-    np.testing.assert_allclose(row_sums[counts], gram[counts][:, counts].sum(axis=1), rtol=1e-12)
-    assert square == pytest.approx((gram[counts][:, counts] ** 2).sum(), rel=1e-13)
+    sums, squares, products = (found[counts] for found in kernels.gram_sums(product, counts))
+    part = gram[counts][:, counts]
+    np.testing.assert_allclose(sums, part.sum(axis=1), rtol=1e-12)
+    np.testing.assert_allclose(squares, (part**2).sum(axis=1), rtol=1e-13)
+    np.testing.assert_allclose(products, part @ part.sum(axis=1), rtol=1e-12)
+    weights = rng.standard_normal(90)
+    np.testing.assert_allclose(kernels.weighted_squares(product, weights), gram**2 @ weights, rtol=1e-10)
     direct = ((wide[:, None] - wide[None]) ** 2).sum(axis=2)[counts][:, counts][np.triu_indices(counts.sum(), 1)]
     limits = np.array([20.0, 30.0])
     assert kernels.pairs_within(product, norms, counts, limits) == tuple((direct[:, None] < limits).sum(axis=0))

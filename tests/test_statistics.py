@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from importlib.resources import files
 
 import numpy as np
@@ -12,7 +13,14 @@ import torch
 
 import id_scaling
 from id_scaling.neighbors import find_neighbors
-from id_scaling.statistics import DEFAULT_GROUPS, GROUPS, group_of, names_of
+from id_scaling.statistics import (
+    DEFAULT_GROUPS,
+    GROUPS,
+    group_of,
+    names_of,
+    participation_ratio_corrected,
+    participation_ratio_slope,
+)
 from id_scaling.views import View
 
 ALL = (*DEFAULT_GROUPS, "spectrum")
@@ -73,6 +81,61 @@ def test_statistics_equal_direct_formulas(view: View, dtype: type, rel: float) -
         pairs = np.count_nonzero(distances[np.triu_indices(n, 1)] < expected[f"correlation_r{rank}"])
         # The median of an odd number of distances is one of them: whether that pair counts is a matter of rounding.
         assert abs(found[f"correlation_pairs_r{rank}"] - pairs) <= 1
+
+
+def participation_ratio(covariance: np.ndarray) -> float:
+    """Return the participation ratio of a covariance."""
+    return np.trace(covariance) ** 2 / (covariance**2).sum()
+
+
+def effective_rank(covariance: np.ndarray) -> float:
+    """Return the exponential of the entropy of a covariance's spectrum."""
+    shares = np.linalg.eigvalsh(covariance) / np.trace(covariance)
+    return np.exp(-(shares * np.log(shares)).sum())
+
+
+def jackknife(function: Callable[[np.ndarray], float], points: np.ndarray) -> float:
+    """Return the infinitesimal jackknife of a function of the covariance, from small changes of each point's weight."""
+
+    def at(weights: np.ndarray) -> float:
+        return function(np.cov(points.T, aweights=weights, ddof=0))
+
+    steps = 1e-4 * np.eye(len(points))
+    return np.linalg.norm([(at(1 + step) - at(1 - step)) / 2e-4 for step in steps])
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize(("dtype", "rel"), [(np.float64, 1e-7), (np.float32, 1e-5)])  # 1e-7: the differences' error
+def test_standard_errors_are_what_small_changes_of_weights_say(view: View, dtype: type, rel: float) -> None:
+    points = cloud().astype(dtype)
+    x, found = selected(points.astype(np.float64), view), of(points, view)
+    assert found["participation_ratio_stderr"] == pytest.approx(jackknife(participation_ratio, x), rel=rel)
+    assert found["effective_rank_stderr"] == pytest.approx(jackknife(effective_rank, x), rel=rel)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
+def test_the_error_of_a_view_is_that_of_its_points_however_far_off_the_centre_is(kind: Callable) -> None:
+    points = cloud()
+    points[0] = 300 * points.std()  # left out, but it moves the centre
+    found = of(kind(points), View(1, "keep"))["participation_ratio_stderr"]
+    assert found == pytest.approx(jackknife(participation_ratio, points[1:]), rel=1e-7)
+
+
+def test_the_corrected_participation_ratio_has_the_error_of_the_plain_one_times_its_slope() -> None:
+    points = cloud()[:-1]
+    found = id_scaling.estimate(points, ["participation_ratio", "participation_ratio_corrected"])
+    ratio, step = found["participation_ratio"].value, 1e-6
+    above, below = (participation_ratio_corrected(np.sqrt(ratio + by), 1.0, len(points)) for by in (step, -step))
+    slope = participation_ratio_slope(ratio, len(points))
+    assert slope == pytest.approx((above - below) / (2 * step), rel=1e-8)
+    expected = slope * found["participation_ratio"].stderr
+    assert found["participation_ratio_corrected"].stderr == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_count_of_components_has_no_standard_error() -> None:
+    found = id_scaling.estimate(cloud(), ["pca_90", "effective_rank"])
+    assert np.isnan(found["pca_90"].stderr)
+    assert found["effective_rank"].stderr > 0
 
 
 @pytest.mark.parametrize("view", VIEWS)

@@ -322,15 +322,16 @@ def _square_of_difference(x, other):
     return square
 
 
-def gram_sums(product: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return the sum of each row, and of all squares, over rows and columns that count."""
-    row_sums = np.zeros(len(product))
-    return row_sums, _gram_sums(product, counts.astype(product.dtype), row_sums)
+def gram_sums(product: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return of each row its sum, the sum of its squares, and its product with all sums, over what counts."""
+    sums, squares, products = np.zeros((3, len(product)))
+    _gram_sums(product, counts.astype(product.dtype), sums, squares)
+    _row_products(product, sums, counts, products)
+    return sums, squares, products
 
 
 @_sum
-def _gram_sums(product, weights, row_sums):
-    total = 0.0
+def _gram_sums(product, weights, sums, squares):
     for i in range(len(product)):
         if weights[i] > 0:
             row_sum, square = 0.0, 0.0
@@ -338,9 +339,17 @@ def _gram_sums(product, weights, row_sums):
                 value = np.float64(product[i, j] * weights[j])
                 row_sum += value
                 square += value * value
-            row_sums[i] = row_sum
-            total += square
-    return total
+            sums[i], squares[i] = row_sum, square
+
+
+@_sum
+def _row_products(product, values, counts, products):
+    for i in range(len(product)):
+        if counts[i]:
+            total = 0.0
+            for j in range(len(product)):
+                total += np.float64(product[i, j]) * values[j]
+            products[i] = total
 
 
 def pairs_within(
@@ -403,10 +412,15 @@ def submatrix(matrix: np.ndarray, selection: np.ndarray) -> np.ndarray:
     return matrix[np.ix_(selection, selection)]
 
 
-def centred_spectrum(gram: np.ndarray) -> np.ndarray:
-    """Return the ascending eigenvalues of H G H with H = 1 - 11ᵀ / n."""
+def centred_spectrum(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ascending eigenvalues of H G H with H = 1 - 11ᵀ / n, and the eigenvectors, as columns."""
     means = gram.mean(axis=0)
-    return np.linalg.eigvalsh(gram - means[:, None] - means[None, :] + means.mean())
+    return np.linalg.eigh(gram - means[:, None] - means[None, :] + means.mean())
+
+
+def weighted_squares(matrix: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the sum of each row's squares times the weights of the columns."""
+    return np.square(matrix) @ weights
 
 
 def tree_edges(distances: np.ndarray) -> np.ndarray:
