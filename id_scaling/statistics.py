@@ -39,6 +39,7 @@ GROUPS: dict[str, tuple[tuple[str, str], ...]] = {
         ("correlation_r20", "median distance to the 20th neighbor"),
         ("correlation_pairs_r10", "pairs nearer than correlation_r10"),
         ("correlation_pairs_r20", "pairs nearer than correlation_r20"),
+        ("corrint_stderr", "standard error of corrint within the cloud"),
     ),
     "overlap": (
         ("nn_overlap", "share of a point's 10 nearest that are among its 10 nearest at the same module one layer down"),
@@ -162,15 +163,34 @@ def _shares(_: Cloud, selection: np.ndarray, found: Nearest, context: Context) -
 
 def _correlation(cloud: Cloud, selection: np.ndarray, found: Nearest, _: Context) -> dict[str, float]:
     """Return the medians of two neighbor distances and how many pairs are nearer than each; NaN for too few points."""
+    names = [name for name, _ in GROUPS["correlation"]]
     if len(selection) <= CORRELATION_RANKS[-1]:
-        return dict.fromkeys((name for name, _ in GROUPS["correlation"]), np.nan)
-    radii = [np.median(np.sqrt(found.squares[:, rank - 1])) for rank in CORRELATION_RANKS]
+        return dict.fromkeys(names, np.nan)
+    radii = np.array([np.median(np.sqrt(found.squares[:, rank - 1])) for rank in CORRELATION_RANKS])
     product = found.product
-    pairs = cloud.kernels.pairs_within(product.gram, product.squared_norms, _mask(cloud, selection), np.square(radii))
-    return {
-        **{f"correlation_r{rank}": r * cloud.scale for rank, r in zip(CORRELATION_RANKS, radii, strict=True)},
-        **{f"correlation_pairs_r{rank}": float(n) for rank, n in zip(CORRELATION_RANKS, pairs, strict=True)},
-    }
+    within = cloud.kernels.n_within(product.gram, product.squared_norms, _mask(cloud, selection), radii**2)
+    pairs = within.sum(axis=1) // 2
+    with np.errstate(invalid="ignore", divide="ignore"):
+        error = log_ratio_error(within, pairs) / np.log(radii[1] / radii[0])
+    return dict(zip(names, [*(radii * cloud.scale).tolist(), *map(float, pairs), float(error)], strict=True))
+
+
+def log_ratio_error(within: np.ndarray, pairs: np.ndarray) -> float:
+    """Return the standard error of log(N_2 / N_1), numbers of pairs within two radii, N_1 of them within both.
+
+    A point's pairs move together: with c_i of N pairs at point i its projection is c_i2 / N_2 - c_i1 / N_1. The sum of
+    their squares counts twice what is each pair's own, 1 / N_1 - 1 / N_2, so that is taken off once; half of the sum
+    is left at least.
+
+    Parameters
+    ----------
+    within : (2, n) array of int
+        Points within each radius of each point.
+    pairs : (2,) array of int
+        N_1 and N_2.
+    """
+    square = np.sum((within[1] / pairs[1] - within[0] / pairs[0]) ** 2)
+    return np.sqrt(np.maximum(square - (1 / pairs[0] - 1 / pairs[1]), square / 2))
 
 
 def _overlap(_: Cloud, selection: np.ndarray, found: Nearest, context: Context) -> dict[str, float]:

@@ -209,7 +209,11 @@ def test_the_other_kernels_equal_plain_formulas(kernels) -> None:
     np.testing.assert_allclose(kernels.weighted_squares(product, weights), gram**2 @ weights, rtol=1e-10)
     direct = ((wide[:, None] - wide[None]) ** 2).sum(axis=2)[counts][:, counts][np.triu_indices(counts.sum(), 1)]
     limits = np.array([20.0, 30.0])
-    assert kernels.pairs_within(product, norms, counts, limits) == tuple((direct[:, None] < limits).sum(axis=0))
+    within = kernels.n_within(product, norms, counts, limits)
+    np.testing.assert_array_equal(within.sum(axis=1), 2 * (direct[:, None] < limits).sum(axis=0))
+    rows = ((wide[counts][:, None] - wide[counts]) ** 2).sum(axis=2) + np.diag(np.full(counts.sum(), np.inf))
+    np.testing.assert_array_equal(within[:, counts], (rows < limits[:, None, None]).sum(axis=2))
+    assert not within[:, ~counts].any()
     some, others = np.array([3, 80]), np.array([[0, 1, 2], [5, 80, 7]])
     squares = ((wide[some][:, None] - wide[others]) ** 2).sum(axis=2)
     for dtype, rtol in ((np.float64, 1e-14), (np.float32, 2e-7)):  # some units of the last place

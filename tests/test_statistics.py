@@ -17,6 +17,7 @@ from id_scaling.statistics import (
     DEFAULT_GROUPS,
     GROUPS,
     group_of,
+    log_ratio_error,
     names_of,
     participation_ratio_corrected,
     participation_ratio_slope,
@@ -130,6 +131,26 @@ def test_the_corrected_participation_ratio_has_the_error_of_the_plain_one_times_
     assert slope == pytest.approx((above - below) / (2 * step), rel=1e-8)
     expected = slope * found["participation_ratio"].stderr
     assert found["participation_ratio_corrected"].stderr == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_the_error_of_corrint_is_that_of_leaving_out_points_less_what_pairs_count_twice(view: View) -> None:
+    points = cloud(600, 5)
+    x, found = selected(points, view), of(points, view)
+    distances = np.linalg.norm(x[:, None] - x[None], axis=2) + np.diag(np.full(len(x), np.inf))
+    of_point = [(distances < found[f"correlation_r{rank}"]).sum(axis=1) for rank in (10, 20)]
+    pairs = [counts.sum() / 2 for counts in of_point]
+    without = np.log((pairs[1] - of_point[1]) / (pairs[0] - of_point[0]))
+    variance = ((without - without.mean()) ** 2).sum() - (1 / pairs[0] - 1 / pairs[1])
+    expected = np.sqrt(variance) / np.log(found["correlation_r20"] / found["correlation_r10"])
+    assert found["corrint_stderr"] == pytest.approx(expected, rel=0.02)  # leaving out a point is no small change
+
+
+def test_pairs_that_share_no_point_have_the_error_of_independent_ones() -> None:
+    n_pairs, n_near = 1000, 400
+    within = np.array([np.repeat([1, 0], [2 * n_near, 2 * (n_pairs - n_near)]), np.ones(2 * n_pairs, int)])
+    expected = np.sqrt(1 / n_near - 1 / n_pairs)
+    assert log_ratio_error(within, np.array([n_near, n_pairs])) == pytest.approx(expected, rel=1e-12)
 
 
 def test_a_count_of_components_has_no_standard_error() -> None:

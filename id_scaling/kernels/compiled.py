@@ -352,26 +352,26 @@ def _row_products(product, values, counts, products):
             products[i] = total
 
 
-def pairs_within(
-    product: np.ndarray, squared_norms: np.ndarray, counts: np.ndarray, squares: np.ndarray
-) -> tuple[int, ...]:
-    """Return how many pairs of points that count have squared distances below each of some."""
+def n_within(product: np.ndarray, squared_norms: np.ndarray, counts: np.ndarray, squares: np.ndarray) -> np.ndarray:
+    """Return how many others are nearer to each point than each of some squared distances, (n_squares, n)."""
     half = np.where(counts, squared_norms / 2, np.inf)
-    n_pairs = np.zeros(len(squares), np.int64)
-    _pairs_within(product, half.astype(product.dtype), half, counts, np.asarray(squares), n_pairs)
-    return tuple(n_pairs.tolist())
+    found = np.zeros((len(squares), len(product)), np.int32)
+    _n_within(product, half.astype(product.dtype), half, counts, np.asarray(squares), found)
+    return found
 
 
 @_loop
-def _pairs_within(product, narrow_half, half, counts, squares, n_pairs):
+def _n_within(product, narrow_half, half, counts, squares, found):
     for i in range(len(product)):
         if counts[i]:
             for q in range(len(squares)):
                 limit = product.dtype.type(squares[q] / 2 - half[i])
-                n_below = 0
+                others, n_below = found[q], np.int32(0)
                 for j in range(i):
-                    n_below += narrow_half[j] - product[i, j] < limit
-                n_pairs[q] += n_below
+                    is_below = np.int32(narrow_half[j] - product[i, j] < limit)
+                    n_below += is_below
+                    others[j] += is_below
+                others[i] += n_below
 
 
 def share_in_common(lists: np.ndarray, others: np.ndarray) -> np.ndarray:

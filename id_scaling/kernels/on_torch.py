@@ -93,15 +93,13 @@ def gram_sums(product: torch.Tensor, counts: np.ndarray) -> tuple[np.ndarray, np
     return _host(sums), _host(wide.square().sum(dim=1)), _host(wide @ sums)
 
 
-def pairs_within(
-    product: torch.Tensor, squared_norms: np.ndarray, counts: np.ndarray, squares: np.ndarray
-) -> tuple[int, ...]:
-    """Return how many pairs of points that count have squared distances below each of some."""
+def n_within(product: torch.Tensor, squared_norms: np.ndarray, counts: np.ndarray, squares: np.ndarray) -> np.ndarray:
+    """Return how many others are nearer to each point than each of some squared distances, (n_squares, n)."""
     half = torch.from_numpy(np.where(counts, squared_norms / 2, np.inf)).to(product.device)
     keys = half.to(product.dtype)[None, :] - product
     keys.fill_diagonal_(torch.inf)
     limits = [(square / 2 - half).to(product.dtype)[:, None] for square in squares]
-    return tuple(int((keys < limit).sum()) // 2 for limit in limits)
+    return np.stack([_host((keys < limit).sum(dim=1)) for limit in limits])
 
 
 def weighted_sum(points: torch.Tensor, weights: np.ndarray) -> np.ndarray:
