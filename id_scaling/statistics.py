@@ -15,7 +15,7 @@ import numpy as np
 
 from id_scaling.guard import deviations
 from id_scaling.kernels import compiled
-from id_scaling.search import Cloud, Nearest
+from id_scaling.search import Cloud, Nearest, Product
 
 # group -> (statistic, meaning)
 GROUPS: dict[str, tuple[tuple[str, str], ...]] = {
@@ -29,6 +29,7 @@ GROUPS: dict[str, tuple[tuple[str, str], ...]] = {
     "moments": (
         ("gram_trace", "trace of the Gram matrix of the centred points"),
         ("gram_frobenius", "its Frobenius norm"),
+        ("participation_ratio_stderr", "standard error of the participation ratio within the cloud"),
     ),
     "cosine": (("mean_cosine", "mean cosine similarity of two different points, as given"),),
     "shares": (
@@ -40,12 +41,14 @@ GROUPS: dict[str, tuple[tuple[str, str], ...]] = {
         ("correlation_r20", "median distance to the 20th neighbor"),
         ("correlation_pairs_r10", "pairs nearer than correlation_r10"),
         ("correlation_pairs_r20", "pairs nearer than correlation_r20"),
+        ("corrint_stderr", "standard error of corrint within the cloud"),
     ),
     "overlap": (
         ("nn_overlap", "share of a point's 10 nearest that are among its 10 nearest at the same module one layer down"),
     ),
     "spectrum": (
         ("effective_rank", "exponential of the entropy of the covariance spectrum"),
+        ("effective_rank_stderr", "its standard error within the cloud"),
         ("pca_90", "principal components that hold 90 % of the variance"),
         ("pca_95", "principal components that hold 95 % of the variance"),
         ("pca_99", "principal components that hold 99 % of the variance"),
@@ -57,7 +60,7 @@ N_OVERLAP = 10
 CORRELATION_RANKS = (10, 20)
 # Shares of the variance that differ by less are equal.
 ROUNDING = 1e-12
-# Products in float32 do where a squared radius is off by less, and where centring the points that count on their own mean
+# Products in float32 do where a squared radius is off by less, and where centring the points that count on their mean
 # leaves more of the sum of their squared norms.
 EDGE, LEFT = 1e-4, 0.01
 # Neighbors that statistics look at, so that they are found whatever the ladder.
@@ -87,6 +90,13 @@ def participation_ratio_corrected(trace: np.ndarray, frobenius: np.ndarray, n_us
         return np.where(n > ratio, ((n + 1) * ratio - 2) / (n - ratio), np.nan)
 
 
+def participation_ratio_slope(ratio: np.ndarray, n_used: np.ndarray) -> np.ndarray:
+    """Return the derivative of the corrected participation ratio by the plain one."""
+    n = n_used - 1
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (n * (n + 1) - 2) / (n - ratio) ** 2
+
+
 @dataclass(frozen=True)
 class Context:
     """What statistics see of a cloud beside its points.
@@ -114,17 +124,34 @@ def statistics_of(
 
 
 def _moments(cloud: Cloud, selection: np.ndarray, found: Nearest, _: Context) -> dict[str, float]:
-    """Return trace and Frobenius norm of H G H, G the products of points centred anywhere and H = 1 - 11ᵀ / n."""
+    """Return the trace and the Frobenius norm of the Gram matrix of the selected points, centred on their own mean."""
+    moments = _moments_of(found.product, selection, cloud)
+    if not moments[0] > LEFT * found.product.squared_norms[selection].sum():  # the cloud's centre is far from theirs
+        moments = _moments_of(cloud.product(np.float64), selection, cloud)
+    scale = cloud.scale * cloud.scale
+    units = (scale, scale, 1.0)
+    return {name: moment * unit for (name, _), moment, unit in zip(GROUPS["moments"], moments, units, strict=True)}
+
+
+def _moments_of(product: Product, selection: np.ndarray, cloud: Cloud) -> tuple[float, float, float]:
+    """Return trace and Frobenius norm of C = H G H, G the products of points centred anywhere and H = 1 - 11ᵀ / n.
+
+    The standard error of PR = (tr C)² / ‖C‖² is its infinitesimal jackknife: a point's weight changes log PR by
+    2 (C_ii / tr C - q_i / ‖C‖²) with q_i the sum of squares of row i of C.
+    """
     n = len(selection)
-    row_sums, square = cloud.kernels.gram_sums(found.product.gram, _mask(cloud, selection))
-    sums = row_sums[selection]
-    total = sums.sum()
-    trace = found.product.squared_norms[selection].sum() - total / n
-    centred_square = square - 2 * (sums @ sums) / n + (total / n) ** 2
-    moments = float(trace), float(np.sqrt(max(centred_square, 0.0)))
-    return {
-        name: moment * cloud.scale * cloud.scale for (name, _), moment in zip(GROUPS["moments"], moments, strict=True)
-    }
+    found = cloud.kernels.gram_sums(product.gram, _mask(cloud, selection))
+    sums, squares, products = (values[selection] for values in found)
+    means, total = sums / n, sums.sum()
+    shifts = means - total / n**2
+    diagonal = product.squared_norms[selection] - means - shifts
+    rows = squares + means @ means - 2 * products / n - n * shifts**2
+    trace = product.squared_norms[selection].sum() - total / n
+    square = max(squares.sum() - 2 * (sums @ sums) / n + (total / n) ** 2, 0.0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        influences = 2 * (diagonal / trace - rows / square)
+        error = participation_ratio(trace, np.sqrt(square)) * np.linalg.norm(influences)
+    return float(trace), float(np.sqrt(square)), float(error)
 
 
 def _cosine(cloud: Cloud, selection: np.ndarray, _: Nearest, __: Context) -> dict[str, float]:
@@ -149,18 +176,37 @@ def _shares(_: Cloud, selection: np.ndarray, found: Nearest, context: Context) -
 
 def _correlation(cloud: Cloud, selection: np.ndarray, found: Nearest, _: Context) -> dict[str, float]:
     """Return the medians of two neighbor distances and how many pairs are nearer than each; NaN for too few points."""
+    names = [name for name, _ in GROUPS["correlation"]]
     if len(selection) <= CORRELATION_RANKS[-1]:
-        return dict.fromkeys((name for name, _ in GROUPS["correlation"]), np.nan)
-    radii = [np.median(np.sqrt(found.squares[:, rank - 1])) for rank in CORRELATION_RANKS]
+        return dict.fromkeys(names, np.nan)
+    radii = np.array([np.median(np.sqrt(found.squares[:, rank - 1])) for rank in CORRELATION_RANKS])
     product = found.product
-    off = deviations(np.square(radii[0]), np.median(product.squared_norms[selection]), product.error)
+    off = deviations(radii[0] ** 2, np.median(product.squared_norms[selection]), product.error)
     if off > EDGE * radii[0] ** 2:  # then many a pair near the edge would be on its wrong side
         product = cloud.product(np.float64)
-    pairs = cloud.kernels.pairs_within(product.gram, product.squared_norms, _mask(cloud, selection), np.square(radii))
-    return {
-        **{f"correlation_r{rank}": r * cloud.scale for rank, r in zip(CORRELATION_RANKS, radii, strict=True)},
-        **{f"correlation_pairs_r{rank}": float(n) for rank, n in zip(CORRELATION_RANKS, pairs, strict=True)},
-    }
+    within = cloud.kernels.n_within(product.gram, product.squared_norms, _mask(cloud, selection), radii**2)
+    pairs = within.sum(axis=1) // 2
+    with np.errstate(invalid="ignore", divide="ignore"):
+        error = log_ratio_error(within, pairs) / np.log(radii[1] / radii[0])
+    return dict(zip(names, [*(radii * cloud.scale).tolist(), *map(float, pairs), float(error)], strict=True))
+
+
+def log_ratio_error(within: np.ndarray, pairs: np.ndarray) -> float:
+    """Return the standard error of log(N_2 / N_1), numbers of pairs within two radii, N_1 of them within both.
+
+    A point's pairs move together: with c_i of N pairs at point i its projection is c_i2 / N_2 - c_i1 / N_1. The sum of
+    their squares counts twice what is each pair's own, 1 / N_1 - 1 / N_2, so that is taken off once; half of the sum
+    is left at least.
+
+    Parameters
+    ----------
+    within : (2, n) array of int
+        Points within each radius of each point.
+    pairs : (2,) array of int
+        N_1 and N_2.
+    """
+    square = np.sum((within[1] / pairs[1] - within[0] / pairs[0]) ** 2)
+    return np.sqrt(np.maximum(square - (1 / pairs[0] - 1 / pairs[1]), square / 2))
 
 
 def _overlap(_: Cloud, selection: np.ndarray, found: Nearest, context: Context) -> dict[str, float]:
@@ -174,17 +220,25 @@ def _overlap(_: Cloud, selection: np.ndarray, found: Nearest, context: Context) 
 
 
 def _spectrum(cloud: Cloud, selection: np.ndarray, found: Nearest, _: Context) -> dict[str, float]:
-    """Return what the covariance spectrum tells; its eigenvalues are those of the centred Gram matrix, in float64."""
+    """Return what the covariance spectrum tells; its eigenvalues are those of the centred Gram matrix, in float64.
+
+    The standard error of exp(H), H = -sum_k p_k log p_k, is its infinitesimal jackknife: the weight of point i
+    changes H by -sum_k p_k (log p_k + H) u_ik² with u_k the eigenvectors.
+    """
     names = [name for name, _ in GROUPS["spectrum"]]
     gram = cloud.kernels.submatrix(cloud.product(np.float64).gram, selection)
-    shares = np.clip(cloud.kernels.centred_spectrum(gram), 0, None)[::-1]
+    eigenvalues, eigenvectors = cloud.kernels.centred_spectrum(gram)
+    shares = np.clip(eigenvalues, 0, None)
     if not shares.sum() > 0:
         return dict.fromkeys(names, np.nan)
     shares = shares / shares.sum()
-    positive = shares[shares > 0]
-    held = np.cumsum(shares) + ROUNDING
-    percents = [float(1 + np.searchsorted(held, float(name.removeprefix("pca_")) / 100)) for name in names[1:]]
-    return dict(zip(names, [float(np.exp(-(positive * np.log(positive)).sum())), *percents], strict=True))
+    logs = np.log(shares, out=np.zeros_like(shares), where=shares > 0)
+    entropy = -(shares * logs).sum()
+    influences = cloud.kernels.weighted_squares(eigenvectors, shares * (logs + entropy))
+    rank, error = np.exp(entropy), np.exp(entropy) * np.linalg.norm(influences)
+    held = np.cumsum(shares[::-1]) + ROUNDING
+    percents = [float(1 + np.searchsorted(held, float(name.removeprefix("pca_")) / 100)) for name in names[2:]]
+    return dict(zip(names, [float(rank), float(error), *percents], strict=True))
 
 
 def _mask(cloud: Cloud, selection: np.ndarray) -> np.ndarray:

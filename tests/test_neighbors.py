@@ -236,7 +236,10 @@ def test_a_narrow_dtype_equals_its_conversion(dtype) -> None:
     # What a single point's distances may be off by; estimates, which average them, are held to 1e-6 elsewhere.
     np.testing.assert_allclose(found.r1, expected.r1, rtol=1e-5)
     np.testing.assert_allclose(found.log_ratio, expected.log_ratio, rtol=0, atol=2e-5)
-    assert statistics_of(found) == pytest.approx(statistics_of(expected), rel=1e-5, nan_ok=True)
+    values, others = statistics_of(found), statistics_of(expected)
+    # A radius is the mean of two distances: which points the pairs at its edge belong to is a matter of rounding.
+    assert values.pop("corrint_stderr") == pytest.approx(others.pop("corrint_stderr"), rel=0.02)
+    assert values == pytest.approx(others, rel=1e-5, nan_ok=True)
 
 
 # ---- equal points ----

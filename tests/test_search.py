@@ -107,6 +107,39 @@ def test_the_error_of_a_product_is_seen_on_its_diagonal() -> None:
     assert product_error(norms, norms).spread == np.finfo(float).eps / 2  # exact sums say nothing of the others
 
 
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+@pytest.mark.parametrize("case", ["tiny rows", "wide range", "high dimension", "few points"])
+def test_no_digit_is_lost_where_float32_differences_would_lose_it(case: str, library: str) -> None:
+    rng = np.random.default_rng(14)
+    points = rng.standard_normal({"high dimension": (300, 2000), "few points": (200, 1000)}.get(case, (300, 5)))
+    if case == "tiny rows":
+        points[:23] *= 1e-24  # squares of their differences are below float32
+    elif case == "wide range":
+        points[0], points[1:] = 1e30, 1e-18 * points[1:]
+    elif case == "few points":
+        points = points[:140]
+    narrow = points.astype(np.float32)
+    found = find_neighbors(torch.from_numpy(narrow) if library == "torch" else narrow, [DISTINCT], RANKS)[0]
+    # A point as far out as these has no ID by `mle`, here as there.
+    np.testing.assert_allclose(ids_of(found), direct_ids(narrow), rtol=1e-6)  # what is promised
+
+
+def test_bytes_in_another_order_and_wider_floats_are_float64() -> None:
+    points = np.random.default_rng(0).standard_normal((200, 5)) + 1e6
+    expected = find_neighbors(points, [DISTINCT], RANKS)[0]
+    for dtype in (">f8", np.longdouble):
+        found = find_neighbors(points.astype(dtype), [DISTINCT], RANKS)[0]
+        np.testing.assert_array_equal(found.log_ratio, expected.log_ratio)
+
+
+def test_a_limit_that_ties_with_all_is_a_sort() -> None:
+    points = np.random.default_rng(0).standard_normal((800, 20))
+    points[0] = 1e9  # beside it all keys are one, rounded to float32
+    found = find_neighbors(points, [DISTINCT], RANKS)[0]
+    is_mean = [name != "mle" for name in NAMES]  # of `mle` the point far out is all, and that is rounding
+    np.testing.assert_allclose(ids_of(found)[is_mean], direct_ids(points)[is_mean], rtol=1e-9)  # what is promised
+
+
 # ---- kernels ----
 
 
@@ -200,12 +233,20 @@ def test_the_other_kernels_equal_plain_formulas(kernels) -> None:
     np.testing.assert_allclose(found.products, expected[some] @ expected.T, atol=1e-13)
     gram = wide @ wide.T
     product = torch.from_numpy(gram) if kernels is on_torch else gram
-    row_sums, square = kernels.gram_sums(product, counts)
-    np.testing.assert_allclose(row_sums[counts], gram[counts][:, counts].sum(axis=1), rtol=1e-12)
-    assert square == pytest.approx((gram[counts][:, counts] ** 2).sum(), rel=1e-13)
+    sums, squares, products = (found[counts] for found in kernels.gram_sums(product, counts))
+    part = gram[counts][:, counts]
+    np.testing.assert_allclose(sums, part.sum(axis=1), rtol=1e-12)
+    np.testing.assert_allclose(squares, (part**2).sum(axis=1), rtol=1e-13)
+    np.testing.assert_allclose(products, part @ part.sum(axis=1), rtol=1e-12)
+    weights = rng.standard_normal(90)
+    np.testing.assert_allclose(kernels.weighted_squares(product, weights), gram**2 @ weights, rtol=1e-10)
     direct = ((wide[:, None] - wide[None]) ** 2).sum(axis=2)[counts][:, counts][np.triu_indices(counts.sum(), 1)]
     limits = np.array([20.0, 30.0])
-    assert kernels.pairs_within(product, norms, counts, limits) == tuple((direct[:, None] < limits).sum(axis=0))
+    within = kernels.n_within(product, norms, counts, limits)
+    np.testing.assert_array_equal(within.sum(axis=1), 2 * (direct[:, None] < limits).sum(axis=0))
+    rows = ((wide[counts][:, None] - wide[counts]) ** 2).sum(axis=2) + np.diag(np.full(counts.sum(), np.inf))
+    np.testing.assert_array_equal(within[:, counts], (rows < limits[:, None, None]).sum(axis=2))
+    assert not within[:, ~counts].any()
     some, others = np.array([3, 80]), np.array([[0, 1, 2], [5, 80, 7]])
     squares = ((wide[some][:, None] - wide[others]) ** 2).sum(axis=2)
     for dtype, rtol in ((np.float64, 1e-14), (np.float32, 2e-7)):  # some units of the last place

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from importlib.resources import files
 
 import numpy as np
@@ -12,7 +13,15 @@ import torch
 
 import id_scaling
 from id_scaling.neighbors import find_neighbors
-from id_scaling.statistics import DEFAULT_GROUPS, GROUPS, group_of, names_of
+from id_scaling.statistics import (
+    DEFAULT_GROUPS,
+    GROUPS,
+    group_of,
+    log_ratio_error,
+    names_of,
+    participation_ratio_corrected,
+    participation_ratio_slope,
+)
 from id_scaling.views import View
 
 ALL = (*DEFAULT_GROUPS, "spectrum")
@@ -73,6 +82,81 @@ def test_statistics_equal_direct_formulas(view: View, dtype: type, rel: float) -
         pairs = np.count_nonzero(distances[np.triu_indices(n, 1)] < expected[f"correlation_r{rank}"])
         # The median of an odd number of distances is one of them: whether that pair counts is a matter of rounding.
         assert abs(found[f"correlation_pairs_r{rank}"] - pairs) <= 1
+
+
+def participation_ratio(covariance: np.ndarray) -> float:
+    """Return the participation ratio of a covariance."""
+    return np.trace(covariance) ** 2 / (covariance**2).sum()
+
+
+def effective_rank(covariance: np.ndarray) -> float:
+    """Return the exponential of the entropy of a covariance's spectrum."""
+    shares = np.linalg.eigvalsh(covariance) / np.trace(covariance)
+    return np.exp(-(shares * np.log(shares)).sum())
+
+
+def jackknife(function: Callable[[np.ndarray], float], points: np.ndarray) -> float:
+    """Return the infinitesimal jackknife of a function of the covariance, from small changes of each point's weight."""
+
+    def at(weights: np.ndarray) -> float:
+        return function(np.cov(points.T, aweights=weights, ddof=0))
+
+    steps = 1e-4 * np.eye(len(points))
+    return np.linalg.norm([(at(1 + step) - at(1 - step)) / 2e-4 for step in steps])
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize(("dtype", "rel"), [(np.float64, 1e-7), (np.float32, 1e-5)])  # 1e-7: the differences' error
+def test_standard_errors_are_what_small_changes_of_weights_say(view: View, dtype: type, rel: float) -> None:
+    points = cloud().astype(dtype)
+    x, found = selected(points.astype(np.float64), view), of(points, view)
+    assert found["participation_ratio_stderr"] == pytest.approx(jackknife(participation_ratio, x), rel=rel)
+    assert found["effective_rank_stderr"] == pytest.approx(jackknife(effective_rank, x), rel=rel)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
+def test_the_error_of_a_view_is_that_of_its_points_however_far_off_the_centre_is(kind: Callable) -> None:
+    points = cloud()
+    points[0] = 300 * points.std()  # left out, but it moves the centre
+    found = of(kind(points), View(1, "keep"))["participation_ratio_stderr"]
+    assert found == pytest.approx(jackknife(participation_ratio, points[1:]), rel=1e-7)
+
+
+def test_the_corrected_participation_ratio_has_the_error_of_the_plain_one_times_its_slope() -> None:
+    points = cloud()[:-1]
+    found = id_scaling.estimate(points, ["participation_ratio", "participation_ratio_corrected"])
+    ratio, step = found["participation_ratio"].value, 1e-6
+    above, below = (participation_ratio_corrected(np.sqrt(ratio + by), 1.0, len(points)) for by in (step, -step))
+    slope = participation_ratio_slope(ratio, len(points))
+    assert slope == pytest.approx((above - below) / (2 * step), rel=1e-8)
+    expected = slope * found["participation_ratio"].stderr
+    assert found["participation_ratio_corrected"].stderr == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_the_error_of_corrint_is_that_of_leaving_out_points_less_what_pairs_count_twice(view: View) -> None:
+    points = cloud(600, 5)
+    x, found = selected(points, view), of(points, view)
+    distances = np.linalg.norm(x[:, None] - x[None], axis=2) + np.diag(np.full(len(x), np.inf))
+    of_point = [(distances < found[f"correlation_r{rank}"]).sum(axis=1) for rank in (10, 20)]
+    pairs = [counts.sum() / 2 for counts in of_point]
+    without = np.log((pairs[1] - of_point[1]) / (pairs[0] - of_point[0]))
+    variance = ((without - without.mean()) ** 2).sum() - (1 / pairs[0] - 1 / pairs[1])
+    expected = np.sqrt(variance) / np.log(found["correlation_r20"] / found["correlation_r10"])
+    assert found["corrint_stderr"] == pytest.approx(expected, rel=0.02)  # leaving out a point is no small change
+
+
+def test_pairs_that_share_no_point_have_the_error_of_independent_ones() -> None:
+    n_pairs, n_near = 1000, 400
+    within = np.array([np.repeat([1, 0], [2 * n_near, 2 * (n_pairs - n_near)]), np.ones(2 * n_pairs, int)])
+    expected = np.sqrt(1 / n_near - 1 / n_pairs)
+    assert log_ratio_error(within, np.array([n_near, n_pairs])) == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_count_of_components_has_no_standard_error() -> None:
+    found = id_scaling.estimate(cloud(), ["pca_90", "effective_rank"])
+    assert np.isnan(found["pca_90"].stderr)
+    assert found["effective_rank"].stderr > 0
 
 
 @pytest.mark.parametrize("view", VIEWS)
@@ -165,3 +249,17 @@ def test_statistics_serve_kept_repetitions_too() -> None:
     found = id_scaling.estimate(points, ["participation_ratio", "mle"], duplicates="keep")
     assert found["participation_ratio"].status == "ok"
     assert found["mle"].status == "degenerate"
+
+
+def test_pairs_and_sums_are_those_of_float64_where_float32_would_not_do() -> None:
+    rng = np.random.default_rng(0)
+    clusters = np.repeat(rng.standard_normal((40, 64)), 25, axis=0) + 1e-4 * rng.standard_normal((1000, 64))
+    narrow = clusters.astype(np.float32)
+    found, expected = (id_scaling.estimate(points, ["corrint"])["corrint"] for points in (narrow, narrow.astype(float)))
+    assert found.value == pytest.approx(expected.value, rel=1e-6)  # counts are equal, radii right to 3e-8
+    sink = rng.standard_normal((100, 64)).astype(np.float32)
+    sink[0] = 1e6
+    names = names_of(("moments",))
+    narrow, wide = (find_neighbors(points, [View(1)], (1, 2), ("moments",))[0] for points in (sink, sink.astype(float)))
+    for name in names:
+        assert narrow.statistics[name] == pytest.approx(wide.statistics[name], rel=1e-6)

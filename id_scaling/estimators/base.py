@@ -25,7 +25,7 @@ NONFINITE = "nonfinite"
 BOUNDARY = "boundary"
 TIMEOUT = "timeout"
 
-# Log-ratios are right to 1e-9 from float64 points; points all at one distance give a larger dimension of rounding alone.
+# Log-ratios are right to 1e-9 from float64 points; points all at one distance give a larger dimension from rounding.
 MAX_RESOLVED = 1e8
 
 

@@ -8,6 +8,11 @@ E (tr S)² = (tr Σ)² + 2 tr Σ² / n,
 
     PR_c = ((n + 1) (tr S)² - 2 tr S²) / (n tr S² - (tr S)²).
 
+Standard errors are infinitesimal jackknives over points (`id_scaling.statistics`); as points share nothing here, no
+factor is simulated. From 1024 points of normal distributions of unequal variances (PR 2.5 to 133) 95 per cent
+intervals cover 94 to 97 per cent. They are too wide where all variances are equal (99 per cent), since PR is at its
+maximum there, and where PR is not far below n.
+
 Neither is a dimension of a manifold: both are linear, and a curved line can fill many directions.
 """
 
@@ -17,8 +22,13 @@ import numpy as np
 
 from id_scaling.estimators.base import Estimator
 from id_scaling.neighbors import Neighbors
-from id_scaling.statistics import participation_ratio, participation_ratio_corrected
+from id_scaling.statistics import (
+    participation_ratio,
+    participation_ratio_corrected,
+    participation_ratio_slope,
+)
 
+STATISTICS = ("gram_trace", "gram_frobenius", "participation_ratio_stderr")
 # Below it the corrected form is spread over orders of magnitude.
 MIN_POINTS = 20
 
@@ -26,17 +36,18 @@ MIN_POINTS = 20
 def make(name: str, form: str = "") -> Estimator:
     """Return the estimator; `form` is `corrected` or nothing."""
     compute, min_points = (corrected, MIN_POINTS) if form else (plain, 3)
-    return Estimator(name, "gram", min_points, compute, statistics=("gram_trace", "gram_frobenius"))
+    return Estimator(name, "gram", min_points, compute, statistics=STATISTICS)
 
 
 def plain(neighbors: Neighbors) -> tuple[np.ndarray, np.ndarray]:
-    """Return PR of each cloud; no standard error is known."""
-    value = participation_ratio(neighbors.statistic("gram_trace"), neighbors.statistic("gram_frobenius"))
-    return value, np.full(value.shape, np.nan)
+    """Return PR of each cloud, and its standard error."""
+    trace, frobenius, error = (neighbors.statistic(name) for name in STATISTICS)
+    return participation_ratio(trace, frobenius), error
 
 
 def corrected(neighbors: Neighbors) -> tuple[np.ndarray, np.ndarray]:
-    """Return PR_c of each cloud, NaN where the estimate of tr Σ² is not positive; no standard error is known."""
-    names = ("gram_trace", "gram_frobenius", "n_used")
-    value = participation_ratio_corrected(*(neighbors.statistic(name) for name in names))
-    return value, np.full(value.shape, np.nan)
+    """Return PR_c of each cloud, NaN where the estimate of tr Σ² is not positive, and its standard error, from PR's."""
+    trace, frobenius, error = (neighbors.statistic(name) for name in STATISTICS)
+    n_used = neighbors.statistic("n_used")
+    slope = participation_ratio_slope(participation_ratio(trace, frobenius), n_used)
+    return participation_ratio_corrected(trace, frobenius, n_used), slope * error

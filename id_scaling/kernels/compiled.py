@@ -338,15 +338,16 @@ def _square_of_difference(x, other):
     return square
 
 
-def gram_sums(product: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return the sum of each row, and of all squares, over rows and columns that count."""
-    row_sums = np.zeros(len(product))
-    return row_sums, _gram_sums(product, counts.astype(product.dtype), row_sums)
+def gram_sums(product: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return of each row its sum, the sum of its squares, and its product with all sums, over what counts."""
+    sums, squares, products = np.zeros((3, len(product)))
+    _gram_sums(product, counts.astype(product.dtype), sums, squares)
+    _row_products(product, sums, counts, products)
+    return sums, squares, products
 
 
 @_sum
-def _gram_sums(product, weights, row_sums):
-    total = 0.0
+def _gram_sums(product, weights, sums, squares):
     for i in range(len(product)):
         if weights[i] > 0:
             row_sum, square = 0.0, 0.0
@@ -354,31 +355,39 @@ def _gram_sums(product, weights, row_sums):
                 value = np.float64(product[i, j] * weights[j])
                 row_sum += value
                 square += value * value
-            row_sums[i] = row_sum
-            total += square
-    return total
+            sums[i], squares[i] = row_sum, square
 
 
-def pairs_within(
-    product: np.ndarray, squared_norms: np.ndarray, counts: np.ndarray, squares: np.ndarray
-) -> tuple[int, ...]:
-    """Return how many pairs of points that count have squared distances below each of some."""
+@_sum
+def _row_products(product, values, counts, products):
+    for i in range(len(product)):
+        if counts[i]:
+            total = 0.0
+            for j in range(len(product)):
+                total += np.float64(product[i, j]) * values[j]
+            products[i] = total
+
+
+def n_within(product: np.ndarray, squared_norms: np.ndarray, counts: np.ndarray, squares: np.ndarray) -> np.ndarray:
+    """Return how many others are nearer to each point than each of some squared distances, (n_squares, n)."""
     half = np.where(counts, squared_norms / 2, np.inf)
-    n_pairs = np.zeros(len(squares), np.int64)
-    _pairs_within(product, half.astype(product.dtype), half, counts, np.asarray(squares), n_pairs)
-    return tuple(n_pairs.tolist())
+    found = np.zeros((len(squares), len(product)), np.int32)
+    _n_within(product, half.astype(product.dtype), half, counts, np.asarray(squares), found)
+    return found
 
 
 @_loop
-def _pairs_within(product, narrow_half, half, counts, squares, n_pairs):
+def _n_within(product, narrow_half, half, counts, squares, found):
     for i in range(len(product)):
         if counts[i]:
             for q in range(len(squares)):
                 limit = product.dtype.type(squares[q] / 2 - half[i])
-                n_below = 0
+                others, n_below = found[q], np.int32(0)
                 for j in range(i):
-                    n_below += narrow_half[j] - product[i, j] < limit
-                n_pairs[q] += n_below
+                    is_below = np.int32(narrow_half[j] - product[i, j] < limit)
+                    n_below += is_below
+                    others[j] += is_below
+                others[i] += n_below
 
 
 def share_in_common(lists: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -419,10 +428,15 @@ def submatrix(matrix: np.ndarray, selection: np.ndarray) -> np.ndarray:
     return matrix[np.ix_(selection, selection)]
 
 
-def centred_spectrum(gram: np.ndarray) -> np.ndarray:
-    """Return the ascending eigenvalues of H G H with H = 1 - 11ᵀ / n."""
+def centred_spectrum(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ascending eigenvalues of H G H with H = 1 - 11ᵀ / n, and the eigenvectors, as columns."""
     means = gram.mean(axis=0)
-    return np.linalg.eigvalsh(gram - means[:, None] - means[None, :] + means.mean())
+    return np.linalg.eigh(gram - means[:, None] - means[None, :] + means.mean())
+
+
+def weighted_squares(matrix: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the sum of each row's squares times the weights of the columns."""
+    return np.square(matrix) @ weights
 
 
 def tree_edges(distances: np.ndarray) -> np.ndarray:

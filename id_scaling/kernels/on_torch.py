@@ -90,22 +90,21 @@ def differences(points: torch.Tensor, some: np.ndarray, others: np.ndarray, dtyp
     return squares
 
 
-def gram_sums(product: torch.Tensor, counts: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return the sum of each row, and of all squares, over rows and columns that count."""
+def gram_sums(product: torch.Tensor, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return of each row its sum, the sum of its squares, and its product with all sums, over what counts."""
     is_counted = torch.from_numpy(counts).to(product.device)
     wide = torch.where(is_counted[:, None] & is_counted[None, :], product, 0.0).double()
-    return _host(wide.sum(dim=1)), float(wide.square().sum())
+    sums = wide.sum(dim=1)
+    return _host(sums), _host(wide.square().sum(dim=1)), _host(wide @ sums)
 
 
-def pairs_within(
-    product: torch.Tensor, squared_norms: np.ndarray, counts: np.ndarray, squares: np.ndarray
-) -> tuple[int, ...]:
-    """Return how many pairs of points that count have squared distances below each of some."""
+def n_within(product: torch.Tensor, squared_norms: np.ndarray, counts: np.ndarray, squares: np.ndarray) -> np.ndarray:
+    """Return how many others are nearer to each point than each of some squared distances, (n_squares, n)."""
     half = torch.from_numpy(np.where(counts, squared_norms / 2, np.inf)).to(product.device)
     keys = half.to(product.dtype)[None, :] - product
     keys.fill_diagonal_(torch.inf)
     limits = [(square / 2 - half).to(product.dtype)[:, None] for square in squares]
-    return tuple(int((keys < limit).sum()) // 2 for limit in limits)
+    return np.stack([_host((keys < limit).sum(dim=1)) for limit in limits])
 
 
 def weighted_sum(points: torch.Tensor, weights: np.ndarray) -> np.ndarray:
@@ -122,10 +121,16 @@ def submatrix(matrix: torch.Tensor, selection: np.ndarray) -> torch.Tensor:
     return matrix[index][:, index]
 
 
-def centred_spectrum(gram: torch.Tensor) -> np.ndarray:
-    """Return the ascending eigenvalues of H G H with H = 1 - 11ᵀ / n."""
+def centred_spectrum(gram: torch.Tensor) -> tuple[np.ndarray, torch.Tensor]:
+    """Return the ascending eigenvalues of H G H with H = 1 - 11ᵀ / n, and the eigenvectors, as columns."""
     means = gram.mean(dim=0)
-    return _host(torch.linalg.eigvalsh(gram - means[:, None] - means[None, :] + means.mean()))
+    values, vectors = torch.linalg.eigh(gram - means[:, None] - means[None, :] + means.mean())
+    return _host(values), vectors
+
+
+def weighted_squares(matrix: torch.Tensor, weights: np.ndarray) -> np.ndarray:
+    """Return the sum of each row's squares times the weights of the columns."""
+    return _host(matrix.square() @ torch.from_numpy(weights).to(matrix.device, matrix.dtype))
 
 
 def _host(values: torch.Tensor) -> np.ndarray:
