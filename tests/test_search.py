@@ -9,12 +9,12 @@ import torch
 from id_scaling import search
 from id_scaling.estimators import get_estimator
 from id_scaling.estimators.base import estimate_from_neighbors
-from id_scaling.guard import NARROW, ProductError, Tolerance, product_error, suspects
+from id_scaling.guard import NARROW, ProductError, Tolerance, _sensitivities, product_error, suspects
 from id_scaling.kernels import compiled, on_torch
 from id_scaling.neighbors import Neighbors, find_neighbors, stacked
 from id_scaling.search import find_nearest, survey
 from id_scaling.views import View
-from tests.stress import STRESSES, smooth, stressed
+from tests.stress import STRESSES, smooth, stressed, tight_clusters
 
 NAMES = ("mle", "mle_harmonic", "twoNN_f10", "twoNN_f0", "twoNN_ml", "mind_ml", "gride_n2", "gride_n64")
 RANKS = (*range(1, 33), 64, 128)
@@ -72,6 +72,18 @@ def test_ids_would_be_off_without_the_guard(hard, monkeypatch: pytest.MonkeyPatc
     assert (error > 1e-6) == (name not in easy)
 
 
+def test_a_neighbor_that_a_product_put_outside_its_list_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = stressed(tight_clusters, 1024, 576).astype(np.float16)
+    monkeypatch.setattr(search, "_length_that_settles", lambda _, __, n_settled, *___: n_settled + search.SPARES[0])
+    monkeypatch.setattr(search, "SETTLED_BY_ROWS", 1.0)
+    cloud = survey(points)
+    found = find_nearest(cloud, np.arange(1024), 21, np.empty(0, dtype=int))
+    assert found.product.gram.dtype == np.float32
+    assert found.n_rows > 0
+    wide = find_nearest(survey(points.astype(np.float64)), np.arange(1024), 21, np.empty(0, dtype=int))
+    np.testing.assert_allclose(found.squares[:, :21], wide.squares[:, :21], rtol=1e-6)  # float32 differences: 1e-7
+
+
 def test_the_guard_takes_few_points_of_a_smooth_cloud() -> None:
     cloud = survey(smooth(1024, 576).astype(np.float16))
     found = find_nearest(cloud, np.arange(1024), 21, np.empty(0, dtype=int))
@@ -90,6 +102,33 @@ def test_the_guard_takes_more_points_the_less_may_be_off() -> None:
     assert counts == sorted(counts, reverse=True)
     assert counts[0] > 400
     assert counts[-1] == 0
+
+
+def test_the_guard_takes_more_points_where_all_products_err_alike() -> None:
+    squares = np.sort(np.random.default_rng(0).uniform(1, 2, (500, 25)), axis=1)
+    norms, zeros = np.random.default_rng(1).lognormal(0, 2, 500), np.zeros(500, dtype=int)
+    counts = [
+        np.count_nonzero(suspects(squares, norms, zeros, ProductError(1e-7, bias), Tolerance(1e-6, 1.0)))
+        for bias in (0.0, 5e-8, 1e-7)
+    ]
+    assert counts == sorted(set(counts))
+
+
+def test_sensitivities_are_how_much_ids_change_with_a_point() -> None:
+    squares = np.sort(np.random.default_rng(0).lognormal(0, 0.5, (200, 25)), axis=1)
+
+    def log_ids(values: np.ndarray) -> np.ndarray:
+        logs = 0.5 * np.log(values)
+        means = (logs[:, 19:20] - logs[:, :19]).mean(axis=1)
+        return np.log([1 / means.mean(), (1 / means).mean()])
+
+    x = 0.5 * np.log(squares[:, 1] / squares[:, 0])
+    found, step = _sensitivities(squares, np.zeros(200, dtype=int)), 1e-6
+    for point in range(200):
+        moved = squares.copy()
+        moved[point, 19] *= np.exp(2 * step)  # its log-ratios to the 20th neighbor grow by `step`
+        harmonic, arithmetic = np.abs(log_ids(moved) - log_ids(squares)) / step
+        assert found[point] == pytest.approx(max(harmonic, arithmetic, x[point] / (x @ x)), rel=1e-4)  # of the step
 
 
 def test_the_guard_takes_a_point_with_a_distance_of_noise() -> None:
