@@ -2,8 +2,8 @@
 
 The set is an extraction's own setting and never follows from the estimators asked for, so that adding an estimator
 extracts nothing. Sums are float64 wherever the products are float32. What comes of float32 products is right to 1e-5;
-pairs within a radius are right but for those on its edge, a few in ten thousand, and so is `corrint`. Where float32
-would not do for that, sums and pairs are of float64 products.
+pairs within a radius are right but for those on its edge, a few in ten thousand, and so is `corrint`; its error is
+right to a hundredth. Where float32 would not do for that, sums and pairs are of float64 products.
 """
 
 from __future__ import annotations

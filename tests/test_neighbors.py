@@ -59,7 +59,8 @@ def statistics_of(found: Neighbors) -> dict[str, float]:
     """Return the statistics by name."""
     values = {name: float(value) for name, value in found.statistics.items()}
     # The median of an odd number of distances is one of them: whether that pair counts is a matter of rounding.
-    return {name: np.round(value, -1) if "pairs" in name else value for name, value in values.items()}
+    decimals = {"correlation_pairs_r10": -1, "correlation_pairs_r20": -1, "corrint_stderr": 1}
+    return values | {name: np.round(values[name], places) for name, places in decimals.items() if name in values}
 
 
 # ---- distances ----

@@ -5,7 +5,9 @@ directions from a point to its k neighbors, each with itself too,
 
     d_i = k² / sum_{j,l} cos²(x_j - x_i, x_l - x_i),
 
-between 1 and k; the ID is the mean over points. `abid_kNN` has k in its name: it bounds the value.
+between 1 and k; the ID is the mean over points. `abid_kNN` has k in its name: it bounds the value. How much wider
+estimates spread than its asymptotic standard error depends on the curvature, from 0.5 to 4.7 times: with the factor,
+a mean of two geometries, 95 per cent intervals cover 79 to 100 per cent.
 """
 
 from __future__ import annotations
@@ -16,12 +18,15 @@ import numpy as np
 
 from id_scaling.estimators.base import Estimator
 from id_scaling.estimators.displacements import gram_of_displacements, mean_and_error
+from id_scaling.estimators.spread import table_at
+from id_scaling.estimators.spread_tables import abid as factors
 
 
 def make(name: str, k: str) -> Estimator:
     """Return the estimator for k neighbors."""
     compute, local = partial(mean, k=int(k)), partial(pointwise, k=int(k))
-    return Estimator(name, "points", min_points=int(k) + 1, compute=compute, local=local)
+    spread = table_at(factors.MEAN, int(k))
+    return Estimator(name, "points", min_points=int(k) + 1, compute=compute, local=local, spread=spread)
 
 
 def mean(points: np.ndarray, k: int) -> tuple[float, float]:

@@ -3,7 +3,8 @@
 After Fukunaga and Olsen (1971), "An algorithm for finding intrinsic dimensionality of data", whose threshold is a
 fraction of the largest variance and not of the whole. Of each point the k nearest
 neighbors are centred; d_i is the fewest principal components that hold a per cent v of their variance, and the ID is
-the mean over points. `local_pca_kNN_vNN` has both in its name.
+the mean over points. `local_pca_kNN_vNN` has both in its name. Where nearly all points have the same count, as on
+planes, the standard error is zero or too small.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ import numpy as np
 
 from id_scaling.estimators.base import Estimator
 from id_scaling.estimators.displacements import gram_of_displacements, mean_and_error
+from id_scaling.estimators.spread import table_at
+from id_scaling.estimators.spread_tables import local_pca as factors
 from id_scaling.statistics import ROUNDING
 
 
 def make(name: str, k: str, percent: str) -> Estimator:
-    """Return the estimator for k neighbors and a per cent of the variance."""
+    """Return the estimator for k neighbors and a per cent of the variance; factors are those of 90 per cent."""
     given = {"k": int(k), "percent": int(percent)}
-    return Estimator(name, "points", int(k) + 1, partial(mean, **given), local=partial(pointwise, **given))
+    compute, local, spread = partial(mean, **given), partial(pointwise, **given), table_at(factors.MEAN, int(k))
+    return Estimator(name, "points", int(k) + 1, compute, local=local, spread=spread)
 
 
 def mean(points: np.ndarray, k: int, percent: int) -> tuple[float, float]:

@@ -7,7 +7,8 @@ says how, and stands in `spread_tables`. d is the *estimated* dimension, as the 
 
 The ratio depends on the geometry as well: from d = 10 on a uniformly filled flat torus has ratios up to 25 per cent
 above those of a normal distribution. Tables hold a mean of the two; with it 95 per cent intervals around what the
-estimator gives on average (not around the true d: bias is no part of it) cover 92 to 98 per cent on either.
+estimator gives on average (not around the true d: bias is no part of it) cover 92 to 98 per cent on either, but those
+of `abid` and `local_pca`, as their modules say.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ import numpy as np
 
 from id_scaling.estimators.base import Estimator
 from id_scaling.estimators.displacements import gram_of_displacements, mean_and_error
+from id_scaling.estimators.spread_tables import tle as factors
 
 K = 20
 # Measurements below it, relative to r, are rounding.
@@ -27,7 +28,7 @@ EPSILON = 1e-7
 
 def make(name: str) -> Estimator:
     """Return the estimator."""
-    return Estimator(name, "points", min_points=K + 1, compute=mean, local=pointwise)
+    return Estimator(name, "points", min_points=K + 1, compute=mean, local=pointwise, spread=factors.MEAN[K])
 
 
 def mean(points: np.ndarray) -> tuple[float, float]:
