@@ -4,8 +4,8 @@ All inner products come from one symmetric product of the centred points: in flo
 float64 for float64. |x_i|² + |x_j|² - 2 x_i·x_j loses digits where a neighbor is much closer than the points' norms;
 `id_scaling.guard` says for which points that would matter. For them the distances to a list of the nearest, some
 longer than what is asked for, are computed again from differences of the coordinates as given. Where the list cannot be
-shown to hold all that belongs there, the whole row is. A cloud for which a few rows show beforehand that most lists
-would not do goes through a float64 product at once.
+shown to hold all that belongs there, those to all points that the product does not rule out are. A cloud of which a few
+rows show beforehand that most lists would not do goes through a float64 product at once.
 """
 
 from __future__ import annotations
@@ -238,10 +238,11 @@ def _nearest(cloud: Cloud, selection, n_settled, n_listed, further, dtype) -> Ne
     again = np.flatnonzero(suspects(found.squares, squared_norms, n_zeros, product.error, cloud.tolerance))
     if not len(again):
         return found
-    unsettled = again[~_settle_lists(cloud, found, again, squared_norms[again], selection, n_settled)]
+    is_settled, reach = _settle_lists(cloud, found, again, squared_norms[again], selection, n_settled)
+    unsettled = again[~is_settled]
     if dtype is np.float32 and len(unsettled) > SETTLED_BY_ROWS * n:
         return None
-    _settle_rows(cloud, found, unsettled, selection, further)
+    _settle_rows(cloud, found, unsettled, selection, further, reach[~is_settled])
     found.n_again, found.n_rows = len(again), len(unsettled)
     return found
 
@@ -254,8 +255,12 @@ def _n_equal(first: np.ndarray) -> np.ndarray:
     return n_copies[inverse] - 1
 
 
-def _settle_lists(cloud, found, again, squared_norms, selection, n_settled) -> np.ndarray:
-    """Compute listed distances again; return for which points the first `n_settled` are surely the nearest."""
+def _settle_lists(cloud, found, again, squared_norms, selection, n_settled) -> tuple[np.ndarray, np.ndarray]:
+    """Compute listed distances again.
+
+    Return for which points the first `n_settled` are surely the nearest, and the square by the product beyond which
+    no other is as near as they.
+    """
     listed = found.squares[again]
     squares = _from_differences(cloud, selection[again], found.indices[again])
     # What is not in the list is no nearer than the last of it, by a product that is off by as much as those seen.
@@ -269,7 +274,7 @@ def _settle_lists(cloud, found, again, squared_norms, selection, n_settled) -> n
     is_settled = (settled <= last - margin) | (settled == 0) | (listed.shape[1] == len(selection) - 1)
     if found.beyond.shape[1]:
         is_settled &= off <= 2 * cloud.tolerance.of_point * last
-    return is_settled
+    return is_settled, settled + margin
 
 
 def _from_differences(cloud: Cloud, some: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -283,14 +288,19 @@ def _from_differences(cloud: Cloud, some: np.ndarray, others: np.ndarray) -> np.
     return squares
 
 
-def _settle_rows(cloud, found, some, selection, further) -> None:
-    """Compute all distances of some points again."""
-    n_listed = found.squares.shape[1]
-    for row in some:
-        squares = cloud.kernels.differences(cloud.points, selection[[row]], selection[None], np.float64)[0]
-        squares[row] = np.inf
+def _settle_rows(cloud, found, some, selection, further, reach) -> None:
+    """Compute again the distances of some points to all that may be nearest; to all, where further ranks count."""
+    n_listed, norms = found.squares.shape[1], found.product.squared_norms
+    for row, limit in zip(some, reach, strict=True):
+        point, others = selection[row], selection
+        if not len(further):
+            products = host(found.product.gram[int(point)])
+            is_out = norms[point] + norms[selection] - 2.0 * products[selection] > limit
+            others = np.union1d(selection[~is_out], found.indices[row])
+        squares = cloud.kernels.differences(cloud.points, np.array([point]), others[None], np.float64)[0]
+        squares[others == point] = np.inf
         order = np.argsort(squares, kind="stable")
-        found.squares[row], found.indices[row] = squares[order[:n_listed]], selection[order[:n_listed]]
+        found.squares[row], found.indices[row] = squares[order[:n_listed]], others[order[:n_listed]]
         found.beyond[row] = squares[order[further - 1]]
 
 

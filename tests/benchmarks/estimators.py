@@ -1,7 +1,7 @@
 """How fast and how right the three estimators of the default study are, beside scikit-dimension and the bound.
 
-`python -m tests.benchmarks.estimators [--quick] [--without-model]` runs one process for each core, one BLAS thread
-each, all at once. In each round of a process, one after another:
+`python -m tests.benchmarks.estimators [--rounds N] [--widths D …] [--without-model]` runs one process on each core, one
+BLAS thread each, all at once. In each round of a process, one after another:
 
 - three calls of scikit-dimension on a cloud of float16 rows;
 - one neighbor search of scikit-learn, shared, with the three formulas on top;
@@ -56,7 +56,8 @@ def main() -> None:
 def parser() -> argparse.ArgumentParser:
     """Return the options."""
     result = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    result.add_argument("--quick", action="store_true", help="three rounds and the smallest width")
+    result.add_argument("--rounds", type=int, default=15, help="rounds for the smooth clouds; others have three")
+    result.add_argument("--widths", type=int, nargs="+", default=WIDTHS, help="numbers of coordinates")
     result.add_argument("--without-model", action="store_true", help="leave out the sites of SmolLM2")
     result.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     return result
@@ -65,14 +66,17 @@ def parser() -> argparse.ArgumentParser:
 def measure(arguments: argparse.Namespace) -> list[dict]:
     """Return what one process measures: a row for each cloud."""
     warnings.simplefilter("ignore")
-    rounds = 3 if arguments.quick else 15
     rows = []
-    for d in WIDTHS[:1] if arguments.quick else WIDTHS:
+    for d in arguments.widths:
         bound = Bound(d)
         for name, points in clouds(d):
             is_smooth = name == "smooth"
             rows.append(
-                {"set": f"d = {d}", "cloud": name, **timed(points, bound, rounds if is_smooth else 3, is_smooth)}
+                {
+                    "set": f"d = {d}",
+                    "cloud": name,
+                    **timed(points, bound, arguments.rounds if is_smooth else 3, is_smooth),
+                }
             )
     if not arguments.without_model:
         bound = Bound(576)
