@@ -1,8 +1,8 @@
 """Nearest-neighbor distances of one point cloud, under several views, from one product of its points.
 
 Conventions: a cloud is (n_points, d). Distances are right to what an ID needs: to 1e-6 of it from float16, bfloat16 and
-float32 points, to 1e-9 from float64 points (`id_scaling.guard` says of which estimators). Equal points are decided on their values
-(−0.0 equals 0.0), never on distances, and are at distance exactly 0.
+float32 points, to 1e-9 from float64 points (`id_scaling.guard` says of which estimators). Equal points are decided on
+their values (−0.0 equals 0.0), never on distances, and are at distance exactly 0.
 
 What is kept of a point is r_1 and log(r_j / r_1) at a ladder of ranks j: the logarithms are formed
 before anything is rounded, because at an attention sink all r_j agree to four digits.
