@@ -232,7 +232,8 @@ def _nearest(cloud: Cloud, selection, n_settled, n_listed, further, dtype) -> Ne
     found = cloud.kernels.nearest(product.gram, product.squared_norms, counts, n_listed, further)
     found = Nearest(*(values[selection] for values in found), product)
     n_zeros = _n_equal(cloud.first[selection])
-    found.squares[np.arange(n_listed) < n_zeros[:, None]] = 0.0
+    if n_zeros.any():
+        _put_equals_first(found, cloud.first, selection, n_zeros)
     found.beyond[further <= n_zeros[:, None]] = 0.0
     squared_norms = product.squared_norms[selection]
     again = np.flatnonzero(suspects(found.squares, squared_norms, n_zeros, product.error, cloud.tolerance))
@@ -253,6 +254,22 @@ def _n_equal(first: np.ndarray) -> np.ndarray:
         return np.zeros(len(first), dtype=int)
     _, inverse, n_copies = np.unique(first, return_inverse=True, return_counts=True)
     return n_copies[inverse] - 1
+
+
+def _put_equals_first(found: Nearest, first: np.ndarray, selection: np.ndarray, n_zeros: np.ndarray) -> None:
+    """Put a point's equals in front of its list, at distance zero, whatever a product took for nearer."""
+    n_listed, own = found.squares.shape[1], first[selection]
+    is_other = (first[found.indices] != own[:, None]) | (found.indices < 0)
+    order = np.argsort(is_other, axis=1, kind="stable")
+    found.squares[:] = np.take_along_axis(found.squares, order, axis=1)
+    found.indices[:] = np.take_along_axis(found.indices, order, axis=1)
+    for row in np.flatnonzero((~is_other).sum(axis=1) < np.minimum(n_zeros, n_listed)):
+        equals = np.setdiff1d(selection[own == own[row]], selection[row])[:n_listed]
+        n_others = n_listed - len(equals)
+        at = np.count_nonzero(~is_other[row]) + np.arange(n_others)
+        found.squares[row, len(equals) :] = found.squares[row, at]
+        found.indices[row] = np.append(equals, found.indices[row, at])
+    found.squares[np.arange(n_listed) < n_zeros[:, None]] = 0.0
 
 
 def _settle_lists(cloud, found, again, squared_norms, selection, n_settled) -> tuple[np.ndarray, np.ndarray]:

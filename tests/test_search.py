@@ -84,6 +84,23 @@ def test_a_neighbor_that_a_product_put_outside_its_list_is_found(monkeypatch: py
     np.testing.assert_allclose(found.squares[:, :21], wide.squares[:, :21], rtol=1e-6)  # float32 differences: 1e-7
 
 
+@pytest.mark.parametrize("n_equal", [3, 40])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_equal_points_stand_before_near_ones(n_equal: int, dtype: type) -> None:
+    points = np.random.default_rng(0).standard_normal((200, 64)).astype(dtype)
+    points[1 : n_equal + 1] = points[1]
+    points[n_equal + 1] = points[1] * (1 + 2 * np.finfo(dtype).eps)  # nearer than a product can tell
+    found = find_nearest(survey(points), np.arange(200), 21, np.empty(0, dtype=int))
+    n_twins = min(n_equal - 1, 21)
+    twins = np.arange(1, n_equal + 1)
+    for point in twins:
+        assert np.isin(found.indices[point, :n_twins], np.setdiff1d(twins, point)).all()
+    assert (found.squares[twins, :n_twins] == 0).all()
+    if n_equal < 21:
+        assert (found.indices[twins, n_equal - 1] == n_equal + 1).all()
+        assert (found.squares[twins, n_equal - 1] > 0).all()
+
+
 def test_the_guard_takes_few_points_of_a_smooth_cloud() -> None:
     cloud = survey(smooth(1024, 576).astype(np.float16))
     found = find_nearest(cloud, np.arange(1024), 21, np.empty(0, dtype=int))
