@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -27,8 +26,9 @@ from id_scaling.files import digest, read_json, sha256, sole_writer, sweep, writ
 from id_scaling.kernels import kernels_of
 from id_scaling.logs import LOG, Progress
 from id_scaling.models import LossHead, last_hidden, load_model, pick_device, pick_dtype, watching
-from id_scaling.neighbors import Neighbors, find_neighbors
+from id_scaling.neighbors import Neighbors
 from id_scaling.paths import file_of
+from id_scaling.searchers import Searchers
 from id_scaling.sites import Site, SiteRequest, check_paths, resolve_sites
 from id_scaling.statistics import names_of
 from id_scaling.store import (
@@ -206,7 +206,7 @@ def _extract_parts(
     write_json(facts_path, run.facts())
     progress = Progress("extracted context", len(input_ids), n_done)
     for part in missing:
-        # Clouds are shared out over threads, one BLAS thread each: how many there are does not change a number.
+        # Clouds are shared out over processes, one BLAS thread each: how many there are does not change a number.
         with threadpool_limits(1, user_api="blas"), PartWriter(_part(parts_folder, part), len(part)) as writer:
             for first in range(0, len(part), execution.batch_size):
                 rows = part[first : first + execution.batch_size]
@@ -235,7 +235,7 @@ class _Run:
         self.n_layers = architecture["n_layers"]
         self.sites = resolve_sites(extraction.request, architecture["model_type"], architecture["n_layers"])
         check_paths(self.sites, {name for name, _ in self.model.named_modules()})
-        self.extraction, self.pool = extraction, ThreadPoolExecutor(execution.n_threads)
+        self.extraction, self.searchers = extraction, Searchers(execution.n_threads)
         kernels_of(np.empty((0, 0)))  # loads their BLAS before its threads are limited
         n_counted = input_ids.shape[1] - min(view.skip_first_tokens for view in extraction.views.values())
         self.ranks = extraction.ranks or default_ranks(n_counted)
@@ -299,15 +299,10 @@ class _Run:
     ) -> list[list[Neighbors]]:
         """Return the neighbors of each cloud of a batch under each view."""
         views, groups = list(self.extraction.views.values()), self.extraction.groups
-
-        def search(cloud: Any, ids: np.ndarray, under: list[Neighbors] | None) -> list[Neighbors]:
-            lists = None if under is None else [one.nearest for one in under]
-            return find_neighbors(cloud, views, self.ranks, groups, ids, lists)
-
-        below = below or [None] * len(clouds)
-        if clouds.device.type != "cpu":
-            return [search(*one) for one in zip(clouds, token_ids, below, strict=True)]
-        return list(self.pool.map(search, _on_host(clouds), token_ids, below))
+        same = {"views": views, "ranks": self.ranks, "groups": groups}
+        lists = [under and [one.nearest for one in under] for under in below or [None] * len(clouds)]
+        each = zip(token_ids, lists, strict=True)
+        return self.searchers.find(clouds, [{**same, "token_ids": ids, "below": under} for ids, under in each])
 
 
 def _as_clouds(activations: torch.Tensor, site: Site, shape: torch.Size) -> torch.Tensor:

@@ -20,9 +20,11 @@ import skdim
 from scipy.sparse.csgraph import minimum_spanning_tree
 
 import id_scaling
+from id_scaling import children
+from id_scaling.children import ChildError
 from id_scaling.errors import ConfigError
-from id_scaling.estimators import abid, base, contained, get_estimator, local_pca, tle
-from id_scaling.estimators.contained import ChildError, estimate_contained
+from id_scaling.estimators import abid, base, get_estimator, local_pca, tle
+from id_scaling.estimators.contained import estimate_contained
 from id_scaling.kernels import compiled
 from id_scaling.neighbors import find_neighbors, stacked
 from id_scaling.views import View
@@ -147,7 +149,7 @@ def misbehaving(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     # A child of its own, that later tests do not meet.
-    monkeypatch.setattr(contained, "_OF_THREAD", threading.local())
+    monkeypatch.setattr(children, "_OF_THREAD", threading.local())
 
 
 def wish(number: int) -> np.ndarray:
@@ -207,7 +209,7 @@ def test_an_interrupted_question_is_not_answered_to_the_next(monkeypatch: pytest
     def interrupt(*_: object) -> None:
         raise Interruption
 
-    monkeypatch.setattr(contained.select, "select", interrupt)
+    monkeypatch.setattr(children.select, "select", interrupt)
     with pytest.raises(Interruption):
         id_scaling.estimate(first, ["mst"])
     monkeypatch.undo()
@@ -228,7 +230,7 @@ def tle_of(points: np.ndarray) -> float:
 
 
 def test_a_child_that_does_not_start_is_a_status(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contained, "_OF_THREAD", threading.local())
+    monkeypatch.setattr(children, "_OF_THREAD", threading.local())
     monkeypatch.setattr(sys, "executable", "/bin/false")
     found = id_scaling.estimate(cube(3, 100), ["mle", "tle"])
     assert found["mle"].status == "ok"

@@ -12,7 +12,8 @@ from typing import Literal
 
 import numpy as np
 
-from id_scaling.estimators.contained import DEFAULT_SECONDS, ChildError, estimate_contained
+from id_scaling.children import ChildError
+from id_scaling.estimators.contained import DEFAULT_SECONDS, estimate_contained
 from id_scaling.estimators.spread import Table, factor
 from id_scaling.neighbors import Neighbors
 from id_scaling.search import survey
