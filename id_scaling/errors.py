@@ -23,10 +23,11 @@ class StoreError(IdScalingError):
 
 
 def nearest(name: str, allowed: Iterable[str], n: int = 3) -> str:
-    """Return a sentence part that names the values closest to `name`, or all of a short list."""
+    """Return a sentence part that names the values closest to `name`, whatever their case, or all of a short list."""
     allowed = sorted(allowed)
-    close = difflib.get_close_matches(name, allowed, n=n, cutoff=0.5)
+    close = difflib.get_close_matches(name.lower(), [word.lower() for word in allowed], n=n, cutoff=0.5)
     if close:
-        return "did you mean " + " or ".join(repr(word) for word in close) + "?"
+        words = sorted((word for word in allowed if word.lower() in close), key=lambda word: close.index(word.lower()))
+        return "did you mean " + " or ".join(map(repr, words)) + "?"
     shown = ", ".join(allowed[:20]) + (", …" if len(allowed) > 20 else "")
     return f"allowed: {shown}"

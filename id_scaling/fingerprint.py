@@ -17,8 +17,8 @@ PACKAGE = "id_scaling"
 ROOT = Path(__file__).parent
 
 # Modules that cannot change the content of an output: the words of errors, the lines of a log, and the registry of
-# estimators, whose whole answer for one name stands in the settings beside the fingerprint.
-WITHOUT_CONTENT = frozenset({f"{PACKAGE}.errors", f"{PACKAGE}.logs", f"{PACKAGE}.estimators"})
+# estimators with its grammar, whose whole answer for one name stands in the settings beside the fingerprint.
+WITHOUT_CONTENT = frozenset(f"{PACKAGE}.{module}" for module in ("errors", "logs", "estimators", "estimators.grammar"))
 
 
 def fingerprint(*modules: str) -> str:

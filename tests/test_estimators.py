@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -20,8 +21,9 @@ with warnings.catch_warnings():  # importing skdim.id silences every warning of 
 
 from id_scaling import estimate
 from id_scaling.errors import ConfigError
-from id_scaling.estimators import EXAMPLES, GRAMMAR, definition_of, get_estimator
+from id_scaling.estimators import GRAMMAR, definition_of, get_estimator
 from id_scaling.estimators.base import Estimate, Estimates, estimate_from_neighbors
+from id_scaling.estimators.grammar import Rule
 from id_scaling.estimators.spread import factor
 from id_scaling.estimators.twonn import n_kept
 from id_scaling.neighbors import Neighbors, find_neighbors, stacked
@@ -414,9 +416,10 @@ def test_a_name_is_the_whole_definition(name: str, module: str, parameters: dict
     assert get_estimator(name).name == name
 
 
-def test_every_example_is_a_name_and_every_rule_has_one() -> None:
-    assert [get_estimator(name).name for name in EXAMPLES] == list(EXAMPLES)
-    assert {definition_of(name).module.rpartition(".")[2] for name in EXAMPLES} == {rule[2] for rule in GRAMMAR}
+@pytest.mark.parametrize("rule", GRAMMAR, ids=lambda rule: rule.form)
+def test_every_rule_has_an_example(rule: Rule) -> None:
+    assert get_estimator(rule.example).name == rule.example
+    assert [other for other in GRAMMAR if other.parameters(rule.example) is not None] == [rule]
 
 
 @pytest.mark.parametrize("class_name", [name for name in dir(skdim.id) if hasattr(getattr(skdim.id, name), "fit")])
@@ -426,36 +429,93 @@ def test_every_estimator_of_scikit_dimension_has_a_name(class_name: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("name", "suggestion"),
+    ("name", "advice"),
     [
-        ("twoNN_f100", "did you mean 'twoNN_f10'?"),
-        ("twoNN_f", "did you mean 'twoNN_f10'?"),
-        ("twoNN_f-1", "did you mean 'twoNN_f10'?"),
-        ("twoNN_f1.5", "did you mean 'twoNN_f10'?"),
-        ("TwoNN", "did you mean 'twoNN_f10'?"),
-        ("twoNN", "did you mean 'twoNN_f10'?"),
-        ("mle_k", "did you mean 'mle'?"),
-        ("mle_mean", "did you mean 'mle_harmonic' or 'mle'?"),
+        ("MLE", "did you mean 'mle'?"),
         (" mle", "did you mean 'mle'?"),
         ("mle\n", "did you mean 'mle'?"),
-        ("mind_ml_d0", "did you mean 'mind_ml_d20' or 'mind_ml'?"),
-        ("mind_ml_d020", "did you mean 'mind_ml_d20' or 'mind_ml'?"),
-        ("mind_ml_d", "did you mean 'mind_ml_d20' or 'mind_ml'?"),
-        ("mind_ml_d20.5", "did you mean 'mind_ml_d20' or 'mind_ml'?"),
-        ("mind_ml_d10000", "did you mean 'mind_ml_d20' or 'mind_ml'?"),
+        ("mle_50", "did you mean 'mle_k50'?"),
+        ("mle50", "did you mean 'mle_k50'?"),
+        ("mle_k", "did you mean 'mle_k10'?"),
+        ("mle_k0", "found k 0, expected 4 to 9999 but 20"),
+        ("mle_k20", "found k 20, expected 4 to 9999 but 20"),
+        ("unbiased_k10", "did you mean 'mle_unbiased_k10'?"),
+        ("TwoNN", "did you mean 'twoNN_f10'?"),
+        ("twonn_f10", "did you mean 'twoNN_f10'?"),
+        ("twoNN_f05", "did you mean 'twoNN_f5'?"),
+        ("twoNN_f1.5", "did you mean 'twoNN_f10'?"),
+        ("twoNN_f100", "found f 100, expected 0 to 99"),
+        ("gride", "did you mean 'gride_n8'?"),
+        ("gride_8", "did you mean 'gride_n8'?"),
+        ("gride_n0", "found n 0, expected 1 to 9999"),
+        ("mind_ml_d020", "did you mean 'mind_ml_d20'?"),
+        ("mind_ml_d10000", "found d 10000, expected 1 to 9999"),
+        ("pca_80", "found NN 80, expected 90, 95 or 99"),
+        ("local_pca_50_90", "did you mean 'local_pca_k50_v90'?"),
+        ("local_pca_k50_v9", "found v 9, expected 10 to 99"),
         ("skdim_", "did you mean 'skdim_TLE'?"),
-        ("MLE", f"allowed: {', '.join(sorted(EXAMPLES))}"),
-        ("", f"allowed: {', '.join(sorted(EXAMPLES))}"),
+        (f"mle_k{'9' * 5000}", f"found k {'9' * 5000}, expected 4 to 9999 but 20"),
     ],
 )
-def test_an_unknown_name_is_answered_by_the_nearest_names_and_the_grammar(name: str, suggestion: str) -> None:
+def test_a_misspelt_name_is_answered_by_the_nearest_and_its_method(name: str, advice: str) -> None:
     with pytest.raises(ConfigError) as caught:
         get_estimator(name)
-    message = str(caught.value)
-    found, _, grammar = message.partition(" (names: ")
-    assert found.startswith(f"{name!r} is not an estimator: {suggestion[:12]}")
-    assert all(word in found for word in re.findall(r"'\w+'", suggestion))
-    assert all(rule in grammar for rule, *_ in GRAMMAR)
+    found, _, listed = str(caught.value).partition(" (names of this method: ")
+    assert found == f"{name!r} is not an estimator: {advice}"
+    (module,) = {rule.module for rule in GRAMMAR if f"{rule}; " in listed}  # of one method, and all of its names
+    assert listed == "; ".join(
+        [*(str(rule) for rule in GRAMMAR if rule.module == module), "all names: config/README.md)"]
+    )
+
+
+@pytest.mark.parametrize("name", ["", "3", "None", "levina", "euclid"])
+def test_a_name_near_none_is_answered_by_all(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{name!r} is not an estimator: the names are ") as caught:
+        get_estimator(name)
+    assert all(str(rule) in str(caught.value) for rule in GRAMMAR)
+
+
+def message_about(name: str) -> str:
+    """Return what the package says of a name; nothing of a valid one."""
+    try:
+        get_estimator(name)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+def misspelt(name: str) -> set[str]:
+    """Return what one wrong, missing or added character makes of a name."""
+    places, letters = range(len(name)), "aN_0 5.X-é"
+    return {
+        *(name[:place] + name[place + 1 :] for place in places),
+        *(name[:place] + name[place].swapcase() + name[place + 1 :] for place in places),
+        *(
+            name[:place] + letter + name[place + is_replaced :]
+            for place in places
+            for letter in letters
+            for is_replaced in (0, 1)
+        ),
+        *(name + letter for letter in letters),
+    }
+
+
+@pytest.mark.parametrize("rule", GRAMMAR, ids=lambda rule: rule.form)
+def test_a_misspelling_raises_nothing_but_one_pointed_error(rule: Rule) -> None:
+    for name in misspelt(rule.example):
+        message = message_about(name)
+        suggested = re.search(r"did you mean '(\w+)'", message)
+        assert not message or suggested or ", expected " in message, message
+        if suggested and "skdim.id has no" not in message:
+            assert message_about(suggested[1]) == ""
+
+
+@pytest.mark.parametrize("spell", [str.lower, str.upper, str.title, str.swapcase])
+@pytest.mark.parametrize("name", [rule.example for rule in GRAMMAR])
+def test_a_name_in_another_case_is_answered_by_itself(name: str, spell: Callable[[str], str]) -> None:
+    if spell(name) != name:
+        with pytest.raises(ConfigError, match=rf"did you mean '({name}|{name.removeprefix('skdim_')})'"):
+            get_estimator(spell(name))
 
 
 @pytest.mark.parametrize(
@@ -552,7 +612,7 @@ def test_local_values_of_the_unbiased_form_average_to_it() -> None:
     assert len(local.local[0]) / np.sum(1 / local.local[0]) == pytest.approx(local.value[0], rel=1e-12)
 
 
-@pytest.mark.parametrize("name", ["mle_k2", "mle_k3", "mom_k3", "mle_unbiased_k2", "mle_harmonic_k1", "twoNN_f05"])
+@pytest.mark.parametrize("name", ["mle_k2", "mle_k3", "mom_k3", "mle_unbiased_k2", "mle_harmonic_k1"])
 def test_a_name_without_a_value_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match="its spread is infinite below"):
+    with pytest.raises(ConfigError, match=r"found k [123], expected [234] to 9999.*its spread is infinite below"):
         get_estimator(name)

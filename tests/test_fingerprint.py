@@ -18,7 +18,7 @@ from id_scaling.estimators import GRAMMAR
 from id_scaling.fingerprint import WITHOUT_CONTENT, closure, fingerprint
 
 PACKAGE = ROOT / "id_scaling"
-ESTIMATORS = sorted({f"id_scaling.estimators.{name}" for _, _, name, _ in GRAMMAR})
+ESTIMATORS = sorted({f"id_scaling.estimators.{rule.module}" for rule in GRAMMAR})
 
 # The modules that each stage starts from.
 STAGES: dict[str, list[str]] = {
