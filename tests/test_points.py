@@ -23,7 +23,7 @@ import id_scaling
 from id_scaling import children
 from id_scaling.children import ChildError
 from id_scaling.errors import ConfigError
-from id_scaling.estimators import abid, base, get_estimator, local_pca, tle
+from id_scaling.estimators import abid, base, get_estimator, local_pca, mst, phd, spanning_trees, tle
 from id_scaling.estimators.contained import estimate_contained
 from id_scaling.kernels import compiled
 from id_scaling.neighbors import find_neighbors, stacked
@@ -259,6 +259,38 @@ def test_trees_of_equal_edges_grow_as_in_infinitely_many_dimensions() -> None:
     found = id_scaling.estimate(np.eye(200), ["phd"])["phd"]
     assert found.status == "boundary"
     assert np.isnan(found.value)
+
+
+def lattice(d: int, side: int) -> np.ndarray:
+    """Return the points of a cubic lattice in d dimensions."""
+    return np.stack(np.meshgrid(*[0.1 * np.arange(side)] * d, indexing="ij"), axis=-1).reshape(-1, d)
+
+
+@pytest.mark.parametrize(("d", "side"), [(2, 7), (2, 32), (3, 5), (3, 10), (4, 6)])
+def test_a_slope_that_rests_on_ties_is_no_number(d: int, side: int) -> None:
+    found = id_scaling.estimate(lattice(d, side), ["mst"])["mst"]
+    assert (found.status, np.isnan(found.value)) == ("boundary", True)
+
+
+@pytest.mark.parametrize(
+    ("name", "points", "d"),
+    [
+        *(("mst", lattice(1, n), 1) for n in (40, 60, 1000)),
+        *(("phd", lattice(d, side), d) for d, side in ((1, 1000), (2, 32), (3, 10))),
+    ],
+)
+def test_ties_that_leave_the_slope_right_leave_the_number(name: str, points: np.ndarray, d: int) -> None:
+    assert id_scaling.estimate(points, [name])[name].value == pytest.approx(d, rel=0.25)
+
+
+@pytest.mark.parametrize("method", [mst, phd])
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+@pytest.mark.parametrize("d", [1, 3, 200])
+def test_the_look_for_ties_leaves_other_clouds_as_they_were(method, dtype, d: int, monkeypatch) -> None:
+    points = np.unique(cube(d, 300).astype(dtype), axis=0).astype(float)
+    found = method.dimension(points)
+    monkeypatch.setattr(spanning_trees, "_tied_share", lambda *_: 0.0)
+    np.testing.assert_array_equal(found, method.dimension(points))
 
 
 @pytest.mark.parametrize("name", ["skdim_KNN", "skdim_PH"])
