@@ -92,6 +92,21 @@ def test_gride_looks_at_its_own_scale_alone() -> None:
     assert found["gride_n64"].value == pytest.approx(2, abs=0.5)
 
 
+@pytest.mark.parametrize(
+    ("name", "n_points", "status"),
+    [
+        ("gride_n1", 3, "ok"),
+        ("gride_n256", 1023, "ok"),  # to half of a context, less its first token
+        ("gride_n333", 1000, "ok"),
+        ("gride_n334", 1000, "too_few_points"),
+        ("gride_n499", 1000, "too_few_points"),
+    ],
+)
+def test_gride_looks_no_further_than_two_thirds_of_the_points(name: str, n_points: int, status: str) -> None:
+    points = np.random.default_rng(0).uniform(size=(n_points, 2))
+    assert id_scaling.estimate(points, [name])[name].status == status
+
+
 def test_gride_keeps_the_ratios_that_scikit_dimension_leaves_out() -> None:
     rng = np.random.default_rng(2)
     points = rng.standard_normal((300, 4))
