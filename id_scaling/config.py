@@ -6,6 +6,7 @@ wrong types are refused, all at once, each with its dotted name, what was found 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -62,6 +63,10 @@ IN_WORDS = {
     FOLDER: "a path without braces and angle brackets",
     SESSION: "letters, digits, '_', '.' and '-' alone, the first a letter or a digit",
 }
+
+
+# Text that was meant as a number.
+NUMBER = r"[0-9][0-9_]*([.][0-9_]*)?([eE][+-]?[0-9]+)?"
 
 
 def _precision(*names: str) -> Any:
@@ -178,7 +183,9 @@ class CacheingConfig(_Section):
         description="what is stored of each cloud beside its neighbors; `spectrum` costs 5 to 14 times all the rest",
     )
     neighbor_ranks: Literal["default"] | list[Annotated[int, Field(ge=1)]] = Field(
-        "default", description="neighbor ranks stored; `default` is 1 to 32, then powers of two to half the points"
+        "default",
+        description="neighbor ranks stored, each a number: `[1, 2, 3]`; `default` is 1 to 32, then powers of two to "
+        "half the points; changing them extracts again",
     )
 
     @field_validator("save_IDs_list")
@@ -306,19 +313,20 @@ def _check_needs(cacheing: CacheingConfig, ctx_len: int) -> None:
         if estimator.needs == "points" and not cacheing.save_cache_tensors:
             raise ValueError(
                 f"cacheing_config.save_IDs_list: {name} needs saved clouds; "
-                "set save_cache_tensors: true, or leave it out"
+                "set save_cache_tensors: true, which extracts again, or leave it out"
             )
         groups = {group_of(statistic) for statistic in estimator.statistics} - set(cacheing.cloud_statistics)
         if groups:
             raise ValueError(
-                f"cacheing_config.cloud_statistics: {name} needs {', '.join(sorted(groups))}; add it, or leave the "
-                "estimator out"
+                f"cacheing_config.cloud_statistics: {name} needs {', '.join(sorted(groups))}; add it, which extracts "
+                "again, or leave the estimator out"
             )
         absent = sorted(set(estimator.ranks) - set(ranks))
         if absent:
             raise ValueError(
                 f"cacheing_config.neighbor_ranks: {name} needs the ranks {in_ranges(estimator.ranks)}, found "
-                f"{in_ranges(ranks)}; list all of both ('default' is 1 to 32 and powers of two to half the points)"
+                f"{in_ranges(ranks)}; list all of both, each as a number ([1, 2, 3], not 1-3), which extracts again, "
+                "or leave the estimator out ('default' is 1 to 32 and powers of two to half the points)"
             )
 
 
@@ -450,6 +458,6 @@ def _advice(problem: dict[str, Any]) -> str:
         return "; YAML reads bare yes, no, on and off as true and false: quote them where text is meant"
     if is_text_meant and isinstance(value, (int, float)):
         return "; put quotes around it"
-    if not is_text_meant and isinstance(value, str) and value[:1].isdigit():
+    if not is_text_meant and isinstance(value, str) and re.fullmatch(NUMBER, value):
         return "; YAML reads numbers like 1e-3 as text: write 0.001 or 1.0e-3, without quotes"
     return ""

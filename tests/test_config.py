@@ -186,6 +186,8 @@ WRONG_VALUES = [
     ({"cacheing_config__layer_idx_list": [0, -1]}, "cacheing_config.layer_idx_list[1]", ["-1", "equal to 0"]),
     ({"cacheing_config__layer_idx_list": ["1"]}, "cacheing_config.layer_idx_list[0]", ["'1' (text)", "integer"]),
     ({"cacheing_config__neighbor_ranks": "defalt"}, "cacheing_config.neighbor_ranks", ["'default'", "list"]),
+    ({"cacheing_config__neighbor_ranks": ["1-50"]}, "cacheing_config.neighbor_ranks[0]", ["'1-50'", "integer"]),
+    ({"cacheing_config__neighbor_ranks": "1-50"}, "cacheing_config.neighbor_ranks", ["'1-50'", "a list"]),
     ({"cacheing_config__neighbor_ranks": [0, 2]}, "cacheing_config.neighbor_ranks[0]", ["found 0", "equal to 1"]),
     ({"cacheing_config__views": {}}, "cacheing_config.views", ["found none", "at least one"]),
     ({"cacheing_config__views": None}, "cacheing_config.views", ["(nothing)", "expected a"]),
@@ -216,12 +218,12 @@ INCONSISTENT = [
     (
         {"cacheing_config__save_IDs_list": ["skdim_TLE"]},
         "cacheing_config.save_IDs_list",
-        ["skdim_TLE needs saved clouds", "save_cache_tensors: true"],
+        ["skdim_TLE needs saved clouds", "save_cache_tensors: true, which extracts again"],
     ),
     (
         {"cacheing_config__neighbor_ranks": [1, 2, 21], "cacheing_config__save_IDs_list": ["mind_ml", "mle"]},
         "cacheing_config.neighbor_ranks",
-        ["mle needs the ranks 1-20, found 1, 2, 21;", "'default' is 1 to 32"],
+        ["mle needs the ranks 1-20, found 1, 2, 21;", "([1, 2, 3], not 1-3)", "extracts again", "'default' is 1 to 32"],
     ),
     (
         {"cacheing_config__neighbor_ranks": list(range(1, 21)), "cacheing_config__save_IDs_list": ["mind_ml"]},
@@ -288,6 +290,12 @@ def test_wrong_value_is_refused_with_what_was_found_and_what_is_allowed(
     of_key = [line for line in problems(small(**changes)) if line.startswith(key)]
     assert of_key
     assert [word for word in words if not any(word in line for line in of_key)] == []
+
+
+@pytest.mark.parametrize(("ranks", "is_number"), [("1e2", True), ("32", True), ("1-50", False), ("1..50", False)])
+def test_text_that_is_no_number_is_not_said_to_be_one(ranks: str, is_number: bool) -> None:
+    (line,) = problems(small(cacheing_config__neighbor_ranks=[ranks]))
+    assert ("YAML reads numbers" in line) == is_number
 
 
 @pytest.mark.parametrize(("changes", "key", "words"), cases([*UNKNOWN_KEYS, *WRONG_VALUES]))
