@@ -171,6 +171,18 @@ def test_torch_equals_numpy(view: View, dtype: torch.dtype) -> None:
     assert found == pytest.approx(expected, rel=1e-10 if dtype == torch.float64 else 1e-5, nan_ok=True)
 
 
+@pytest.mark.parametrize("name", ["participation_ratio", "participation_ratio_corrected"])
+@pytest.mark.parametrize(
+    ("exponent", "status"),
+    [(0, "ok"), (150, "ok"), (-150, "ok"), (200, "degenerate"), (-200, "degenerate"), (-161, "degenerate")],
+)
+def test_the_participation_ratio_is_right_or_no_number_at_any_scale(name: str, exponent: int, status: str) -> None:
+    points = np.random.default_rng(0).standard_normal((200, 5))
+    found, expected = (id_scaling.estimate(one, [name])[name] for one in (points * 10.0**exponent, points))
+    assert found.status == status
+    assert found.value == pytest.approx(expected.value if status == "ok" else np.nan, rel=1e-12, nan_ok=True)
+
+
 def test_the_participation_ratio_is_that_of_scikit_dimension() -> None:
     points = cloud()[:-1]
     found = id_scaling.estimate(points, ["participation_ratio"])["participation_ratio"]

@@ -13,6 +13,9 @@ factor is simulated. From 1024 points of normal distributions of unequal varianc
 intervals cover 94 to 97 per cent. They are too wide where all variances are equal (99 per cent), since PR is at its
 maximum there, and where PR is not far below n.
 
+The traces are sums of squares, stored in the units of the points: of coordinates beyond some 1e±150 float64 does not
+hold them, and there is no number (`degenerate`).
+
 Neither is a dimension of a manifold: both are linear, and a curved line can fill many directions.
 """
 
@@ -41,13 +44,19 @@ def make(name: str, form: str = "") -> Estimator:
 
 def plain(neighbors: Neighbors) -> tuple[np.ndarray, np.ndarray]:
     """Return PR of each cloud, and its standard error."""
-    trace, frobenius, error = (neighbors.statistic(name) for name in STATISTICS)
+    trace, frobenius, error = _moments(neighbors)
     return participation_ratio(trace, frobenius), error
 
 
 def corrected(neighbors: Neighbors) -> tuple[np.ndarray, np.ndarray]:
     """Return PR_c of each cloud, NaN where the estimate of tr Σ² is not positive, and its standard error, from PR's."""
-    trace, frobenius, error = (neighbors.statistic(name) for name in STATISTICS)
+    trace, frobenius, error = _moments(neighbors)
     n_used = neighbors.statistic("n_used")
     slope = participation_ratio_slope(participation_ratio(trace, frobenius), n_used)
     return participation_ratio_corrected(trace, frobenius, n_used), slope * error
+
+
+def _moments(neighbors: Neighbors) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the statistics; NaN for a Frobenius norm so small that float64 has lost its digits."""
+    trace, frobenius, error = (neighbors.statistic(name) for name in STATISTICS)
+    return trace, np.where(frobenius >= np.finfo(np.float64).tiny, frobenius, np.nan), error
