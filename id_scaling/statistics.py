@@ -97,6 +97,30 @@ def participation_ratio_slope(ratio: np.ndarray, n_used: np.ndarray) -> np.ndarr
         return (n * (n + 1) - 2) / (n - ratio) ** 2
 
 
+def jackknife_error(influences: np.ndarray, noise: float) -> float:
+    """Return the standard error of a logarithm from what the weight of each point changes it by, (n,).
+
+    Where a statistic is at its maximum, single points change it by noise, pairs of them by what counts: the sum of the
+    squares of influences then holds the variance twice, so that is taken off once; half of it is left at least.
+
+    Parameters
+    ----------
+    influences : (n,) array
+        They sum to zero.
+    noise : float
+        The variance at the maximum.
+    """
+    return np.sqrt(np.maximum(influences @ influences - noise, noise / 2))
+
+
+def noise_of_equal_variances(ratio: float, n_used: int) -> float:
+    """Return the variance of log PR over clouds of a normal distribution whose variances are equal, at a PR."""
+    n = n_used - 1
+    with np.errstate(invalid="ignore", divide="ignore"):
+        left = 1 - np.minimum(ratio / n, 1)
+        return (2 * left / n) ** 2 * (1 - 1 / ratio) * (1 + 2 / ratio)
+
+
 @dataclass(frozen=True)
 class Context:
     """What statistics see of a cloud beside its points.
@@ -136,8 +160,8 @@ def _moments(cloud: Cloud, selection: np.ndarray, found: Nearest, _: Context) ->
 def _moments_of(product: Product, selection: np.ndarray, cloud: Cloud) -> tuple[float, float, float]:
     """Return trace and Frobenius norm of C = H G H, G the products of points centred anywhere and H = 1 - 11ᵀ / n.
 
-    The standard error of PR = (tr C)² / ‖C‖² is its infinitesimal jackknife: a point's weight changes log PR by
-    2 (C_ii / tr C - q_i / ‖C‖²) with q_i the sum of squares of row i of C.
+    The standard error of PR = (tr C)² / ‖C‖² is its infinitesimal jackknife, less the noise of equal variances: a
+    point's weight changes log PR by 2 (C_ii / tr C - q_i / ‖C‖²) with q_i the sum of squares of row i of C.
     """
     n = len(selection)
     found = cloud.kernels.gram_sums(product.gram, _mask(cloud, selection))
@@ -150,7 +174,8 @@ def _moments_of(product: Product, selection: np.ndarray, cloud: Cloud) -> tuple[
     square = max(squares.sum() - 2 * (sums @ sums) / n + (total / n) ** 2, 0.0)
     with np.errstate(invalid="ignore", divide="ignore"):
         influences = 2 * (diagonal / trace - rows / square)
-        error = participation_ratio(trace, np.sqrt(square)) * np.linalg.norm(influences)
+        ratio = participation_ratio(trace, np.sqrt(square))
+        error = ratio * jackknife_error(influences, noise_of_equal_variances(ratio, n))
     return float(trace), float(np.sqrt(square)), float(error)
 
 
@@ -222,8 +247,9 @@ def _overlap(_: Cloud, selection: np.ndarray, found: Nearest, context: Context) 
 def _spectrum(cloud: Cloud, selection: np.ndarray, found: Nearest, _: Context) -> dict[str, float]:
     """Return what the covariance spectrum tells; its eigenvalues are those of the centred Gram matrix, in float64.
 
-    The standard error of exp(H), H = -sum_k p_k log p_k, is its infinitesimal jackknife: the weight of point i
-    changes H by -sum_k p_k (log p_k + H) u_ik² with u_k the eigenvectors.
+    The standard error of exp(H), H = -sum_k p_k log p_k, is its infinitesimal jackknife, less the noise of equal
+    variances: the weight of point i changes H by -sum_k p_k (log p_k + H) u_ik² with u_k the eigenvectors. Near equal
+    variances H changes by half of what log PR does.
     """
     names = [name for name, _ in GROUPS["spectrum"]]
     gram = cloud.kernels.submatrix(cloud.product(np.float64).gram, selection)
@@ -235,7 +261,8 @@ def _spectrum(cloud: Cloud, selection: np.ndarray, found: Nearest, _: Context) -
     logs = np.log(shares, out=np.zeros_like(shares), where=shares > 0)
     entropy = -(shares * logs).sum()
     influences = cloud.kernels.weighted_squares(eigenvectors, shares * (logs + entropy))
-    rank, error = np.exp(entropy), np.exp(entropy) * np.linalg.norm(influences)
+    rank = np.exp(entropy)
+    error = rank * jackknife_error(influences, noise_of_equal_variances(rank, len(selection)) / 4)
     held = np.cumsum(shares[::-1]) + ROUNDING
     percents = [float(1 + np.searchsorted(held, float(name.removeprefix("pca_")) / 100)) for name in names[2:]]
     return dict(zip(names, [float(rank), float(error), *percents], strict=True))

@@ -79,12 +79,16 @@ def test_twice_the_factor_would_cover_too_much() -> None:
 SPECTRA = {"power law": 1 / np.arange(1, 101), "two plateaus": np.repeat([3.0, 1.0], [10, 100])}
 
 
+EQUAL = {f"{d} equal": np.ones(d) for d in (10, 30)}
+
+
+@pytest.mark.parametrize("spectra", [SPECTRA, EQUAL], ids=["differ", "equal"])
 @pytest.mark.parametrize(
     ("name", "n"), [("participation_ratio", 1024), ("participation_ratio_corrected", 1024), ("effective_rank", 256)]
 )
-def test_jackknives_cover_where_variances_differ(name: str, n: int) -> None:
+def test_jackknives_cover_whether_variances_differ_or_not(name: str, n: int, spectra: dict[str, np.ndarray]) -> None:
     covered, rng = [], np.random.default_rng(2)
-    for deviations in SPECTRA.values():
+    for deviations in spectra.values():
         clouds = rng.standard_normal((200, n, len(deviations)), dtype=np.float32) * deviations.astype(np.float32)
         found = id_scaling.estimate_batch(clouds, [name])
         covered.append(is_covered(found["value"].to_numpy(), found["stderr"].to_numpy()))
