@@ -66,6 +66,30 @@ def test_abid_is_its_formula() -> None:
     np.testing.assert_allclose(abid.pointwise(points, k), expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize(("n", "k"), [(60, 12), (300, 5)])
+def test_the_error_of_abid_is_what_changes_of_weights_say_less_what_pairs_count_twice(n: int, k: int) -> None:
+    points = CLOUDS["ball5_in10"][:n]
+    nearest = [np.argsort(np.linalg.norm(points - point, axis=1))[1 : k + 1] for point in points]
+    units = [points[near] - point for near, point in zip(nearest, points, strict=True)]
+    units = [unit / np.linalg.norm(unit, axis=1)[:, None] for unit in units]
+    squared_cosines = [(unit @ unit.T) ** 2 for unit in units]
+
+    def dimensions(weights: np.ndarray) -> np.ndarray:
+        """Return the estimate at each point when points have weights."""
+        given = [weights[near] for near in nearest]
+        return np.array([w.sum() ** 2 / (w @ cos2 @ w) for w, cos2 in zip(given, squared_cosines, strict=True)])
+
+    d, steps = dimensions(np.ones(n)), 1e-4 * np.eye(n)
+    influences = [np.sum(dimensions(1 + step) - dimensions(1 - step)) / 2e-4 for step in steps] + d - d.mean()
+    pairs = np.zeros((n, n))
+    for near, cos2, d_i in zip(nearest, squared_cosines, d, strict=True):
+        for j, row in zip(near, cos2, strict=True):
+            pairs[j, near] += 2 * d_i / k**2 * (1 - d_i * row)
+    of_pairs = sum(pairs[j, i] ** 2 for i in range(n) for j in range(i))
+    expected = np.sqrt(max(influences @ influences - of_pairs, influences @ influences / 3)) / n
+    assert abid.mean(points, k)[1] == pytest.approx(expected, rel=1e-6)  # the differences' error
+
+
 def test_local_pca_counts_the_directions_of_each_neighborhood() -> None:
     points, k = CLOUDS["sphere4_in5"][:80], 15
     for percent in (50, 90):

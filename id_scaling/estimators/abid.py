@@ -5,9 +5,17 @@ directions from a point to its k neighbors, each with itself too,
 
     d_i = k² / sum_{j,l} cos²(x_j - x_i, x_l - x_i),
 
-between 1 and k; the ID is the mean over points. `abid_kNN` has k in its name: it bounds the value. How much wider
-estimates spread than its asymptotic standard error depends on the curvature, from 0.5 to 4.7 times: with the factor,
-a mean of two geometries, 95 per cent intervals cover 79 to 100 per cent.
+between 1 and k; the ID is the mean over points. `abid_kNN` has k in its name: it bounds the value.
+
+The standard error is an infinitesimal jackknife over points, less what it counts more than once. The weight of point j
+changes the sum of all d_i by d_j, and by sum_l φ_i(j, l) in each neighborhood i that j is in, with
+
+    φ_i(j, l) = (2 d_i / k²) (1 - d_i cos²(x_j - x_i, x_l - x_i)).
+
+Where the manifold is flat, a single point changes the sum by noise: only pairs and triples tell. The squares of the
+points' influences then hold the part of a pair twice; that of Q_jl = sum_i φ_i(j, l) is taken off once. A third of the
+sum of squares is left at least, as the part of a triple is in it three times. With a simulated factor near one, 95 per
+cent intervals cover 92 to 99.5 per cent.
 """
 
 from __future__ import annotations
@@ -17,7 +25,7 @@ from functools import partial
 import numpy as np
 
 from id_scaling.estimators.base import Estimator
-from id_scaling.estimators.displacements import gram_of_displacements, mean_and_error
+from id_scaling.estimators.displacements import gram_of_displacements
 from id_scaling.estimators.spread import table_at
 from id_scaling.estimators.spread_tables import abid as factors
 
@@ -31,16 +39,35 @@ def make(name: str, k: str) -> Estimator:
 
 def mean(points: np.ndarray, k: int) -> tuple[float, float]:
     """Return the mean over points, and its standard error."""
-    return mean_and_error(pointwise(points, k))
+    local, pairs = [], np.zeros((len(points), len(points)))
+    for neighbors, gram in gram_of_displacements(points, k):
+        squared_cosines = _squared_cosines(gram)
+        local.append(_dimensions(squared_cosines))
+        for members, d, of_pairs in zip(neighbors, local[-1], squared_cosines, strict=True):
+            pairs[np.ix_(members, members)] += 2 * d / k**2 * (1 - d * of_pairs)
+    local = np.concatenate(local)
+    return float(local.mean()), jackknife_error(local, pairs)
 
 
 def pointwise(points: np.ndarray, k: int) -> np.ndarray:
     """Return d_i of each point, (n,)."""
-    return np.concatenate([_of_grams(gram) for gram in gram_of_displacements(points, k)])
+    return np.concatenate([_dimensions(_squared_cosines(gram)) for _, gram in gram_of_displacements(points, k)])
 
 
-def _of_grams(gram: np.ndarray) -> np.ndarray:
-    """Return d_i from inner products of displacements, (b, k, k)."""
+def jackknife_error(local: np.ndarray, pairs: np.ndarray) -> float:
+    """Return the standard error of the mean of d_i, (n,), from how each pair changes their sum, Q, (n, n)."""
+    influences = local - local.mean() + pairs.sum(axis=1)
+    square = influences @ influences
+    of_pairs = (np.vdot(pairs, pairs) - np.sum(np.diagonal(pairs) ** 2)) / 2
+    return float(np.sqrt(max(square - of_pairs, square / 3)) / len(local))
+
+
+def _squared_cosines(gram: np.ndarray) -> np.ndarray:
+    """Return squared cosines from inner products of displacements, (b, k, k)."""
     squares = np.diagonal(gram, axis1=1, axis2=2)
-    squared_cosines = gram**2 / (squares[:, :, None] * squares[:, None, :])
-    return gram.shape[1] ** 2 / squared_cosines.sum(axis=(1, 2))
+    return gram**2 / (squares[:, :, None] * squares[:, None, :])
+
+
+def _dimensions(squared_cosines: np.ndarray) -> np.ndarray:
+    """Return d_i from squared cosines, (b, k, k)."""
+    return squared_cosines.shape[1] ** 2 / squared_cosines.sum(axis=(1, 2))

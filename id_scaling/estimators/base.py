@@ -86,8 +86,7 @@ class Estimator:
         Fewer points that count give `too_few_points`.
     compute : callable
         `Neighbors` -> (value, stderr), arrays over clouds, NaN rows being points that do not count;
-        or, for `points`, (n, d) float64 array -> (value, stderr). The standard error is the asymptotic one,
-        as if points were independent.
+        or, for `points`, (n, d) float64 array -> (value, stderr). The standard error is the asymptotic one.
     cap : float
         A ceiling of the definition: a value at it is `saturated`.
     statistics : tuple of str

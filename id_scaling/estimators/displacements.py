@@ -12,8 +12,8 @@ from id_scaling.search import find_nearest, survey
 HELD_AT_ONCE = 2**24
 
 
-def gram_of_displacements(points: np.ndarray, k: int) -> Iterator[np.ndarray]:
-    """Yield (b, k, k) inner products of x_j - x_i over the k nearest neighbors j of each point i, nearest first.
+def gram_of_displacements(points: np.ndarray, k: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the k nearest neighbors j of each point i, nearest first, and the inner products of all x_j - x_i.
 
     Parameters
     ----------
@@ -21,13 +21,18 @@ def gram_of_displacements(points: np.ndarray, k: int) -> Iterator[np.ndarray]:
         At least k + 1 different points.
     k : int
         Number of neighbors.
+
+    Yields
+    ------
+    neighbors : (b, k) array of int
+    gram : (b, k, k) array
     """
     nearest = find_nearest(survey(points), np.arange(len(points)), k, np.empty(0, dtype=int)).indices[:, :k]
     step = max(1, HELD_AT_ONCE // (k * points.shape[1]))
     for start in range(0, len(points), step):
         some = slice(start, start + step)
         displacements = points[nearest[some]] - points[some, None, :]
-        yield displacements @ displacements.transpose(0, 2, 1)
+        yield nearest[some], displacements @ displacements.transpose(0, 2, 1)
 
 
 def mean_and_error(local: np.ndarray) -> tuple[float, float]:

@@ -34,7 +34,7 @@ def mean(points: np.ndarray, k: int, percent: int) -> tuple[float, float]:
 
 def pointwise(points: np.ndarray, k: int, percent: int) -> np.ndarray:
     """Return d_i of each point, (n,)."""
-    return np.concatenate([_of_grams(gram, percent / 100) for gram in gram_of_displacements(points, k)])
+    return np.concatenate([_of_grams(gram, percent / 100) for _, gram in gram_of_displacements(points, k)])
 
 
 def _of_grams(gram: np.ndarray, share: float) -> np.ndarray:

@@ -38,7 +38,7 @@ def mean(points: np.ndarray) -> tuple[float, float]:
 
 def pointwise(points: np.ndarray) -> np.ndarray:
     """Return d_i of each point, (n,)."""
-    return np.concatenate([_of_grams(gram) for gram in gram_of_displacements(points, K)])
+    return np.concatenate([_of_grams(gram) for _, gram in gram_of_displacements(points, K)])
 
 
 def _of_grams(gram: np.ndarray) -> np.ndarray:
