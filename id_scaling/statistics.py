@@ -3,19 +3,21 @@
 The set is an extraction's own setting and never follows from the estimators asked for, so that adding an estimator
 extracts nothing. Sums are float64 wherever the products are float32. What comes of float32 products is right to 1e-5;
 pairs within a radius are right but for those on its edge, a few in ten thousand, and so is `corrint`; its error is
-right to a hundredth. Where float32 would not do for that, sums and pairs are of float64 products.
+right to a hundredth. Where float32 would not do for that, sums and pairs are of float64 products of points about their
+own mean.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from id_scaling.guard import deviations
 from id_scaling.kernels import compiled
-from id_scaling.search import Cloud, Nearest, Product
+from id_scaling.search import Cloud, Nearest
 
 # group -> (statistic, meaning)
 GROUPS: dict[str, tuple[tuple[str, str], ...]] = {
@@ -149,28 +151,45 @@ def statistics_of(
 
 def _moments(cloud: Cloud, selection: np.ndarray, found: Nearest, _: Context) -> dict[str, float]:
     """Return the trace and the Frobenius norm of the Gram matrix of the selected points, centred on their own mean."""
-    moments = _moments_of(found.product, selection, cloud)
-    if not moments[0] > LEFT * found.product.squared_norms[selection].sum():  # the cloud's centre is far from theirs
-        moments = _moments_of(cloud.product(np.float64), selection, cloud)
+    if _are_equal(selection, cloud):
+        return dict(zip((name for name, _ in GROUPS["moments"]), (0.0, 0.0, np.nan), strict=True))
+    gram, squared_norms = found.product.gram, found.product.squared_norms
+    moments = _moments_of(gram, squared_norms, selection, cloud)
+    if not moments[0] > LEFT * squared_norms[selection].sum():  # the cloud's centre is far from theirs
+        moments = _moments_of(*_products_about_mean(selection, cloud), selection, cloud)
     scale = cloud.scale * cloud.scale
     units = (scale, scale, 1.0)
     return {name: moment * unit for (name, _), moment, unit in zip(GROUPS["moments"], moments, units, strict=True)}
 
 
-def _moments_of(product: Product, selection: np.ndarray, cloud: Cloud) -> tuple[float, float, float]:
+def _are_equal(selection: np.ndarray, cloud: Cloud) -> bool:
+    """Return whether the selected points are all equal: what rounding would make of them is no variance."""
+    return bool((cloud.first[selection] == cloud.first[selection[0]]).all())
+
+
+def _products_about_mean(selection: np.ndarray, cloud: Cloud) -> tuple[Any, np.ndarray]:
+    """Return inner products of points less the mean of the selected ones, and their squared norms, in float64."""
+    mean = cloud.kernels.weighted_sum(cloud.points, _mask(cloud, selection) / len(selection))
+    survey = cloud.kernels.survey(cloud.points, mean, np.float64, cloud.probes)
+    return cloud.kernels.gram(survey.centred), survey.centred_norms
+
+
+def _moments_of(
+    gram: Any, squared_norms: np.ndarray, selection: np.ndarray, cloud: Cloud
+) -> tuple[float, float, float]:
     """Return trace and Frobenius norm of C = H G H, G the products of points centred anywhere and H = 1 - 11ᵀ / n.
 
     The standard error of PR = (tr C)² / ‖C‖² is its infinitesimal jackknife, less the noise of equal variances: a
     point's weight changes log PR by 2 (C_ii / tr C - q_i / ‖C‖²) with q_i the sum of squares of row i of C.
     """
     n = len(selection)
-    found = cloud.kernels.gram_sums(product.gram, _mask(cloud, selection))
+    found = cloud.kernels.gram_sums(gram, _mask(cloud, selection))
     sums, squares, products = (values[selection] for values in found)
     means, total = sums / n, sums.sum()
     shifts = means - total / n**2
-    diagonal = product.squared_norms[selection] - means - shifts
+    diagonal = squared_norms[selection] - means - shifts
     rows = squares + means @ means - 2 * products / n - n * shifts**2
-    trace = product.squared_norms[selection].sum() - total / n
+    trace = squared_norms[selection].sum() - total / n
     square = max(squares.sum() - 2 * (sums @ sums) / n + (total / n) ** 2, 0.0)
     with np.errstate(invalid="ignore", divide="ignore"):
         influences = 2 * (diagonal / trace - rows / square)
@@ -205,11 +224,11 @@ def _correlation(cloud: Cloud, selection: np.ndarray, found: Nearest, _: Context
     if len(selection) <= CORRELATION_RANKS[-1]:
         return dict.fromkeys(names, np.nan)
     radii = np.array([np.median(np.sqrt(found.squares[:, rank - 1])) for rank in CORRELATION_RANKS])
-    product = found.product
-    off = deviations(radii[0] ** 2, np.median(product.squared_norms[selection]), product.error)
+    gram, squared_norms = found.product.gram, found.product.squared_norms
+    off = deviations(radii[0] ** 2, np.median(squared_norms[selection]), found.product.error)
     if off > EDGE * radii[0] ** 2:  # then many a pair near the edge would be on its wrong side
-        product = cloud.product(np.float64)
-    within = cloud.kernels.n_within(product.gram, product.squared_norms, _mask(cloud, selection), radii**2)
+        gram, squared_norms = _products_about_mean(selection, cloud)
+    within = cloud.kernels.n_within(gram, squared_norms, _mask(cloud, selection), radii**2)
     pairs = within.sum(axis=1) // 2
     with np.errstate(invalid="ignore", divide="ignore"):
         error = log_ratio_error(within, pairs) / np.log(radii[1] / radii[0])
@@ -252,11 +271,11 @@ def _spectrum(cloud: Cloud, selection: np.ndarray, found: Nearest, _: Context) -
     variances H changes by half of what log PR does.
     """
     names = [name for name, _ in GROUPS["spectrum"]]
-    gram = cloud.kernels.submatrix(cloud.product(np.float64).gram, selection)
-    eigenvalues, eigenvectors = cloud.kernels.centred_spectrum(gram)
-    shares = np.clip(eigenvalues, 0, None)
-    if not shares.sum() > 0:
+    if _are_equal(selection, cloud):
         return dict.fromkeys(names, np.nan)
+    gram, _ = _products_about_mean(selection, cloud)
+    eigenvalues, eigenvectors = cloud.kernels.centred_spectrum(cloud.kernels.submatrix(gram, selection))
+    shares = np.clip(eigenvalues, 0, None)
     shares = shares / shares.sum()
     logs = np.log(shares, out=np.zeros_like(shares), where=shares > 0)
     entropy = -(shares * logs).sum()

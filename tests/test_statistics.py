@@ -293,3 +293,46 @@ def test_pairs_and_sums_are_those_of_float64_where_float32_would_not_do() -> Non
     narrow, wide = (find_neighbors(points, [View(1)], (1, 2), ("moments",))[0] for points in (sink, sink.astype(float)))
     for name in names:
         assert narrow.statistics[name] == pytest.approx(wide.statistics[name], rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("far", [1e2, 1e6, 1e12])
+def test_a_point_left_out_moves_no_moment_however_far_off(kind: Callable, dtype: type, far: float) -> None:
+    points = np.random.default_rng(0).standard_normal((100, 64)).astype(dtype)
+    points[0] = far
+    found = find_neighbors(kind(points), [View(1)], (1, 2), ("moments",))[0].statistics
+    centred = points[1:].astype(float) - points[1:].mean(axis=0, dtype=float)
+    gram = centred @ centred.T
+    assert found["gram_trace"] == pytest.approx(np.trace(gram), rel=1e-5)
+    assert found["gram_frobenius"] == pytest.approx(np.linalg.norm(gram), rel=1e-5)
+    assert found["participation_ratio_stderr"] == pytest.approx(
+        less_noise(participation_ratio, points[1:].astype(float), 4.0), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("far", [1e2, 1e6, 1e12])
+def test_a_point_left_out_moves_neither_pairs_nor_spectrum(kind: Callable, dtype: type, far: float) -> None:
+    points = (
+        np.random.default_rng(0).standard_normal((101, 64)).astype(dtype)
+    )  # of 100, no pair is at a median distance
+    points[0] = far
+    found, expected = (
+        find_neighbors(kind(some), [View(skipped)], (1, 2), ("correlation", "spectrum"))[0].statistics
+        for some, skipped in ((points, 1), (points[1:].astype(np.float64), 0))
+    )
+    for name in names_of(("correlation", "spectrum")):
+        assert found[name] == pytest.approx(expected[name], rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_equal_points_have_no_moments_whatever_is_rounded(dtype: type) -> None:
+    rng = np.random.default_rng(0)
+    for n in range(30, 330):
+        points = np.repeat(rng.standard_normal((1, n % 38 + 2)), n, axis=0).astype(dtype)
+        points[0] *= 5
+        found = find_neighbors(points, [View(1, "keep")], (1, 2), ("moments",))[0].statistics
+        assert (found["gram_trace"], found["gram_frobenius"]) == (0, 0)
+        assert np.isnan(found["participation_ratio_stderr"])
