@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, BinaryIO
@@ -31,6 +32,10 @@ _OF_THREAD = threading.local()
 
 class ChildError(Exception):
     """What went wrong in the child, in words."""
+
+
+class ChildEnded(ChildError):
+    """The child's process ended before it answered."""
 
 
 def ask_child(answer: Callable, *question: Any, max_seconds: float = LONGEST, files: Sequence[int] = ()) -> Any:
@@ -52,22 +57,24 @@ def ask_child(answer: Callable, *question: Any, max_seconds: float = LONGEST, fi
     TimeoutError
         The answer took longer.
     ChildError
-        The function raised an exception, or its process ended.
+        The function raised an exception, whose traceback is a note; `ChildEnded` where its process ended.
     """
     name = f"{answer.__module__}:{answer.__qualname__}"
     child = _own_child(name, files)
     try:
-        found, error = child.ask(question, max_seconds)
+        found, words, trace = child.ask(question, max_seconds)
     except BaseException as error:
         # Whatever is still to come from this child answers a question nobody asks any more.
         _children().pop(name)
         ended = child.end()
         if isinstance(error, EOFError | BrokenPipeError | pickle.UnpicklingError):
             cause = " (killed, most likely for want of memory)" if ended == -signal.SIGKILL else ""
-            raise ChildError(f"its process ended with code {ended}{cause}") from error
+            raise ChildEnded(f"its process ended with code {ended}{cause}") from error
         raise
-    if error is not None:
-        raise ChildError(error)
+    if words:
+        raised = ChildError(words)
+        raised.add_note(trace)
+        raise raised
     return found
 
 
@@ -103,8 +110,8 @@ class _Child:
         except (OSError, EOFError) as error:
             raise ChildError(f"{sys.executable} could not be started to compute in ({error})") from error
 
-    def ask(self, question: tuple, max_seconds: float) -> tuple[Any, str | None]:
-        """Return the answer to a question and nothing, or nothing and the words of an exception."""
+    def ask(self, question: tuple, max_seconds: float) -> tuple[Any, str, str]:
+        """Return the answer to a question, and the words and traceback of an exception, empty where there is none."""
         pickle.dump(question, self._process.stdin, protocol=pickle.HIGHEST_PROTOCOL)
         self._process.stdin.flush()
         if not select.select([self._process.stdout], [], [], min(max_seconds, LONGEST))[0]:
@@ -146,9 +153,10 @@ def serve(name: str) -> None:
         except EOFError:
             return
         try:
-            _send((answer(*question), None), answers)
+            reply = answer(*question), "", ""
         except Exception as error:  # noqa: BLE001  other packages' code may raise anything: it becomes words
-            _send((None, f"{type(error).__name__}: {error}"), answers)
+            reply = None, f"{type(error).__name__}: {error}", traceback.format_exc()
+        _send(reply, answers)
 
 
 def _send(answer: Any, answers: BinaryIO) -> None:

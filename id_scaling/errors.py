@@ -22,6 +22,10 @@ class StoreError(IdScalingError):
     """A stored file that is missing, damaged, or made under other settings."""
 
 
+class ResourceError(IdScalingError):
+    """A machine that has too little memory."""
+
+
 def nearest(name: str, allowed: Iterable[str], n: int = 3) -> str:
     """Return a sentence part that names the values closest to `name`, whatever their case, or all of a short list."""
     allowed = sorted(allowed)

@@ -28,7 +28,7 @@ from id_scaling.logs import LOG, Progress
 from id_scaling.models import LossHead, last_hidden, load_model, pick_device, pick_dtype, watching
 from id_scaling.neighbors import Neighbors
 from id_scaling.paths import file_of
-from id_scaling.searchers import Searchers
+from id_scaling.searchers import Searchers, on_host
 from id_scaling.sites import Site, SiteRequest, check_paths, resolve_sites
 from id_scaling.statistics import names_of
 from id_scaling.store import (
@@ -291,7 +291,7 @@ class _Run:
         if self.extraction.save_means:
             arrays["mean"] = clouds.double().mean(dim=1).float().cpu().numpy()
         if self.extraction.save_clouds:
-            arrays["activations"] = rounded(_on_host(clouds), self.extraction.save_fp)
+            arrays["activations"] = rounded(on_host(clouds), self.extraction.save_fp)
         return arrays
 
     def _neighbors(
@@ -320,11 +320,6 @@ def _as_clouds(activations: torch.Tensor, site: Site, shape: torch.Size) -> torc
             f"d) = ({shape[0]}, {shape[1]}, d); name another module in model_config.module_name_mapping"
         )
     return activations
-
-
-def _on_host(clouds: torch.Tensor) -> np.ndarray:
-    """Return activations as numpy, exactly: bfloat16, which numpy lacks, as float32."""
-    return (clouds.float() if clouds.dtype == torch.bfloat16 else clouds).cpu().numpy()
 
 
 def rounded(values: np.ndarray, save_fp: str) -> np.ndarray:

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from id_scaling.children import ask_child
+from id_scaling.children import ChildEnded, ask_child
+from id_scaling.errors import ResourceError
 from id_scaling.neighbors import Neighbors, find_neighbors
 
 
@@ -35,16 +36,25 @@ class Searchers:
 
     def find(self, clouds: torch.Tensor, questions: Sequence[Mapping[str, Any]]) -> list[list[Neighbors]]:
         """Return what `find_neighbors` returns for each cloud (clouds, tokens, d) and its other arguments."""
-        if clouds.device.type != "cpu":
-            return [find_neighbors(cloud, **question) for cloud, question in zip(clouds, questions, strict=True)]
-        if self._is_alone or len(clouds) == 1:
-            rows = (clouds.float() if clouds.dtype == torch.bfloat16 else clouds).numpy()
-            return [find_neighbors(cloud, **question) for cloud, question in zip(rows, questions, strict=True)]
-        places = self._room.hold(clouds)
-        return list(self._askers.map(self._ask, places, questions))
+        is_on_cpu = clouds.device.type == "cpu"
+        if is_on_cpu and not self._is_alone and len(clouds) > 1:
+            return list(self._askers.map(self._ask, self._room.hold(clouds), questions))
+        points = on_host(clouds) if is_on_cpu else clouds
+        return [find_neighbors(cloud, **question) for cloud, question in zip(points, questions, strict=True)]
 
     def _ask(self, place: tuple, question: Mapping[str, Any]) -> list[Neighbors]:
-        return ask_child(find_in_room, place, question, files=(self._room.file,))
+        """Return the neighbors that a process finds for the cloud at a place of the room."""
+        try:
+            return ask_child(find_in_room, place, question, files=(self._room.file,))
+        except ChildEnded as error:
+            raise ResourceError(
+                f"neighbors of a cloud of {place[2]}: {error}; give the job more memory, or fewer threads"
+            ) from error
+
+
+def on_host(clouds: torch.Tensor) -> np.ndarray:
+    """Return activations as numpy, exactly: bfloat16, which numpy lacks, as float32."""
+    return (clouds.float() if clouds.dtype == torch.bfloat16 else clouds).cpu().numpy()
 
 
 class _Room:
@@ -57,7 +67,7 @@ class _Room:
         self._memory: mmap.mmap | None = None
 
     def hold(self, clouds: torch.Tensor) -> list[tuple]:
-        """Copy clouds in, bfloat16, which numpy lacks, as float32, and return the place of each."""
+        """Copy clouds in, bfloat16 as float32, and return the place of each: file, dtype, shape and first byte."""
         dtype = torch.float32 if clouds.dtype == torch.bfloat16 else clouds.dtype
         n_bytes = clouds.numel() * dtype.itemsize
         if self._memory is None or len(self._memory) < n_bytes:
@@ -69,14 +79,15 @@ class _Room:
         return [(self.file, name, tuple(clouds.shape[1:]), step * index) for index in range(len(clouds))]
 
 
-_memories: dict[int, mmap.mmap] = {}
+# Of a child: the memory behind each file that it was given.
+_MEMORIES: dict[int, mmap.mmap] = {}
 
 
 def find_in_room(place: tuple[int, str, tuple[int, ...], int], question: Mapping[str, Any]) -> list[Neighbors]:
     """Return what `find_neighbors` returns for the cloud at a place of shared memory."""
     file, name, shape, start = place
     count = int(np.prod(shape))
-    if file not in _memories or len(_memories[file]) < start + count * np.dtype(name).itemsize:
-        _memories[file] = mmap.mmap(file, 0, prot=mmap.PROT_READ)
-    cloud = np.frombuffer(_memories[file], name, count, start).reshape(shape)
+    if file not in _MEMORIES or len(_MEMORIES[file]) < start + count * np.dtype(name).itemsize:
+        _MEMORIES[file] = mmap.mmap(file, 0, prot=mmap.PROT_READ)
+    cloud = np.frombuffer(_MEMORIES[file], name, count, start).reshape(shape)
     return find_neighbors(cloud, **question)

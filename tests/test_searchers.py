@@ -16,6 +16,7 @@ import torch
 
 from id_scaling import children, searchers
 from id_scaling.children import ChildError, ask_child
+from id_scaling.errors import ResourceError
 from id_scaling.neighbors import find_neighbors
 from id_scaling.searchers import Searchers
 from id_scaling.statistics import DEFAULT_GROUPS
@@ -63,10 +64,11 @@ def test_neighbors_are_those_found_here(dtype: torch.dtype, n_processes: int) ->
 def test_what_goes_wrong_in_a_process_is_said() -> None:
     clouds, questions = clouds_of(2, 60, 4, torch.float32), questions_of(2, 60)
     find = Searchers(2).find
-    with pytest.raises(ChildError, match="TypeError"):
+    with pytest.raises(ChildError, match="TypeError") as caught:
         find(clouds, [{**question, "unknown": 1} for question in questions])
+    assert "in find_in_room" in caught.value.__notes__[0]  # where it was raised
     assert len(find(clouds, questions)) == 2
-    with pytest.raises(ChildError, match=r"its process ended with code -9 .* memory"):
+    with pytest.raises(ResourceError, match=r"a cloud of \(60, 4\): its process ended with code -9 .* more memory"):
         find(clouds, [{**question, "groups": Deadly()} for question in questions])
     assert len(find(clouds, questions)) == 2
 
