@@ -124,6 +124,12 @@ def test_the_tree_is_that_of_scipy(n: int) -> None:
     np.testing.assert_allclose(np.sort(compiled.tree_edges(distances)), expected, rtol=1e-15)
 
 
+def test_local_pca_has_an_error_where_all_points_agree() -> None:
+    found = id_scaling.estimate(cube(2, 500), ["local_pca_k50_v90"])["local_pca_k50_v90"]
+    assert (found.value, found.status) == (2.0, "ok")
+    assert 0.1 / 500 < found.stderr < 10 / 500
+
+
 @pytest.mark.parametrize("name", ["tle", "abid_k20", "local_pca_k20_v90"])
 def test_local_values_average_to_the_estimate(name: str) -> None:
     points, estimator = cube(4, 200), get_estimator(name)
