@@ -4,8 +4,7 @@ After Fukunaga and Olsen (1971), "An algorithm for finding intrinsic dimensional
 fraction of the largest variance and not of the whole. Of each point the k nearest
 neighbors are centred; d_i is the fewest principal components that hold a per cent v of their variance, and the ID is
 the mean over points. `local_pca_kNN_vNN` has both in its name. Where nearly all points have the same count, as on
-planes, the standard error is what one more or less at one point makes, times the simulated factor: of 200 normal
-clouds of two dimensions 89 per cent are covered.
+planes, the standard error is what one more or less at one point makes, so that intervals are too wide there.
 """
 
 from __future__ import annotations

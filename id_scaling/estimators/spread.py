@@ -9,7 +9,7 @@ says how, and stands in `spread_tables`. d is the *estimated* dimension, as the 
 The ratio depends on the geometry as well: from d = 10 on a uniformly filled flat torus has ratios up to 25 per cent
 above those of a normal distribution. Tables hold a mean of the two; with it 95 per cent intervals around what the
 estimator gives on average (not around the true d: bias is no part of it) cover 92 to 98 per cent on either, but those
-of `local_pca`, 89 to 100 per cent, and of `abid` on a torus of ten dimensions, 98 to 100.
+of `local_pca`, 92 to 100 per cent, and of `abid` on a torus of ten dimensions, 98 to 100.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ gaussian  the standard normal distribution: its density changes from point to po
 
 In a row of a table (one n) the factors of a geometry stand at the mean estimates they were found at, are
 interpolated in log d to the columns, and averaged over the geometries, the larger with twice the weight. Left out are
-estimates no larger than those of fewer dimensions, and those that do not spread at all. Clouds too
+estimates no larger than those of fewer dimensions, and those that spread by less than half of their standard error,
+as counts do that are nearly always the same. Clouds too
 small for an estimator have the row of the next larger ones. A factor of one geometry is known to 1 / sqrt(2 n_clouds):
 2.5 per cent at n = 1024. Estimators of saved clouds are dearer: they have fewer clouds of fewer n, as their tables
 say, rows between two simulated are interpolated in log n, and their factors are known to 7 per cent.
@@ -57,6 +58,7 @@ METHODS = {
 
 TRUE_DIMENSIONS = (1, 2, 3, 5, 8, 12, 20, 40)
 N_CLOUDS = {64: 2000, 128: 2000, 256: 2000, 512: 1000, 1024: 800, 2048: 300}
+LEAST_SPREAD = 0.5
 N_SAVED_CLOUDS = {256: 200, 1024: 100}
 CLOUDS_AT_ONCE = 20
 # Of the smaller and the larger factor: intervals too narrow by a tenth lose more coverage than too wide ones gain.
@@ -148,10 +150,14 @@ def row_of(name: str, n: int, cells: dict[tuple[str, int, int], dict]) -> list[f
 
 
 def rising(cells: list[tuple[float, float]]) -> np.ndarray:
-    """Return estimates and factors, (2, m), of the cells that spread and whose estimate is above all before."""
+    """Return estimates and factors, (2, m), of the cells that spread enough and whose estimate is above all before."""
     largest = np.maximum.accumulate([0.0, *(d for d, _ in cells)])
     return np.transpose(
-        [(d, spread) for (d, spread), before in zip(cells, largest[:-1], strict=True) if d > before and spread > 0]
+        [
+            (d, spread)
+            for (d, spread), before in zip(cells, largest[:-1], strict=True)
+            if d > before and spread > LEAST_SPREAD
+        ]
     )
 
 
