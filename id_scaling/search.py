@@ -4,13 +4,14 @@ All inner products come from one symmetric product of the centred points: in flo
 float64 for float64. |x_i|² + |x_j|² - 2 x_i·x_j loses digits where a neighbor is much closer than the points' norms;
 `id_scaling.guard` says for which points that would matter. For them the distances to a list of the nearest, some
 longer than what is asked for, are computed again from differences of the coordinates as given. Where the list cannot be
-shown to hold all that belongs there, those to all points that the product does not rule out are. A cloud of which a few
-rows show beforehand that most lists would not do goes through a float64 product at once.
+shown to hold all that belongs there, those to all points that the product does not rule out are. Where a few rows show
+beforehand that most lists would not do, points are centred in groups (`id_scaling.groups`); where that would not do
+either, the product is in float64.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from types import ModuleType
 from typing import Any
@@ -30,6 +31,7 @@ from id_scaling.guard import (
     product_error,
     suspects,
 )
+from id_scaling.groups import Shifts, largest_in_reach, shifts_between, split
 from id_scaling.kernels import Survey, kernels_of
 
 # Ranks up to LISTED come with their indices, and some more, among which distances computed again find their order: few
@@ -47,18 +49,70 @@ LEAST_SQUARE, LARGEST_SQUARE = 2.0**-40, 2.0**80
 LEAST_NARROW, FEW_POINTS = 2.0**-100, 64
 
 
-@dataclass(frozen=True)
-class Product:
-    """All inner products of a cloud's centred points, their squared norms, and how far the products are off."""
+@dataclass
+class Centred:
+    """Points of a cloud less their centres, and their products once they are asked for.
 
-    gram: Any
-    squared_norms: np.ndarray
-    error: ProductError
+    Parameters
+    ----------
+    kernels : module
+        Those of the points' library.
+    survey : Survey
+        About the centres.
+    centres : (n_groups, d) array
+    labels : (n,) int32
+        The group of each point.
+    """
+
+    kernels: ModuleType
+    survey: Survey
+    centres: np.ndarray
+    labels: np.ndarray
+
+    @cached_property
+    def shifts(self) -> Shifts | None:
+        """What is taken off products of different groups; None for one group."""
+        if len(self.centres) == 1:
+            return None
+        projections = self.kernels.projections(self.survey.centred, self.centres)
+        return shifts_between(self.labels, projections, self.centres)
+
+    @cached_property
+    def guard_norms(self) -> np.ndarray:
+        """The squared norms that say how far distances of each point to its nearest may be off."""
+        if self.shifts is None:
+            return self.squared_norms
+        return largest_in_reach(self.squared_norms, self.shifts, self.centres)
+
+    @property
+    def squared_norms(self) -> np.ndarray:
+        """Of the centred points: |x_i - x_j|² is that of two less twice their product."""
+        return self.survey.centred_norms
+
+    @cached_property
+    def gram(self) -> Any:
+        """All products, (n, n); those of centred points where there is one group."""
+        return self.kernels.gram(self.survey.centred, self.shifts)
+
+    @cached_property
+    def error(self) -> ProductError:
+        """How far products are off."""
+        diagonal = host(array_api_compat.array_namespace(self.gram).linalg.diagonal(self.gram))
+        return product_error(diagonal, self.squared_norms)
+
+    def products_of(self, probes: np.ndarray, is_seen: np.ndarray) -> tuple[np.ndarray, ProductError]:
+        """Return some probes' products with all points, and how far products will be off, before all are formed."""
+        rows, products = probes[is_seen], self.survey.products[is_seen]
+        if self.shifts is not None:
+            labels, table = self.shifts
+            products = products - table[rows][:, labels] - table[:, labels[rows]].T
+        small = host(self.kernels.gram(self.survey.centred[rows]))
+        return products, product_error(np.diagonal(small), self.squared_norms[rows])
 
 
 @dataclass
 class Cloud:
-    """What one look at each coordinate tells of a cloud, and its products once they are asked for.
+    """What one look at each coordinate tells of a cloud, and its centred points once they are asked for.
 
     Points are divided by `scale`, a power of two (so exactly) that keeps squares in range; `first` is, for
     each point, the index of the first point equal to it; `probes` are some points that stand for all.
@@ -68,12 +122,10 @@ class Cloud:
     points: Any
     scale: float
     squared_norms: np.ndarray
-    centre: np.ndarray
     is_finite: np.ndarray
     first: np.ndarray
     probes: np.ndarray
-    _surveys: dict[type, Survey] = field(default_factory=dict)
-    _products: dict[type, Product] = field(default_factory=dict)
+    _about_mean: dict[type, Centred]
 
     @property
     def is_wide(self) -> bool:
@@ -90,21 +142,18 @@ class Cloud:
         """How far an ID may be off."""
         return WIDE if self.is_wide else NARROW
 
-    def survey(self, dtype: type) -> Survey:
-        """Return the survey with centred points in a dtype."""
-        if dtype not in self._surveys:
-            self._surveys[dtype] = self.kernels.survey(self.points, self.centre, dtype, self.probes)
-        return self._surveys[dtype]
+    def about_mean(self, dtype: type) -> Centred:
+        """Return the points less one centre, in a dtype."""
+        if dtype not in self._about_mean:
+            one = next(iter(self._about_mean.values()))
+            self._about_mean[dtype] = _centred(self.kernels, self.points, one.labels, dtype, self.probes, one.centres)
+        return self._about_mean[dtype]
 
-    def product(self, dtype: type) -> Product:
-        """Return the product in a dtype."""
-        if dtype not in self._products:
-            survey = self.survey(dtype)
-            gram = self.kernels.gram(survey.centred)
-            diagonal = host(array_api_compat.array_namespace(gram).linalg.diagonal(gram))
-            error = product_error(diagonal, survey.centred_norms)
-            self._products[dtype] = Product(gram, survey.centred_norms, error)
-        return self._products[dtype]
+    @cached_property
+    def about_groups(self) -> Centred:
+        """The points less the centres of groups, in float32."""
+        labels = split(self.about_mean(np.float32).survey.products.T)
+        return _centred(self.kernels, self.points, labels, np.float32, self.probes)
 
 
 @dataclass
@@ -119,7 +168,7 @@ class Nearest:
         Which points of the cloud they are.
     beyond : (n, n_further) float64
         Squared distances at further ranks.
-    product : Product
+    centred : Centred
         What the distances come from where they were not computed again.
     n_again, n_rows : int
         Points whose list, and whose whole row, was computed again.
@@ -128,7 +177,7 @@ class Nearest:
     squares: np.ndarray
     indices: np.ndarray
     beyond: np.ndarray
-    product: Product
+    centred: Centred
     n_again: int = 0
     n_rows: int = 0
 
@@ -137,21 +186,22 @@ def survey(points: Any) -> Cloud:
     """Return a cloud; numpy or torch points, of any floating dtype."""
     kernels, scale = kernels_of(points), 1.0
     points = kernels.in_order(points)
-    probes = _spread_out(len(points), PROBES)
-    centre, found = _surveyed(kernels, points, probes)
-    if not LEAST_SQUARE <= found.squared_norms.max(initial=0) <= LARGEST_SQUARE:
-        points, scale = _in_range(points)
-        centre, found = _surveyed(kernels, points, probes)
-    is_finite = np.isfinite(found.squared_norms)
-    first = first_occurrences(points, found.keys)
+    probes, one_group = _spread_out(len(points), PROBES), np.zeros(len(points), np.int32)
     dtype = np.float64 if _is_wide(points) else np.float32
-    return Cloud(kernels, points, scale, found.squared_norms, centre, is_finite, first, probes, {dtype: found})
+    centred = _centred(kernels, points, one_group, dtype, probes)
+    if not LEAST_SQUARE <= centred.survey.squared_norms.max(initial=0) <= LARGEST_SQUARE:
+        points, scale = _in_range(points)
+        dtype = np.float64
+        centred = _centred(kernels, points, one_group, dtype, probes)
+    squared_norms = centred.survey.squared_norms
+    first = first_occurrences(points, centred.survey.keys)
+    return Cloud(kernels, points, scale, squared_norms, np.isfinite(squared_norms), first, probes, {dtype: centred})
 
 
-def _surveyed(kernels: ModuleType, points: Any, probes: np.ndarray) -> tuple[np.ndarray, Survey]:
-    """Return the centre of the points, and their survey in the dtype that is computed in."""
-    centre = kernels.mean(points)
-    return centre, kernels.survey(points, centre, np.float64 if _is_wide(points) else np.float32, probes)
+def _centred(kernels, points, labels, dtype, probes, centres=None) -> Centred:
+    """Return points less the centres of their groups, by default their means, in a dtype."""
+    centres = kernels.means(points, labels) if centres is None else centres
+    return Centred(kernels, kernels.survey(points, centres, labels, dtype, probes), centres, labels)
 
 
 def _spread_out(n: int, n_wanted: int) -> np.ndarray:
@@ -217,31 +267,40 @@ def find_nearest(cloud: Cloud, selection: np.ndarray, n_settled: int, further: n
         Further ranks, above `n_settled` and below n.
     """
     lengths = [min(n_settled + spare, len(selection) - 1) for spare in SPARES]
-    least = None if cloud.is_wide else _length_that_settles(cloud, selection, n_settled, lengths, further)
-    for length in lengths[lengths.index(least) :] if least else []:
-        if found := _nearest(cloud, selection, n_settled, length, further, np.float32):
+    for length, centred in () if cloud.is_wide else _narrow(cloud, selection, n_settled, lengths, further):
+        if found := _nearest(cloud, centred, selection, n_settled, length, further):
             return found
-    return _nearest(cloud, selection, n_settled, lengths[0], further, np.float64)
+    return _nearest(cloud, cloud.about_mean(np.float64), selection, n_settled, lengths[0], further)
 
 
-def _nearest(cloud: Cloud, selection, n_settled, n_listed, further, dtype) -> Nearest | None:
-    """Return the nearest by a product in a dtype; None where float32 would leave too many rows to be done again."""
-    n, product = len(selection), cloud.product(dtype)
+def _narrow(cloud, selection, n_settled, lengths, further) -> list[tuple[int, Centred]]:
+    """Return how long lists must be for products in float32, and of which centred points, the shortest first."""
+    found = []
+    for about in (lambda: cloud.about_mean(np.float32), lambda: cloud.about_groups):
+        if not found or found[0][0] > lengths[0]:
+            centred = about()
+            least = _length_that_settles(cloud, centred, selection, n_settled, lengths, further)
+            found += [(length, centred) for length in lengths[lengths.index(least) :]] if least else []
+    return sorted(found, key=lambda one: one[0])
+
+
+def _nearest(cloud: Cloud, centred: Centred, selection, n_settled, n_listed, further) -> Nearest | None:
+    """Return the nearest by products of centred points; None where float32 would leave too many rows to do again."""
     counts = np.zeros(len(cloud.first), dtype=bool)
     counts[selection] = True
-    found = cloud.kernels.nearest(product.gram, product.squared_norms, counts, n_listed, further)
-    found = Nearest(*(values[selection] for values in found), product)
+    found = cloud.kernels.nearest(centred.gram, centred.squared_norms, counts, n_listed, further)
+    found = Nearest(*(values[selection] for values in found), centred)
     n_zeros = _n_equal(cloud.first[selection])
     if n_zeros.any():
         _put_equals_first(found, cloud.first, selection, n_zeros)
     found.beyond[further <= n_zeros[:, None]] = 0.0
-    squared_norms = product.squared_norms[selection]
-    again = np.flatnonzero(suspects(found.squares, squared_norms, n_zeros, product.error, cloud.tolerance))
+    norms = centred.guard_norms[selection]
+    again = np.flatnonzero(suspects(found.squares, norms, n_zeros, centred.error, cloud.tolerance))
     if not len(again):
         return found
-    is_settled, reach = _settle_lists(cloud, found, again, squared_norms[again], selection, n_settled)
+    is_settled, reach = _settle_lists(cloud, found, again, norms[again], selection, n_settled)
     unsettled = again[~is_settled]
-    if dtype is np.float32 and len(unsettled) > SETTLED_BY_ROWS * n:
+    if not _is_wide(centred.gram) and len(unsettled) > SETTLED_BY_ROWS * len(selection):
         return None
     _settle_rows(cloud, found, unsettled, selection, further, reach[~is_settled])
     found.n_again, found.n_rows = len(again), len(unsettled)
@@ -272,7 +331,7 @@ def _put_equals_first(found: Nearest, first: np.ndarray, selection: np.ndarray, 
     found.squares[np.arange(n_listed) < n_zeros[:, None]] = 0.0
 
 
-def _settle_lists(cloud, found, again, squared_norms, selection, n_settled) -> tuple[np.ndarray, np.ndarray]:
+def _settle_lists(cloud, found, again, norms, selection, n_settled) -> tuple[np.ndarray, np.ndarray]:
     """Compute listed distances again.
 
     Return for which points the first `n_settled` are surely the nearest, and the square by the product beyond which
@@ -281,7 +340,7 @@ def _settle_lists(cloud, found, again, squared_norms, selection, n_settled) -> t
     listed = found.squares[again]
     squares = _from_differences(cloud, selection[again], found.indices[again])
     # What is not in the list is no nearer than the last of it, by a product that is off by as much as those seen.
-    last, off = listed[:, -1], deviations(listed[:, -1], squared_norms, found.product.error)
+    last, off = listed[:, -1], deviations(listed[:, -1], norms, found.centred.error)
     seen = np.abs(squares - listed).max(axis=1)
     margin = np.maximum(SIGMAS_OF_A_PAIR * off, TIMES_SEEN * seen)
     order = np.argsort(squares, axis=1, kind="stable")
@@ -307,11 +366,11 @@ def _from_differences(cloud: Cloud, some: np.ndarray, others: np.ndarray) -> np.
 
 def _settle_rows(cloud, found, some, selection, further, reach) -> None:
     """Compute again the distances of some points to all that may be nearest; to all, where further ranks count."""
-    n_listed, norms = found.squares.shape[1], found.product.squared_norms
+    n_listed, norms = found.squares.shape[1], found.centred.squared_norms
     for row, limit in zip(some, reach, strict=True):
         point, others = selection[row], selection
         if not len(further):
-            products = host(found.product.gram[int(point)])
+            products = host(found.centred.gram[int(point)])
             is_out = norms[point] + norms[selection] - 2.0 * products[selection] > limit
             others = np.union1d(selection[~is_out], found.indices[row])
         squares = cloud.kernels.differences(cloud.points, np.array([point]), others[None], np.float64)[0]
@@ -322,24 +381,22 @@ def _settle_rows(cloud, found, some, selection, further, reach) -> None:
 
 
 def _length_that_settles(
-    cloud: Cloud, selection: np.ndarray, n_settled: int, lengths: list[int], further: np.ndarray
+    cloud: Cloud, centred: Centred, selection: np.ndarray, n_settled: int, lengths: list[int], further: np.ndarray
 ) -> int | None:
     """Return how long lists must be for a float32 product, as a few points show; None where it is of no use."""
     is_seen = np.isin(cloud.probes, selection)
     if lengths[0] == len(selection) - 1 or not is_seen.any():
         return lengths[0]
-    probes, survey = cloud.probes[is_seen], cloud.survey(np.float32)
-    products, squared_norms = survey.products[is_seen], survey.centred_norms
+    probes, norms = cloud.probes[is_seen], centred.squared_norms
     own, places = np.arange(len(probes)), np.searchsorted(selection, probes)
-    small = cloud.kernels.gram(survey.centred[probes])  # off as much as the product of all will be
-    error = product_error(np.diagonal(host(small)), squared_norms[probes])
-    squares = squared_norms[probes, None] + squared_norms[selection] - 2.0 * products[:, selection]
+    products, error = centred.products_of(cloud.probes, is_seen)
+    squares = norms[probes, None] + norms[selection] - 2.0 * products[:, selection]
     squares[own, places] = np.inf
     squares.sort(axis=1)
     has_equal = _n_equal(cloud.first[selection])[places] > 0
     for length in lengths:
         last = squares[:, length - 1]
-        off = deviations(last, squared_norms[probes], error)
+        off = deviations(last, centred.guard_norms[probes], error)
         is_settled = squares[:, n_settled - 1] <= last - PROBE_MARGIN * off
         if len(further):
             is_settled &= off <= 2 * cloud.tolerance.of_point * last

@@ -153,9 +153,9 @@ def _moments(cloud: Cloud, selection: np.ndarray, found: Nearest, _: Context) ->
     """Return the trace and the Frobenius norm of the Gram matrix of the selected points, centred on their own mean."""
     if _are_equal(selection, cloud):
         return dict(zip((name for name, _ in GROUPS["moments"]), (0.0, 0.0, np.nan), strict=True))
-    gram, squared_norms = found.product.gram, found.product.squared_norms
-    moments = _moments_of(gram, squared_norms, selection, cloud)
-    if not moments[0] > LEFT * squared_norms[selection].sum():  # the cloud's centre is far from theirs
+    centred = found.centred if found.centred.shifts is None else cloud.about_mean(np.float32)
+    moments = _moments_of(centred.gram, centred.squared_norms, selection, cloud)
+    if not moments[0] > LEFT * centred.squared_norms[selection].sum():  # the cloud's centre is far from theirs
         moments = _moments_of(*_products_about_mean(selection, cloud), selection, cloud)
     scale = cloud.scale * cloud.scale
     units = (scale, scale, 1.0)
@@ -170,7 +170,8 @@ def _are_equal(selection: np.ndarray, cloud: Cloud) -> bool:
 def _products_about_mean(selection: np.ndarray, cloud: Cloud) -> tuple[Any, np.ndarray]:
     """Return inner products of points less the mean of the selected ones, and their squared norms, in float64."""
     mean = cloud.kernels.weighted_sum(cloud.points, _mask(cloud, selection) / len(selection))
-    survey = cloud.kernels.survey(cloud.points, mean, np.float64, cloud.probes)
+    one_group = np.zeros(len(cloud.first), np.int32)
+    survey = cloud.kernels.survey(cloud.points, mean[None], one_group, np.float64, cloud.probes)
     return cloud.kernels.gram(survey.centred), survey.centred_norms
 
 
@@ -224,8 +225,9 @@ def _correlation(cloud: Cloud, selection: np.ndarray, found: Nearest, _: Context
     if len(selection) <= CORRELATION_RANKS[-1]:
         return dict.fromkeys(names, np.nan)
     radii = np.array([np.median(np.sqrt(found.squares[:, rank - 1])) for rank in CORRELATION_RANKS])
-    gram, squared_norms = found.product.gram, found.product.squared_norms
-    off = deviations(radii[0] ** 2, np.median(squared_norms[selection]), found.product.error)
+    centred = found.centred
+    gram, squared_norms = centred.gram, centred.squared_norms
+    off = deviations(radii[0] ** 2, np.median(centred.guard_norms[selection]), centred.error)
     if off > EDGE * radii[0] ** 2:  # then many a pair near the edge would be on its wrong side
         gram, squared_norms = _products_about_mean(selection, cloud)
     within = cloud.kernels.n_within(gram, squared_norms, _mask(cloud, selection), radii**2)

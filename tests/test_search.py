@@ -74,11 +74,11 @@ def test_ids_would_be_off_without_the_guard(hard, monkeypatch: pytest.MonkeyPatc
 
 def test_a_neighbor_that_a_product_put_outside_its_list_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     points = stressed(tight_clusters, 1024, 576).astype(np.float16)
-    monkeypatch.setattr(search, "_length_that_settles", lambda _, __, n_settled, *___: n_settled + search.SPARES[0])
+    monkeypatch.setattr(search, "_length_that_settles", lambda _, __, ___, n_settled, *____: n_settled + search.SPARES[0])
     monkeypatch.setattr(search, "SETTLED_BY_ROWS", 1.0)
     cloud = survey(points)
     found = find_nearest(cloud, np.arange(1024), 21, np.empty(0, dtype=int))
-    assert found.product.gram.dtype == np.float32
+    assert found.centred.gram.dtype == np.float32
     assert found.n_rows > 0
     wide = find_nearest(survey(points.astype(np.float64)), np.arange(1024), 21, np.empty(0, dtype=int))
     np.testing.assert_allclose(found.squares[:, :21], wide.squares[:, :21], rtol=1e-6)  # float32 differences: 1e-7
@@ -104,7 +104,7 @@ def test_equal_points_stand_before_near_ones(n_equal: int, dtype: type) -> None:
 def test_the_guard_takes_few_points_of_a_smooth_cloud() -> None:
     cloud = survey(smooth(1024, 576).astype(np.float16))
     found = find_nearest(cloud, np.arange(1024), 21, np.empty(0, dtype=int))
-    assert found.product.gram.dtype == np.float32
+    assert found.centred.gram.dtype == np.float32
     assert found.n_again < 0.1 * 1024  # what is left is speed, not right or wrong: some hundredths at this width
 
 
@@ -201,7 +201,7 @@ def test_a_limit_that_ties_with_all_is_a_sort() -> None:
 
 def test_every_half_is_read_exactly() -> None:
     halves = np.arange(2**16, dtype=np.uint16).view(np.float16)[:, None]
-    found, expected = compiled.survey(halves, np.zeros(1), np.float32, np.empty(0, int)), halves.astype(np.float32)
+    found, expected = compiled.survey(halves, np.zeros((1, 1)), np.zeros(2**16, np.int32), np.float32, np.empty(0, int)), halves.astype(np.float32)
     is_finite = np.isfinite(expected[:, 0])
     np.testing.assert_array_equal(found.centred[is_finite], expected[is_finite])
     np.testing.assert_array_equal(np.isfinite(found.squared_norms), is_finite)
@@ -276,17 +276,21 @@ def test_the_other_kernels_equal_plain_formulas(kernels) -> None:
     given = torch.from_numpy(rows) if kernels is on_torch else rows
     wide = rows.astype(np.float64)
     rows[20, 3], wide[20] = np.nan, 0
-    np.testing.assert_allclose(kernels.mean(given), wide.sum(axis=0) / 89, atol=1e-6)  # any centre will do
+    labels = (np.arange(90) % 3).astype(np.int32)
+    sums = [wide[group::3].sum(axis=0) for group in range(3)]
+    means = np.array(sums) / np.array([30, 30, 29])[:, None]
+    np.testing.assert_allclose(kernels.means(given, labels), means, atol=1e-6)  # any centre will do
     norms = (wide**2).sum(axis=1)
-    centre, some = rng.standard_normal(17), np.array([0, 5])
-    found = kernels.survey(given, centre, np.float64, some)
+    centres, some = rng.standard_normal((3, 17)), np.array([0, 5])
+    found = kernels.survey(given, centres, labels, np.float64, some)
     assert np.isnan(found.squared_norms[20])
     np.testing.assert_allclose(np.delete(found.squared_norms, 20), np.delete(norms, 20), rtol=1e-14)
     assert len(np.unique(found.keys)) == 90
-    expected = np.where(np.arange(90)[:, None] == 20, 0, wide - centre)
+    expected = np.where(np.arange(90)[:, None] == 20, 0, wide - centres[labels])
     np.testing.assert_allclose(np.asarray(found.centred), expected, atol=1e-14)
     np.testing.assert_allclose(found.centred_norms, (expected**2).sum(axis=1), rtol=1e-13)
     np.testing.assert_allclose(found.products, expected[some] @ expected.T, atol=1e-13)
+    np.testing.assert_allclose(kernels.projections(found.centred, centres), expected @ centres.T, atol=1e-13)
     gram = wide @ wide.T
     product = torch.from_numpy(gram) if kernels is on_torch else gram
     sums, squares, products = (found[counts] for found in kernels.gram_sums(product, counts))

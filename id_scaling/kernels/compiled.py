@@ -16,6 +16,7 @@ from numba import njit, types
 from numba.extending import intrinsic, overload
 from scipy.linalg.blas import dsyrk, ssyrk
 
+from id_scaling.groups import Shifts
 from id_scaling.kernels import Survey
 
 # Column j is compared within lane j mod LANES, not a power of two: twins stand a power of two apart more often.
@@ -71,33 +72,34 @@ def _widened_half(typing_context, bits):
     return types.float32(types.uint16), generate
 
 
-def mean(points: np.ndarray) -> np.ndarray:
-    """Return the mean of the finite points, in the narrowest dtype that is computed in; zero where there are none."""
-    points = _readable(points)
-    total = np.zeros(points.shape[1], np.float64 if points.dtype == np.float64 else np.float32)
-    return total / total.dtype.type(max(_sum_of_finite(points, total), 1))
+def means(points: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the mean of each group's finite points, in the narrowest dtype that is computed in; zero for none."""
+    points, n_groups = _readable(points), labels.max(initial=0) + 1
+    totals = np.zeros((n_groups, points.shape[1]), np.float64 if points.dtype == np.float64 else np.float32)
+    numbers = np.zeros((n_groups, 1), totals.dtype)
+    _add_finite(points, labels, totals, numbers)
+    return totals / np.maximum(numbers, 1)
 
 
 @_sum
-def _sum_of_finite(points, total):
-    """Add the finite points to the total, and return how many they are."""
-    n = 0
+def _add_finite(points, labels, totals, numbers):
+    """Add the finite points to the totals of their groups, and count them."""
     for i in range(len(points)):
-        size = total.dtype.type(0)
+        size = totals.dtype.type(0)
         for c in range(points.shape[1]):
             size += abs(_value(points[i, c]))
         if size < np.inf:
-            n += 1
+            total = totals[labels[i]]
+            numbers[labels[i], 0] += 1
             for c in range(points.shape[1]):
                 total[c] += _value(points[i, c])
-    return n
 
 
-def survey(points: np.ndarray, centre: np.ndarray, dtype: type, some: np.ndarray) -> Survey:
+def survey(points: np.ndarray, centres: np.ndarray, labels: np.ndarray, dtype: type, some: np.ndarray) -> Survey:
     """Return what one look at each coordinate gives, centred points in a dtype."""
     n, d = points.shape
     found = Survey(np.empty(n), np.empty(n), np.empty((n, d), dtype), np.empty(n), np.empty((len(some), n), dtype))
-    _survey(_readable(points), _key_weights(d), centre.astype(dtype), some, *found)
+    _survey(_readable(points), _key_weights(d), centres.astype(dtype), labels, some, *found)
     return found
 
 
@@ -108,11 +110,12 @@ def _key_weights(d: int) -> np.ndarray:
 
 
 @_loop
-def _survey(points, weights, centre, some, squared_norms, keys, centred, centred_norms, products):
+def _survey(points, weights, centres, labels, some, squared_norms, keys, centred, centred_norms, products):
     for i in some:
-        _survey_row(points[i], weights, centre, centred[i])
+        _survey_row(points[i], weights, centres[labels[i]], centred[i])
     for i in range(len(points)):
-        squared_norms[i], keys[i], centred_norms[i] = _survey_row(points[i], weights, centre, centred[i])
+        row = _survey_row(points[i], weights, centres[labels[i]], centred[i])
+        squared_norms[i], keys[i], centred_norms[i] = row
         for p in range(len(some)):
             products[p, i] = _product(centred[some[p]], centred[i])
 
@@ -142,12 +145,28 @@ def _product(x, y):
     return total
 
 
-def gram(centred: np.ndarray) -> np.ndarray:
-    """Return all inner products of rows."""
+def projections(centred: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """Return the inner products of rows with all centres, in float64."""
+    return centred.astype(np.float64) @ centres.astype(np.float64).T
+
+
+def gram(centred: np.ndarray, shifts: Shifts | None = None) -> np.ndarray:
+    """Return all inner products of rows, less what stands between groups."""
     room = np.empty((len(centred), len(centred)), centred.dtype, order="F")  # else it would be filled with zeros
     product = (ssyrk if centred.dtype == np.float32 else dsyrk)(1.0, centred.T, trans=1, c=room, overwrite_c=True).T
+    if shifts is not None:
+        _shift(product, shifts.labels, shifts.table, np.ascontiguousarray(shifts.table.T))
     _mirror(product)
     return product
+
+
+@_loop
+def _shift(product, labels, table, columns):
+    """Take the shifts off the triangle below the diagonal."""
+    for i in range(len(product)):
+        own, column = table[i], columns[labels[i]]
+        for j in range(i):
+            product[i, j] -= own[labels[j]] + column[j]
 
 
 @_loop

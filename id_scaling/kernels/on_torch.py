@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from id_scaling.groups import Shifts
 from id_scaling.kernels import Survey
 
 # Coordinate differences held at once: 512 MB on a GPU's scale, 32 MB on a CPU's.
@@ -21,20 +22,21 @@ def widened(points: torch.Tensor) -> torch.Tensor:
     return points.to(torch.float64 if points.dtype == torch.float64 else torch.float32).contiguous()
 
 
-def mean(points: torch.Tensor) -> np.ndarray:
-    """Return the mean of the finite points, in float64; zero where there are none."""
-    is_finite = points.isfinite().all(dim=1)
-    total = torch.where(is_finite[:, None], widened(points), 0.0).sum(dim=0, dtype=torch.float64)
-    return _host(total / is_finite.sum().clamp(min=1))
+def means(points: torch.Tensor, labels: np.ndarray) -> np.ndarray:
+    """Return the mean of each group's finite points, in float64; zero for none."""
+    n_groups, is_finite = int(labels.max(initial=0)) + 1, points.isfinite().all(dim=1)
+    finite = torch.where(is_finite[:, None], widened(points), 0.0).double()
+    is_member = torch.nn.functional.one_hot(torch.from_numpy(labels).to(points.device).long(), n_groups).double()
+    return _host((is_member.T @ finite) / (is_member.T @ is_finite.double()).clamp(min=1)[:, None])
 
 
-def survey(points: torch.Tensor, centre: np.ndarray, dtype: type, some: np.ndarray) -> Survey:
+def survey(points: torch.Tensor, centres: np.ndarray, labels: np.ndarray, dtype: type, some: np.ndarray) -> Survey:
     """Return what one look at each coordinate gives, centred points in a dtype."""
     rows, kind = widened(points), torch.float32 if dtype == np.float32 else torch.float64
     wide = rows.double()
     squared_norms = wide.square().sum(dim=1)
     weights = torch.from_numpy(np.random.default_rng(0).standard_normal(rows.shape[1])).to(rows.device)
-    shifted = rows.to(kind) - torch.from_numpy(centre).to(rows.device, kind)
+    shifted = rows.to(kind) - torch.from_numpy(centres).to(rows.device, kind)[torch.from_numpy(labels).long()]
     centred = torch.where(squared_norms.isfinite()[:, None], shifted, 0.0)
     return Survey(
         _host(squared_norms),
@@ -45,9 +47,18 @@ def survey(points: torch.Tensor, centre: np.ndarray, dtype: type, some: np.ndarr
     )
 
 
-def gram(centred: torch.Tensor) -> torch.Tensor:
-    """Return all inner products of rows."""
-    return centred @ centred.T
+def projections(centred: torch.Tensor, centres: np.ndarray) -> np.ndarray:
+    """Return the inner products of rows with all centres, in float64."""
+    return _host(centred.double() @ torch.from_numpy(centres).to(centred.device, torch.float64).T)
+
+
+def gram(centred: torch.Tensor, shifts: Shifts | None = None) -> torch.Tensor:
+    """Return all inner products of rows, less what stands between groups."""
+    product = centred @ centred.T
+    if shifts is None:
+        return product
+    table = torch.from_numpy(shifts.table).to(product.device)[:, torch.from_numpy(shifts.labels).long()]
+    return product.sub_(table + table.T)
 
 
 def nearest(

@@ -265,7 +265,7 @@ def share_of_more(points: np.ndarray) -> float:
     cloud = survey(points)
     selection = np.unique(cloud.first)
     found = find_nearest(cloud, selection, 21, np.empty(0, dtype=int))
-    return 1.0 if "float64" in str(found.product.gram.dtype) else found.n_again / len(selection)
+    return 1.0 if "float64" in str(found.centred.gram.dtype) else found.n_again / len(selection)
 
 
 def show(outputs: list[list[dict]]) -> None:
