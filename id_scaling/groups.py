@@ -1,7 +1,7 @@
 """Points of a cloud in groups, each with a centre of its own, for clouds that one centre serves badly.
 
 Where a coordinate has two modes, or points stand in clusters, the norms about one centre exceed the distances to the
-nearest by so much that products lose these. About the centre of its group c_g a point y_i = x_i - c_{g(i)} is short. With
+nearest by so much that products lose these. About the centre of its group a point y_i = x_i - c_{g(i)} is short. With
 V_ib = y_i·(c_{g(i)} - c_b) + |c_{g(i)} - c_b|² / 4, which is zero for a point's own group,
 
     |x_i - x_j|² = |y_i|² + |y_j|² - 2 (y_i·y_j - V_{i g(j)} - V_{j g(i)}),

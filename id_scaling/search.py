@@ -19,6 +19,7 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
+from id_scaling.groups import Shifts, largest_in_reach, shifts_between, split
 from id_scaling.guard import (
     NARROW,
     SIGMAS_OF_A_PAIR,
@@ -31,7 +32,6 @@ from id_scaling.guard import (
     product_error,
     suspects,
 )
-from id_scaling.groups import Shifts, largest_in_reach, shifts_between, split
 from id_scaling.kernels import Survey, kernels_of
 
 # Ranks up to LISTED come with their indices, and some more, among which distances computed again find their order: few
@@ -338,7 +338,7 @@ def _settle_lists(cloud, found, again, norms, selection, n_settled) -> tuple[np.
     no other is as near as they.
     """
     listed = found.squares[again]
-    squares = _from_differences(cloud, selection[again], found.indices[again])
+    squares = _from_differences(cloud, selection[again], found.indices[again], close_together(listed))
     # What is not in the list is no nearer than the last of it, by a product that is off by as much as those seen.
     last, off = listed[:, -1], deviations(listed[:, -1], norms, found.centred.error)
     seen = np.abs(squares - listed).max(axis=1)
@@ -353,14 +353,19 @@ def _settle_lists(cloud, found, again, norms, selection, n_settled) -> tuple[np.
     return is_settled, settled + margin
 
 
-def _from_differences(cloud: Cloud, some: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return squared distances of some points to others, from differences as narrow as `close_together` allows."""
-    if cloud.is_wide:
-        return cloud.kernels.differences(cloud.points, some, others, np.float64)
-    squares = cloud.kernels.differences(cloud.points, some, others, np.float32)
-    close = close_together(squares) | (len(cloud.first) < FEW_POINTS) | (squares < LEAST_NARROW).any(axis=1)
-    if close.any():
-        squares[close] = cloud.kernels.differences(cloud.points, some[close], others[close], np.float64)
+def _from_differences(cloud: Cloud, some: np.ndarray, others: np.ndarray, is_close: np.ndarray) -> np.ndarray:
+    """Return squared distances of some points to others, from differences as narrow as `close_together` allows.
+
+    Of points that are close together by all appearances, narrow ones are not tried.
+    """
+    needs_wide = is_close | cloud.is_wide | (len(cloud.first) < FEW_POINTS)
+    squares, narrow = np.empty(others.shape), np.flatnonzero(~needs_wide)
+    if len(narrow):
+        found = cloud.kernels.differences(cloud.points, some[narrow], others[narrow], np.float32)
+        squares[narrow] = found
+        needs_wide[narrow] = close_together(found) | (found < LEAST_NARROW).any(axis=1)
+    if needs_wide.any():
+        squares[needs_wide] = cloud.kernels.differences(cloud.points, some[needs_wide], others[needs_wide], np.float64)
     return squares
 
 

@@ -14,6 +14,12 @@ from tests.stress import STRESSES, smooth, stressed, tight_clusters, two_modes
 NO_FURTHER = np.empty(0, dtype=int)
 
 
+def assert_as_near(found, wide) -> None:
+    """Check that nearest neighbors are as near as those by float64."""
+    tolerated = 1e-4  # five times 2 `of_point`, a standard deviation of a square
+    np.testing.assert_allclose(found.squares[:, :21], wide.squares[:, :21], rtol=tolerated)
+
+
 def in_clusters(n: int, d: int, n_clusters: int, spread: float) -> tuple[np.ndarray, np.ndarray]:
     """Return points in clusters, and the cluster of each."""
     rng = np.random.default_rng(n_clusters)
@@ -72,7 +78,7 @@ def test_neighbors_in_groups_are_those_of_float64(n_clusters: int, spread: float
     points[:5] *= 300  # far points, each alone
     found = find_nearest(survey(points), np.arange(600), 21, NO_FURTHER)
     wide = find_nearest(survey(points.astype(np.float64)), np.arange(600), 21, NO_FURTHER)
-    np.testing.assert_allclose(found.squares[:, :21], wide.squares[:, :21], rtol=1e-4)  # five deviations of 2 `of_point`
+    assert_as_near(found, wide)
 
 
 @pytest.mark.parametrize("library", ["numpy", "torch"])
@@ -84,4 +90,4 @@ def test_neighbors_are_those_of_float64_though_all_clouds_are_put_in_groups(stre
     found = find_nearest(survey(given), np.arange(700), 21, NO_FURTHER)
     assert "float32" in str(found.centred.gram.dtype)
     wide = find_nearest(survey(points.astype(np.float64)), np.arange(700), 21, NO_FURTHER)
-    np.testing.assert_allclose(found.squares[:, :21], wide.squares[:, :21], rtol=1e-4)  # five deviations of 2 `of_point`
+    assert_as_near(found, wide)

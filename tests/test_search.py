@@ -74,7 +74,9 @@ def test_ids_would_be_off_without_the_guard(hard, monkeypatch: pytest.MonkeyPatc
 
 def test_a_neighbor_that_a_product_put_outside_its_list_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     points = stressed(tight_clusters, 1024, 576).astype(np.float16)
-    monkeypatch.setattr(search, "_length_that_settles", lambda _, __, ___, n_settled, *____: n_settled + search.SPARES[0])
+    monkeypatch.setattr(
+        search, "_length_that_settles", lambda _, __, ___, n_settled, *____: n_settled + search.SPARES[0]
+    )
     monkeypatch.setattr(search, "SETTLED_BY_ROWS", 1.0)
     cloud = survey(points)
     found = find_nearest(cloud, np.arange(1024), 21, np.empty(0, dtype=int))
@@ -201,7 +203,8 @@ def test_a_limit_that_ties_with_all_is_a_sort() -> None:
 
 def test_every_half_is_read_exactly() -> None:
     halves = np.arange(2**16, dtype=np.uint16).view(np.float16)[:, None]
-    found, expected = compiled.survey(halves, np.zeros((1, 1)), np.zeros(2**16, np.int32), np.float32, np.empty(0, int)), halves.astype(np.float32)
+    one_group, expected = np.zeros(2**16, np.int32), halves.astype(np.float32)
+    found = compiled.survey(halves, np.zeros((1, 1)), one_group, np.float32, np.empty(0, int))
     is_finite = np.isfinite(expected[:, 0])
     np.testing.assert_array_equal(found.centred[is_finite], expected[is_finite])
     np.testing.assert_array_equal(np.isfinite(found.squared_norms), is_finite)
