@@ -1,13 +1,14 @@
 """Processes that answer one question after another: what one does, holds or crashes of is no matter to who asks.
 
 A child is started for each thread that asks and each function that answers, kept between questions, and replaced once
-anything has come between a question and its answer. It ends when its standard input does, so with whoever started it,
-however that ended.
+anything has come between a question and its answer. It ends when its standard input does, in the midst of an answer
+too, so with whoever started it, however that ended.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pickle
 import select
@@ -16,26 +17,38 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from typing import Any, BinaryIO
 
-# What the operating system can wait for at once; some years.
-LONGEST = 1e8
+# What the operating system can wait for at once, in seconds; days.
+LONGEST = 1e6
+# Seconds that a process which has said its last may take to end.
+TO_END = 5.0
 # Many children share the machine.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
 # Ctrl-C is for the one who asks, who then ends the child.
 _DEAF_TO_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
 
 _OF_THREAD = threading.local()
+# Those of all threads.
+_RUNNING: weakref.WeakSet[_Child] = weakref.WeakSet()
 
 
 class ChildError(Exception):
-    """What went wrong in the child, in words."""
+    """What went wrong in the child, in words.
 
+    Parameters
+    ----------
+    words : str
+    lacks_memory : bool
+        Whether there was, as far as can be seen, too little memory.
+    """
 
-class ChildEnded(ChildError):
-    """The child's process ended before it answered."""
+    def __init__(self, words: str, lacks_memory: bool = False) -> None:
+        super().__init__(words)
+        self.lacks_memory = lacks_memory
 
 
 def ask_child(answer: Callable, *question: Any, max_seconds: float = LONGEST, files: Sequence[int] = ()) -> Any:
@@ -57,25 +70,38 @@ def ask_child(answer: Callable, *question: Any, max_seconds: float = LONGEST, fi
     TimeoutError
         The answer took longer.
     ChildError
-        The function raised an exception, whose traceback is a note; `ChildEnded` where its process ended.
+        The function raised an exception, whose traceback is a note, or its process ended.
     """
     name = f"{answer.__module__}:{answer.__qualname__}"
     child = _own_child(name, files)
     try:
-        found, words, trace = child.ask(question, max_seconds)
+        found, raised, trace = child.ask(question, max_seconds)
     except BaseException as error:
         # Whatever is still to come from this child answers a question nobody asks any more.
         _children().pop(name)
-        ended = child.end()
-        if isinstance(error, EOFError | BrokenPipeError | pickle.UnpicklingError):
-            cause = " (killed, most likely for want of memory)" if ended == -signal.SIGKILL else ""
-            raise ChildEnded(f"its process ended with code {ended}{cause}") from error
+        is_cut_off = isinstance(error, EOFError | BrokenPipeError | pickle.UnpicklingError)
+        code = child.end(TO_END if is_cut_off else 0.0)
+        if is_cut_off:
+            is_killed = code == -signal.SIGKILL
+            cause = " (killed, most likely for want of memory)" if is_killed else ""
+            raise ChildError(f"its process ended with code {code}{cause}", lacks_memory=is_killed) from error
         raise
-    if words:
-        raised = ChildError(words)
+    if raised:
         raised.add_note(trace)
         raise raised
     return found
+
+
+@contextlib.contextmanager
+def ending_children() -> Iterator[None]:
+    """End the children of all threads of this process when Ctrl-C comes: threads that ask see nothing of it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        for child in list(_RUNNING):
+            if child.owner == os.getpid():
+                child.kill()
+        raise
 
 
 def _children() -> dict[str, _Child]:
@@ -100,7 +126,7 @@ class _Child:
         self.owner, self.held = os.getpid(), held
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", f"{_DEAF_TO_CTRL_C}; from {__name__} import serve; serve({name!r})"],
+                [sys.executable, "-P", "-c", f"{_DEAF_TO_CTRL_C}; from {__name__} import serve; serve({name!r})"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env={**os.environ, **ONE_THREAD, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
@@ -108,13 +134,17 @@ class _Child:
             )
             self._answer()  # what the start of the process takes is no part of an answer
         except (OSError, EOFError) as error:
-            raise ChildError(f"{sys.executable} could not be started to compute in ({error})") from error
+            words = f"{sys.executable} could not be started to compute in ({error})"
+            raise ChildError(words, lacks_memory=getattr(error, "errno", None) == errno.ENOMEM) from error
+        _RUNNING.add(self)
 
-    def ask(self, question: tuple, max_seconds: float) -> tuple[Any, str, str]:
-        """Return the answer to a question, and the words and traceback of an exception, empty where there is none."""
+    def ask(self, question: tuple, max_seconds: float) -> tuple[Any, ChildError | None, str]:
+        """Return the answer to a question, or the error and the traceback."""
         pickle.dump(question, self._process.stdin, protocol=pickle.HIGHEST_PROTOCOL)
         self._process.stdin.flush()
-        if not select.select([self._process.stdout], [], [], min(max_seconds, LONGEST))[0]:
+        waiting = select.poll()
+        waiting.register(self._process.stdout, select.POLLIN)
+        if not waiting.poll(1000 * min(max_seconds, LONGEST)):
             raise TimeoutError(f"no answer after {max_seconds:g} s")
         return self._answer()
 
@@ -122,9 +152,16 @@ class _Child:
         """Return whether the process has not ended."""
         return self._process.poll() is None
 
-    def end(self) -> int:
-        """Kill the process and return its exit code."""
+    def kill(self) -> None:
+        """Kill the process; whoever waits for its answer sees that it ended."""
         self._process.kill()
+
+    def end(self, patience: float = 0.0) -> int:
+        """Return the exit code of a process that is ending, or is killed after so many seconds."""
+        try:
+            self._process.wait(patience)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
         for pipe in (self._process.stdin, self._process.stdout):
             with contextlib.suppress(BrokenPipeError):  # part of a question was never taken
                 pipe.close()
@@ -144,21 +181,35 @@ def serve(name: str) -> None:
     # What a function prints must not stand among the answers.
     questions, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
+    threading.Thread(target=_end_with_input, args=[questions.fileno()], daemon=True).start()
     module, function = name.split(":")
     answer = getattr(import_module(module), function)
-    _send(None, answers)
+    _send(pickle.dumps(None), answers)
     while True:
         try:
             question = pickle.load(questions)
         except EOFError:
             return
         try:
-            reply = answer(*question), "", ""
+            reply = _pickled((answer(*question), None, ""))
         except Exception as error:  # noqa: BLE001  other packages' code may raise anything: it becomes words
-            reply = None, f"{type(error).__name__}: {error}", traceback.format_exc()
+            raised = ChildError(f"{type(error).__name__}: {error}", lacks_memory=isinstance(error, MemoryError))
+            reply = _pickled((None, raised, traceback.format_exc()))
         _send(reply, answers)
 
 
-def _send(answer: Any, answers: BinaryIO) -> None:
-    pickle.dump(answer, answers, protocol=pickle.HIGHEST_PROTOCOL)
+def _end_with_input(file: int) -> None:
+    """End this process, whatever it does, once nobody holds the other end of a pipe."""
+    waiting = select.poll()
+    waiting.register(file, 0)  # of its end alone
+    waiting.poll()
+    os._exit(1)
+
+
+def _pickled(reply: tuple) -> bytes:
+    return pickle.dumps(reply, protocol=pickle.HIGHEST_PROTOCOL)
+
+
+def _send(reply: bytes, answers: BinaryIO) -> None:
+    answers.write(reply)
     answers.flush()

@@ -38,7 +38,7 @@ def estimate(
         Names as in `save_IDs_list`: `mle`, `mle_harmonic`, `mind_ml`, `twoNN_f10`, …
     duplicates : {"distinct", "keep"}
         Count the first of each set of equal points, or all of them. A kept repetition has distance
-        zero to its twin, which no estimator here accepts: `degenerate`.
+        zero to its twin, which no estimator of neighbors accepts: `degenerate`.
     max_seconds : float
         How long an estimator that needs the points themselves, such as `phd`, may take for a cloud before it is a
         `timeout`.

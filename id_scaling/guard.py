@@ -14,11 +14,11 @@ The error of log(r_j / r_1) at point i is then about E_i = e max(|x_i|² / r_1²
 
 where s_i is how strongly the ID hangs on point i: with m_i the mean over j < k of log(r_k / r_j), the
 largest of 1 / sum m (harmonic MLE), m_i^-2 / sum m^-1 (arithmetic MLE) and x_i / sum x² with x = log(r_2 / r_1)
-(TwoNN); that of MiND_ML is below the first. Points are taken out in order of s_i E_i until what is left is
-below `of_id`, and every point with E_i above `of_point` is taken out too: those distances are computed again from
-differences of the coordinates. In float32 these are right to some 3e-8, whatever the norms, which is of no account but
-where the two nearest, or all of a list, are close together, as at an attention sink or in a hundred dimensions: there
-the differences are in float64.
+(TwoNN); that of MiND_ML is below the first. Points are taken out in order of s_i E_i until what is left is below
+`of_id`, and so is every point with E_i above `of_point`, or whose two nearest may tie: errors of r_2 / r_1 are of one
+sign there and add up. Those distances are computed again from differences of the coordinates. In float32 these are
+right to some 3e-8, whatever the norms, which is of no account but where the two nearest, or all of a list, are close
+together, as at an attention sink or in a hundred dimensions: there the differences are in float64.
 
 What hangs on other differences of logarithms is not guarded: `config/README.md` has what was found of other estimators.
 """
@@ -106,13 +106,15 @@ def suspects(
     nearest = squares[np.arange(len(squares)), np.minimum(n_zeros, squares.shape[1] - 1)]
     with np.errstate(divide="ignore", invalid="ignore"):
         of_log = deviations(nearest, squared_norms, error) / np.maximum(2 * nearest, 0)
-        share = _sensitivities(squares, n_zeros) * of_log
+        log_mu = 0.5 * np.log(squares[:, min(1, squares.shape[1] - 1)] / squares[:, 0])
+        may_tie = ~(log_mu > SIGMAS * of_log) & (n_zeros == 0)
+        share = _sensitivities(squares, n_zeros, may_tie) * of_log
     share = np.where(np.isnan(share), np.inf, share)
     order = np.argsort(share)
     ascending = share[order]
     with np.errstate(invalid="ignore"):
         predicted = SIGMAS * np.sqrt(np.cumsum(ascending**2)) + error.bias / error.spread * np.cumsum(ascending)
-    is_suspect = ~(of_log <= tolerance.of_point)
+    is_suspect = ~(of_log <= tolerance.of_point) | may_tie
     is_suspect[order[~(predicted <= tolerance.of_id)]] = True
     return is_suspect & (n_zeros < squares.shape[1])
 
@@ -124,16 +126,17 @@ def close_together(squares: np.ndarray) -> np.ndarray:
     return (squares.max(axis=1) <= (1 + CLOSE) * nearest) | (following <= (1 + CLOSE_PAIR) * nearest)
 
 
-def _sensitivities(squares: np.ndarray, n_zeros: np.ndarray) -> np.ndarray:
-    """Return how strongly the most sensitive estimator's ID hangs on each point."""
+def _sensitivities(squares: np.ndarray, n_zeros: np.ndarray, may_tie: np.ndarray) -> np.ndarray:
+    """Return how strongly the most sensitive estimator's ID hangs on each point; ratios of ties are no part of it."""
     k = min(K, squares.shape[1])
     if k < 2:
         return np.ones(len(squares))
     is_usable = (n_zeros == 0) & (squares[:, 0] > 0) & np.isfinite(squares[:, k - 1])
     logs = 0.5 * np.log(np.where(is_usable[:, None], squares[:, :k], 1.0))
     inverse = np.where(is_usable, logs[:, -1] - logs[:, :-1].sum(axis=1) / (k - 1), np.inf)
-    log_mu = logs[:, 1] - logs[:, 0]
+    log_mu = np.where(may_tie, 0.0, logs[:, 1] - logs[:, 0])
     harmonic = 1 / inverse.sum(where=is_usable)
     arithmetic = inverse**-2 / (1 / inverse).sum()
-    two_nn = log_mu / (log_mu @ log_mu)
+    with np.errstate(invalid="ignore"):
+        two_nn = log_mu / (log_mu @ log_mu)
     return np.fmax(np.fmax(harmonic, arithmetic), two_nn)

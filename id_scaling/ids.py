@@ -17,6 +17,7 @@ import joblib
 import numpy as np
 import polars as pl
 
+from id_scaling.children import ending_children
 from id_scaling.errors import StoreError
 from id_scaling.estimators import get_estimator
 from id_scaling.estimators.base import Estimator, estimate_from_neighbors, estimate_from_points
@@ -67,9 +68,10 @@ def estimate_run(
     estimator = get_estimator(name)
     blocks = list(_blocks(manifest_path.parent, manifest, module, settings["views"]))
     # Threads share what is read; estimators of points have a process of their own for each thread.
-    tables = joblib.Parallel(n_jobs=n_threads, prefer="threads")(
-        joblib.delayed(_estimate_block)(estimator, manifest, settings, *block) for block in blocks
-    )
+    with ending_children():
+        tables = joblib.Parallel(n_jobs=n_threads, prefer="threads")(
+            joblib.delayed(_estimate_block)(estimator, manifest, settings, *block) for block in blocks
+        )
     table = pl.concat(tables)
     facts = {
         "settings": dict(settings),

@@ -20,6 +20,9 @@ from id_scaling.search import LISTED, Cloud, find_nearest, survey
 from id_scaling.statistics import N_LISTED, N_OVERLAP, Context, names_of, statistics_of
 from id_scaling.views import View
 
+# Squared distances below this lose digits; beside coordinates of about one that is zero.
+LEAST_RESOLVED = 2.0**-960
+
 
 @dataclass(frozen=True)
 class Neighbors:
@@ -124,6 +127,7 @@ def _under_view(counts, selection, cloud, ranks, groups, context) -> tuple[Neigh
     n_settled = min(max([*ranks[ranks <= LISTED], N_LISTED if groups else 1]), n - 1)
     is_further = (ranks > n_settled) & (ranks < n)
     found = find_nearest(cloud, selection, n_settled, ranks[is_further])
+    found.squares[found.squares < LEAST_RESOLVED] = 0.0
     settled = found.squares.take(ranks[ranks <= n_settled] - 1, axis=1)
     squares = np.hstack([settled, found.beyond, np.full((n, np.count_nonzero(ranks >= n)), np.nan)])
     neighbors = _nothing(cloud, ranks)

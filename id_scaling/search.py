@@ -146,14 +146,14 @@ class Cloud:
         """Return the points less one centre, in a dtype."""
         if dtype not in self._about_mean:
             one = next(iter(self._about_mean.values()))
-            self._about_mean[dtype] = _centred(self.kernels, self.points, one.labels, dtype, self.probes, one.centres)
+            self._about_mean[dtype] = centred_on(self.kernels, self.points, one.labels, dtype, self.probes, one.centres)
         return self._about_mean[dtype]
 
     @cached_property
     def about_groups(self) -> Centred:
         """The points less the centres of groups, in float32."""
         labels = split(self.about_mean(np.float32).survey.products.T)
-        return _centred(self.kernels, self.points, labels, np.float32, self.probes)
+        return centred_on(self.kernels, self.points, labels, np.float32, self.probes)
 
 
 @dataclass
@@ -188,17 +188,24 @@ def survey(points: Any) -> Cloud:
     points = kernels.in_order(points)
     probes, one_group = _spread_out(len(points), PROBES), np.zeros(len(points), np.int32)
     dtype = np.float64 if _is_wide(points) else np.float32
-    centred = _centred(kernels, points, one_group, dtype, probes)
+    centred = centred_on(kernels, points, one_group, dtype, probes)
     if not LEAST_SQUARE <= centred.survey.squared_norms.max(initial=0) <= LARGEST_SQUARE:
         points, scale = _in_range(points)
         dtype = np.float64
-        centred = _centred(kernels, points, one_group, dtype, probes)
+        centred = centred_on(kernels, points, one_group, dtype, probes)
     squared_norms = centred.survey.squared_norms
     first = first_occurrences(points, centred.survey.keys)
     return Cloud(kernels, points, scale, squared_norms, np.isfinite(squared_norms), first, probes, {dtype: centred})
 
 
-def _centred(kernels, points, labels, dtype, probes, centres=None) -> Centred:
+def centred_on(
+    kernels: ModuleType,
+    points: Any,
+    labels: np.ndarray,
+    dtype: type,
+    probes: np.ndarray,
+    centres: np.ndarray | None = None,
+) -> Centred:
     """Return points less the centres of their groups, by default their means, in a dtype."""
     centres = kernels.means(points, labels) if centres is None else centres
     return Centred(kernels, kernels.survey(points, centres, labels, dtype, probes), centres, labels)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from id_scaling.children import ChildEnded, ask_child
+from id_scaling.children import ChildError, ask_child, ending_children
 from id_scaling.errors import ResourceError
 from id_scaling.neighbors import Neighbors, find_neighbors
 
@@ -37,19 +37,23 @@ class Searchers:
     def find(self, clouds: torch.Tensor, questions: Sequence[Mapping[str, Any]]) -> list[list[Neighbors]]:
         """Return what `find_neighbors` returns for each cloud (clouds, tokens, d) and its other arguments."""
         is_on_cpu = clouds.device.type == "cpu"
-        if is_on_cpu and not self._is_alone and len(clouds) > 1:
-            return list(self._askers.map(self._ask, self._room.hold(clouds), questions))
-        points = on_host(clouds) if is_on_cpu else clouds
-        return [find_neighbors(cloud, **question) for cloud, question in zip(points, questions, strict=True)]
+        try:
+            if is_on_cpu and not self._is_alone and len(clouds) > 1:
+                with ending_children():
+                    return list(self._askers.map(self._ask, self._room.hold(clouds), questions))
+            points = on_host(clouds) if is_on_cpu else clouds
+            return [find_neighbors(cloud, **question) for cloud, question in zip(points, questions, strict=True)]
+        except (ChildError, MemoryError) as error:
+            if not getattr(error, "lacks_memory", True):
+                raise
+            shape = tuple(clouds.shape[1:])
+            raise ResourceError(
+                f"neighbors of a cloud of {shape}: {error}; give the job more memory, or fewer threads"
+            ) from error
 
     def _ask(self, place: tuple, question: Mapping[str, Any]) -> list[Neighbors]:
         """Return the neighbors that a process finds for the cloud at a place of the room."""
-        try:
-            return ask_child(find_in_room, place, question, files=(self._room.file,))
-        except ChildEnded as error:
-            raise ResourceError(
-                f"neighbors of a cloud of {place[2]}: {error}; give the job more memory, or fewer threads"
-            ) from error
+        return ask_child(find_in_room, place, question, files=(self._room.file,))
 
 
 def on_host(clouds: torch.Tensor) -> np.ndarray:

@@ -4,20 +4,19 @@ The set is an extraction's own setting and never follows from the estimators ask
 extracts nothing. Sums are float64 wherever the products are float32. What comes of float32 products is right to 1e-5;
 pairs within a radius are right but for those on its edge, a few in ten thousand, and so is `corrint`; its error is
 right to a hundredth. Where float32 would not do for that, sums and pairs are of float64 products of points about their
-own mean.
+own mean, and where those would not do, pairs are not counted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from id_scaling.guard import deviations
 from id_scaling.kernels import compiled
-from id_scaling.search import Cloud, Nearest
+from id_scaling.search import Centred, Cloud, Nearest, centred_on
 
 # group -> (statistic, meaning)
 GROUPS: dict[str, tuple[tuple[str, str], ...]] = {
@@ -65,6 +64,9 @@ ROUNDING = 1e-12
 # Products in float32 do where a squared radius is off by less, and where centring the points that count on their mean
 # leaves more of the sum of their squared norms.
 EDGE, LEFT = 1e-4, 0.01
+# Squared distances nearer to a squared radius than this share of it, or than so many deviations of their error, are
+# equal to it, so not within.
+TIE, TIE_SIGMAS = 1e-9, 3.0
 # Neighbors that statistics look at, so that they are found whatever the ladder.
 N_LISTED = 20
 
@@ -103,7 +105,7 @@ def jackknife_error(influences: np.ndarray, noise: float) -> float:
     """Return the standard error of a logarithm from what the weight of each point changes it by, (n,).
 
     Where a statistic is at its maximum, single points change it by noise, pairs of them by what counts: the sum of the
-    squares of influences then holds the variance twice, so that is taken off once; half of it is left at least.
+    squares of influences then holds the noise twice, so that is taken off once; half of the noise is left at least.
 
     Parameters
     ----------
@@ -154,9 +156,9 @@ def _moments(cloud: Cloud, selection: np.ndarray, found: Nearest, _: Context) ->
     if _are_equal(selection, cloud):
         return dict(zip((name for name, _ in GROUPS["moments"]), (0.0, 0.0, np.nan), strict=True))
     centred = found.centred if found.centred.shifts is None else cloud.about_mean(np.float32)
-    moments = _moments_of(centred.gram, centred.squared_norms, selection, cloud)
+    moments = _moments_of(centred, selection, cloud)
     if not moments[0] > LEFT * centred.squared_norms[selection].sum():  # the cloud's centre is far from theirs
-        moments = _moments_of(*_products_about_mean(selection, cloud), selection, cloud)
+        moments = _moments_of(_about_own_mean(selection, cloud), selection, cloud)
     scale = cloud.scale * cloud.scale
     units = (scale, scale, 1.0)
     return {name: moment * unit for (name, _), moment, unit in zip(GROUPS["moments"], moments, units, strict=True)}
@@ -167,24 +169,21 @@ def _are_equal(selection: np.ndarray, cloud: Cloud) -> bool:
     return bool((cloud.first[selection] == cloud.first[selection[0]]).all())
 
 
-def _products_about_mean(selection: np.ndarray, cloud: Cloud) -> tuple[Any, np.ndarray]:
-    """Return inner products of points less the mean of the selected ones, and their squared norms, in float64."""
+def _about_own_mean(selection: np.ndarray, cloud: Cloud) -> Centred:
+    """Return points less the mean of the selected ones, in float64."""
     mean = cloud.kernels.weighted_sum(cloud.points, _mask(cloud, selection) / len(selection))
     one_group = np.zeros(len(cloud.first), np.int32)
-    survey = cloud.kernels.survey(cloud.points, mean[None], one_group, np.float64, cloud.probes)
-    return cloud.kernels.gram(survey.centred), survey.centred_norms
+    return centred_on(cloud.kernels, cloud.points, one_group, np.float64, cloud.probes, mean[None])
 
 
-def _moments_of(
-    gram: Any, squared_norms: np.ndarray, selection: np.ndarray, cloud: Cloud
-) -> tuple[float, float, float]:
+def _moments_of(centred: Centred, selection: np.ndarray, cloud: Cloud) -> tuple[float, float, float]:
     """Return trace and Frobenius norm of C = H G H, G the products of points centred anywhere and H = 1 - 11ᵀ / n.
 
     The standard error of PR = (tr C)² / ‖C‖² is its infinitesimal jackknife, less the noise of equal variances: a
     point's weight changes log PR by 2 (C_ii / tr C - q_i / ‖C‖²) with q_i the sum of squares of row i of C.
     """
-    n = len(selection)
-    found = cloud.kernels.gram_sums(gram, _mask(cloud, selection))
+    n, squared_norms = len(selection), centred.squared_norms
+    found = cloud.kernels.gram_sums(centred.gram, _mask(cloud, selection))
     sums, squares, products = (values[selection] for values in found)
     means, total = sums / n, sums.sum()
     shifts = means - total / n**2
@@ -220,21 +219,33 @@ def _shares(_: Cloud, selection: np.ndarray, found: Nearest, context: Context) -
 
 
 def _correlation(cloud: Cloud, selection: np.ndarray, found: Nearest, _: Context) -> dict[str, float]:
-    """Return the medians of two neighbor distances and how many pairs are nearer than each; NaN for too few points."""
+    """Return the medians of two neighbor distances and how many pairs are nearer than each.
+
+    NaN for too few points, and where products in float64 do not tell which pairs are nearer.
+    """
     names = [name for name, _ in GROUPS["correlation"]]
     if len(selection) <= CORRELATION_RANKS[-1]:
         return dict.fromkeys(names, np.nan)
     radii = np.array([np.median(np.sqrt(found.squares[:, rank - 1])) for rank in CORRELATION_RANKS])
-    centred = found.centred
-    gram, squared_norms = centred.gram, centred.squared_norms
-    off = deviations(radii[0] ** 2, np.median(centred.guard_norms[selection]), centred.error)
-    if off > EDGE * radii[0] ** 2:  # then many a pair near the edge would be on its wrong side
-        gram, squared_norms = _products_about_mean(selection, cloud)
-    within = cloud.kernels.n_within(gram, squared_norms, _mask(cloud, selection), radii**2)
+    centred, off = found.centred, _off_at(radii[0], found.centred, selection)
+    if off > EDGE:  # then many a pair near the edge would be on its wrong side
+        centred = _about_own_mean(selection, cloud)
+        off = _off_at(radii[0], centred, selection)
+    if not off <= EDGE:
+        return dict.fromkeys(names, np.nan)
+    limits = radii**2 * (1 - max(TIE, TIE_SIGMAS * off))
+    within = cloud.kernels.n_within(centred.gram, centred.squared_norms, _mask(cloud, selection), limits)
     pairs = within.sum(axis=1) // 2
     with np.errstate(invalid="ignore", divide="ignore"):
         error = log_ratio_error(within, pairs) / np.log(radii[1] / radii[0])
     return dict(zip(names, [*(radii * cloud.scale).tolist(), *map(float, pairs), float(error)], strict=True))
+
+
+def _off_at(radius: float, centred: Centred, selection: np.ndarray) -> float:
+    """Return how far squared distances of about a radius are off, as a share, at a point like most."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        norm = np.median(centred.guard_norms[selection])
+        return float(deviations(radius**2, norm, centred.error) / radius**2)
 
 
 def log_ratio_error(within: np.ndarray, pairs: np.ndarray) -> float:
@@ -275,7 +286,7 @@ def _spectrum(cloud: Cloud, selection: np.ndarray, found: Nearest, _: Context) -
     names = [name for name, _ in GROUPS["spectrum"]]
     if _are_equal(selection, cloud):
         return dict.fromkeys(names, np.nan)
-    gram, _ = _products_about_mean(selection, cloud)
+    gram = _about_own_mean(selection, cloud).gram
     eigenvalues, eigenvectors = cloud.kernels.centred_spectrum(cloud.kernels.submatrix(gram, selection))
     shares = np.clip(eigenvalues, 0, None)
     shares = shares / shares.sum()

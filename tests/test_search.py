@@ -142,7 +142,7 @@ def test_sensitivities_are_how_much_ids_change_with_a_point() -> None:
         return np.log([1 / means.mean(), (1 / means).mean()])
 
     x = 0.5 * np.log(squares[:, 1] / squares[:, 0])
-    found, step = _sensitivities(squares, np.zeros(200, dtype=int)), 1e-6
+    found, step = _sensitivities(squares, np.zeros(200, dtype=int), np.zeros(200, dtype=bool)), 1e-6
     for point in range(200):
         moved = squares.copy()
         moved[point, 19] *= np.exp(2 * step)  # its log-ratios to the 20th neighbor grow by `step`

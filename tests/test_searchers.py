@@ -120,3 +120,43 @@ def test_a_file_under_the_number_of_another_is_not_taken_for_it() -> None:
             find_neighbors(points[0].numpy(), **questions[0]),
         )
         np.testing.assert_array_equal(found.r1, expected.r1)
+
+
+def test_a_busy_process_ends_with_whoever_started_it() -> None:
+    code = (
+        "import os, threading, time\n"
+        "from id_scaling.children import ask_child\n"
+        "from tests.test_searchers import say_and_spin\n"
+        "threading.Thread(target=ask_child, args=(say_and_spin,), daemon=True).start()\n"
+        "time.sleep(600)\n"
+    )
+    asker = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    pid = int(asker.stderr.readline())
+    assert is_running(pid)
+    asker.kill()
+    asker.wait()
+    deadline = time.monotonic() + 60
+    while is_running(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_running(pid)
+
+
+def say_and_spin() -> None:
+    """Print this process and never end."""
+    print(os.getpid(), file=sys.stderr, flush=True)
+    while True:
+        pass
+
+
+@pytest.mark.parametrize("n_processes", [1, 2])
+def test_a_search_without_memory_is_one_clear_error(n_processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    clouds, questions = clouds_of(2, 60, 4, torch.float32), questions_of(2, 60)
+    monkeypatch.setattr(searchers, "find_neighbors", out_of_memory)
+    monkeypatch.setattr(searchers, "find_in_room", out_of_memory)
+    with pytest.raises(ResourceError, match=r"a cloud of \(60, 4\): .*no room.*; give the job more memory"):
+        Searchers(n_processes).find(clouds, questions)
+
+
+def out_of_memory(*_: object, **__: object) -> None:
+    """Fail as an array that is too large does."""
+    raise MemoryError("no room")

@@ -336,3 +336,57 @@ def test_equal_points_have_no_moments_whatever_is_rounded(dtype: type) -> None:
         found = find_neighbors(points, [View(1, "keep")], (1, 2), ("moments",))[0].statistics
         assert (found["gram_trace"], found["gram_frobenius"]) == (0, 0)
         assert np.isnan(found["participation_ratio_stderr"])
+
+
+# ---- where rounding would decide ----
+
+
+def lattice(side: int, d: int) -> np.ndarray:
+    """Return the points of a lattice of even steps."""
+    return np.stack(np.meshgrid(*[np.arange(float(side))] * d), axis=-1).reshape(-1, d)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
+@pytest.mark.parametrize("scale", [1, 3, 4])
+@pytest.mark.parametrize("points", [lattice(15, 2), lattice(6, 3)], ids=["plane", "space"])
+def test_pairs_at_the_very_radius_are_not_within_it(points, scale: int, dtype: type) -> None:
+    found = id_scaling.estimate((scale * points).astype(dtype), ["corrint"])["corrint"]
+    assert found.value == pytest.approx(skdim.id.CorrInt().fit_transform(points), rel=1e-9)
+
+
+@pytest.mark.parametrize("width", [1e-6, 1e-8])
+def test_pairs_that_float64_does_not_tell_apart_are_not_counted(width: float) -> None:
+    rng = np.random.default_rng(0)
+    points = rng.standard_normal((6, 8))[np.arange(300) % 6] + width * rng.standard_normal((300, 8))
+    assert id_scaling.estimate(points, ["corrint"])["corrint"].status == "degenerate"
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_ties_are_no_ratios_in_any_dtype(dtype: type, seed: int) -> None:
+    points = np.random.default_rng(seed).integers(0, 4, (300, 4))
+    names = ["twoNN_f10", "twoNN_f50", "gride_n2"]
+    narrow, wide = (id_scaling.estimate(points.astype(kind), names) for kind in (dtype, np.float64))
+    assert [narrow[name].status for name in names] == [wide[name].status for name in names]
+    assert wide["twoNN_f10"].status == "degenerate"
+
+
+def test_distances_whose_squares_lose_digits_are_degenerate() -> None:
+    points = 1e-161 * np.random.default_rng(0).standard_normal((300, 8))
+    points[0] = 1
+    found = id_scaling.estimate(points, ["mle_harmonic", "twoNN_f10", "local_pca_k20_v90"])
+    assert {one.status for one in found.values()} == {"degenerate"}
+
+
+def test_equal_shares_of_variance_are_counted_alike() -> None:
+    points = np.vstack([np.eye(10), -np.eye(10)])  # ten equal variances: nine of them hold 90 % of it
+    assert id_scaling.estimate(points, ["pca_90"])["pca_90"].value == 9
+
+
+def test_points_without_neighbors_below_are_no_part_of_the_overlap() -> None:
+    points = np.random.default_rng(0).standard_normal((60, 5))
+    (found,) = find_neighbors(points, [View(0)], [1], ["overlap"])
+    below = found.nearest.copy()
+    below[:20] = -1
+    (other,) = find_neighbors(points, [View(0)], [1], ["overlap"], below=[below])
+    assert other.statistics["nn_overlap"] == 1

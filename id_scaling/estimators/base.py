@@ -26,8 +26,8 @@ NONFINITE = "nonfinite"
 BOUNDARY = "boundary"
 TIMEOUT = "timeout"
 
-# Log-ratios are right to 1e-9 from float64 points; points all at one distance give a larger dimension from rounding.
-MAX_RESOLVED = 1e8
+# Points all at one distance give a dimension from rounding: log-ratios are right to 1e-5 from narrow points.
+MAX_RESOLVED = 1e5
 
 
 @dataclass(frozen=True)
