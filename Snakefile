@@ -42,5 +42,14 @@ rule estimate_all:
         STUDY.tables(),
 
 
+onstart:
+    hold_session()
+
+
 onsuccess:
+    release_session()
     print_summary()
+
+
+onerror:
+    release_session()

@@ -26,6 +26,10 @@ class ResourceError(IdScalingError):
     """A machine that has too little memory."""
 
 
+class LeaseError(IdScalingError):
+    """A folder that another process writes."""
+
+
 def nearest(name: str, allowed: Iterable[str], n: int = 3) -> str:
     """Return a sentence part that names the values closest to `name`, whatever their case, or all of a short list."""
     allowed = sorted(allowed)

@@ -22,8 +22,9 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from id_scaling.errors import InputError
-from id_scaling.files import digest, read_json, sha256, sole_writer, sweep, write_json, writing
+from id_scaling.files import digest, read_json, sha256, sweep, write_json, writing
 from id_scaling.kernels import kernels_of
+from id_scaling.lease import Lease, leased
 from id_scaling.logs import LOG, Progress
 from id_scaling.models import LossHead, last_hidden, load_model, pick_device, pick_dtype, watching
 from id_scaling.neighbors import Neighbors
@@ -118,13 +119,14 @@ def extract(
         "versions": versions(),
     }
     made_of["digest"] = digest(made_of)
-    with sole_writer(folder):
+    with leased(folder) as lease:
         if _is_extracted(folder, made_of["digest"]):
             LOG.info("all %d contexts already extracted in %s", len(contexts), folder)
         else:
             parts_folder = _fresh_parts(folder, made_of["digest"])
-            facts = _extract_parts(extraction, contexts, identity, parts_folder, execution)
+            facts = _extract_parts(extraction, contexts, identity, parts_folder, execution, lease)
             _assemble(folder, parts_folder, len(contexts), made_of, facts)
+        lease.check()
         _publish(folder, contexts, made_of)
         drop_parts(folder / "parts")
         sweep(folder)
@@ -190,7 +192,12 @@ def _fresh_parts(folder: Path, key: str) -> Path:
 
 
 def _extract_parts(
-    extraction: Extraction, contexts: pl.DataFrame, identity: dict[str, Any], parts_folder: Path, execution: Execution
+    extraction: Extraction,
+    contexts: pl.DataFrame,
+    identity: dict[str, Any],
+    parts_folder: Path,
+    execution: Execution,
+    lease: Lease,
 ) -> dict[str, Any]:
     """Compute the parts that are missing; return the facts of the model as it ran."""
     flat = contexts["input_ids"].explode().to_numpy().astype(np.int64)
@@ -213,6 +220,7 @@ def _extract_parts(
                 LOG.debug("forward pass over contexts %d to %d", rows[0], rows[-1])
                 run.extract_batch(input_ids[rows.start : rows.stop], writer, first)
                 progress.step(len(rows))
+            lease.check()
     return read_json(facts_path)
 
 

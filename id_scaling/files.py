@@ -6,7 +6,6 @@ the final name. What it leaves aside carries `.tmp-` in its name and its process
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -15,8 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-from id_scaling.logs import LOG
 
 
 @contextmanager
@@ -70,23 +67,6 @@ def sweep(folder: Path) -> None:
             shutil.rmtree(leftover)
         else:
             leftover.unlink()
-
-
-@contextmanager
-def sole_writer(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, waiting while another live process holds it.
-
-    The kernel drops the lock of a process that dies, so no lock is ever stale.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            LOG.info("waiting for another process that writes %s", folder)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 def canonical_json(value: Any) -> str:

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -164,12 +165,28 @@ def workflow(tmp_path: Path, tiny_llama: Path, text_folder: Path) -> Workflow:
 @pytest.fixture(scope="session")
 def resources() -> Path:
     """The embedded model and texts, prepared once in the folder where the workflow keeps them."""
-    from id_scaling.files import sole_writer
+    from id_scaling.lease import leased
 
     folder = ROOT / "resources"
-    with sole_writer(folder):
+    with leased(folder):
         for verb, name in (("prepare-model", "smollm2-135m-instruct"), ("prepare-dataset", "sotu")):
             if not (folder / name).is_dir():
                 command = [sys.executable, "-m", "id_scaling", verb, "--output", str(folder / name)]
                 subprocess.run(command, check=True)
     return folder
+
+
+@pytest.fixture
+def python() -> Iterator[Any]:
+    """Start Python code in processes of their own; none outlives the test."""
+    started = []
+
+    def start(code: str, *arguments: Any) -> subprocess.Popen:
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        started.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()

@@ -6,10 +6,6 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +16,6 @@ from id_scaling.files import (
     digest,
     read_json,
     sha256,
-    sole_writer,
     sweep,
     write_json,
     writing,
@@ -134,22 +129,6 @@ def test_block_that_writes_nothing_is_an_error_and_keeps_the_old(tmp_path: Path)
 # ---- killed writers --------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def python() -> Iterator[Any]:
-    """Start Python code in processes of their own; none outlives the test."""
-    started = []
-
-    def start(code: str, *arguments: Any) -> subprocess.Popen:
-        command = [sys.executable, "-c", code, *map(str, arguments)]
-        started.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
-        return started[-1]
-
-    yield start
-    for process in started:
-        process.kill()
-        process.communicate()
-
-
 WRITER = """
 import sys
 from pathlib import Path
@@ -189,50 +168,6 @@ def test_sweep_removes_nothing_but_leftovers(tmp_path: Path) -> None:
     (tmp_path / ".folder.tmp-3" / "x").write_text("x")
     sweep(tmp_path)
     assert names(tmp_path) == sorted(kept)
-
-
-HOLDER = """
-import sys
-from pathlib import Path
-from id_scaling.files import sole_writer
-folder, name = Path(sys.argv[1]), sys.argv[2]
-print("wants", flush=True)
-with sole_writer(folder):
-    with (folder / "order").open("a") as order:
-        order.write(name + "\\n")
-    print("has", flush=True)
-    sys.stdin.readline()
-    with (folder / "order").open("a") as order:
-        order.write(name + " ends\\n")
-"""
-
-
-@pytest.mark.parametrize("is_killed", [False, True], ids=["ends", "is killed"])
-def test_second_writer_waits_until_the_first(is_killed: bool, tmp_path: Path, python: Any) -> None:
-    folder = tmp_path / "run"
-    first = python(HOLDER, folder, "first")
-    assert [first.stdout.readline() for _ in range(2)] == ["wants\n", "has\n"]
-    second = python(HOLDER, folder, "second")
-    assert second.stdout.readline() == "wants\n"
-    # Long enough for a second writer that does not wait to write its name, which it does at once.
-    time.sleep(0.3)
-    assert (folder / "order").read_text() == "first\n"
-    if is_killed:
-        os.kill(first.pid, signal.SIGKILL)
-        first.wait()
-    else:
-        first.communicate("\n")
-    assert second.stdout.readline() == "has\n"
-    second.communicate("\n")
-    ends = [] if is_killed else ["first ends"]
-    assert (folder / "order").read_text().split("\n")[:-1] == ["first", *ends, "second", "second ends"]
-
-
-def test_lock_is_free_again_after_an_error(tmp_path: Path, python: Any) -> None:
-    with pytest.raises(ValueError, match="inside"), sole_writer(tmp_path / "run"):
-        raise ValueError("inside")
-    after = python(HOLDER, tmp_path / "run", "after")
-    assert [after.stdout.readline() for _ in range(2)] == ["wants\n", "has\n"]
 
 
 # ---- JSON and hashes -------------------------------------------------------------------------------------------

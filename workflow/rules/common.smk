@@ -23,6 +23,7 @@ def load_study(config):
 
 
 STUDY = load_study(config)
+LEASES = []
 
 
 def one_of(names):
@@ -130,6 +131,21 @@ def get_estimate_memory(wildcards, attempt):
 
 def get_estimate_runtime(wildcards, attempt):
     return 30 * attempt
+
+
+def hold_session():
+    """Refuse to work on a session that another Snakemake, in whichever clone, works on."""
+    from id_scaling import lease
+
+    try:
+        LEASES.append(lease.hold_session(Path(STUDY.session)))
+    except IdScalingError as error:
+        raise WorkflowError(str(error)) from None
+
+
+def release_session():
+    while LEASES:
+        LEASES.pop().release()
 
 
 def print_summary():

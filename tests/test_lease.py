@@ -1,0 +1,146 @@
+"""Leases: one writer at a time, and what becomes of the lease of one that is gone, or only slept."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from id_scaling import lease as module
+from id_scaling.errors import LeaseError
+from id_scaling.lease import Lease, hold_session, leased, read_holder
+
+HOLDER = """
+import sys
+from pathlib import Path
+from id_scaling.lease import leased
+folder, name = Path(sys.argv[1]), sys.argv[2]
+print("wants", flush=True)
+with leased(folder):
+    with (folder / "order").open("a") as order:
+        order.write(name + "\\n")
+    print("has", flush=True)
+    sys.stdin.readline()
+    with (folder / "order").open("a") as order:
+        order.write(name + " ends\\n")
+"""
+
+
+def lines(process: Any, n: int) -> list[str]:
+    """Return what a process says next."""
+    return [process.stdout.readline().strip() for _ in range(n)]
+
+
+@pytest.mark.parametrize("is_killed", [False, True], ids=["ends", "is killed"])
+def test_a_second_writer_waits_until_the_first(is_killed: bool, tmp_path: Path, python: Any) -> None:
+    folder = tmp_path / "run"
+    first = python(HOLDER, folder, "first")
+    assert lines(first, 2) == ["wants", "has"]
+    second = python(HOLDER, folder, "second")
+    assert lines(second, 1) == ["wants"]
+    # Long enough for a second writer that does not wait to write its name, which it does at once.
+    time.sleep(0.5)
+    assert (folder / "order").read_text() == "first\n"
+    if is_killed:
+        os.kill(first.pid, signal.SIGKILL)
+        first.wait()
+    else:
+        first.communicate("\n")
+    assert lines(second, 1) == ["has"]
+    second.communicate("\n")
+    ends = [] if is_killed else ["first ends"]
+    assert (folder / "order").read_text().split("\n")[:-1] == ["first", *ends, "second", "second ends"]
+    assert [path.name for path in folder.iterdir()] == ["order"]
+
+
+def test_many_that_find_a_stale_lease_take_it_one_after_another(tmp_path: Path, python: Any) -> None:
+    folder = tmp_path / "run"
+    dead = python(HOLDER, folder, "dead")
+    assert lines(dead, 2) == ["wants", "has"]
+    os.kill(dead.pid, signal.SIGKILL)
+    dead.wait()
+    others = [python(HOLDER, folder, f"{number}") for number in range(4)]
+    for other in others:
+        other.stdin.write("\n")
+        other.stdin.flush()
+    for other in others:
+        assert other.wait(60) == 0
+    order = (folder / "order").read_text().split("\n")[1:-1]
+    assert sorted(order[::2]) == ["0", "1", "2", "3"]
+    assert [f"{name} ends" for name in order[::2]] == order[1::2]  # no one began before the one before had ended
+
+
+def test_a_lease_is_free_again_after_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="inside"), leased(tmp_path / "run"):
+        raise ValueError("inside")
+    assert Lease(tmp_path / "run" / ".lease").take() is None
+
+
+def of_another_machine(path: Path, age: float) -> None:
+    """Make a lease that of a process that cannot be seen from here, not heard of for so long."""
+    holder = replace(read_holder(path), host="elsewhere", machine="elsewhere", token="other")
+    path.write_text(json.dumps(asdict(holder)))
+    os.utime(path, (time.time() - age, time.time() - age))
+
+
+def test_a_lease_of_another_machine_is_stale_once_it_is_not_heard_of(tmp_path: Path) -> None:
+    held = Lease(tmp_path / ".lease")
+    assert held.take() is None
+    of_another_machine(held.path, age=module.STALE / 2)
+    assert str(Lease(held.path).take()).startswith(f"process {os.getpid()} on elsewhere since ")
+    of_another_machine(held.path, age=2 * module.STALE)
+    assert Lease(held.path).take() is None
+
+
+def test_a_process_id_that_is_used_again_is_not_the_holder(tmp_path: Path) -> None:
+    held = Lease(tmp_path / ".lease")
+    held.take()
+    assert Lease(held.path).take() == read_holder(held.path)
+    held.path.write_text(json.dumps(asdict(replace(read_holder(held.path), started="0"))))
+    assert Lease(held.path).take() is None
+
+
+def test_a_holder_is_heard_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BEAT", 0.05)
+    held = Lease(tmp_path / ".lease")
+    held.take()
+    os.utime(held.path, (0, 0))
+    deadline = time.monotonic() + 60
+    while held.path.stat().st_mtime == 0 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert held.path.stat().st_mtime > 0
+    held.release()
+    assert not held.path.exists()
+
+
+def test_who_slept_through_a_takeover_writes_no_more(tmp_path: Path) -> None:
+    sleeper = Lease(tmp_path / ".lease")
+    sleeper.take()
+    sleeper.check()
+    of_another_machine(sleeper.path, age=0)
+    with pytest.raises(LeaseError, match=r"not heard of for 120 s, so process \d+ on elsewhere .* took over"):
+        sleeper.check()
+    sleeper.release()
+    assert read_holder(sleeper.path).token == "other"  # and is left to its holder
+
+
+def test_a_lease_that_says_nothing_is_somebodys_until_it_is_old(tmp_path: Path) -> None:
+    path = tmp_path / ".lease"
+    path.touch()
+    assert str(Lease(path).take()).startswith("process 0 on an unknown machine")
+    os.utime(path, (1, 1))
+    assert Lease(path).take() is None
+
+
+def test_a_second_on_a_session_is_told_who_is_there(tmp_path: Path) -> None:
+    first = hold_session(tmp_path / "session")
+    with pytest.raises(LeaseError, match=rf"session: process {os.getpid()} on .* is at work on this session; wait"):
+        hold_session(tmp_path / "session")
+    first.release()
+    hold_session(tmp_path / "session").release()
