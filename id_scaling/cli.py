@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from id_scaling.errors import IdScalingError
+from id_scaling.errors import Ended, IdScalingError, of_a_disk
 from id_scaling.logs import start_logging
 
 Arguments = argparse.Namespace
@@ -22,12 +23,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; an error of the package is one message on standard error and exit status 1."""
     arguments = _parser().parse_args(argv)
     start_logging(arguments.verbose)
+    signal.signal(signal.SIGTERM, _end)
     try:
         VERBS[arguments.verb][0](arguments)
-    except IdScalingError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except Ended:
+        print("ended: the system asked for it (SIGTERM)", file=sys.stderr)
+        return 128 + signal.SIGTERM
+    except Exception as error:
+        shown = error if isinstance(error, IdScalingError) else of_a_disk(error)
+        if shown is None:
+            raise
+        print(f"error: {shown}", file=sys.stderr)
         return 1
     return 0
+
+
+def _end(*_: object) -> None:
+    """End what is going on, so that leases are given back and nothing half written stays."""
+    raise Ended
 
 
 def prepare_model(arguments: Arguments) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import os
+import re
 from collections.abc import Iterable
 
 
@@ -23,11 +26,36 @@ class StoreError(IdScalingError):
 
 
 class ResourceError(IdScalingError):
-    """A machine that has too little memory."""
+    """A machine that has too little memory, or a file system that has too little room or may not be written."""
+
+
+class Ended(BaseException):
+    """The system asks this process to end (SIGTERM), as at the end of a job's time."""
 
 
 class LeaseError(IdScalingError):
     """A folder that another process writes."""
+
+
+# What an operating system says of a disk, in the words that also stand in what libraries make of it.
+_OF_DISKS = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room within your quota",
+    errno.EROFS: "choose a folder that can be written",
+    errno.EACCES: "choose a folder that you may read and write",
+    errno.EIO: "look at the disk",
+}
+
+
+def of_a_disk(error: Exception) -> ResourceError | None:
+    """Return the error that users meet where a disk is full or may not be written; None for any other."""
+    text, name = str(error), getattr(error, "filename", None)
+    for code, advice in _OF_DISKS.items():
+        if getattr(error, "errno", None) == code or os.strerror(code) in text:
+            found = re.search(r"filename = '([^']+)'", text)  # as HDF5 says it
+            where = name or (found and found[1]) or text
+            return ResourceError(f"{where}: {os.strerror(code)}; {advice} and run again: what was finished is kept")
+    return None
 
 
 def nearest(name: str, allowed: Iterable[str], n: int = 3) -> str:

@@ -21,7 +21,7 @@ import polars as pl
 import torch
 from threadpoolctl import threadpool_limits
 
-from id_scaling.errors import InputError
+from id_scaling.errors import Ended, InputError, ResourceError
 from id_scaling.files import digest, read_json, sha256, sweep, write_json, writing
 from id_scaling.kernels import kernels_of
 from id_scaling.lease import Lease, leased
@@ -212,16 +212,48 @@ def _extract_parts(
     run = _Run(extraction, identity, execution, input_ids)
     write_json(facts_path, run.facts())
     progress = Progress("extracted context", len(input_ids), n_done)
-    for part in missing:
+    try:
+        _extract_missing(run, input_ids, missing, parts_folder, execution.batch_size, progress, lease)
+    except Ended:
+        n_left = sum(len(part) for part in parts if not _part(parts_folder, part).is_dir())
+        n_kept = len(input_ids) - n_left
+        LOG.info("ended with %d of %d contexts extracted; the next run goes on there", n_kept, len(input_ids))
+        raise
+    return read_json(facts_path)
+
+
+def _extract_missing(run: _Run, input_ids, parts, parts_folder: Path, batch_size: int, progress, lease: Lease) -> None:
+    """Compute parts one by one, each complete or absent."""
+    for part in parts:
         # Clouds are shared out over processes, one BLAS thread each: how many there are does not change a number.
         with threadpool_limits(1, user_api="blas"), PartWriter(_part(parts_folder, part), len(part)) as writer:
-            for first in range(0, len(part), execution.batch_size):
-                rows = part[first : first + execution.batch_size]
+            first = 0
+            while first < len(part):
+                rows = part[first : first + batch_size]
                 LOG.debug("forward pass over contexts %d to %d", rows[0], rows[-1])
-                run.extract_batch(input_ids[rows.start : rows.stop], writer, first)
+                try:
+                    run.extract_batch(input_ids[rows.start : rows.stop], writer, first)
+                except torch.OutOfMemoryError as error:
+                    batch_size = _halved(len(rows), error)
+                    continue
+                first += len(rows)
                 progress.step(len(rows))
             lease.check()
-    return read_json(facts_path)
+
+
+def _halved(batch_size: int, error: torch.OutOfMemoryError) -> int:
+    """Return half of a batch that a GPU has no memory for."""
+    words = str(error).split(". ")[0]
+    if batch_size == 1:
+        raise ResourceError(
+            f"one context does not fit in the GPU's memory ({words}); use_accelerator: true spreads the model over "
+            "several GPUs and the host, dtype: bfloat16 halves it, and a shorter ctx_len takes less"
+        ) from error
+    LOG.warning(
+        "%d contexts at once do not fit in the GPU's memory (%s): on with %d", batch_size, words, batch_size // 2
+    )
+    torch.cuda.empty_cache()
+    return batch_size // 2
 
 
 def _part(parts_folder: Path, part: range) -> Path:

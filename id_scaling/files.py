@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from id_scaling.errors import ResourceError
+
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
@@ -49,6 +51,23 @@ def writing_folder(path: Path) -> Iterator[Path]:
         sync(path.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def require_room(path: Path, n_bytes: int, kept: str) -> None:
+    """Check that a file system has room, before a file is begun that could not be ended.
+
+    Raises
+    ------
+    ResourceError
+        It has not; `kept` says what is not lost by that.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(path.parent).free
+    if free < n_bytes:
+        raise ResourceError(
+            f"{path}: needs {n_bytes / 1e6:.1f} MB, but {free / 1e6:.1f} MB are free on its file system; make room and "
+            f"run again: {kept}"
+        )
 
 
 def sync(path: Path) -> None:

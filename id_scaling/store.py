@@ -23,11 +23,13 @@ from typing import Any
 import h5py
 import numpy as np
 
-from id_scaling.files import canonical_json, writing, writing_folder
+from id_scaling.files import canonical_json, require_room, writing, writing_folder
 from id_scaling.paths import file_of
 from id_scaling.sites import Site
 
 CONTEXTS_A_PART = 8
+# Bytes of free room beyond what values take: a file that meets the end of the disk can take HDF5 with it.
+MARGIN = 2**20
 RANKS_A_CHUNK = 12
 TOKENS_FILE = "tokens.h5"
 
@@ -76,6 +78,8 @@ class PartWriter:
             self._files[file_name] = h5py.File(self._aside / file_name, "w")
         file = self._files[file_name]
         if path not in file:
+            n_bytes = self._n_contexts * values[0].nbytes
+            require_room(self._aside / file_name, n_bytes + MARGIN, "finished parts are kept")
             _create(file, path, (self._n_contexts, *values.shape[1:]), values.dtype)
         elif np.promote_types(file[path].dtype, values.dtype) != file[path].dtype:
             _widen(file, path, values.dtype)
@@ -88,6 +92,8 @@ def assemble(parts: list[Path], name: str, output: Path, attributes: dict[str, A
     A finished `output` with the same attributes is kept, so that an interrupted assembly goes on.
     """
     if not is_made_with(output, attributes):
+        n_bytes = sum((part / name).stat().st_size for part in parts)
+        require_room(output, n_bytes + MARGIN, "what was extracted is kept")
         # The format of HDF5 1.10 and later checks its structure too, not the data alone.
         with writing(output) as aside, h5py.File(aside, "w", libver="latest") as target:
             _concatenate([part / name for part in parts], target)

@@ -157,6 +157,30 @@ def test_kill_9_of_the_extraction_loses_at_most_one_part(
     assert_same_contents(workflow.session, undisturbed.session)
 
 
+def test_sigterm_drops_the_part_in_hand_and_says_how_far_the_extraction_got(
+    inputs: Path, undisturbed: Workflow, tmp_path: Path
+):
+    workflow = prepared(inputs, tmp_path / "work")
+    snakemake = start(workflow)
+    wait_for(lambda: len(parts_done(workflow.session)) >= 2)
+    (process,) = processes_of(workflow.session, "extract")
+    os.kill(process, signal.SIGTERM)
+    assert snakemake.wait() != 0
+    kept = 8 * len(parts_done(workflow.session))
+    n_contexts = pl.read_parquet(next(workflow.session.rglob("contexts.parquet"))).height
+    assert f"ended with {kept} of {n_contexts} contexts extracted" in output_of(workflow)
+    folder = run_folder(workflow.session)
+    assert not (folder / ".lease").exists()
+    assert not list(folder.rglob(".*.tmp-*"))
+    assert f"{kept} already extracted" in workflow.run()
+    assert_same_contents(workflow.session, undisturbed.session)
+
+
+def output_of(workflow: Workflow) -> str:
+    """Return what the Snakemake that was started says, failed jobs' logs included."""
+    return (workflow.folder / "output.txt").read_text()
+
+
 def test_kill_9_of_snakemake_then_unlock_and_the_same_command(inputs: Path, undisturbed: Workflow, tmp_path: Path):
     """The extraction outlives Snakemake: the next one waits for it and takes what it made."""
     workflow = prepared(inputs, tmp_path / "work")
