@@ -249,11 +249,10 @@ def _halved(batch_size: int, error: torch.OutOfMemoryError) -> int:
             f"one context does not fit in the GPU's memory ({words}); use_accelerator: true spreads the model over "
             "several GPUs and the host, dtype: bfloat16 halves it, and a shorter ctx_len takes less"
         ) from error
-    LOG.warning(
-        "%d contexts at once do not fit in the GPU's memory (%s): on with %d", batch_size, words, batch_size // 2
-    )
+    half = batch_size // 2
+    LOG.warning("%d contexts at once do not fit in the GPU's memory (%s): on with %d", batch_size, words, half)
     torch.cuda.empty_cache()
-    return batch_size // 2
+    return half
 
 
 def _part(parts_folder: Path, part: range) -> Path:

@@ -69,5 +69,5 @@ def test_the_batch_is_halved_until_it_fits(extracted: Workflow, tmp_path: Path, 
 
 
 def test_one_context_too_many_is_one_clear_error(extracted: Workflow, tmp_path: Path, monkeypatch) -> None:
-    with pytest.raises(ResourceError, match="one context does not fit in the GPU's memory .* use_accelerator: true"):
+    with pytest.raises(ResourceError, match=r"one context does not fit in the GPU's memory .* use_accelerator: true"):
         extract_again(extracted, tmp_path / "again", monkeypatch, n_at_once=0)
