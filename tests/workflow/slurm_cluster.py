@@ -129,9 +129,11 @@ class SlurmCluster:
         self._start_daemon(node, "slurmd", "-D", "-N", node)
 
     def kill_node(self, node: str) -> None:
-        """End the daemon of one node as a crash would, with what it had started."""
+        """End the daemon of one node and what that had started, as a crash would; the controller takes it for down."""
         self.daemons[node].kill()
         self.daemons.pop(node).wait()
+        # Down first: a job step that outlives its job by a moment would report a failure.
+        self.run("scontrol", "update", f"nodename={node}", "state=down", "reason=killed")
         for process in self._processes(f"SLURMD_NODENAME={node}"):
             os.kill(process, signal.SIGKILL)
 

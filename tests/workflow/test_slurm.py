@@ -234,7 +234,6 @@ def test_jobs_of_a_node_that_dies_are_submitted_again_elsewhere(disturbed: Slurm
     snakemake = start(disturbed, "estimate_all")
     _, node = wait_for(lambda: running(disturbed, "logs/estimate_dimension/*/*/*/*/*/*/*.log"))
     disturbed.slurm.kill_node(node)
-    disturbed.slurm.run("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
     assert snakemake.wait() == 0, (disturbed.folder / "output.txt").read_text()
     other = {"cpu1": "cpu2", "cpu2": "cpu1"}[node]
     assert states(disturbed, "estimate_dimension") == [("NODE_FAIL", node), ("COMPLETED", other)]
