@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from id_scaling.errors import Ended, IdScalingError, of_a_disk
-from id_scaling.logs import start_logging
+from id_scaling.logs import LOG, start_logging
 
 Arguments = argparse.Namespace
 
@@ -104,9 +105,11 @@ def chunk(arguments: Arguments) -> None:
 def extract(arguments: Arguments) -> None:
     """Run the model over a run's contexts and store neighbors, loss and entropy."""
     from id_scaling.extract import Execution, Extraction, extract
+    from id_scaling.models import pick_device
     from id_scaling.sites import request_of
     from id_scaling.views import View
 
+    LOG.info("device %s, CUDA_VISIBLE_DEVICES=%s", pick_device(), os.environ.get("CUDA_VISIBLE_DEVICES", ""))
     settings = arguments.settings
     extraction = Extraction(
         request=request_of(settings["sites"]),

@@ -21,6 +21,7 @@ ROOT = Path(__file__).parent
 WITHOUT_CONTENT = frozenset(f"{PACKAGE}.{module}" for module in ("errors", "logs", "estimators", "estimators.grammar"))
 
 
+@cache
 def fingerprint(*modules: str) -> str:
     """Return 12 hexadecimal digits that change when, and only when, the modules' meaning changes."""
     members = sorted(set().union(*(closure(module) for module in modules)))

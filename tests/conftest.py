@@ -114,6 +114,8 @@ def study(model: Path, text: Path, **changes: Any) -> dict[str, Any]:
 class Workflow:
     """A folder in which a study runs: its configuration, and Snakemake's view of it."""
 
+    profile, options = "local", ("--cores", "2")
+
     def __init__(self, folder: Path, config: dict[str, Any], root: Path = ROOT) -> None:
         self.folder, self.root, self.config = folder, root, config
         self.write()
@@ -123,13 +125,13 @@ class Workflow:
         (self.folder / "study.yaml").write_text(yaml.safe_dump(self.config))
 
     def command(self, *arguments: str) -> list[str]:
-        """Return the command that runs Snakemake here, on two cores under the local profile."""
-        profile = self.root / "profiles" / "local"
+        """Return the command that runs Snakemake here, under the profile and its options."""
+        profile = self.root / "profiles" / self.profile
         places = ["--snakefile", str(self.root / "Snakefile"), "--directory", str(self.folder)]
         named = ["--configfile", str(self.folder / "study.yaml"), "--profile", str(profile)]
         # The script, not `python -m`, which would put this process's folder before the environment's.
         snakemake = str(Path(sys.executable).parent / "snakemake")
-        return [snakemake, *places, *named, "--cores", "2", *arguments]
+        return [snakemake, *places, *named, *self.options, *arguments]
 
     def run(self, *arguments: str, is_ok: bool = True) -> str:
         """Run Snakemake and return what it says; it must succeed, or fail when not `is_ok`."""

@@ -39,14 +39,20 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A copy of the package to be edited, which fingerprints are taken of."""
     copy = shutil.copytree(PACKAGE, tmp_path / "id_scaling", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(module, "ROOT", copy)
-    closure.cache_clear()
+    forget()
     yield copy
+    forget()
+
+
+def forget() -> None:
+    """Have every file read again."""
     closure.cache_clear()
+    fingerprint.cache_clear()
 
 
 def of(stage: str) -> str:
     """Return the fingerprint of a stage as the files are now."""
-    closure.cache_clear()
+    forget()
     return fingerprint(*STAGES[stage])
 
 

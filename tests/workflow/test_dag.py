@@ -75,11 +75,8 @@ def rule_blocks(output: str) -> dict[str, str]:
 
 def test_the_slurm_profile_puts_a_gpu_on_extraction_alone(workflow: Workflow):
     """Without any Slurm installed; every submitted rule states memory, time and partition."""
-    profile = ROOT / "profiles" / "slurm"
-    command = [part if part != str(ROOT / "profiles" / "local") else str(profile) for part in workflow.command("-n")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=workflow.environment())
-    assert done.returncode == 0, done.stderr
-    blocks = rule_blocks(done.stdout + done.stderr)
+    workflow.profile, workflow.options = "slurm", ()
+    blocks = rule_blocks(workflow.run("--dry-run"))
     submitted = ("chunk_dataset", "extract_activations", "estimate_dimension", "summarize", "plot")
     for rule in submitted:
         resources = re.search(r"resources: (.*)", blocks[rule]).group(1)
@@ -94,10 +91,8 @@ def test_the_slurm_profile_puts_a_gpu_on_extraction_alone(workflow: Workflow):
 def test_the_slurm_profile_groups_the_estimates_of_a_run(workflow: Workflow):
     workflow.config["dataset_config"]["dataset_subset"] = [0, 1]
     workflow.write()
-    profile = ROOT / "profiles" / "slurm"
-    command = [part if part != str(ROOT / "profiles" / "local") else str(profile) for part in workflow.command("-n")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=workflow.environment())
-    groups = set(re.findall(r"Group job (estimate_\S+)", done.stdout + done.stderr))
+    workflow.profile, workflow.options = "slurm", ()
+    groups = set(re.findall(r"Group job (estimate_\S+)", workflow.run("--dry-run")))
     assert len(groups) == 2
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 from conftest import Workflow, save_text, save_tiny_llama, study
+from sessions import assert_same_contents
 
 N_DOCUMENTS, MAX_CHUNKS = 40, 2
 
@@ -43,33 +44,6 @@ def undisturbed(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Workf
     workflow = prepared(inputs, tmp_path_factory.mktemp("undisturbed"))
     workflow.run()
     return workflow
-
-
-def contents(session: Path) -> dict[str, object]:
-    """Return the content of every dataset and table of a session, by path."""
-    found: dict[str, object] = {}
-    for path in sorted(session.rglob("*.h5")):
-        with h5py.File(path, "r") as file:
-
-            def keep(name: str, item: h5py.Dataset | h5py.Group, path: Path = path) -> None:
-                if isinstance(item, h5py.Dataset):
-                    found[f"{path.relative_to(session)}:{name}"] = item[:].tobytes()
-
-            file.visititems(keep)
-    for path in sorted(session.rglob("*.parquet")):
-        found[str(path.relative_to(session))] = pl.read_parquet(path)
-    return found
-
-
-def assert_same_contents(session: Path, reference: Path) -> None:
-    """Compare bit for bit, NaN included."""
-    ours, theirs = contents(session), contents(reference)
-    assert ours.keys() == theirs.keys()
-    assert any(name.endswith(".parquet") for name in ours)
-    assert any("log_ratio" in name for name in ours)
-    for name, value in theirs.items():
-        same = ours[name].equals(value, null_equal=True) if isinstance(value, pl.DataFrame) else ours[name] == value
-        assert same, name
 
 
 def processes_of(session: Path, verb: str) -> list[int]:
