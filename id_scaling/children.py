@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from typing import Any, BinaryIO
 
+from id_scaling.errors import Ended
+
 # What the operating system can wait for at once, in seconds; days.
 LONGEST = 1e6
 # Seconds that a process which has said its last may take to end.
@@ -94,10 +96,10 @@ def ask_child(answer: Callable, *question: Any, max_seconds: float = LONGEST, fi
 
 @contextlib.contextmanager
 def ending_children() -> Iterator[None]:
-    """End the children of all threads of this process when Ctrl-C comes: threads that ask see nothing of it."""
+    """End the children of all threads at Ctrl-C, or when the system asks to end: threads that ask see nothing of it."""
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Ended):
         for child in list(_RUNNING):
             if child.owner == os.getpid():
                 child.kill()

@@ -89,17 +89,13 @@ class Lease:
                 time.strftime("%Y-%m-%d %H:%M:%S"),
                 uuid.uuid4().hex,
             )
-            try:
-                with open(self.path, "x") as file:
-                    json.dump(asdict(own), file)
-            except FileExistsError:
-                holder = read_holder(self.path)
-                if holder and not self._evicted(holder):
-                    return holder
-                continue
-            self._own = own
-            threading.Thread(target=self._beat, daemon=True).start()
-            return None
+            if _create(self.path, own):
+                self._own = own
+                threading.Thread(target=self._beat, daemon=True).start()
+                return None
+            holder = read_holder(self.path)
+            if holder and not self._evicted(holder):
+                return holder
 
     def check(self) -> None:
         """Raise `LeaseError` where another process took the lease over."""
@@ -181,6 +177,21 @@ def hold_session(session: Path) -> Lease:
         )
     atexit.register(lease.release)
     return lease
+
+
+def _create(path: Path, holder: Holder) -> bool:
+    """Write the file of a lease; return whether there was none."""
+    try:
+        file = open(path, "x")  # noqa: SIM115  what exists is another's, and must not be removed below
+    except FileExistsError:
+        return False
+    try:
+        with file:
+            json.dump(asdict(holder), file)
+    except OSError:  # on a full disk it would bind as a lease of nobody known
+        path.unlink()
+        raise
+    return True
 
 
 def read_holder(path: Path) -> Holder | None:

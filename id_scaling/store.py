@@ -53,6 +53,7 @@ class PartWriter:
     def __init__(self, folder: Path, n_contexts: int) -> None:
         self._folder, self._n_contexts = writing_folder(folder), n_contexts
         self._files: dict[str, h5py.File] = {}
+        self._n_bytes_to_come = 0  # of datasets that are begun
 
     def __enter__(self) -> PartWriter:
         self._aside = self._folder.__enter__()
@@ -78,12 +79,13 @@ class PartWriter:
             self._files[file_name] = h5py.File(self._aside / file_name, "w")
         file = self._files[file_name]
         if path not in file:
-            n_bytes = self._n_contexts * values[0].nbytes
-            require_room(self._aside / file_name, n_bytes + MARGIN, "finished parts are kept")
+            self._n_bytes_to_come += self._n_contexts * values[0].nbytes
+            require_room(self._aside / file_name, self._n_bytes_to_come + MARGIN, "finished parts are kept")
             _create(file, path, (self._n_contexts, *values.shape[1:]), values.dtype)
         elif np.promote_types(file[path].dtype, values.dtype) != file[path].dtype:
             _widen(file, path, values.dtype)
         file[path][first : first + len(values)] = values
+        self._n_bytes_to_come -= values.nbytes
 
 
 def assemble(parts: list[Path], name: str, output: Path, attributes: dict[str, Any]) -> None:

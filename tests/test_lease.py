@@ -144,3 +144,14 @@ def test_a_second_on_a_session_is_told_who_is_there(tmp_path: Path) -> None:
         hold_session(tmp_path / "session")
     first.release()
     hold_session(tmp_path / "session").release()
+
+
+def test_a_lease_that_could_not_be_written_binds_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.json, "dump", full)
+        with pytest.raises(LeaseError, match=r"\.lease: cannot be written: No space left on device"):
+            hold_session(tmp_path)
+    assert not list(tmp_path.iterdir())

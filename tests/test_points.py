@@ -357,20 +357,23 @@ def test_ctrl_c_ends_the_asker_alone_in_silence() -> None:
     assert (said, errors) == ("ok\n", "")
 
 
-def test_children_that_threads_wait_for_end_at_ctrl_c() -> None:
+@pytest.mark.parametrize(("sent", "raised"), [(signal.SIGINT, "KeyboardInterrupt"), (signal.SIGTERM, "Ended")])
+def test_children_that_threads_wait_for_end_with_who_is_asked_to(sent: signal.Signals, raised: str) -> None:
     code = (
-        "import time\n"
+        "import signal, time\n"
         "from concurrent.futures import ThreadPoolExecutor\n"
+        "from id_scaling import cli\n"
         "from id_scaling.children import ask_child, ending_children\n"
+        "signal.signal(signal.SIGTERM, cli._end)\n"
         "with ThreadPoolExecutor(2) as threads, ending_children():\n"
         "    print('asking', flush=True), list(threads.map(lambda s: ask_child(time.sleep, s), [600, 600]))\n"
     )
     asker = subprocess.Popen([sys.executable, "-c", code], stdout=-1, stderr=-1, text=True, start_new_session=True)
     assert asker.stdout.readline() == "asking\n"
     time.sleep(2)
-    os.killpg(asker.pid, signal.SIGINT)
+    os.kill(asker.pid, sent)
     _, errors = asker.communicate(timeout=60)  # and not the ten minutes that were asked for
-    assert errors.rstrip().endswith("KeyboardInterrupt")
+    assert errors.rstrip().endswith(raised)
 
 
 def test_a_child_that_ends_by_itself_is_not_taken_for_killed() -> None:

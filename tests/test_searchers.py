@@ -160,3 +160,7 @@ def test_a_search_without_memory_is_one_clear_error(n_processes: int, monkeypatc
 def out_of_memory(*_: object, **__: object) -> None:
     """Fail as an array that is too large does."""
     raise MemoryError("no room")
+
+
+def test_a_child_computes_in_one_thread() -> None:
+    assert ask_child(os.getenv, "OMP_NUM_THREADS") == "1"

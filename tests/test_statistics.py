@@ -390,3 +390,11 @@ def test_points_without_neighbors_below_are_no_part_of_the_overlap() -> None:
     below[:20] = -1
     (other,) = find_neighbors(points, [View(0)], [1], ["overlap"], below=[below])
     assert other.statistics["nn_overlap"] == 1
+
+
+def test_half_of_what_points_say_is_left_where_pairs_count_for_more() -> None:
+    within = np.array([[4, 4, 4, 5], [8, 8, 8, 9]])
+    pairs = np.array([9, 17])
+    square = sum((b / 17 - a / 9) ** 2 for a, b in within.T.tolist())
+    assert square - (1 / 9 - 1 / 17) < square / 2
+    assert log_ratio_error(within, pairs) == pytest.approx((square / 2) ** 0.5)

@@ -18,6 +18,7 @@ from id_scaling.sites import Site
 from id_scaling.statistics import names_of
 from id_scaling.store import (
     CONTEXTS_A_PART,
+    MARGIN,
     TOKENS_FILE,
     PartWriter,
     assemble,
@@ -377,3 +378,15 @@ def test_local_ids_are_one_a_token_and_average_to_the_estimate(name: str, tmp_pa
     assert table["local"].list.first().to_list() == [None] * 3  # the token that the view leaves out
     np.testing.assert_allclose(table["local"].list.mean(), table["value"], rtol=1e-12)
     assert "local" not in store.estimate(name).columns
+
+
+def test_room_is_wanted_for_all_that_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = []
+    monkeypatch.setattr("id_scaling.store.require_room", lambda _, n_bytes, __: wanted.append(n_bytes - MARGIN))
+    one = np.zeros((1, 10))  # 80 bytes a context
+    with PartWriter(tmp_path / "part", 4) as writer:
+        writer.write_site(Site("block", 0, ""), 0, {"a": one})
+        writer.write_site(Site("block", 1, ""), 0, {"a": one})
+        writer.write_site(Site("block", 0, ""), 1, {"a": one})
+        writer.write_tokens(0, {"loss": one})
+    assert wanted == [320, 240 + 320, 160 + 240 + 320]

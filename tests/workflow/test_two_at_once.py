@@ -46,6 +46,7 @@ def test_the_second_is_told_and_the_first_is_not_disturbed(clones: list[Workflow
     lease = tmp_path / "shared" / ".lease"
     running = start(first)
     wait_for(lease, running)
+    os.kill(running.pid, signal.SIGSTOP)  # so that it is not done before the others have come
     for other in (second, third):  # a third that comes and goes takes nothing from the first
         found = start(other)
         said, _ = found.communicate(timeout=120)
@@ -54,6 +55,7 @@ def test_the_second_is_told_and_the_first_is_not_disturbed(clones: list[Workflow
         assert "is at work on this session" in said
         assert "Traceback" not in said
     assert read_holder(lease).pid == running.pid
+    os.kill(running.pid, signal.SIGCONT)
     said, _ = running.communicate(timeout=300)
     assert running.returncode == 0, said
     assert not lease.exists()
