@@ -25,7 +25,7 @@ WITHOUT_CONTENT = frozenset(f"{PACKAGE}.{module}" for module in ("errors", "logs
 def fingerprint(*modules: str) -> str:
     """Return 12 hexadecimal digits that change when, and only when, the modules' meaning changes."""
     members = sorted(set().union(*(closure(module) for module in modules)))
-    text = "\n".join(f"# {name}\n{_meaning(_path(name))}" for name in members)
+    text = "\n".join(f"# {name}\n{_read(_path(name))[1]}" for name in members)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -37,7 +37,7 @@ def closure(module: str) -> frozenset[str]:
         name = pending.pop()
         if name not in found and name not in WITHOUT_CONTENT:
             found.add(name)
-            pending.extend(_imports(_path(name)))
+            pending.extend(_read(_path(name))[0])
     return frozenset(found)
 
 
@@ -47,10 +47,18 @@ def _path(module: str) -> Path:
     return base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
 
 
-def _imports(path: Path) -> set[str]:
-    """Return the package modules that the import statements of a file name."""
+@cache
+def _read(path: Path) -> tuple[set[str], str]:
+    """Return the package modules that a file imports, and its source without docstrings, comments and formatting."""
+    tree = ast.parse(path.read_text())
+    _drop_docstrings(tree)
+    return _imports(tree), ast.unparse(tree)
+
+
+def _imports(tree: ast.Module) -> set[str]:
+    """Return the package modules that import statements name."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
@@ -58,11 +66,9 @@ def _imports(path: Path) -> set[str]:
     return {name for name in found if name.startswith(PACKAGE + ".") and _path(name).is_file()}
 
 
-def _meaning(path: Path) -> str:
-    """Return the source without docstrings, comments and formatting."""
-    tree = ast.parse(path.read_text())
+def _drop_docstrings(tree: ast.Module) -> None:
+    """Take the docstrings out of a syntax tree."""
     for node in ast.walk(tree):
         is_documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
         if is_documented and ast.get_docstring(node) is not None:
             node.body = node.body[1:] or [ast.Pass()]
-    return ast.unparse(tree)

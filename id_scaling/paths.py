@@ -27,12 +27,12 @@ class Run:
 
 def run_folder(session: Path, run: Run) -> Path:
     """Return the folder of a run."""
-    return session / "runs" / run.model / run.checkpoint / run.dataset / str(run.subset) / run.control
+    return session / f"runs/{run.model}/{run.checkpoint}/{run.dataset}/{run.subset}/{run.control}"
 
 
 def ids_path(session: Path, run: Run, module: str, estimator: str) -> Path:
     """Return the table of one module and estimator of a run."""
-    return run_folder(session, run) / "ids" / module / f"{estimator}.parquet"
+    return run_folder(session, run) / f"ids/{module}/{estimator}.parquet"
 
 
 def file_of(layer: int | None) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from id_scaling.guard import deviations
-from id_scaling.kernels import compiled
+from id_scaling.kernels import kernels_of
 from id_scaling.search import Centred, Cloud, Nearest, centred_on
 
 # group -> (statistic, meaning)
@@ -272,7 +272,7 @@ def _overlap(_: Cloud, selection: np.ndarray, found: Nearest, context: Context) 
         return {"nn_overlap": np.nan}
     here, below = found.indices[:, :N_OVERLAP], context.below[selection]
     has_both = below[:, 0] >= 0
-    common = compiled.share_in_common(here, below)
+    common = kernels_of(here).share_in_common(here, below)
     return {"nn_overlap": float(common[has_both].mean()) if has_both.any() else np.nan}
 
 

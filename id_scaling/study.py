@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ class Study:
         names = (name for model in self.config.models for name in model.model_checkpoint)
         self.checkpoints = {slug(name): name for name in names}
 
-    @property
+    @cached_property
     def session(self) -> str:
         """The folder of the session."""
         path = self.config.session_path or f"results/{self.config.session_name}"
@@ -201,17 +201,20 @@ class Study:
 
     def estimate_settings(self, run: Run, module: str, estimator: str) -> str:
         """Return the settings of `estimate_dimension`."""
+        return canonical_json({**self._names(run), "module": module, **self._estimate_options(estimator)})
+
+    @cache  # noqa: B019  a study lives as long as its process; asked for once a job, of which there are thousands
+    def _estimate_options(self, estimator: str) -> dict[str, Any]:
+        """Return the part of the settings of `estimate_dimension` that an estimator's jobs have in common."""
         made, cacheing = get_estimator(estimator), self.config.cacheing_config
-        return _settings(
-            _estimate_roots(estimator),
-            **self._names(run),
-            module=module,
-            estimator=estimator,
-            parameters=definition_of(estimator).parameters,
-            views=sorted(cacheing.views),
-            has_local=cacheing.save_local_IDs and made.local is not None,
-            max_seconds=self.config.max_seconds_per_cloud if made.needs == "points" else None,
-        )
+        return {
+            "estimator": estimator,
+            "parameters": definition_of(estimator).parameters,
+            "views": sorted(cacheing.views),
+            "has_local": cacheing.save_local_IDs and made.local is not None,
+            "max_seconds": self.config.max_seconds_per_cloud if made.needs == "points" else None,
+            "code": fingerprint(*_estimate_roots(estimator)),
+        }
 
     def summarize_settings(self) -> str:
         """Return the settings of `summarize`: the axes of the study, and the code each estimate must have."""
@@ -225,7 +228,10 @@ class Study:
                 {"name": dataset, "subsets": of_dataset.dataset_subset} for dataset, of_dataset in self.datasets.items()
             ],
             controls=list(CONTROLS),
-            extractions={run.model: extraction_digest(json.loads(self.extract_settings(run))) for run in self.runs},
+            extractions={
+                model: extraction_digest(json.loads(self.extract_settings(run)))
+                for model, run in {run.model: run for run in self.runs}.items()
+            },
             modules=self.modules,
             estimators=[[name, fingerprint(*_estimate_roots(name))] for name in self.estimators],
             names={

@@ -63,6 +63,7 @@ class Definition:
     parameters: dict[str, str]
 
 
+@cache
 def definition_of(name: str) -> Definition:
     """Return what an estimator's name says.
 

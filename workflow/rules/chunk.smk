@@ -19,12 +19,9 @@ rule chunk_dataset:
         runtime=240,
     params:
         settings=get_chunk_settings,
-        python=get_python,
-        verbosity=get_verbosity,
     shell:
         r"""
-        RAYON_NUM_THREADS={threads} {params.python:q} -m id_scaling chunk \
-            {params.verbosity} \
+        RAYON_NUM_THREADS={threads} id_scaling chunk \
             --settings {params.settings:q} \
             --shard {input.shard:q} \
             --tokenizer {input.tokenizer:q} \

@@ -24,6 +24,14 @@ def load_study(config):
 
 STUDY = load_study(config)
 LEASES = []
+PYTHON = sys.executable
+VERBOSITY = "--verbose" if STUDY.config.verbose else ""
+
+# What `id_scaling` in commands is: the package under the interpreter that runs Snakemake, activated environment or not.
+# It is no part of their text, which Snakemake records and which has to be the same on all machines.
+shell.prefix(
+    'set -euo pipefail; id_scaling() {{ exec {PYTHON:q} -m id_scaling "$@" {VERBOSITY}; }}; '
+)
 
 
 def one_of(names):
@@ -105,16 +113,6 @@ def get_summarize_settings(wildcards):
 
 def get_plot_settings(wildcards):
     return STUDY.plot_settings()
-
-
-def get_verbosity(wildcards, resources):
-    # Not recorded, as above.
-    return "--verbose" if STUDY.config.verbose else ""
-
-
-def get_python(wildcards, resources):
-    # The interpreter that runs Snakemake, activated environment or not. Not recorded, as above.
-    return sys.executable
 
 
 def get_extract_memory(wildcards, attempt):

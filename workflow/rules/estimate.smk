@@ -1,4 +1,4 @@
-"""One table per run, module and estimator; the tables of a run are one submission on a cluster."""
+"""One table per run, module and estimator. They are many and short: a cluster's profile groups those of a run."""
 
 
 rule estimate_dimension:
@@ -8,10 +8,6 @@ rule estimate_dimension:
         "<session>/runs/{model}/{checkpoint}/{dataset}/{subset}/{control}/ids/{module}/{estimator}.parquet",
     log:
         "<session>/logs/estimate_dimension/{model}/{checkpoint}/{dataset}/{subset}/{control}/{module}/{estimator}.log",
-    benchmark:
-        "<session>/benchmarks/estimate_dimension/{model}/{checkpoint}/{dataset}/{subset}/{control}/{module}/{estimator}.tsv"
-    group:
-        "estimate_{model}_{checkpoint}_{dataset}_{subset}_{control}"
     conda:
         "../../environment.yml"
     threads: STUDY.estimate_threads()
@@ -20,12 +16,9 @@ rule estimate_dimension:
         runtime=get_estimate_runtime,
     params:
         settings=get_estimate_settings,
-        python=get_python,
-        verbosity=get_verbosity,
     shell:
         r"""
-        {params.python:q} -m id_scaling estimate \
-            {params.verbosity} \
+        id_scaling estimate \
             --settings {params.settings:q} \
             --threads {threads} \
             --manifest {input.manifest:q} \

@@ -26,12 +26,9 @@ rule extract_activations:
     params:
         settings=get_extract_settings,
         execution=get_extract_execution,
-        python=get_python,
-        verbosity=get_verbosity,
     shell:
         r"""
-        {params.python:q} -m id_scaling extract \
-            {params.verbosity} \
+        id_scaling extract \
             --settings {params.settings:q} \
             --execution {params.execution:q} \
             --threads {threads} \

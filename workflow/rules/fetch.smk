@@ -17,13 +17,9 @@ rule prepare_model:
         "<resources>/logs/prepare_model.log",
     conda:
         "../../environment.yml"
-    params:
-        python=get_python,
-        verbosity=get_verbosity,
     shell:
         r"""
-        {params.python:q} -m id_scaling prepare-model \
-            {params.verbosity} \
+        id_scaling prepare-model \
             --output "$(dirname {output.weights:q})" \
             2>&1 | tee {log:q}
         """
@@ -38,13 +34,9 @@ rule prepare_dataset:
         "<resources>/logs/prepare_dataset.log",
     conda:
         "../../environment.yml"
-    params:
-        python=get_python,
-        verbosity=get_verbosity,
     shell:
         r"""
-        {params.python:q} -m id_scaling prepare-dataset \
-            {params.verbosity} \
+        id_scaling prepare-dataset \
             --output "$(dirname {output.since_1946:q})" \
             2>&1 | tee {log:q}
         """
@@ -61,12 +53,9 @@ rule fetch_model:
         "../../environment.yml"
     params:
         settings=get_fetch_model_settings,
-        python=get_python,
-        verbosity=get_verbosity,
     shell:
         r"""
-        {params.python:q} -m id_scaling fetch-model \
-            {params.verbosity} \
+        id_scaling fetch-model \
             --settings {params.settings:q} \
             --output {output:q} \
             2>&1 | tee {log:q}
@@ -84,12 +73,9 @@ rule fetch_tokenizer:
         "../../environment.yml"
     params:
         settings=get_fetch_tokenizer_settings,
-        python=get_python,
-        verbosity=get_verbosity,
     shell:
         r"""
-        {params.python:q} -m id_scaling fetch-tokenizer \
-            {params.verbosity} \
+        id_scaling fetch-tokenizer \
             --settings {params.settings:q} \
             --output {output:q} \
             2>&1 | tee {log:q}
@@ -107,12 +93,9 @@ rule fetch_dataset:
         "../../environment.yml"
     params:
         settings=get_fetch_dataset_settings,
-        python=get_python,
-        verbosity=get_verbosity,
     shell:
         r"""
-        {params.python:q} -m id_scaling fetch-dataset \
-            {params.verbosity} \
+        id_scaling fetch-dataset \
             --settings {params.settings:q} \
             --output {output:q} \
             2>&1 | tee {log:q}

@@ -24,12 +24,9 @@ rule summarize:
         runtime=60,
     params:
         settings=get_summarize_settings,
-        python=get_python,
-        verbosity=get_verbosity,
     shell:
         r"""
-        {params.python:q} -m id_scaling summarize \
-            {params.verbosity} \
+        id_scaling summarize \
             --settings {params.settings:q} \
             --session "$(dirname {output.parquet:q})" \
             --parquet {output.parquet:q} \
@@ -60,12 +57,9 @@ rule plot:
         runtime=30,
     params:
         settings=get_plot_settings,
-        python=get_python,
-        verbosity=get_verbosity,
     shell:
         r"""
-        {params.python:q} -m id_scaling plot \
-            {params.verbosity} \
+        id_scaling plot \
             --summary {input:q} \
             --output {output:q} \
             2>&1 | tee {log:q}
