@@ -85,9 +85,9 @@ def fetch_dataset(arguments: Arguments) -> None:
 def chunk(arguments: Arguments) -> None:
     """Cut the documents of a shard into contexts."""
     from id_scaling.datasets import Chunking, chunk_dataset
-    from id_scaling.files import read_json
+    from id_scaling.sealed import read_record
 
-    shard, tokenizer = read_json(arguments.shard), read_json(arguments.tokenizer)
+    shard, tokenizer = read_record(arguments.shard), read_record(arguments.tokenizer)
     metadata = {
         "settings": arguments.settings,
         "shard_sha256": shard["sha256"],

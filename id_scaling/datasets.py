@@ -22,8 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from id_scaling.errors import InputError, nearest
-from id_scaling.files import canonical_json, writing
+from id_scaling.files import writing
 from id_scaling.logs import LOG
+from id_scaling.sealed import seal, table_metadata
 
 DOCUMENTS_A_BATCH = 64
 MAX_BROKEN_NAMED = 5
@@ -116,8 +117,8 @@ def chunk_dataset(
     broken = BrokenRecords()
     documents = islice(read_documents(shard, chunking, broken), chunking.max_documents)
     n_contexts = 0
-    schema = SCHEMA.with_metadata({"id_scaling": canonical_json({**metadata, "bos": bos})})
-    with writing(output) as aside, pq.ParquetWriter(aside, schema) as writer:
+    schema = SCHEMA.with_metadata(table_metadata({**metadata, "bos": bos}))
+    with _writing_table(output, schema) as writer:
         while batch := list(islice(documents, DOCUMENTS_A_BATCH)):
             ids = tokenizer([one.text for one in batch], add_special_tokens=False, verbose=False)["input_ids"]
             rows = [row for one, tokens in zip(batch, ids, strict=True) for row in cut(one, tokens, bos, chunking)]
@@ -129,6 +130,15 @@ def chunk_dataset(
         broken.check(len(lengths) + broken.n_broken, chunking.max_broken_share)
         if n_contexts == 0:
             raise InputError(_nothing_long_enough(lengths, chunking, bos))
+
+
+@contextmanager
+def _writing_table(output: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
+    """Yield a writer of batches; the table is whole or absent, and sealed."""
+    with writing(output) as aside:
+        with pq.ParquetWriter(aside, schema) as writer:
+            yield writer
+        seal(aside)
 
 
 def cut(document: Document, tokens: list[int], bos: int | None, chunking: Chunking) -> list[dict[str, Any]]:

@@ -7,7 +7,6 @@ made them; only a saved copy is rounded to `save_fp`.
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,13 +21,14 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from id_scaling.errors import Ended, InputError, ResourceError
-from id_scaling.files import digest, read_json, sha256, sweep, write_json, writing
+from id_scaling.files import digest, sha256, sweep
 from id_scaling.kernels import kernels_of
 from id_scaling.lease import Lease, leased
 from id_scaling.logs import LOG, Progress
 from id_scaling.models import LossHead, last_hidden, load_model, pick_device, pick_dtype, watching
 from id_scaling.neighbors import Neighbors
 from id_scaling.paths import file_of
+from id_scaling.sealed import read_record, read_table, write_record, write_table
 from id_scaling.searchers import Searchers, on_host
 from id_scaling.sites import Site, SiteRequest, check_paths, resolve_sites
 from id_scaling.statistics import names_of
@@ -160,8 +160,7 @@ def _read_inputs(
     contexts_path: Path, identity_path: Path, is_own_tokenizer: bool
 ) -> tuple[pl.DataFrame, dict[str, Any]]:
     """Return the contexts and the model's identity, once they are known to belong together."""
-    contexts, identity = pl.read_parquet(contexts_path), read_json(identity_path)
-    made_with = json.loads(pl.read_parquet_metadata(contexts_path)["id_scaling"])
+    (contexts, made_with), identity = read_table(contexts_path), read_record(identity_path)
     name = f"{identity['model_name']} at {identity['checkpoint']}"
     if is_own_tokenizer and made_with["tokenizer_sha256"] != identity["tokenizer_sha256"]:
         raise InputError(
@@ -206,11 +205,11 @@ def _extract_parts(
     missing = [part for part in parts if not _part(parts_folder, part).is_dir()]
     facts_path = parts_folder / "facts.json"
     if not missing:
-        return read_json(facts_path)
+        return read_record(facts_path)
     n_done = len(input_ids) - sum(map(len, missing))
     LOG.info("%d contexts of %d tokens, %d already extracted", *input_ids.shape, n_done)
     run = _Run(extraction, identity, execution, input_ids)
-    write_json(facts_path, run.facts())
+    write_record(facts_path, run.facts())
     progress = Progress("extracted context", len(input_ids), n_done)
     try:
         _extract_missing(run, input_ids, missing, parts_folder, execution.batch_size, progress, lease)
@@ -219,7 +218,7 @@ def _extract_parts(
         n_kept = len(input_ids) - n_left
         LOG.info("ended with %d of %d contexts extracted; the next run goes on there", n_kept, len(input_ids))
         raise
-    return read_json(facts_path)
+    return read_record(facts_path)
 
 
 def _extract_missing(run: _Run, input_ids, parts, parts_folder: Path, batch_size: int, progress, lease: Lease) -> None:
@@ -389,7 +388,7 @@ def _publish(folder: Path, contexts: pl.DataFrame, made_of: dict[str, Any]) -> N
     paths = [folder / name for name in _layer_files(facts["sites"])]
     files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in paths}
     manifest = {**made_of, **facts, "n_contexts": len(contexts), "files": files}
-    write_json(folder / "manifest.json", manifest)
+    write_record(folder / "manifest.json", manifest)
 
 
 def _write_tokens(source: Path, contexts: pl.DataFrame, output: Path, key: str) -> None:
@@ -405,5 +404,4 @@ def _write_tokens(source: Path, contexts: pl.DataFrame, output: Path, key: str) 
             **scores,
         }
     )
-    with writing(output) as aside:
-        table.write_parquet(aside, metadata={"id_scaling": key})
+    write_table(output, table, {"digest": key})

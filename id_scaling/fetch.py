@@ -19,8 +19,9 @@ from typing import Any
 from id_scaling import embedded
 from id_scaling.architecture import check_request, config_digest, modules_with_tensors, read_architecture
 from id_scaling.errors import InputError, nearest
-from id_scaling.files import digest, read_json, sha256, write_json
+from id_scaling.files import digest, read_json, sha256
 from id_scaling.logs import LOG
+from id_scaling.sealed import write_record
 from id_scaling.sites import SiteRequest, check_paths
 
 RESOURCES = Path("resources")
@@ -60,7 +61,7 @@ def fetch_model(model_name: str, checkpoint: str, request: SiteRequest, ctx_len:
     architecture = read_architecture(folder)
     check_model(folder, request, ctx_len)
     weights = {path.name: sha256(path) for path in _weight_files(folder)}
-    write_json(
+    write_record(
         output,
         {
             "model_name": model_name,
@@ -81,7 +82,7 @@ def fetch_tokenizer(model_name: str, output: Path) -> None:
     """Write the identity of a model's own tokenizer, at its main revision."""
     folder = _tokenizer_folder(model_name)
     identity = {"path": str(folder.resolve()), "sha256": tokenizer_digest(folder)}
-    write_json(output, {"model_name": model_name, **identity})
+    write_record(output, {"model_name": model_name, **identity})
 
 
 def fetch_dataset(dataset_name: str, subset: int, output: Path) -> None:
@@ -95,7 +96,7 @@ def fetch_dataset(dataset_name: str, subset: int, output: Path) -> None:
     files = dataset_shard(dataset_name, subset) or [_shard_from_hub(dataset_name, subset)]
     hashes = {path.name: sha256(path) for path in files}
     paths = [str(path.resolve()) for path in files]
-    write_json(
+    write_record(
         output,
         {"dataset_name": dataset_name, "subset": subset, "paths": paths, "files": hashes, "sha256": digest(hashes)},
     )

@@ -21,10 +21,10 @@ from id_scaling.children import ending_children
 from id_scaling.errors import StoreError
 from id_scaling.estimators import get_estimator
 from id_scaling.estimators.base import Estimator, estimate_from_neighbors, estimate_from_points
-from id_scaling.files import canonical_json, read_json, writing
 from id_scaling.logs import LOG
 from id_scaling.neighbors import Neighbors
 from id_scaling.paths import file_of
+from id_scaling.sealed import read_record, write_table
 from id_scaling.statistics import participation_ratio, participation_ratio_corrected
 
 CONTEXTS_AT_ONCE = 32
@@ -64,7 +64,7 @@ def estimate_run(
     StoreError
         A layer file is missing, is not the one the manifest names, or fails its checksums.
     """
-    manifest = read_json(manifest_path)
+    manifest = read_record(manifest_path)
     estimator = get_estimator(name)
     blocks = list(_blocks(manifest_path.parent, manifest, module, settings["views"]))
     # Threads share what is read; estimators of points have a process of their own for each thread.
@@ -78,8 +78,7 @@ def estimate_run(
         "manifest": manifest["digest"],
         "versions": {key: version(key) for key in ("numpy", "polars", "scikit-dimension", "id_scaling")},
     }
-    with writing(output) as aside:
-        table.write_parquet(aside, metadata={"id_scaling": canonical_json(facts)})
+    write_table(output, table, facts)
     n_failed = table.filter(pl.col("status") != "ok").height
     LOG.info(
         "%s of %s: %d clouds, %d not ok, median %.3f",

@@ -9,6 +9,7 @@ import polars as pl
 
 from id_scaling.files import writing
 from id_scaling.logs import LOG
+from id_scaling.sealed import read_table
 from id_scaling.views import leading_view
 
 # Okabe and Ito (2008): distinguishable by colour-blind eyes; shapes tell the modules apart in grey.
@@ -26,7 +27,7 @@ def plot_id_by_layer(summary_path: Path, outputs: list[Path]) -> None:
     outputs : list of Path
         Files to write, `.html`, `.svg` or `.png`.
     """
-    chart = id_by_layer(pl.read_parquet(summary_path))
+    chart = id_by_layer(read_table(summary_path)[0])
     for output in outputs:
         with writing(output) as aside:
             options = {"inline": True} if output.suffix == ".html" else {"ppi": 150}

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from id_scaling import embedded
+from id_scaling.architecture import Architecture, check_request
 from id_scaling.config import Config, DatasetConfig, ModelConfig, parse
 from id_scaling.errors import IdScalingError
 from id_scaling.estimators import definition_of, get_estimator
@@ -27,9 +28,10 @@ from id_scaling.fetch import (
     tokenizer_digest,
     tokenizer_files,
 )
-from id_scaling.files import canonical_json, read_json
+from id_scaling.files import canonical_json
 from id_scaling.fingerprint import fingerprint
 from id_scaling.paths import Run, extraction_digest, ids_path, run_folder, slug
+from id_scaling.sealed import read_record
 from id_scaling.sites import request_of
 from id_scaling.statistics import GROUPS
 
@@ -277,15 +279,15 @@ class Study:
             local_tokenizer_folder(tokenizer)
 
     def _check_model(self, name: str, model: ModelConfig, checkpoint: str) -> None:
-        """Check one checkpoint, if its config is on disk."""
-        folder = model_folder(model.model_name, checkpoint)
+        """Check one checkpoint by its folder, or by what was found when it was fetched from the hub."""
+        folder, request = model_folder(model.model_name, checkpoint), request_of(self._sites(name))
         identity = Path(self.session) / "models" / name / slug(checkpoint) / "identity.json"
-        if folder is None and identity.is_file():
-            folder = Path(read_json(identity)["path"])
-        if folder is None or not (folder / "config.json").is_file():
-            return
         try:
-            check_model(folder, request_of(self._sites(name)), self.config.ctx_len)
+            if folder is not None and (folder / "config.json").is_file():
+                check_model(folder, request, self.config.ctx_len)
+            elif folder is None and identity.is_file():
+                fetched = read_record(identity)
+                check_request(request, self.config.ctx_len, Architecture(**fetched["architecture"]))
         except IdScalingError as error:
             raise type(error)(f"{model.model_name} at {checkpoint}: {error}") from None
 

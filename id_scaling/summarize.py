@@ -6,7 +6,6 @@ library versions are a column and a warning. Only estimates with status `ok` ent
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from itertools import product
 from pathlib import Path
@@ -15,9 +14,10 @@ from typing import Any
 import polars as pl
 
 from id_scaling.errors import StoreError
-from id_scaling.files import canonical_json, read_json, writing
+from id_scaling.files import writing
 from id_scaling.logs import LOG
 from id_scaling.paths import Run, extraction_digest, ids_path, run_folder
+from id_scaling.sealed import read_record, read_table, write_table
 from id_scaling.views import leading_view
 
 KEYS = ["view", "cloud", "layer", "module", "estimator"]
@@ -89,8 +89,7 @@ def summarize(session: Path, settings: Mapping[str, Any], parquet: Path, csv: Pa
     summary = summary.select([name for name, _, _ in COLUMNS])
     if summary["versions"].n_unique() > 1:
         LOG.warning("mixed library versions, see the column `versions`: %s", summary["versions"].unique().to_list())
-    with writing(parquet) as aside:
-        summary.write_parquet(aside, metadata={"id_scaling": canonical_json(dict(settings))})
+    write_table(parquet, summary, settings)
     with writing(csv) as aside:
         summary.write_csv(aside)
     with writing(text) as aside:
@@ -119,7 +118,7 @@ def load_summary(session_path: str | Path) -> pl.DataFrame:
     path = Path(session_path) / "summary.parquet"
     if not path.is_file():
         raise StoreError(f"{path}: not there; run snakemake on the session, or name the folder that holds it")
-    return pl.read_parquet(path)
+    return read_table(path)[0]
 
 
 def runs_of(settings: Mapping[str, Any]) -> Iterator[Run]:
@@ -169,7 +168,7 @@ def _failed(part: pl.DataFrame) -> str:
 def _summarize_run(session: Path, run: Run, settings: Mapping[str, Any]) -> pl.DataFrame:
     """Return the rows of one run."""
     folder = run_folder(session, run)
-    manifest = read_json(folder / "manifest.json")
+    manifest = read_record(folder / "manifest.json")
     if extraction_digest(manifest["settings"]) != settings["extractions"][run.model]:
         raise StoreError(
             f"{folder / 'manifest.json'}: made by another extraction than this session's (other code or settings); "
@@ -180,7 +179,7 @@ def _summarize_run(session: Path, run: Run, settings: Mapping[str, Any]) -> pl.D
         for module in settings["modules"]
         for estimator, code in settings["estimators"]
     ]
-    tokens = pl.read_parquet(folder / "tokens.parquet").filter(pl.col("position") > 0)
+    tokens = read_table(folder / "tokens.parquet")[0].filter(pl.col("position") > 0)
     names = settings["names"]
     return (
         pl.concat(tables)
@@ -202,7 +201,7 @@ def _summarize_run(session: Path, run: Run, settings: Mapping[str, Any]) -> pl.D
 
 def _summarize_table(path: Path, code: str, manifest: Mapping[str, Any]) -> pl.DataFrame:
     """Return the rows of one ids table."""
-    facts = json.loads(pl.read_parquet_metadata(path)["id_scaling"])
+    table, facts = read_table(path)
     if facts["settings"]["code"] != code or facts["manifest"] != manifest["digest"]:
         raise StoreError(
             f"{path}: made by other code of its estimator, or from another extraction, than this session's; "
@@ -212,8 +211,7 @@ def _summarize_table(path: Path, code: str, manifest: Mapping[str, Any]) -> pl.D
     value = pl.col("value").filter(is_ok)
     failures = pl.col("status").filter(~is_ok)
     return (
-        pl.read_parquet(path)
-        .group_by(KEYS, maintain_order=True)
+        table.group_by(KEYS, maintain_order=True)
         .agg(
             value.mean().alias("mean"),
             value.median().alias("median"),

@@ -25,6 +25,7 @@ from id_scaling.fetch import (
     shard_position,
 )
 from id_scaling.files import read_json, sha256
+from id_scaling.sealed import read_record
 from id_scaling.sites import SiteRequest
 
 REQUEST = SiteRequest(None, ("block", "attn", "mlp"), ("emb", "unemb"), None)
@@ -50,7 +51,7 @@ def checkpoints(tiny_llama: Path, tmp_path: Path) -> Path:
 def identity(model: Path, output: Path, request: SiteRequest = REQUEST, ctx_len: int = 64) -> dict[str, Any]:
     """Return the identity that fetching a model writes."""
     fetch_model(str(model), "main", request, ctx_len, output)
-    return read_json(output)
+    return read_record(output)
 
 
 def edit(path: Path, **changes: Any) -> None:
@@ -328,10 +329,10 @@ def test_weights_cut_short_are_said(model: Path) -> None:
 def test_tokenizer_is_the_models_own_or_that_of_its_first_checkpoint(checkpoints: Path, tmp_path: Path) -> None:
     output = tmp_path / "tokenizer.json"
     fetch_tokenizer(str(checkpoints), output)
-    assert read_json(output)["path"] == str((checkpoints / "step1000").resolve())
+    assert read_record(output)["path"] == str((checkpoints / "step1000").resolve())
     shutil.copy(checkpoints / "step2000" / "tokenizer.json", checkpoints)
     fetch_tokenizer(str(checkpoints), output)
-    assert read_json(output)["path"] == str(checkpoints.resolve())
+    assert read_record(output)["path"] == str(checkpoints.resolve())
 
 
 def test_folder_without_a_tokenizer_is_said(checkpoints: Path, tmp_path: Path) -> None:
@@ -344,7 +345,9 @@ def test_folder_without_a_tokenizer_is_said(checkpoints: Path, tmp_path: Path) -
 def test_tokenizer_of_a_checkpoint_that_has_its_own_is_the_models_when_equal(checkpoints: Path, tmp_path: Path) -> None:
     fetch_tokenizer(str(checkpoints), tmp_path / "tokenizer.json")
     fetch_model(str(checkpoints), "step2000", REQUEST, 64, tmp_path / "model.json")
-    assert read_json(tmp_path / "model.json")["tokenizer_sha256"] == read_json(tmp_path / "tokenizer.json")["sha256"]
+    assert (
+        read_record(tmp_path / "model.json")["tokenizer_sha256"] == read_record(tmp_path / "tokenizer.json")["sha256"]
+    )
 
 
 def test_checkpoint_without_a_tokenizer_has_that_of_its_model(checkpoints: Path, tmp_path: Path) -> None:
@@ -354,7 +357,9 @@ def test_checkpoint_without_a_tokenizer_has_that_of_its_model(checkpoints: Path,
         path.unlink()
     fetch_tokenizer(str(checkpoints), tmp_path / "tokenizer.json")
     fetch_model(str(checkpoints), "step2000", REQUEST, 64, tmp_path / "model.json")
-    assert read_json(tmp_path / "model.json")["tokenizer_sha256"] == read_json(tmp_path / "tokenizer.json")["sha256"]
+    assert (
+        read_record(tmp_path / "model.json")["tokenizer_sha256"] == read_record(tmp_path / "tokenizer.json")["sha256"]
+    )
 
 
 # ---- datasets --------------------------------------------------------------------------------------------------
@@ -447,7 +452,7 @@ def test_dataset_identity_changes_with_content_alone(text_folder: Path, tmp_path
     with (folder / "01.jsonl").open("a") as shard:
         shard.write(" ")
     fetch_dataset(str(folder), 1, outputs[2])
-    first, touched, changed = map(read_json, outputs)
+    first, touched, changed = map(read_record, outputs)
     assert first["paths"] == [str((folder / "01.jsonl").resolve())]
     assert (first["dataset_name"], first["subset"]) == (str(folder), 1)
     assert touched == first

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import signal
@@ -14,10 +13,8 @@ import pytest
 from id_scaling.files import (
     canonical_json,
     digest,
-    read_json,
     sha256,
     sweep,
-    write_json,
     writing,
     writing_folder,
 )
@@ -199,18 +196,3 @@ def test_sha256_is_that_of_the_bytes(tmp_path: Path) -> None:
     (tmp_path / "abc").write_bytes(b"abc")
     # FIPS 180-2, example B.1.
     assert sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-
-
-def test_json_is_read_as_it_was_written(tmp_path: Path) -> None:
-    value = {"b": [1, 2.5, None], "a": "é\n"}
-    write_json(tmp_path / "value.json", value)
-    assert read_json(tmp_path / "value.json") == value
-    assert json.loads((tmp_path / "value.json").read_text()) == value
-
-
-def test_value_that_is_no_json_leaves_the_older_file(tmp_path: Path) -> None:
-    write_json(tmp_path / "value.json", 1)
-    with pytest.raises(TypeError):
-        write_json(tmp_path / "value.json", {"a": object()})
-    assert read_json(tmp_path / "value.json") == 1
-    assert names(tmp_path) == ["value.json"]

@@ -11,9 +11,10 @@ import polars as pl
 import pytest
 
 from id_scaling.errors import StoreError
-from id_scaling.files import canonical_json, sha256, write_json
+from id_scaling.files import canonical_json, sha256
 from id_scaling.ids import estimate_run
 from id_scaling.neighbors import find_neighbors
+from id_scaling.sealed import write_record
 from id_scaling.sites import Site
 from id_scaling.statistics import names_of
 from id_scaling.store import (
@@ -257,7 +258,7 @@ class Store:
         sites = [[site.module, site.layer, site.path] for site in SITES[:1]]
         known = {"digest": "d1", "sites": sites, "n_contexts": 3, "files": files}
         known |= {"ranks": list(RANKS), "statistics": list(names_of(()))}
-        write_json(self.manifest, {**known, **changes})
+        write_record(self.manifest, {**known, **changes})
 
     def estimate(self, name: str = "mle", has_local: bool = False) -> pl.DataFrame:
         """Return the table of one estimator."""

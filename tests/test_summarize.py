@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,11 +10,12 @@ from typing import Any
 import polars as pl
 import pytest
 
+from id_scaling import sealed
 from id_scaling.errors import StoreError
-from id_scaling.files import canonical_json, write_json
 from id_scaling.ids import SCHEMA
 from id_scaling.logs import LOG
 from id_scaling.paths import Run, extraction_digest, ids_path, run_folder
+from id_scaling.sealed import write_record
 from id_scaling.summarize import COLUMNS, load_summary, readable, runs_of, summarize
 
 VIEWS = {
@@ -90,7 +90,7 @@ def write_run(session: Path, run: Run, digest: str = "d1", **versions: str) -> N
         "dtype": "float32",
         "device": "cpu",
     }
-    write_json(folder / "manifest.json", manifest)
+    write_record(folder / "manifest.json", manifest)
     tokens = {
         "context": [0, 0, 0, 1, 1, 1],
         "position": [0, 1, 2, 0, 1, 2],
@@ -98,7 +98,7 @@ def write_run(session: Path, run: Run, digest: str = "d1", **versions: str) -> N
         "loss": [NAN, 2.0, 4.0, NAN, 3.0, 7.0],
         "entropy": [99.0, 1.0, 2.0, 99.0, 3.0, 4.0],
     }
-    pl.DataFrame(tokens).write_parquet(folder / "tokens.parquet")
+    sealed.write_table(folder / "tokens.parquet", pl.DataFrame(tokens), {"digest": digest})
 
 
 def write_table(session: Path, run: Run, table: pl.DataFrame, **facts: Any) -> Path:
@@ -106,7 +106,7 @@ def write_table(session: Path, run: Run, table: pl.DataFrame, **facts: Any) -> P
     path = ids_path(session, run, table["module"][0], table["estimator"][0])
     path.parent.mkdir(parents=True, exist_ok=True)
     made = {"settings": {"code": "code-of-mle"}, "manifest": "d1", "versions": VERSIONS, **facts}
-    table.write_parquet(path, metadata={"id_scaling": canonical_json(made)})
+    sealed.write_table(path, table, made)
     return path
 
 
@@ -309,7 +309,7 @@ def test_mixed_versions_of_extractions_are_a_column_and_a_warning(
 def test_summary_is_read_back_with_its_settings(session: Path) -> None:
     summary = summary_of(session)
     assert load_summary(str(session)).equals(summary)
-    assert json.loads(pl.read_parquet_metadata(session / "summary.parquet")["id_scaling"]) == SETTINGS
+    assert sealed.read_table(session / "summary.parquet")[1] == SETTINGS
     from_csv = pl.read_csv(session / "summary.csv")
     assert from_csv.columns == summary.columns
     assert from_csv["mean"].to_list() == summary["mean"].to_list()

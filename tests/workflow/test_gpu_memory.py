@@ -15,7 +15,7 @@ from conftest import Workflow, study
 
 from id_scaling import cli, extract
 from id_scaling.errors import ResourceError
-from id_scaling.files import read_json
+from id_scaling.sealed import read_record
 from id_scaling.study import Study
 
 
@@ -60,7 +60,7 @@ def test_the_batch_is_halved_until_it_fits(extracted: Workflow, tmp_path: Path, 
     assert [words.split()[0] for words in said] == ["4", "2"]  # and then every batch is of one
     assert said[0].endswith("(CUDA out of memory): on with 2")
     (folder,) = (path.parent for path in extracted.session.rglob("manifest.json"))
-    for name in read_json(folder / "manifest.json")["files"]:
+    for name in read_record(folder / "manifest.json")["files"]:
         with h5py.File(folder / name) as whole, h5py.File(tmp_path / "again" / name) as halved:
             for module in whole:
                 for array in ("r1", "log_ratio"):

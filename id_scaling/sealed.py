@@ -1,0 +1,100 @@
+"""Records and tables that tell whether they are, to the last bit, as they were written.
+
+A record is a JSON object, a table a parquet file with facts beside its columns. Each holds a seal: the SHA-256 of its
+own bytes, taken with the seal's digits as zeros. Nothing is decoded before it is known to be whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from id_scaling.errors import StoreError
+from id_scaling.files import canonical_json, writing
+
+if TYPE_CHECKING:
+    import polars as pl
+
+# The key of the seal in a record and in the metadata of a table, and that of a table's facts.
+SEAL, FACTS = "seal", "id_scaling"
+MARK, N_DIGITS = b"id_scaling:sha256:", 64
+BLANK = MARK.decode() + "0" * N_DIGITS
+
+
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a record, whole or not at all."""
+    with writing(path) as aside:
+        aside.write_text(json.dumps({**record, SEAL: BLANK}, indent=1, sort_keys=True) + "\n")
+        seal(aside)
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Return a record; raises a StoreError where it is not as it was written."""
+    check_seal(path)
+    record = json.loads(Path(path).read_text())
+    del record[SEAL]
+    return record
+
+
+def write_table(path: Path, table: pl.DataFrame, facts: Any) -> None:
+    """Write a table and its facts, whole or not at all."""
+    with writing(path) as aside:
+        table.write_parquet(aside, metadata=table_metadata(facts))
+        seal(aside)
+
+
+def read_table(path: Path) -> tuple[pl.DataFrame, Any]:
+    """Return a table and its facts; raises a StoreError where it is not as it was written."""
+    import polars as pl
+
+    check_seal(path)
+    return pl.read_parquet(path), json.loads(pl.read_parquet_metadata(path)[FACTS])
+
+
+def table_metadata(facts: Any) -> dict[str, str]:
+    """Return the metadata of a table that is yet to be sealed."""
+    return {FACTS: canonical_json(facts), SEAL: BLANK}
+
+
+def seal(path: Path) -> None:
+    """Put the digits of its seal into a finished file."""
+    with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as content:
+        start = content.rfind(BLANK.encode()) + len(MARK)
+        assert start >= len(MARK), f"{path} holds no blank seal"
+        content[start : start + N_DIGITS] = _digits(content, start)
+
+
+def check_seal(path: Path) -> None:
+    """Raise a StoreError, which says what to do, where a file is not there or not as it was written."""
+    again = "run snakemake again to have it made anew"
+    if not Path(path).is_file():
+        raise StoreError(f"{path}: not there; {again}")
+    if not _is_sealed(path):
+        raise StoreError(
+            f"{path}: damaged, or changed since it was written: its content is not what its checksum is of; remove it "
+            f"(rm {shlex.quote(str(path))}) and {again}"
+        )
+
+
+def _is_sealed(path: Path) -> bool:
+    """Return whether a file holds the seal of its own bytes."""
+    if Path(path).stat().st_size == 0:
+        return False
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        start = content.rfind(MARK) + len(MARK)
+        digits = content[start : start + N_DIGITS]
+        return start >= len(MARK) and digits == _digits(content, start)
+
+
+def _digits(content: mmap.mmap, start: int) -> bytes:
+    """Return the digits of the seal of a file that has, or will have, them at `start`."""
+    with memoryview(content) as view:
+        taken = hashlib.sha256(view[:start])
+        taken.update(b"0" * N_DIGITS)
+        taken.update(view[start + N_DIGITS :])
+    return taken.hexdigest().encode()
