@@ -13,9 +13,13 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from id_scaling.errors import Ended, IdScalingError, of_a_disk
 from id_scaling.logs import LOG, start_logging
+
+if TYPE_CHECKING:
+    from id_scaling.study import Study
 
 Arguments = argparse.Namespace
 
@@ -26,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     start_logging(arguments.verbose)
     signal.signal(signal.SIGTERM, _end)
     try:
-        VERBS[arguments.verb][0](arguments)
+        return VERBS[arguments.verb][0](arguments) or 0
     except Ended:
         print("ended: the system asked for it (SIGTERM)", file=sys.stderr)
         return 128 + signal.SIGTERM
@@ -36,7 +40,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {shown}", file=sys.stderr)
         return 1
-    return 0
 
 
 def _end(*_: object) -> None:
@@ -157,20 +160,36 @@ def plot(arguments: Arguments) -> None:
 
 def validate(arguments: Arguments) -> None:
     """Check a configuration file, and the models and shards it names that are on disk."""
+    study = _study(arguments.config)
+    study.check()
+    print(f"{arguments.config}: valid; {len(study.runs)} run(s), {len(study.tables())} table(s) of estimates")
+
+
+def check(arguments: Arguments) -> int:
+    """Verify a whole session: print what is missing, stale, damaged or suspicious; exit status 1 unless it is whole."""
+    from id_scaling.check import check_session, is_whole, report
+
+    study = _study(arguments.config)
+    findings = check_session(study)
+    print(report(findings))
+    print(f"{study.session}: {'whole' if is_whole(findings) else 'not whole'}")
+    return 0 if is_whole(findings) else 1
+
+
+def _study(path: Path) -> Study:
+    """Return the study of a configuration file."""
     import yaml
 
     from id_scaling.errors import ConfigError
     from id_scaling.study import Study
 
     try:
-        config = yaml.safe_load(arguments.config.read_text())
+        config = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{arguments.config}: cannot be read as YAML: {error}") from error
+        raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
     if not isinstance(config, dict):
-        raise ConfigError(f"{arguments.config}: found no mapping of keys, expected a configuration")
-    study = Study(config)
-    study.check()
-    print(f"{arguments.config}: valid; {len(study.runs)} run(s), {len(study.tables())} table(s) of estimates")
+        raise ConfigError(f"{path}: found no mapping of keys, expected a configuration")
+    return Study(config)
 
 
 def describe(arguments: Arguments) -> None:
@@ -222,7 +241,7 @@ OPTIONS: dict[str, dict] = {
     "name": {"metavar": "MODEL", "dest": "model", "help": "model folder or name"},
 }
 
-VERBS: dict[str, tuple[Callable[[Arguments], None], tuple[str, ...]]] = {
+VERBS: dict[str, tuple[Callable[[Arguments], int | None], tuple[str, ...]]] = {
     "prepare-model": (prepare_model, ("--output",)),
     "prepare-dataset": (prepare_dataset, ("--output",)),
     "fetch-model": (fetch_model, ("--settings", "--output")),
@@ -234,6 +253,7 @@ VERBS: dict[str, tuple[Callable[[Arguments], None], tuple[str, ...]]] = {
     "summarize": (summarize, ("--settings", "--session", "--parquet", "--csv", "--text")),
     "plot": (plot, ("--summary", "--outputs")),
     "validate": (validate, ("config",)),
+    "check": (check, ("config",)),
     "describe": (describe, ("name", "--checkpoint")),
     "document": (document, ("--root",)),
 }

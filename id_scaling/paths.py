@@ -35,6 +35,16 @@ def ids_path(session: Path, run: Run, module: str, estimator: str) -> Path:
     return run_folder(session, run) / f"ids/{module}/{estimator}.parquet"
 
 
+def contexts_path(session: Path, run: Run, tokenizer: str) -> Path:
+    """Return the contexts of a run, shared by all that have its shard, tokenizer and control."""
+    return session / f"contexts/{run.dataset}/{run.subset}/{tokenizer}/{run.control}/contexts.parquet"
+
+
+def identity_path(session: Path, kind: str, *names: str) -> Path:
+    """Return the identity of something fetched: a kind of `models`, `tokenizers` or `datasets`, and its names."""
+    return session.joinpath(kind, *names, "identity.json")
+
+
 def file_of(layer: int | None) -> str:
     """Return the name of the file that holds a layer's sites; None is outside the blocks."""
     return "outblock.h5" if layer is None else f"layer_{layer:02d}.h5"

@@ -48,12 +48,12 @@ def write_table(path: Path, table: pl.DataFrame, facts: Any) -> None:
         seal(aside)
 
 
-def read_table(path: Path) -> tuple[pl.DataFrame, Any]:
-    """Return a table and its facts; raises a StoreError where it is not as it was written."""
+def read_table(path: Path, columns: list[str] | None = None) -> tuple[pl.DataFrame, Any]:
+    """Return a table, or some columns of it, and its facts; raises a StoreError where it is not as it was written."""
     import polars as pl
 
     check_seal(path)
-    return pl.read_parquet(path), json.loads(pl.read_parquet_metadata(path)[FACTS])
+    return pl.read_parquet(path, columns=columns), json.loads(pl.read_parquet_metadata(path)[FACTS])
 
 
 def table_metadata(facts: Any) -> dict[str, str]:

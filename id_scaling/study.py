@@ -17,7 +17,7 @@ from typing import Any
 from id_scaling import embedded
 from id_scaling.architecture import Architecture, check_request
 from id_scaling.config import Config, DatasetConfig, ModelConfig, parse
-from id_scaling.errors import IdScalingError
+from id_scaling.errors import ConfigError, IdScalingError
 from id_scaling.estimators import definition_of, get_estimator
 from id_scaling.fetch import (
     check_model,
@@ -30,12 +30,14 @@ from id_scaling.fetch import (
 )
 from id_scaling.files import canonical_json
 from id_scaling.fingerprint import fingerprint
-from id_scaling.paths import Run, extraction_digest, ids_path, run_folder, slug
+from id_scaling.paths import Run, extraction_digest, identity_path, ids_path, run_folder, slug
 from id_scaling.sealed import read_record
 from id_scaling.sites import request_of
 from id_scaling.statistics import GROUPS
 
 CONTROLS = ("none",)
+# Of settings: Linux takes arguments of up to 131,072 bytes, and a rule's whole command is one.
+MOST_BYTES = 120_000
 
 
 class Study:
@@ -220,7 +222,7 @@ class Study:
 
     def summarize_settings(self) -> str:
         """Return the settings of `summarize`: the axes of the study, and the code each estimate must have."""
-        return _settings(
+        settings = _settings(
             ["id_scaling.summarize"],
             models=[
                 {"name": model, "checkpoints": [slug(name) for name in of_model.model_checkpoint]}
@@ -237,11 +239,17 @@ class Study:
             modules=self.modules,
             estimators=[[name, fingerprint(*_estimate_roots(name))] for name in self.estimators],
             names={
-                "model": {name: model.model_name for name, model in self.models.items()},
-                "checkpoint": self.checkpoints,
-                "dataset": {name: dataset.dataset_name for name, dataset in self.datasets.items()},
+                "model": _renamed({name: model.model_name for name, model in self.models.items()}),
+                "checkpoint": _renamed(self.checkpoints),
+                "dataset": _renamed({name: dataset.dataset_name for name, dataset in self.datasets.items()}),
             },
         )
+        if len(settings.encode()) > MOST_BYTES:
+            raise ConfigError(
+                f"model_config: the summary of {len(self.runs)} runs cannot be told what they are in one command "
+                f"({len(settings.encode())} bytes, possible are {MOST_BYTES}); split the study into sessions"
+            )
+        return settings
 
     def plot_settings(self) -> str:
         """Return the settings of `plot`."""
@@ -281,7 +289,7 @@ class Study:
     def _check_model(self, name: str, model: ModelConfig, checkpoint: str) -> None:
         """Check one checkpoint by its folder, or by what was found when it was fetched from the hub."""
         folder, request = model_folder(model.model_name, checkpoint), request_of(self._sites(name))
-        identity = Path(self.session) / "models" / name / slug(checkpoint) / "identity.json"
+        identity = identity_path(Path(self.session), "models", name, slug(checkpoint))
         try:
             if folder is not None and (folder / "config.json").is_file():
                 check_model(folder, request, self.config.ctx_len)
@@ -320,6 +328,11 @@ def _estimate_roots(estimator: str) -> list[str]:
 def _settings(roots: Iterable[str], **options: Any) -> str:
     """Return a job's settings as canonical JSON."""
     return canonical_json({**options, "code": fingerprint(*roots)})
+
+
+def _renamed(names: Mapping[str, str]) -> dict[str, str]:
+    """Return the names that are others in paths than in the configuration, by how they stand in paths."""
+    return {in_paths: name for in_paths, name in names.items() if in_paths != name}
 
 
 def _by_slug(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:

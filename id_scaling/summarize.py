@@ -15,7 +15,7 @@ import polars as pl
 
 from id_scaling.errors import StoreError
 from id_scaling.files import writing
-from id_scaling.logs import LOG
+from id_scaling.logs import LOG, Progress
 from id_scaling.paths import Run, extraction_digest, ids_path, run_folder
 from id_scaling.sealed import read_record, read_table, write_table
 from id_scaling.views import leading_view
@@ -85,7 +85,12 @@ def summarize(session: Path, settings: Mapping[str, Any], parquet: Path, csv: Pa
     StoreError
         A table was made by other code or of another extraction than the session's.
     """
-    summary = pl.concat([_summarize_run(session, run, settings) for run in runs_of(settings)])
+    runs, rows = list(runs_of(settings)), []
+    progress = Progress("summarized run", len(runs))
+    for run in runs:
+        rows.append(_summarize_run(session, run, settings))
+        progress.step()
+    summary = pl.concat(rows)
     summary = summary.select([name for name, _, _ in COLUMNS])
     if summary["versions"].n_unique() > 1:
         LOG.warning("mixed library versions, see the column `versions`: %s", summary["versions"].unique().to_list())
@@ -174,20 +179,22 @@ def _summarize_run(session: Path, run: Run, settings: Mapping[str, Any]) -> pl.D
             f"{folder / 'manifest.json'}: made by another extraction than this session's (other code or settings); "
             "remove it and run again"
         )
-    tables = [
-        _summarize_table(ids_path(session, run, module, estimator), code, manifest)
-        for module in settings["modules"]
-        for estimator, code in settings["estimators"]
+    pairs = list(product(settings["modules"], settings["estimators"]))
+    found = [_read_ids(ids_path(session, run, module, name), code, manifest) for module, (name, code) in pairs]
+    versions = [
+        {"module": module, "estimator": name, "versions": of_table}
+        for (module, (name, _)), (_, of_table) in zip(pairs, found, strict=True)
     ]
     tokens = read_table(folder / "tokens.parquet")[0].filter(pl.col("position") > 0)
     names = settings["names"]
     return (
-        pl.concat(tables)
+        _aggregated(pl.concat([table for table, _ in found]))
+        .join(pl.DataFrame(versions), on=["module", "estimator"], how="left", maintain_order="left")
         .join(_views(manifest), on="view", how="left", maintain_order="left")
         .with_columns(
-            pl.lit(names["model"][run.model]).alias("model"),
-            pl.lit(names["checkpoint"][run.checkpoint]).alias("checkpoint"),
-            pl.lit(names["dataset"][run.dataset]).alias("dataset"),
+            pl.lit(names["model"].get(run.model, run.model)).alias("model"),
+            pl.lit(names["checkpoint"].get(run.checkpoint, run.checkpoint)).alias("checkpoint"),
+            pl.lit(names["dataset"].get(run.dataset, run.dataset)).alias("dataset"),
             pl.lit(run.subset).alias("subset"),
             pl.lit(run.control).alias("control"),
             pl.lit(tokens["loss"].cast(pl.Float64).mean()).alias("mean_loss"),
@@ -199,19 +206,24 @@ def _summarize_run(session: Path, run: Run, settings: Mapping[str, Any]) -> pl.D
     )
 
 
-def _summarize_table(path: Path, code: str, manifest: Mapping[str, Any]) -> pl.DataFrame:
-    """Return the rows of one ids table."""
-    table, facts = read_table(path)
+def _read_ids(path: Path, code: str, manifest: Mapping[str, Any]) -> tuple[pl.DataFrame, str]:
+    """Return one ids table and the library versions behind it."""
+    table, facts = read_table(path, [*KEYS, "value", "stderr", "status", *COMPANIONS])
     if facts["settings"]["code"] != code or facts["manifest"] != manifest["digest"]:
         raise StoreError(
             f"{path}: made by other code of its estimator, or from another extraction, than this session's; "
             "remove it and run again"
         )
+    return table, _versions(manifest["versions"], facts["versions"])
+
+
+def _aggregated(ids: pl.DataFrame) -> pl.DataFrame:
+    """Return a row for each view, cloud, layer, module and estimator of a run."""
     is_ok = pl.col("status") == "ok"
     value = pl.col("value").filter(is_ok)
     failures = pl.col("status").filter(~is_ok)
     return (
-        table.group_by(KEYS, maintain_order=True)
+        ids.group_by(KEYS, maintain_order=True)
         .agg(
             value.mean().alias("mean"),
             value.median().alias("median"),
@@ -225,7 +237,6 @@ def _summarize_table(path: Path, code: str, manifest: Mapping[str, Any]) -> pl.D
         )
         .with_columns(
             pl.struct("_words", "_failures").map_elements(_counted, return_dtype=pl.String).alias("statuses"),
-            pl.lit(_versions(manifest["versions"], facts["versions"])).alias("versions"),
         )
         .drop("_words", "_failures")
     )

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import yaml
 
+from id_scaling.logs import LOG
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 ROOT = Path(__file__).parent.parent
 
@@ -156,6 +158,14 @@ class Workflow:
     def session(self) -> Path:
         """The folder of the session."""
         return self.folder / "results" / self.config["session_name"]
+
+
+@pytest.fixture(scope="module")
+def log() -> Iterator[None]:
+    """Leave the package's log as it was: a verb that runs in this process gives it a handler."""
+    before = LOG.handlers[:], LOG.level, LOG.propagate
+    yield
+    LOG.handlers[:], LOG.level, LOG.propagate = before
 
 
 @pytest.fixture

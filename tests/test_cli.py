@@ -6,7 +6,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +15,13 @@ import yaml
 from conftest import ROOT, study
 
 from id_scaling.cli import VERBS, main
-from id_scaling.logs import LOG
 from id_scaling.study import Study
 from id_scaling.summarize import COLUMNS
 
 HEAVY = {"torch", "polars", "numpy", "pandas", "snakemake", "transformers", "h5py", "pyarrow", "pydantic", "yaml"}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def log() -> Iterator[None]:
-    """Leave the package's log as it was: a verb that runs in this process gives it a handler."""
-    before = LOG.handlers[:], LOG.level, LOG.propagate
-    yield
-    LOG.handlers[:], LOG.level, LOG.propagate = before
+pytestmark = pytest.mark.usefixtures("log")
 
 
 def python(*arguments: Any, folder: Path = ROOT) -> subprocess.CompletedProcess:

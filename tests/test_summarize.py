@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -301,6 +305,29 @@ def test_mixed_versions_of_extractions_are_a_column_and_a_warning(
     mixed = summary.filter(pl.col("versions").str.contains(f"{library} 0.0.1", literal=True))
     assert mixed["checkpoint"].unique().to_list() == ["step/1"]
     assert len(warned(warnings)) == 1
+
+
+# ---- many inputs -----------------------------------------------------------------------------------------------
+
+
+def test_forty_thousand_tables_are_one_summary(tmp_path: Path) -> None:
+    """Twenty tables a run, the same in each: the runs after the first are links to its files."""
+    modules, names = SETTINGS["modules"], [f"mle_k{k}" for k in range(21, 31)]
+    n_runs = 40_000 // (len(modules) * len(names))
+    write_run(tmp_path, RUN)
+    for module, name in product(modules, names):
+        write_table(tmp_path, RUN, table_of(module, estimator=name))
+    checkpoints = ["main", *(f"step{step}" for step in range(1, n_runs))]
+    for checkpoint in checkpoints[1:]:
+        shutil.copytree(
+            run_folder(tmp_path, RUN), run_folder(tmp_path, replace(RUN, checkpoint=checkpoint)), copy_function=os.link
+        )
+    models = [{"name": "owner--model", "checkpoints": checkpoints}]
+    summary = summary_of(tmp_path, models=models, estimators=[[name, "code-of-mle"] for name in names])
+    assert summary["checkpoint"].unique(maintain_order=True).to_list() == checkpoints
+    first, *others = summary.drop("checkpoint").iter_slices(len(VALUES) * len(names))
+    assert len(others) == n_runs - 1
+    assert all(other.equals(first, null_equal=True) for other in others)
 
 
 # ---- files -----------------------------------------------------------------------------------------------------

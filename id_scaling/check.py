@@ -1,0 +1,228 @@
+"""A whole session verified: what of it is missing, stale, damaged or suspicious.
+
+Every file that the study asks for is read to its last byte and held against its checksum, the settings it would be made
+with now, and the identity of what it was made from.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import polars as pl
+
+from id_scaling.errors import StoreError
+from id_scaling.files import sha256
+from id_scaling.paths import Run, contexts_path, identity_path, ids_path, run_folder
+from id_scaling.sealed import read_record, read_table
+from id_scaling.study import Study
+from id_scaling.summarize import readable
+
+T = TypeVar("T")
+# In the order of their weight: the first three make a session not whole.
+KINDS = ("damaged", "stale", "missing", "suspicious")
+MOST_SHOWN = 20
+# Above this share of clouds that are not `ok`, an estimator is not one for this data.
+MANY_FAILED = 0.1
+# A loss this much above that of guessing, in nats a token, is that of a broken model or of the wrong tokens.
+WORSE_THAN_GUESSING = 1.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is not as it should be: its kind, the file, and what is the matter."""
+
+    kind: str
+    path: Path
+    words: str
+
+    def __str__(self) -> str:
+        return f"{self.kind:<11}{self.path}: {self.words}"
+
+
+def check_session(study: Study) -> list[Finding]:
+    """Return all that is not as it should be in the session of a study."""
+    return _Check(study).findings
+
+
+def report(findings: list[Finding]) -> str:
+    """Return findings as text, the first of each kind, and how many there are."""
+    lines = []
+    for kind in KINDS:
+        found = [finding for finding in findings if finding.kind == kind]
+        lines += [str(finding) for finding in found[:MOST_SHOWN]]
+        if len(found) > MOST_SHOWN:
+            lines.append(f"{kind:<11}… and {len(found) - MOST_SHOWN} more")
+    counts = ", ".join(f"{sum(one.kind == kind for one in findings)} {kind}" for kind in KINDS)
+    return "\n".join([*lines, counts])
+
+
+def is_whole(findings: list[Finding]) -> bool:
+    """Return whether nothing is missing, stale or damaged."""
+    return all(finding.kind == "suspicious" for finding in findings)
+
+
+class _Check:
+    """The findings of one session; what several files are held against is read once."""
+
+    def __init__(self, study: Study) -> None:
+        self.study, self.session = study, Path(study.session)
+        self.findings: list[Finding] = []
+        self.identities: dict[Path, dict[str, Any] | None] = {}
+        self.contexts: dict[Path, str | None] = {}
+        self.made_of: dict[Any, list[Path]] = defaultdict(list)  # weights and contexts -> manifests
+        for run in study.runs:
+            self._check_run(run)
+        self._check_alike()
+        if study.estimators:
+            self._check_summary()
+        self._check_leftovers()
+
+    def _add(self, kind: str, path: Path, words: str) -> None:
+        self.findings.append(Finding(kind, path, words))
+
+    def _read(self, path: Path, reader: Callable[[Path], T]) -> T | None:
+        """Return what a reader gives; where the file is not there or damaged, that is found."""
+        if not path.is_file():
+            self._add("missing", path, "not there")
+            return None
+        try:
+            return reader(path)
+        except StoreError as error:
+            self._add("damaged", path, str(error).removeprefix(f"{path}: "))
+            return None
+
+    def _compare(self, path: Path, what: str, found: Any, expected: Any) -> None:
+        """Find a file stale that was made of something else; what is not known is not held against it."""
+        if expected is not None and found != expected:
+            self._add("stale", path, f"made with other {what} than it would be now; snakemake makes it anew")
+
+    def _compare_settings(self, path: Path, found: Mapping[str, Any], settings: str) -> None:
+        """Find a file stale that was made by other code, or with other settings."""
+        expected = json.loads(settings)
+        keys = sorted(key for key in found.keys() | expected.keys() if found.get(key) != expected.get(key))
+        self._compare(path, ", ".join(keys), keys, [])
+
+    def _identity(self, kind: str, *names: str) -> dict[str, Any] | None:
+        """Return the identity of something fetched."""
+        path = identity_path(self.session, kind, *names)
+        if path not in self.identities:
+            self.identities[path] = self._read(path, read_record)
+        return self.identities[path]
+
+    def _check_run(self, run: Run) -> None:
+        """Check the files of a run, and what it was made from."""
+        model = self._identity("models", run.model, run.checkpoint)
+        contexts = self._check_contexts(run)
+        folder = run_folder(self.session, run)
+        manifest = self._read(folder / "manifest.json", read_record)
+        if manifest:
+            path = folder / "manifest.json"
+            self._compare_settings(path, manifest["settings"], self.study.extract_settings(run))
+            self._compare(path, "weights", manifest["weights"], model and model["weights_sha256"])
+            self._compare(path, "contexts", manifest["contexts"], contexts)
+            self.made_of[manifest["weights"], manifest["contexts"]].append(path)
+            self._check_layers(folder, manifest["files"])
+        tokens = self._read(folder / "tokens.parquet", read_table)
+        if tokens:
+            path = folder / "tokens.parquet"
+            self._compare(path, "extraction", tokens[1]["digest"], manifest and manifest["digest"])
+            self._check_losses(path, tokens[0], model["architecture"]["vocab_size"] if model else math.inf)
+        for module in self.study.modules:
+            for estimator in self.study.estimators:
+                self._check_ids(run, module, estimator, manifest)
+
+    def _check_contexts(self, run: Run) -> str | None:
+        """Check the contexts of a run, once for all that share them; return their hash."""
+        tokenizer = self.study.tokenizer_of(run.model)
+        path = contexts_path(self.session, run, tokenizer)
+        if path not in self.contexts:
+            shard = self._identity("datasets", run.dataset, str(run.subset))
+            identity = self._identity("tokenizers", tokenizer)
+            found = self._read(path, read_table)
+            if found:
+                expected = self.study.chunk_settings(run.dataset, str(run.subset), tokenizer, run.control)
+                self._compare_settings(path, found[1]["settings"], expected)
+                self._compare(path, "text", found[1]["shard_sha256"], shard and shard["sha256"])
+                self._compare(path, "tokenizer", found[1]["tokenizer_sha256"], identity and identity["sha256"])
+            self.contexts[path] = sha256(path) if found else None
+        return self.contexts[path]
+
+    def _check_layers(self, folder: Path, files: Mapping[str, Any]) -> None:
+        """Check the layer files that a manifest names."""
+        mend = f"remove {folder / 'manifest.json'} and run snakemake again"
+        for name, facts in files.items():
+            if not (folder / name).is_file():
+                self._add("missing", folder / name, f"not there, though the manifest names it; {mend}")
+            elif sha256(folder / name) != facts["sha256"]:
+                self._add("damaged", folder / name, f"its content is not what the manifest says; {mend}")
+
+    def _check_losses(self, path: Path, tokens: pl.DataFrame, n_tokens: int) -> None:
+        """Find losses that no working model has."""
+        losses = tokens.filter(pl.col("position") > 0)["loss"].cast(pl.Float64)
+        n_wrong = losses.len() - losses.is_finite().sum()
+        if n_wrong:
+            self._add("suspicious", path, f"the loss of {n_wrong} of {losses.len()} tokens is not a finite number")
+        elif losses.mean() > math.log(n_tokens) + WORSE_THAN_GUESSING:
+            guessing = f"guessing among {n_tokens} tokens has {math.log(n_tokens):.2f}"
+            self._add("suspicious", path, f"mean loss {losses.mean():.2f} nats/token, {guessing}")
+
+    def _check_ids(self, run: Run, module: str, estimator: str, manifest: Mapping[str, Any] | None) -> None:
+        """Check one table of IDs."""
+        path = ids_path(self.session, run, module, estimator)
+        found = self._read(path, read_table)
+        if not found:
+            return
+        table, facts = found
+        self._compare_settings(path, facts["settings"], self.study.estimate_settings(run, module, estimator))
+        self._compare(path, "extraction", facts["manifest"], manifest and manifest["digest"])
+        for words in _strange_ids(table):
+            self._add("suspicious", path, words)
+
+    def _check_alike(self) -> None:
+        """Find runs of one text whose weights are equal to the last bit."""
+        for paths in self.made_of.values():
+            for path in paths[1:]:
+                self._add("suspicious", path, f"the same weights, and the same contexts, as {paths[0]}")
+
+    def _check_summary(self) -> None:
+        """Check the table of the session, and what is written of it as text."""
+        path = self.session / "summary.parquet"
+        found = self._read(path, read_table)
+        if not found:
+            return
+        summary, settings = found
+        self._compare_settings(path, settings, self.study.summarize_settings())
+        if summary["versions"].n_unique() > 1:
+            self._add("suspicious", path, "runs of different library versions, see its column `versions`")
+        for kind, text in (("csv", summary.write_csv()), ("txt", readable(summary))):
+            copy = path.with_suffix(f".{kind}")
+            if self._read(copy, lambda one: one.read_bytes()) not in (None, text.encode()):
+                self._add("damaged", copy, f"not what {path.name} says; remove it and run snakemake again")
+
+    def _check_leftovers(self) -> None:
+        """Find what killed jobs left, and runs that the study does not ask for."""
+        asked = {run_folder(self.session, run) for run in self.study.runs}
+        for path in sorted(self.session.glob("runs/*/*/*/*/*/")):
+            if path not in asked:
+                self._add("suspicious", path, "a run that this study does not ask for")
+            elif (path / "parts").is_dir():
+                self._add("suspicious", path / "parts", "an extraction that is going on, or was cut short")
+
+
+def _strange_ids(table: pl.DataFrame) -> Iterator[str]:
+    """Yield what is strange in a table of IDs."""
+    is_ok = table["status"] == "ok"
+    n_failed = len(table) - is_ok.sum()
+    if n_failed > MANY_FAILED * len(table):
+        counts = table.filter(~is_ok)["status"].value_counts(sort=True).rows()
+        yield f"{n_failed} of {len(table)} clouds are not ok: {', '.join(f'{n} {word}' for word, n in counts)}"
+    values = table.filter(is_ok)["value"]
+    n_impossible = len(values) - (values.is_finite() & (values > 0)).sum()
+    if n_impossible:
+        yield f"{n_impossible} IDs are ok and not a positive number"

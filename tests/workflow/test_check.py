@@ -1,0 +1,244 @@
+"""A stored file that was damaged: found by what reads it and by `check`, and mended by the command that is named."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+from conftest import Workflow, save_text, save_tiny_llama, study
+from sessions import assert_same_contents
+
+from id_scaling.check import Finding, check_session, is_whole, report
+from id_scaling.cli import main
+from id_scaling.logs import LOG
+from id_scaling.sealed import read_record, read_table, write_record, write_table
+from id_scaling.study import Study
+
+pytestmark = pytest.mark.usefixtures("log")
+
+# Each kind of stored file, and the verb that reads it.
+READERS = {
+    "datasets/*/*/identity.json": "chunk",
+    "tokenizers/*/identity.json": "chunk",
+    "contexts/*/*/*/*/contexts.parquet": "extract",
+    "models/*/*/identity.json": "extract",
+    "runs/*/step0/*/*/*/manifest.json": "estimate",
+    "runs/*/step0/*/*/*/layer_00.h5": "estimate",
+    "runs/*/step0/*/*/*/tokens.parquet": "summarize",
+    "runs/*/step0/*/*/*/ids/mlp/mle.parquet": "summarize",
+    "summary.parquet": "plot",
+}
+FOUND_BY_CHECK_ALONE = ("runs/*/step0/*/*/*/outblock.h5", "summary.csv", "summary.txt")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Workflow:
+    """A session of two checkpoints, run to its end; not to be changed."""
+    folder = tmp_path_factory.mktemp("whole")
+    for seed, checkpoint in enumerate(("step0", "step1")):
+        save_tiny_llama(folder / "model" / checkpoint, seed)
+    config = study(folder / "model", save_text(folder / "text"), model_config__model_checkpoint=["step0", "step1"])
+    config["cacheing_config"] |= {"module_inblock_keys": ["mlp"], "module_outblock_keys": ["unemb"]}
+    config["cacheing_config"]["save_IDs_list"] = ["mle"]
+    workflow = Workflow(folder, config)
+    workflow.run()
+    return workflow
+
+
+@pytest.fixture
+def session(whole: Workflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workflow:
+    """A copy of that session, in the current directory, to be damaged."""
+    shutil.copytree(whole.folder, tmp_path / "copy", symlinks=True)
+    monkeypatch.chdir(tmp_path / "copy")
+    return Workflow(tmp_path / "copy", json.loads(json.dumps(whole.config)))
+
+
+def call(arguments: list[str]) -> int:
+    """Return the exit status of a verb, which logs to the standard error of now."""
+    LOG.handlers.clear()
+    return main(arguments)
+
+
+def one(session: Workflow, pattern: str) -> Path:
+    """Return the first file of a kind, as the workflow names it."""
+    return next(iter(sorted(Path("results/tiny").glob(pattern))))
+
+
+def flip(path: Path) -> None:
+    """Turn over one byte in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+
+
+def cut(path: Path) -> None:
+    """Leave the first half of a file."""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def arguments_of(verb: str, session: Workflow) -> list[str]:
+    """Return the arguments with which the workflow calls a verb for the first checkpoint."""
+    jobs, run = Study(session.config), Study(session.config).runs[0]
+    folder = f"results/tiny/runs/{run.model}/{run.checkpoint}/{run.dataset}/{run.subset}/{run.control}"
+    contexts = str(one(session, "contexts/*/*/*/*/contexts.parquet"))
+    tokenizer = jobs.tokenizer_of(run.model)
+    options = {
+        "chunk": {
+            "settings": jobs.chunk_settings(run.dataset, "0", tokenizer, "none"),
+            "shard": f"results/tiny/datasets/{run.dataset}/0/identity.json",
+            "tokenizer": f"results/tiny/tokenizers/{tokenizer}/identity.json",
+            "output": contexts,
+        },
+        "extract": {
+            "settings": jobs.extract_settings(run),
+            "execution": jobs.extract_execution(run.model),
+            "contexts": contexts,
+            "model": f"results/tiny/models/{run.model}/{run.checkpoint}/identity.json",
+            "output": f"{folder}/manifest.json",
+        },
+        "estimate": {
+            "settings": jobs.estimate_settings(run, "mlp", "mle"),
+            "manifest": f"{folder}/manifest.json",
+            "output": f"{folder}/ids/mlp/mle.parquet",
+        },
+        "summarize": {
+            "settings": jobs.summarize_settings(),
+            "session": "results/tiny",
+            **{kind: f"results/tiny/summary.{kind}" for kind in ("parquet", "csv")},
+            "text": "results/tiny/summary.txt",
+        },
+        "plot": {"summary": "results/tiny/summary.parquet", "output": "results/tiny/figures/id_by_layer.svg"},
+    }
+    return [verb, *(part for key, value in options[verb].items() for part in (f"--{key}", value))]
+
+
+def found(session: Workflow, kind: str) -> dict[str, str]:
+    """Return what `check` finds of a kind, by path."""
+    return {str(one.path): one.words for one in check_session(Study(session.config)) if one.kind == kind}
+
+
+@pytest.mark.parametrize("damage", [flip, cut])
+@pytest.mark.parametrize("pattern", READERS)
+def test_what_reads_a_damaged_file_names_it_and_what_mends_it(
+    session: Workflow, pattern: str, damage: Callable[[Path], None], capsys: pytest.CaptureFixture
+):
+    arguments = arguments_of(READERS[pattern], session)
+    assert call(arguments) == 0
+    path = one(session, pattern)
+    damage(path)
+    capsys.readouterr()
+    assert call(arguments) == 1
+    said = capsys.readouterr().err
+    assert str(path) in said
+    assert re.search(r"remove .*run (snakemake )?again", said), said
+    assert "Traceback" not in said
+    assert list(found(session, "damaged")) == [str(path)]
+
+
+@pytest.mark.parametrize("pattern", FOUND_BY_CHECK_ALONE)
+def test_check_finds_damage_in_files_that_nothing_reads(session: Workflow, pattern: str):
+    flip(one(session, pattern))
+    assert list(found(session, "damaged")) == [str(one(session, pattern))]
+
+
+def test_a_whole_session_is_whole(session: Workflow, capsys: pytest.CaptureFixture):
+    assert call(["check", "study.yaml"]) == 0
+    assert capsys.readouterr().out == "0 damaged, 0 stale, 0 missing, 0 suspicious\nresults/tiny: whole\n"
+
+
+def test_the_commands_that_are_named_mend_everything(whole: Workflow, session: Workflow):
+    """All kinds are damaged at once; the extraction finds by itself which of its layer files it can keep."""
+    for pattern in (*READERS, *FOUND_BY_CHECK_ALONE):
+        flip(one(session, pattern))
+    damaged = found(session, "damaged")
+    # A damaged manifest says nothing of layer files, and a damaged summary nothing of its copies.
+    assert len(damaged) == len(READERS) - 1
+    for words in damaged.values():
+        subprocess.run(re.search(r"\((rm .*?)\) and", words)[1], shell=True, check=True)
+    session.run()
+    assert is_whole(check_session(Study(session.config)))
+    assert_same_contents(session.session, whole.session)
+
+
+def test_missing_files_are_found(session: Workflow, capsys: pytest.CaptureFixture):
+    shutil.rmtree("results/tiny/runs")
+    assert call(["check", "study.yaml"]) == 1
+    # Of each of two runs the manifest, the tokens and the tables of two modules.
+    assert "0 damaged, 0 stale, 8 missing, 0 suspicious\nresults/tiny: not whole" in capsys.readouterr().out
+
+
+def test_files_of_other_settings_are_stale(session: Workflow):
+    """Another view: what it changes is named, and what it does not change is not."""
+    session.config["cacheing_config"]["views"] = {"default": {"skip_first_tokens": 2}}
+    stale = found(session, "stale")
+    manifests = {path: words for path, words in stale.items() if path.endswith("manifest.json")}
+    assert [words.split(" than")[0] for words in manifests.values()] == ["made with other views"] * 2
+    assert not any("identity.json" in path or "contexts.parquet" in path for path in stale)
+
+
+def test_tables_of_another_extraction_are_stale(session: Workflow):
+    manifest = one(session, "runs/*/step0/*/*/*/manifest.json")
+    write_record(manifest, {**read_record(manifest), "digest": "another"})
+    stale = found(session, "stale")
+    assert sorted(path.rsplit("/", 1)[1] for path in stale) == ["mle.parquet", "mle.parquet", "tokens.parquet"]
+    assert all("made with other extraction" in words for words in stale.values())
+
+
+def test_runs_of_other_weights_and_contexts_are_stale(session: Workflow):
+    manifest = one(session, "runs/*/step0/*/*/*/manifest.json")
+    write_record(manifest, {**read_record(manifest), "weights": "w", "contexts": "c"})
+    words = [finding.words for finding in check_session(Study(session.config)) if finding.path == manifest]
+    assert [word.split(" than")[0] for word in words] == ["made with other weights", "made with other contexts"]
+
+
+def test_two_checkpoints_of_the_same_weights_are_suspicious(session: Workflow):
+    """A revision that was ignored, or the final model under every step's name."""
+    first, second = (one(session, f"runs/*/{step}/*/*/*/manifest.json") for step in ("step0", "step1"))
+    write_record(second, {**read_record(second), "weights": read_record(first)["weights"]})
+    assert found(session, "suspicious") == {str(second): f"the same weights, and the same contexts, as {first}"}
+
+
+def test_losses_of_no_working_model_are_suspicious(session: Workflow):
+    path = one(session, "runs/*/step0/*/*/*/tokens.parquet")
+    table, facts = read_table(path)
+    write_table(path, table.with_columns(pl.col("loss") + 10), facts)
+    assert "guessing among" in found(session, "suspicious")[str(path)]
+    write_table(path, table.with_columns(pl.when(pl.col("context") > 0).then("loss")), facts)
+    assert "is not a finite number" in found(session, "suspicious")[str(path)]
+
+
+def test_estimates_that_fail_often_or_are_impossible_are_suspicious(session: Workflow):
+    path = one(session, "runs/*/step0/*/*/*/ids/mlp/mle.parquet")
+    table, facts = read_table(path)
+    status = pl.when(pl.col("context") < 5).then(pl.lit("degenerate")).otherwise("status").alias("status")
+    write_table(path, table.with_columns(status, pl.lit(-1.0).alias("value")), facts)
+    words = [finding.words for finding in check_session(Study(session.config)) if finding.path == path]
+    assert [re.sub(r"\d+", "N", word) for word in words] == [
+        "N of N clouds are not ok: N degenerate",
+        "N IDs are ok and not a positive number",
+    ]
+
+
+def test_what_was_left_behind_is_suspicious(session: Workflow):
+    run = one(session, "runs/*/step0/*/*/*/")
+    (run / "parts" / "key").mkdir(parents=True)
+    session.config["model_config"]["model_checkpoint"] = ["step0"]
+    suspicious = found(session, "suspicious")
+    assert set(suspicious.values()) == {
+        "an extraction that is going on, or was cut short",
+        "a run that this study does not ask for",
+    }
+
+
+def test_a_long_report_is_cut_and_counted():
+    findings = [Finding("missing", Path(f"f{number}"), "not there") for number in range(30)]
+    lines = report([*findings, Finding("damaged", Path("g"), "cut")]).splitlines()
+    assert lines[0] == "damaged    g: cut"
+    assert lines[-2:] == ["missing    … and 10 more", "1 damaged, 0 stale, 30 missing, 0 suspicious"]
+    assert len(lines) == 1 + 20 + 2
