@@ -65,7 +65,14 @@ def fetch_model(arguments: Arguments) -> None:
 
     settings = arguments.settings
     request = request_of(settings["sites"])
-    fetch.fetch_model(settings["model_name"], settings["checkpoint"], request, settings["ctx_len"], arguments.output)
+    fetch.fetch_model(
+        settings["model_name"],
+        settings["checkpoint"],
+        request,
+        settings["ctx_len"],
+        arguments.output,
+        settings["allow_pickle"],
+    )
 
 
 def fetch_tokenizer(arguments: Arguments) -> None:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from id_scaling import embedded
-from id_scaling.config import Config, DatasetConfig, ModelConfig, parse
-from id_scaling.errors import IdScalingError
+from id_scaling.config import Config, ModelConfig, parse
+from id_scaling.errors import ConfigError, IdScalingError
 from id_scaling.estimators import definition_of, get_estimator
 from id_scaling.fetch import (
     check_model,
@@ -32,6 +32,7 @@ from id_scaling.fingerprint import fingerprint
 from id_scaling.paths import Run, extraction_digest, ids_path, run_folder, slug
 from id_scaling.sites import request_of
 from id_scaling.statistics import GROUPS
+from id_scaling.trust import weight_files
 
 CONTROLS = ("none",)
 
@@ -52,12 +53,14 @@ class Study:
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.config: Config = parse(dict(config))
-        self.models = _by_slug((slug(model.model_name), model) for model in self.config.models)
-        self.datasets = _by_slug((slug(dataset.dataset_name), dataset) for dataset in self.config.datasets)
-        tokenizers = (model.tokenizer or model.model_name for model in self.config.models)
-        self.tokenizers = {slug(name): name for name in tokenizers}
-        names = (name for model in self.config.models for name in model.model_checkpoint)
-        self.checkpoints = {slug(name): name for name in names}
+        models, datasets = self.config.models, self.config.datasets
+        checkpoints = [name for model in models for name in model.model_checkpoint]
+        self.models = _by_slug("model_config.model_name", [model.model_name for model in models], models)
+        self.datasets = _by_slug("dataset_config.dataset_name", [data.dataset_name for data in datasets], datasets)
+        tokenizers = [model.tokenizer or model.model_name for model in models]
+        self.tokenizers = _by_slug("model_config.tokenizer", dict.fromkeys(tokenizers))
+        self.checkpoints = _by_slug("model_config.model_checkpoint", dict.fromkeys(checkpoints))
+        _check_apart("cacheing_config.module_inblock_keys and module_outblock_keys", self.modules, self.modules)
 
     @property
     def session(self) -> str:
@@ -124,7 +127,7 @@ class Study:
             return []
         if name in embedded.MODELS:
             return [str(folder / "model.safetensors")]
-        weights = sorted(folder.glob("*.safetensors"))
+        weights = weight_files(folder, self.models[model].allow_pickle)
         return [str(path) for path in (folder / "config.json", *weights, *tokenizer_files(folder))]
 
     def tokenizer_files(self, tokenizer: str) -> list[str]:
@@ -146,6 +149,7 @@ class Study:
             checkpoint=self.checkpoints[checkpoint],
             sites=self._sites(model),
             ctx_len=self.config.ctx_len,
+            allow_pickle=self.models[model].allow_pickle,
         )
 
     def fetch_tokenizer_settings(self, tokenizer: str) -> str:
@@ -279,7 +283,7 @@ class Study:
         if folder is None or not (folder / "config.json").is_file():
             return
         try:
-            check_model(folder, request_of(self._sites(name)), self.config.ctx_len)
+            check_model(folder, request_of(self._sites(name)), self.config.ctx_len, model.allow_pickle)
         except IdScalingError as error:
             raise type(error)(f"{model.model_name} at {checkpoint}: {error}") from None
 
@@ -314,12 +318,21 @@ def _settings(roots: Iterable[str], **options: Any) -> str:
     return canonical_json({**options, "code": fingerprint(*roots)})
 
 
-def _by_slug(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a mapping by name; a name that stands twice is an error."""
-    found: dict[str, ModelConfig | DatasetConfig] = {}
-    for name, value in pairs:
-        if name in found:
-            kind = "model_config" if isinstance(value, ModelConfig) else "dataset_config"
-            raise IdScalingError(f"{kind}: {name} stands there twice; merge the two into one entry with a list")
-        found[name] = value
-    return found
+def _by_slug(key: str, names: Iterable[str], values: Iterable[Any] | None = None) -> dict[str, Any]:
+    """Return values, or else the names themselves, by the folder of each name."""
+    names = list(names)
+    folders = [slug(name) for name in names]
+    _check_apart(key, names, folders)
+    return dict(zip(folders, names if values is None else values, strict=True))
+
+
+def _check_apart(key: str, names: Iterable[str], folders: Iterable[str]) -> None:
+    """Raise a ConfigError when two names have one folder, or would have where a file system knows no case."""
+    taken: dict[str, str] = {}
+    for name, folder in zip(names, folders, strict=True):
+        other = taken.get(folder.lower())
+        if other == name:
+            raise ConfigError(f"{key}: {name!r} stands there twice; merge the two into one entry with a list")
+        if other is not None:
+            raise ConfigError(f"{key}: {other!r} and {name!r} have one folder where case does not count; rename one")
+        taken[folder.lower()] = name
