@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from id_scaling.errors import Ended, IdScalingError, of_a_disk
-from id_scaling.logs import LOG, start_logging
+from id_scaling.logs import LOG, plain, start_logging
 
 Arguments = argparse.Namespace
 
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         shown = error if isinstance(error, IdScalingError) else of_a_disk(error)
         if shown is None:
             raise
-        print(f"error: {shown}", file=sys.stderr)
+        print(f"error: {plain(str(shown))}", file=sys.stderr)
         return 1
     return 0
 

@@ -24,6 +24,7 @@ from pydantic import (
 
 from id_scaling.errors import ConfigError, nearest
 from id_scaling.estimators import get_estimator
+from id_scaling.logs import plain
 from id_scaling.statistics import ALWAYS, DEFAULT_GROUPS, GROUPS, group_of
 from id_scaling.views import DEFAULT_VIEWS, default_ranks
 
@@ -81,8 +82,13 @@ def _inside(name: str) -> str:
 
 
 def _as_folder(name: str) -> str:
-    if os.path.normpath(name).startswith("-"):
+    path = os.path.normpath(os.path.expanduser(os.path.normpath(name)))
+    if path.startswith("~"):
+        raise ValueError(f"found {name!r}, but there is no such user; expected a path")
+    if path.startswith("-"):
         raise ValueError(f"found {name!r}, which a command takes for an option; write the whole path")
+    if path.strip("/") in ("", "."):
+        raise ValueError(f"found {name!r}, expected a folder that is the session's alone")
     if any(len(part.encode()) > LONGEST for part in name.split("/")):
         raise ValueError(f"found {_shown(name)}, expected at most {LONGEST} bytes between two '/'")
     return name
@@ -297,7 +303,8 @@ def parse(config: dict[str, Any]) -> Config:
     try:
         return Config.model_validate(dict(config))
     except ValidationError as error:
-        lines = [_line(problems, config) for problems in _by_place(error.errors(), config)]
+        lines = [plain(_line(problems, config)) for problems in _by_place(error.errors(), config)]
+        lines = [line.replace("\n", "\\n") for line in lines]
         raise ConfigError("the configuration cannot be used:\n" + "\n".join(f"  {line}" for line in lines)) from None
 
 

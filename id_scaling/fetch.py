@@ -314,7 +314,8 @@ def local_tokenizer_folder(model_name: str) -> Path | None:
     if not looks_local(model_name):
         return None
     root = expanded(model_name)
-    for folder in (root, *sorted(path.parent for path in root.glob("*/config.json"))):
+    checkpoints = sorted(path.parent for path in root.glob("*/config.json")) if os.path.isdir(root) else []
+    for folder in (root, *checkpoints):
         if any(os.path.isfile(folder / name) for name in TOKENIZER_FILES):
             return folder
     raise InputError(

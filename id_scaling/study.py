@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 from id_scaling import embedded
 from id_scaling.config import Config, ModelConfig, parse
-from id_scaling.errors import ConfigError, IdScalingError
+from id_scaling.errors import ConfigError, IdScalingError, InputError
 from id_scaling.estimators import definition_of, get_estimator
 from id_scaling.fetch import (
     check_model,
@@ -66,7 +67,7 @@ class Study:
     def session(self) -> str:
         """The folder of the session."""
         path = self.config.session_path or f"results/{self.config.session_name}"
-        return os.path.normpath(expanded(path))
+        return re.sub("^//+", "/", os.path.normpath(expanded(path)))
 
     @cached_property
     def runs(self) -> list[Run]:
@@ -128,16 +129,16 @@ class Study:
         if name in embedded.MODELS:
             return [str(folder / "model.safetensors")]
         weights = weight_files(folder, self.models[model].allow_pickle)
-        return [str(path) for path in (folder / "config.json", *weights, *tokenizer_files(folder))]
+        return [_literal(path) for path in (folder / "config.json", *weights, *tokenizer_files(folder))]
 
     def tokenizer_files(self, tokenizer: str) -> list[str]:
         """Return the file of an embedded tokenizer; others are known by their content, see the settings."""
         name = self.tokenizers[tokenizer]
         return [str(local_tokenizer_folder(name) / "tokenizer.json")] if name in embedded.MODELS else []
 
-    def shard_files(self, dataset: str, subset: str) -> list[str]:
+    def shard_files(self, dataset: str, subset: str | int) -> list[str]:
         """Return the files of a local or embedded shard; none for the hub's."""
-        return [str(path) for path in dataset_shard(self.datasets[dataset].dataset_name, int(subset)) or []]
+        return [_literal(path) for path in dataset_shard(self.datasets[dataset].dataset_name, int(subset)) or []]
 
     # ---- settings: what can change an output ------------------------------------------------------------------
 
@@ -265,9 +266,9 @@ class Study:
             A local model, checkpoint or shard is missing; a model whose config is on disk lacks a layer, a module
             or the positions asked for.
         """
-        for dataset in self.config.datasets:
+        for name, dataset in self.datasets.items():
             for subset in dataset.dataset_subset:
-                dataset_shard(dataset.dataset_name, subset)
+                self.shard_files(name, subset)
         for name, model in self.models.items():
             for checkpoint in model.model_checkpoint:
                 self._check_model(name, model, checkpoint)
@@ -284,6 +285,7 @@ class Study:
             return
         try:
             check_model(folder, request_of(self._sites(name)), self.config.ctx_len, model.allow_pickle)
+            self.model_files(name, slug(checkpoint))
         except IdScalingError as error:
             raise type(error)(f"{model.model_name} at {checkpoint}: {error}") from None
 
@@ -316,6 +318,13 @@ def _estimate_roots(estimator: str) -> list[str]:
 def _settings(roots: Iterable[str], **options: Any) -> str:
     """Return a job's settings as canonical JSON."""
     return canonical_json({**options, "code": fingerprint(*roots)})
+
+
+def _literal(path: Path) -> str:
+    """Return a path as an input of a rule, in which Snakemake reads braces and angle brackets as something else."""
+    if re.search("[{}<>]", str(path)):
+        raise InputError(f"{path}: found braces or angle brackets in a file's name; rename it")
+    return str(path)
 
 
 def _by_slug(key: str, names: Iterable[str], values: Iterable[Any] | None = None) -> dict[str, Any]:
