@@ -175,6 +175,8 @@ def validate(arguments: Arguments) -> None:
         raise ConfigError(f"{arguments.config}: cannot be read as YAML: {error}") from error
     if not isinstance(config, dict):
         raise ConfigError(f"{arguments.config}: found no mapping of keys, expected a configuration")
+    if "__use_yte__" in config:
+        raise ConfigError(f"{arguments.config}: __use_yte__ has Snakemake run Python that stands in the file")
     study = Study(config)
     study.check()
     print(f"{arguments.config}: valid; {len(study.runs)} run(s), {len(study.tables())} table(s) of estimates")
