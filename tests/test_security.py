@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import transformers
 import yaml
 from conftest import ROOT, save_tiny_llama, study
 from safetensors.torch import load_file
@@ -115,6 +116,28 @@ def test_code_in_allowed_pickles_is_refused_and_not_run(model: Path, pwned: Path
     with pytest.raises(InputError, match=r"hold more than tensors, .* save_pretrained"):
         loaded(model, is_pickled=True)
     assert not pwned.exists()
+
+
+@pytest.mark.parametrize("is_pickled", [False, True])
+def test_weights_are_asked_for_in_one_kind_of_file_and_as_tensors(
+    is_pickled: bool, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+    load = transformers.AutoModelForCausalLM.from_pretrained
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        asked.update(options)
+        return load(*arguments, **options)
+
+    if is_pickled:
+        as_pickle(model)
+    monkeypatch.setattr("id_scaling.models.AutoModelForCausalLM.from_pretrained", watched)
+    loaded(model, is_pickled)
+    assert (asked["use_safetensors"], asked["weights_only"], asked["trust_remote_code"]) == (
+        not is_pickled,
+        True,
+        False,
+    )
 
 
 def test_safetensors_are_taken_where_a_model_has_both(model: Path, pwned: Path) -> None:

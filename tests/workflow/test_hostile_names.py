@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -13,10 +12,11 @@ from typing import Any
 
 import polars as pl
 import pytest
+import torch
 from conftest import Workflow, study
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from polars.testing import assert_frame_equal
+from safetensors.torch import load_file
 
 from id_scaling.paths import slug
 from id_scaling.study import Study
@@ -153,32 +153,26 @@ def test_argument_that_a_shell_splits_is_noticed(tmp_path: Path) -> None:
     assert sorted(calls) == [["python", "a", "b", "c d"], ["tee", "x", "y"]]
 
 
-def summary_of(folder: Path, model: Path, text: Path, target: str, **changes: Any) -> tuple[pl.DataFrame, Path]:
-    """Run a small study to a target and return its summary, and the folder of its session."""
-    folder.mkdir()
-    config = study(model, text, **changes)
-    config["cacheing_config"] = {"save_IDs_list": ["mle"], "module_outblock_keys": [], "module_inblock_keys": ["block"]}
-    Workflow(folder, config).run(target)
-    session = folder / config.get("session_path", "results/tiny")
-    return pl.read_parquet(session / "summary.parquet"), session
-
-
-def test_study_of_hostile_names_gives_the_numbers_of_plain_ones(
+def test_model_of_a_hostile_name_gives_the_numbers_of_a_plain_one(
     tiny_llama: Path, text_folder: Path, tmp_path: Path
 ) -> None:
     name = 'it\'s; "a" $(touch pwned) `touch pwned` & -x*é\\'
-    (tmp_path / name).mkdir()
     model = Path(shutil.copytree(tiny_llama, tmp_path / name / f"model {name}"))
     text = Path(shutil.copytree(text_folder, tmp_path / name / f"-text {name}"))
-    hostile, session = summary_of(tmp_path / "hostile", model, text, "all", session_path=f"out {name}/é {name}")
-    plain, _ = summary_of(tmp_path / "plain", tiny_llama, text_folder, "results/tiny/summary.parquet")
-    names = ["model", "dataset"]
-    assert hostile.select(names).unique().rows() == [(str(model), str(text))]
-    assert_frame_equal(hostile.drop(names), plain.drop(names))
+    models = [{"model_name": str(folder), "tokenizer": str(model)} for folder in (model, tiny_llama)]
+    config = study(model, text, model_config=models, session_path=f"out {name}/é {name}")
+    config["cacheing_config"] = {"save_IDs_list": ["mle"], "module_outblock_keys": [], "module_inblock_keys": ["block"]}
+    workflow = Workflow(tmp_path, config)
+    workflow.run()
+    session = tmp_path / config["session_path"]
+    summary = pl.read_parquet(session / "summary.parquet")
+    assert summary["dataset"].unique().to_list() == [str(text)]
+    hostile, plain = (summary.filter(pl.col("model") == str(folder)).drop("model") for folder in (model, tiny_llama))
+    assert len(hostile) == 2 * 2  # layers and views
+    assert hostile.equals(plain)
     assert (session / "figures" / "id_by_layer.png").stat().st_size > 0
     assert list(tmp_path.rglob("*pwned")) == []
-    manifest = next(session.glob("runs/*/*/*/*/*/manifest.json"))
-    assert json.loads(manifest.read_text())["settings"]["checkpoint"] == "main"
+    assert workflow.planned() == {}
 
 
 REFUSED = {
@@ -212,7 +206,13 @@ def test_secrets_are_nowhere_in_what_a_study_writes_or_says(
     environment["HF_ENDPOINT"] = f"http://user:{password}@127.0.0.1:9"
     here = tmp_path / "study"
     here.mkdir()
-    models = [{"model_name": str(tiny_llama)}, {"model_name": "owner/model", "tokenizer": str(tiny_llama)}]
+    pickled = shutil.copytree(tiny_llama, tmp_path / "pickled")  # which goes its way through the rules here too
+    torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
+    models = [
+        {"model_name": str(pickled), "allow_pickle": True},
+        {"model_name": "owner/model", "tokenizer": str(pickled)},
+    ]
     workflow = Workflow(here, study(tiny_llama, text_folder, model_config=models, verbose=True))
     command = workflow.command("extract_all", "--verbose", "--printshellcmds", "--show-failed-logs")
     done = subprocess.run(
@@ -221,6 +221,7 @@ def test_secrets_are_nowhere_in_what_a_study_writes_or_says(
     assert done.returncode == 1
     assert "owner/model at main: not in the local cache" in done.stdout + done.stderr
     assert len(list(workflow.session.glob("runs/*/*/*/*/*/manifest.json"))) == 1
+    assert "pytorch_model.bin: pickled weights" in done.stdout + done.stderr
     files = [path for path in here.rglob("*") if path.is_file()]
     assert {".log", ".parquet", ".h5", ".json"} <= {path.suffix for path in files}
     written = b"".join(path.read_bytes() for path in files) + (done.stdout + done.stderr).encode()
