@@ -244,6 +244,12 @@ def test_file_of_a_dataset_whose_name_snakemake_would_read_is_refused_before_any
         Study(study(tiny_llama, tmp_path)).check()
 
 
+@pytest.mark.parametrize(("name", "session"), [("//x", "/x"), ("a//b/../c/", "a/c"), ("./a", "a"), ("../a", "../a")])
+def test_session_has_one_spelling(name: str, session: str) -> None:
+    """Snakemake compares paths as texts."""
+    assert Study(study("m", "t", session_path=name)).session == session
+
+
 def test_path_with_home_in_it_stays_a_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/it's me")
     assert Study(study("m", "t", session_path="~/a b")).session == os.path.normpath("/home/it's me/a b")

@@ -20,6 +20,7 @@ import yaml
 from conftest import ROOT, save_tiny_llama, study
 from safetensors.torch import load_file
 
+from id_scaling.cli import VERBS, main
 from id_scaling.datasets import BrokenRecords, Chunking, load_tokenizer, read_documents
 from id_scaling.errors import ConfigError, InputError
 from id_scaling.fetch import check_model, fetch_model, module_names
@@ -392,6 +393,23 @@ def test_secrets_are_in_nothing_that_a_failing_fetch_says(way: str, hub: dict[st
         assert secret not in done.stdout + done.stderr
     for path in (path for path in tmp_path.rglob("*") if path.is_file() and path.name != "token"):
         assert not any(secret.encode() in path.read_bytes() for secret in (TOKEN, PASSWORD)), path
+
+
+def test_log_and_error_of_a_verb_are_shown_plainly(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: Any) -> None:
+        LOG.warning("found %s", f"\x1b[2J{TOKEN}")
+        raise InputError(f"\x1b[2J{TOKEN}")
+
+    for name, value in {"handlers": [], "propagate": True, "level": LOG.level}.items():
+        monkeypatch.setattr(LOG, name, value)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setitem(VERBS, "describe", (fail, ("name", "--checkpoint")))
+    assert main(["describe", "x"]) == 1
+    logged, error = capsys.readouterr().err.splitlines()
+    assert logged.endswith("found \\x1b[2J***")
+    assert error == "error: \\x1b[2J***"
 
 
 @pytest.mark.parametrize(
