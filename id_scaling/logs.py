@@ -14,7 +14,7 @@ LOG = logging.getLogger("id_scaling")
 
 # Variables of the environment that hold tokens of the hub; how a token looks; what stands before a host in an address.
 _TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-_SECRET = re.compile(r"\bhf_[A-Za-z0-9]{20,}|(?<=//)[^/\s]+(?=@)")
+_SECRET = re.compile(r"hf_[A-Za-z0-9]{20,}|(?<=//)[^/\s]+(?=@)")
 # What terminals obey; lines and tabs are left.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 

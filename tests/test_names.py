@@ -251,8 +251,8 @@ def test_session_has_one_spelling(name: str, session: str) -> None:
 
 
 def test_path_with_home_in_it_stays_a_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/it's me")
-    assert Study(study("m", "t", session_path="~/a b")).session == os.path.normpath("/home/it's me/a b")
+    monkeypatch.setenv("HOME", "/users/it's me")
+    assert Study(study("m", "t", session_path="~/a b")).session == os.path.normpath("/users/it's me/a b")
 
 
 def _encodable(names: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
