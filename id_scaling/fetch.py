@@ -17,12 +17,19 @@ from pathlib import Path
 from typing import Any
 
 from id_scaling import embedded
-from id_scaling.architecture import check_request, config_digest, modules_with_tensors, read_architecture
+from id_scaling.architecture import (
+    check_request,
+    config_digest,
+    modules_with_tensors,
+    read_architecture,
+    read_config,
+)
 from id_scaling.errors import InputError, nearest
 from id_scaling.files import digest, read_json, sha256
 from id_scaling.logs import LOG
 from id_scaling.sealed import write_record
 from id_scaling.sites import SiteRequest, check_paths
+from id_scaling.trust import check_settings, is_pickled, weight_files
 
 RESOURCES = Path("resources")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "spiece.model")
@@ -47,20 +54,25 @@ DATASET_ALIASES = {
 }
 
 
-def fetch_model(model_name: str, checkpoint: str, request: SiteRequest, ctx_len: int, output: Path) -> None:
+def fetch_model(
+    model_name: str, checkpoint: str, request: SiteRequest, ctx_len: int, output: Path, allow_pickle: bool = False
+) -> None:
     """Fetch a checkpoint, check that the study can run on it, and write its identity.
 
     Raises
     ------
     InputError
-        The model or the checkpoint is missing, gated or not in safetensors.
+        The model or the checkpoint is missing, gated, or in pickled weights that are not allowed.
     ConfigError
         The model lacks a layer, module or the positions that the study asks for.
     """
-    folder = local_or_hub_folder(model_name, checkpoint, weights=True)
+    folder = model_folder(model_name, checkpoint) or _weights_from_hub(model_name, checkpoint, allow_pickle)
     architecture = read_architecture(folder)
-    check_model(folder, request, ctx_len)
-    weights = {path.name: sha256(path) for path in _weight_files(folder)}
+    check_model(folder, request, ctx_len, allow_pickle)
+    files = weight_files(folder, allow_pickle)
+    if is_pickled(files):
+        LOG.warning("%s: pickled weights, as allow_pickle says; they can run code of whoever made them", files[0])
+    weights = {path.name: sha256(path) for path in files}
     write_record(
         output,
         {
@@ -71,6 +83,7 @@ def fetch_model(model_name: str, checkpoint: str, request: SiteRequest, ctx_len:
             "architecture": asdict(architecture),
             "weights": weights,
             "weights_sha256": digest(weights),
+            "is_pickled": is_pickled(files),
             "config_sha256": config_digest(folder),
             "tokenizer_sha256": tokenizer_digest(_with_tokenizer(folder, model_name)),
         },
@@ -103,10 +116,9 @@ def fetch_dataset(dataset_name: str, subset: int, output: Path) -> None:
     LOG.info("%s shard %d: %d file(s), content %s", dataset_name, subset, len(files), digest(hashes))
 
 
-def local_or_hub_folder(model_name: str, checkpoint: str, weights: bool = False) -> Path:
-    """Return the folder of a checkpoint, downloaded when it is on the hub; without weights unless asked for."""
-    patterns = _WEIGHT_PATTERNS if weights else _TOKENIZER_PATTERNS
-    return model_folder(model_name, checkpoint) or _from_hub(model_name, checkpoint, patterns)
+def local_or_hub_folder(model_name: str, checkpoint: str) -> Path:
+    """Return the folder of a checkpoint, downloaded without its weights when it is on the hub."""
+    return model_folder(model_name, checkpoint) or _from_hub(model_name, checkpoint, _TOKENIZER_PATTERNS)
 
 
 # ---- what can be known without a network, before any job ------------------------------------------------------
@@ -141,14 +153,14 @@ def model_folder(model_name: str, checkpoint: str) -> Path | None:
         return None
     root = expanded(model_name)
     folder = root if checkpoint == "main" else root / checkpoint
-    if not (folder / "config.json").is_file():
+    if not os.path.isfile(folder / "config.json"):  # False for a name too long to be one too
         raise InputError(_missing_checkpoint(root, checkpoint))
     return folder
 
 
 def _missing_checkpoint(root: Path, checkpoint: str) -> str:
     """Return what to say of a local model or checkpoint that is not there."""
-    if not root.is_dir():
+    if not os.path.isdir(root):
         return f"model_name: {root} is not a folder; expected a model folder or a hub name like 'owner/model'"
     found = sorted(path.parent.name for path in root.glob("*/config.json"))
     if checkpoint == "main" and found:
@@ -171,7 +183,7 @@ def dataset_shard(dataset_name: str, subset: int) -> list[Path] | None:
     if not looks_local(dataset_name):
         return None
     root = expanded(dataset_name)
-    if not root.exists():
+    if not os.path.exists(root):
         raise InputError(f"dataset_name: {root} does not exist; expected a file, a folder of shards or a hub name")
     if root.is_file() and not _suffix(root):
         raise InputError(f"dataset_name: {root} is no shard; expected a file ending in {', '.join(SHARD_SUFFIXES)}")
@@ -241,35 +253,37 @@ def module_names(folder: Path) -> set[str]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except (ValueError, ImportError) as error:
-        raise InputError(f"{folder}: transformers cannot build this model: {error}") from error
+        raise InputError(f"{folder}: {_unbuildable(folder, error)}") from error
     return {name for name, _ in model.named_modules() if name}
 
 
-def check_model(folder: Path, request: SiteRequest, ctx_len: int) -> None:
+def _unbuildable(folder: Path, error: Exception) -> str:
+    """Return what to say of a model that transformers cannot build by itself."""
+    if "auto_map" not in read_config(folder):
+        return f"transformers cannot build this model: {error}"
+    return (
+        "the model is made by Python code that comes with it, which is never run; name one of an architecture that "
+        "transformers has, or convert it to one"
+    )
+
+
+def check_model(folder: Path, request: SiteRequest, ctx_len: int, allow_pickle: bool = False) -> None:
     """Raise a ConfigError when a model lacks a layer, a module or the positions that are asked for.
 
     Paths of a preset are known to fit. Of given ones, modules that hold tensors are known from the files' headers;
-    only for others is the model built.
+    only for others, and for models that may need code of their own, is the model built.
     """
-    _weight_files(folder)
+    weight_files(folder, allow_pickle)
+    config = read_config(folder)
+    check_settings(folder, config)
     sites = check_request(request, ctx_len, read_architecture(folder))
-    if request.mapping is not None and not {site.path for site in sites} <= modules_with_tensors(folder):
+    is_known = "auto_map" not in config and {site.path for site in sites} <= modules_with_tensors(folder)
+    if request.mapping is not None and not is_known:
         check_paths(sites, module_names(folder))
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """Return the safetensors files of a model folder."""
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise InputError(
-            f"{folder}: found no *.safetensors file; pickled weights (*.bin) can run code and are not read: "
-            "convert them with transformers' save_pretrained"
-        )
-    return files
 
 
 def _with_tokenizer(folder: Path, model_name: str) -> Path:
@@ -301,8 +315,9 @@ def local_tokenizer_folder(model_name: str) -> Path | None:
     if not looks_local(model_name):
         return None
     root = expanded(model_name)
-    for folder in (root, *sorted(path.parent for path in root.glob("*/config.json"))):
-        if any((folder / name).is_file() for name in TOKENIZER_FILES):
+    checkpoints = sorted(path.parent for path in root.glob("*/config.json")) if os.path.isdir(root) else []
+    for folder in (root, *checkpoints):
+        if any(os.path.isfile(folder / name) for name in TOKENIZER_FILES):
             return folder
     raise InputError(
         f"{root}: found no tokenizer, expected one of {', '.join(TOKENIZER_FILES)} in it or in a checkpoint; or name a "
@@ -319,6 +334,15 @@ def tokenizer_files(folder: Path) -> list[Path]:
 
 _TOKENIZER_PATTERNS = ["*.json", "*.model", "*.txt"]
 _WEIGHT_PATTERNS = ["*.safetensors", *_TOKENIZER_PATTERNS]
+_PICKLE_PATTERNS = ["pytorch_model*.bin", *_TOKENIZER_PATTERNS]
+
+
+def _weights_from_hub(repository: str, revision: str, allow_pickle: bool) -> Path:
+    """Download a revision with its weights; pickled ones only where they are allowed and there are no others."""
+    folder = _from_hub(repository, revision, _WEIGHT_PATTERNS)
+    if allow_pickle and not any(folder.glob("*.safetensors")):
+        return _from_hub(repository, revision, _PICKLE_PATTERNS)
+    return folder
 
 
 def _from_hub(repository: str, revision: str, patterns: list[str]) -> Path:

@@ -114,7 +114,20 @@ def _verified(folder: Path, manifest: Mapping[str, Any], layer: int | None) -> P
     with _reading(path) as file:
         if file.attrs.get("digest") != manifest["digest"]:
             raise StoreError(f"{path}: made by another extraction than its manifest; {mend}")
+        foreign = next(_foreign(file), None)
+        if foreign:
+            raise StoreError(f"{path}: {foreign} stands in another file, which no extraction writes; {mend}")
     return path
+
+
+def _foreign(group: h5py.Group) -> Iterator[str]:
+    """Yield the names in a group whose values HDF5 would take from another file."""
+    for name in group:
+        item = group[name] if isinstance(group.get(name, getlink=True), h5py.HardLink) else None
+        if isinstance(item, h5py.Group):
+            yield from _foreign(item)
+        elif not isinstance(item, h5py.Dataset) or item.external or item.is_virtual:
+            yield f"{group.name}/{name}"
 
 
 @contextmanager

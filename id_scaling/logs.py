@@ -3,19 +3,49 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
 import sys
 import time
+import traceback
+from types import TracebackType
 
 LOG = logging.getLogger("id_scaling")
 
+# Variables of the environment that hold tokens of the hub; how a token looks; what stands before a host in an address.
+_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+_SECRET = re.compile(r"hf_[A-Za-z0-9]{20,}|(?<=//)[^/\s]+(?=@)")
+# What terminals obey; lines and tabs are left.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def plain(text: str) -> str:
+    """Return text as it may be shown: without tokens and passwords, and with control characters spelled out."""
+    for token in filter(None, map(os.environ.get, _TOKENS)):
+        text = text.replace(token, "***")
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], _SECRET.sub("***", text))
+
+
+class _Plain(logging.Formatter):
+    """Formats records that may hold what someone else wrote."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return plain(super().format(record))
+
 
 def start_logging(is_verbose: bool) -> None:
-    """Send the package's log to standard error, with details when `is_verbose`."""
+    """Send the package's log to standard error, with details when `is_verbose`; and what ends the process, as plain."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    handler.setFormatter(_Plain("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     LOG.addHandler(handler)
     LOG.setLevel(logging.DEBUG if is_verbose else logging.INFO)
     LOG.propagate = False
+    sys.excepthook = _say
+
+
+def _say(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an exception that nobody caught."""
+    print(plain("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 
 
 class Progress:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,19 +34,36 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return getattr(torch, name)
 
 
-def load_model(folder: Path, dtype: torch.dtype, device: torch.device, use_accelerator: bool) -> Any:
+def load_model(
+    folder: Path, dtype: torch.dtype, device: torch.device, use_accelerator: bool, is_pickled: bool = False
+) -> Any:
     """Load a model for inference, placed on one device, or by accelerate over all there are.
 
     Raises
     ------
     InputError
-        Tensors of the architecture are missing from the files, are of another shape, or are not of it.
+        Tensors of the architecture are missing from the files, are of another shape, or are not of it; or pickled
+        weights hold more than tensors.
     """
     transformers_logging.disable_progress_bar()
     placement = {"device_map": "auto"} if use_accelerator else {}
-    model, report = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **placement
-    )
+    if is_pickled:
+        LOG.warning("%s: loading pickled weights, as tensors alone", folder)
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=not is_pickled,
+            weights_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **placement,
+        )
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{folder}: its pickled weights are damaged or hold more than tensors, which could run code and is not "
+            "read; convert them with transformers' save_pretrained where that can do no harm"
+        ) from error
     wrong = {key: sorted(map(str, names)) for key, names in report.items() if names}
     if wrong:
         raise InputError(

@@ -12,6 +12,7 @@ from typing import Any
 from id_scaling.files import digest
 
 RUN_KEYS = ("checkpoint", "dataset", "subset", "control")
+MOST_PLAIN = 64  # characters of a name that stands in paths as it is
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,11 @@ def extraction_digest(settings: Mapping[str, Any]) -> str:
 def slug(name: str) -> str:
     """Return a name for use in paths: hub names with `--` for `/`, anything else by its end and a hash.
 
-    Different names give different slugs.
+    Different names give different slugs, so a name that looks like the slug of another gets a hash too.
     """
-    is_plain = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)?", name) and len(name) <= 80
-    if is_plain and "--" not in name:
+    is_plain = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)?", name)
+    # Slurm's plugin makes one folder name of all names of a job, and file systems end at 255 bytes.
+    if is_plain and len(name) <= MOST_PLAIN and not re.search(r"--|-[0-9a-f]{8}$", name):
         return name.replace("/", "--")
     tail = re.sub(r"[^A-Za-z0-9_-]+", "-", name.rstrip("/").split("/")[-1]).strip("-")[:40]
     return f"{tail or 'path'}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

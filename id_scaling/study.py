@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from functools import cache, cached_property
 from pathlib import Path
@@ -16,8 +17,8 @@ from typing import Any
 
 from id_scaling import embedded
 from id_scaling.architecture import Architecture, check_request
-from id_scaling.config import Config, DatasetConfig, ModelConfig, parse
-from id_scaling.errors import ConfigError, IdScalingError
+from id_scaling.config import Config, ModelConfig, parse
+from id_scaling.errors import ConfigError, IdScalingError, InputError
 from id_scaling.estimators import definition_of, get_estimator
 from id_scaling.fetch import (
     check_model,
@@ -34,6 +35,7 @@ from id_scaling.paths import Run, extraction_digest, identity_path, ids_path, ru
 from id_scaling.sealed import read_record
 from id_scaling.sites import request_of
 from id_scaling.statistics import GROUPS
+from id_scaling.trust import weight_files
 
 CONTROLS = ("none",)
 # Of settings: Linux takes arguments of up to 131,072 bytes, and a rule's whole command is one.
@@ -56,18 +58,20 @@ class Study:
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.config: Config = parse(dict(config))
-        self.models = _by_slug((slug(model.model_name), model) for model in self.config.models)
-        self.datasets = _by_slug((slug(dataset.dataset_name), dataset) for dataset in self.config.datasets)
-        tokenizers = (model.tokenizer or model.model_name for model in self.config.models)
-        self.tokenizers = {slug(name): name for name in tokenizers}
-        names = (name for model in self.config.models for name in model.model_checkpoint)
-        self.checkpoints = {slug(name): name for name in names}
+        models, datasets = self.config.models, self.config.datasets
+        checkpoints = [name for model in models for name in model.model_checkpoint]
+        self.models = _by_slug("model_config.model_name", [model.model_name for model in models], models)
+        self.datasets = _by_slug("dataset_config.dataset_name", [data.dataset_name for data in datasets], datasets)
+        tokenizers = [model.tokenizer or model.model_name for model in models]
+        self.tokenizers = _by_slug("model_config.tokenizer", dict.fromkeys(tokenizers))
+        self.checkpoints = _by_slug("model_config.model_checkpoint", dict.fromkeys(checkpoints))
+        _check_apart("cacheing_config.module_inblock_keys and module_outblock_keys", self.modules, self.modules)
 
     @cached_property
     def session(self) -> str:
         """The folder of the session."""
         path = self.config.session_path or f"results/{self.config.session_name}"
-        return os.path.normpath(expanded(path))
+        return re.sub("^//+", "/", os.path.normpath(expanded(path)))
 
     @cached_property
     def runs(self) -> list[Run]:
@@ -128,17 +132,17 @@ class Study:
             return []
         if name in embedded.MODELS:
             return [str(folder / "model.safetensors")]
-        weights = sorted(folder.glob("*.safetensors"))
-        return [str(path) for path in (folder / "config.json", *weights, *tokenizer_files(folder))]
+        weights = weight_files(folder, self.models[model].allow_pickle)
+        return [_literal(path) for path in (folder / "config.json", *weights, *tokenizer_files(folder))]
 
     def tokenizer_files(self, tokenizer: str) -> list[str]:
         """Return the file of an embedded tokenizer; others are known by their content, see the settings."""
         name = self.tokenizers[tokenizer]
         return [str(local_tokenizer_folder(name) / "tokenizer.json")] if name in embedded.MODELS else []
 
-    def shard_files(self, dataset: str, subset: str) -> list[str]:
+    def shard_files(self, dataset: str, subset: str | int) -> list[str]:
         """Return the files of a local or embedded shard; none for the hub's."""
-        return [str(path) for path in dataset_shard(self.datasets[dataset].dataset_name, int(subset)) or []]
+        return [_literal(path) for path in dataset_shard(self.datasets[dataset].dataset_name, int(subset)) or []]
 
     # ---- settings: what can change an output ------------------------------------------------------------------
 
@@ -150,6 +154,7 @@ class Study:
             checkpoint=self.checkpoints[checkpoint],
             sites=self._sites(model),
             ctx_len=self.config.ctx_len,
+            allow_pickle=self.models[model].allow_pickle,
         )
 
     def fetch_tokenizer_settings(self, tokenizer: str) -> str:
@@ -277,9 +282,9 @@ class Study:
             A local model, checkpoint or shard is missing; a model whose config is on disk lacks a layer, a module
             or the positions asked for.
         """
-        for dataset in self.config.datasets:
+        for name, dataset in self.datasets.items():
             for subset in dataset.dataset_subset:
-                dataset_shard(dataset.dataset_name, subset)
+                self.shard_files(name, subset)
         for name, model in self.models.items():
             for checkpoint in model.model_checkpoint:
                 self._check_model(name, model, checkpoint)
@@ -292,7 +297,8 @@ class Study:
         identity = identity_path(Path(self.session), "models", name, slug(checkpoint))
         try:
             if folder is not None and (folder / "config.json").is_file():
-                check_model(folder, request, self.config.ctx_len)
+                check_model(folder, request, self.config.ctx_len, model.allow_pickle)
+                self.model_files(name, slug(checkpoint))
             elif folder is None and identity.is_file():
                 fetched = read_record(identity)
                 check_request(request, self.config.ctx_len, Architecture(**fetched["architecture"]))
@@ -335,12 +341,28 @@ def _renamed(names: Mapping[str, str]) -> dict[str, str]:
     return {in_paths: name for in_paths, name in names.items() if in_paths != name}
 
 
-def _by_slug(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a mapping by name; a name that stands twice is an error."""
-    found: dict[str, ModelConfig | DatasetConfig] = {}
-    for name, value in pairs:
-        if name in found:
-            kind = "model_config" if isinstance(value, ModelConfig) else "dataset_config"
-            raise IdScalingError(f"{kind}: {name} stands there twice; merge the two into one entry with a list")
-        found[name] = value
-    return found
+def _literal(path: Path) -> str:
+    """Return a path as an input of a rule, in which Snakemake reads braces and angle brackets as something else."""
+    if re.search("[{}<>]", str(path)):
+        raise InputError(f"{path}: found braces or angle brackets in a file's name; rename it")
+    return str(path)
+
+
+def _by_slug(key: str, names: Iterable[str], values: Iterable[Any] | None = None) -> dict[str, Any]:
+    """Return values, or else the names themselves, by the folder of each name."""
+    names = list(names)
+    folders = [slug(name) for name in names]
+    _check_apart(key, names, folders)
+    return dict(zip(folders, names if values is None else values, strict=True))
+
+
+def _check_apart(key: str, names: Iterable[str], folders: Iterable[str]) -> None:
+    """Raise a ConfigError when two names have one folder, or would have where a file system knows no case."""
+    taken: dict[str, str] = {}
+    for name, folder in zip(names, folders, strict=True):
+        other = taken.get(folder.lower())
+        if other == name:
+            raise ConfigError(f"{key}: {name!r} stands there twice; merge the two into one entry with a list")
+        if other is not None:
+            raise ConfigError(f"{key}: {other!r} and {name!r} have one folder where case does not count; rename one")
+        taken[folder.lower()] = name

@@ -271,8 +271,7 @@ def test_estimates_import_neither_torch_nor_pandas_nor_snakemake(extracted: Sess
 
 
 def test_extraction_that_is_gone_is_one_message(extracted: Session, tmp_path: Path) -> None:
-    manifest = json.loads(Path(extracted.paths["manifest"]).read_text())
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    shutil.copy(extracted.paths["manifest"], tmp_path / "manifest.json")
     arguments = extracted.estimate("block", "mle", tmp_path / "mle.parquet")
     arguments[arguments.index("--manifest") + 1] = str(tmp_path / "manifest.json")
     assert_refused(python("-m", "id_scaling", *arguments), "layer_00.h5: missing, though the manifest names it")

@@ -352,16 +352,58 @@ def without_a_digest(store: Store) -> None:
     store.write_manifest()
 
 
+def by_a_link(link: Any) -> Any:
+    """Return what puts a link in the place of a dataset."""
+
+    def damage(store: Store) -> None:
+        with h5py.File(store.path, "r+") as file:
+            del file["block/default/r1"]
+            file["block/default/r1"] = link
+        store.write_manifest()
+
+    return damage
+
+
+def by_raw_bytes_of_another_file(store: Store) -> None:
+    with h5py.File(store.path, "r+") as file:
+        del file["block/default/r1"]
+        file.create_dataset("block/default/r1", (3, 30), np.float64, external=[("/etc/passwd", 0, 3 * 30 * 8)])
+    store.write_manifest()
+
+
+def by_a_view_of_another_file(store: Store) -> None:
+    layout = h5py.VirtualLayout((3, 30), np.float64)
+    layout[:] = h5py.VirtualSource("other.h5", "r1", (3, 30))
+    with h5py.File(store.path, "r+") as file:
+        del file["block/default/r1"]
+        file.create_virtual_dataset("block/default/r1", layout)
+    store.write_manifest()
+
+
 @pytest.mark.parametrize(
     ("damage", "what"),
     [
+        (by_a_link(h5py.ExternalLink("other.h5", "r1")), "/block/default/r1 stands in another file"),
+        (by_a_link(h5py.SoftLink("/elsewhere")), "/block/default/r1 stands in another file"),
+        (by_raw_bytes_of_another_file, "/block/default/r1 stands in another file"),
+        (by_a_view_of_another_file, "/block/default/r1 stands in another file"),
         (cut_short, r"found \d+ bytes, the manifest says \d+"),
         (lambda store: store.path.unlink(), "missing, though the manifest names it"),
         (of_another_extraction, "made by another extraction than its manifest"),
         (with_another_digest_of_one_length, "."),
         (without_a_digest, "."),
     ],
-    ids=["cut short", "missing", "other manifest", "other file", "no digest"],
+    ids=[
+        "link",
+        "soft link",
+        "raw bytes",
+        "virtual",
+        "cut short",
+        "missing",
+        "other manifest",
+        "other file",
+        "no digest",
+    ],
 )
 def test_file_that_is_not_the_manifests_is_refused_with_what_to_do(damage: Any, what: str, store: Store) -> None:
     damage(store)

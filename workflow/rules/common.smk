@@ -7,6 +7,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from id_scaling.errors import IdScalingError
+from id_scaling.logs import plain
 from id_scaling.paths import Run
 from id_scaling.study import Study
 
@@ -18,7 +19,7 @@ def load_study(config):
         if not workflow.remote_exec:
             study.check()
     except IdScalingError as error:
-        raise WorkflowError(str(error)) from None
+        raise WorkflowError(plain(str(error))) from None
     return study
 
 
