@@ -9,6 +9,10 @@ if not workflow.overwrite_configfiles:
     configfile: "config/config.yaml"
 
 
+# A cluster ends a job with SIGTERM to all of its processes: the shell and `tee` stay until the program has said its last.
+shell.prefix("set -euo pipefail; trap '' TERM; ")
+
+
 include: "workflow/rules/common.smk"
 
 

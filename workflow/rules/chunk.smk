@@ -15,8 +15,8 @@ rule chunk_dataset:
         "../../environment.yml"
     threads: 4
     resources:
-        mem_mb=4000,
-        runtime=240,
+        mem_mb=get_chunk_memory,
+        runtime=get_chunk_runtime,
     params:
         settings=get_chunk_settings,
         python=get_python,

@@ -117,6 +117,14 @@ def get_python(wildcards, resources):
     return sys.executable
 
 
+def get_chunk_memory(wildcards, attempt):
+    return 4000 * attempt
+
+
+def get_chunk_runtime(wildcards, attempt):
+    return 240 * attempt
+
+
 def get_extract_memory(wildcards, attempt):
     return 16000 * attempt
 
@@ -130,6 +138,22 @@ def get_estimate_memory(wildcards, attempt):
 
 
 def get_estimate_runtime(wildcards, attempt):
+    return 30 * attempt
+
+
+def get_summarize_memory(wildcards, attempt):
+    return 4000 * attempt
+
+
+def get_summarize_runtime(wildcards, attempt):
+    return 60 * attempt
+
+
+def get_plot_memory(wildcards, attempt):
+    return 2000 * attempt
+
+
+def get_plot_runtime(wildcards, attempt):
     return 30 * attempt
 
 

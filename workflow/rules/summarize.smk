@@ -20,8 +20,8 @@ rule summarize:
     conda:
         "../../environment.yml"
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=get_summarize_memory,
+        runtime=get_summarize_runtime,
     params:
         settings=get_summarize_settings,
         python=get_python,
@@ -56,8 +56,8 @@ rule plot:
     conda:
         "../../environment.yml"
     resources:
-        mem_mb=2000,
-        runtime=30,
+        mem_mb=get_plot_memory,
+        runtime=get_plot_runtime,
     params:
         settings=get_plot_settings,
         python=get_python,

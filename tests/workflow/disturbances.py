@@ -1,0 +1,128 @@
+"""What can come between a cluster and an extraction: each disturbs the one of a workflow, and sees it end well."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from conftest import ROOT
+from slurm_workflow import SlurmWorkflow, finish, start
+
+from id_scaling.lease import read_holder
+
+RUN = "runs/*/*/*/*/*"
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """An extraction at work: its process, and Slurm's names of its job and node."""
+
+    process: int
+    job: str
+    node: str
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 240) -> object:
+    """Return what `condition()` gives as soon as it is true."""
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.02)
+    return found
+
+
+def parts_of(workflow: SlurmWorkflow) -> set[Path]:
+    """Return the parts that an extraction has kept."""
+    return set(workflow.session.glob(f"{RUN}/parts/*/contexts_*"))
+
+
+def log_of(workflow: SlurmWorkflow) -> str:
+    """Return the log of the extraction; nothing where there is none."""
+    return "".join(path.read_text() for path in workflow.session.glob("logs/extract_activations/*/*/*/*/*.log"))
+
+
+def stopped(workflow: SlurmWorkflow, before: Extraction | None = None) -> Extraction:
+    """Stop the extraction, or the one after another, once it has kept a part; it must not end undisturbed."""
+    n_before = len(parts_of(workflow))
+
+    def holder():
+        found = [read_holder(path) for path in workflow.session.glob(f"{RUN}/.lease")]
+        is_new = found and found[0] and (before is None or found[0].pid != before.process)
+        return found[0] if is_new and len(parts_of(workflow)) > n_before else None
+
+    process = wait_for(holder).pid
+    os.kill(process, signal.SIGSTOP)
+    environment = Path(f"/proc/{process}/environ").read_text().split("\0")
+    variables = dict(line.split("=", 1) for line in environment if line.startswith("SLURM"))
+    return Extraction(process, variables["SLURM_JOB_ID"], variables["SLURMD_NODENAME"])
+
+
+def cancelled(workflow: SlurmWorkflow) -> None:
+    """The job of an extraction is cancelled."""
+    snakemake = start(workflow, "extract_all")
+    workflow.slurm.run("scancel", stopped(workflow).job)
+    finish(workflow, snakemake)
+
+
+def out_of_time(workflow: SlurmWorkflow) -> None:
+    """An extraction is warned that its time is up, and ends; the next one's time is up at once.
+
+    The limits that they asked for, twelve hours and a day, are shortened from outside while they run. Slurm looks every
+    half a minute, and continues what is stopped when it asks it to end.
+    """
+    snakemake = start(workflow, "extract_all")
+    warned = stopped(workflow)
+    workflow.slurm.run("scontrol", "update", f"jobid={warned.job}", "EndTime=now+60")
+    ended = stopped(workflow, warned)
+    workflow.slurm.run("scontrol", "update", f"jobid={ended.job}", "EndTime=now")
+    finish(workflow, snakemake)
+
+
+def out_of_memory(workflow: SlurmWorkflow) -> None:
+    """An extraction takes more memory than its profile gives it at first, an expression of the attempt."""
+    profile = yaml.safe_load((ROOT / "profiles" / "slurm" / "profile.yaml").read_text())
+    profile["set-resources"]["extract_activations"]["mem_mb"] = "300 * attempt ** 3"
+    folder = workflow.folder / "profile"
+    folder.mkdir()
+    (folder / "profile.yaml").write_text(yaml.safe_dump(profile))
+    workflow.profile = str(folder)
+    finish(workflow, start(workflow, "extract_all"))
+
+
+def node_lost(workflow: SlurmWorkflow) -> None:
+    """The node of an extraction dies."""
+    snakemake = start(workflow, "extract_all")
+    workflow.slurm.kill_node(stopped(workflow).node)
+    finish(workflow, snakemake)
+
+
+def controller_killed(workflow: SlurmWorkflow) -> None:
+    """Snakemake is killed and started again, while its extraction, which Slurm alone still knows, stands still."""
+    snakemake = start(workflow, "extract_all")
+    first = stopped(workflow)
+    snakemake.kill()
+    snakemake.wait()
+    kept = parts_of(workflow)
+    assert "--unlock" in workflow.run("extract_all", is_ok=False)
+    workflow.run("--unlock")
+    snakemake = start(workflow, "extract_all")
+    wait_for(lambda: f"waiting for process {first.process} on " in log_of(workflow))
+    time.sleep(3)
+    assert parts_of(workflow) == kept
+    os.kill(first.process, signal.SIGCONT)
+    finish(workflow, snakemake)
+
+
+def estimates_node_lost(workflow: SlurmWorkflow) -> None:
+    """The node of a run's estimates dies."""
+    snakemake = start(workflow, "estimate_all")
+    wait_for(lambda: list(workflow.session.glob("logs/estimate_dimension/**/*.log")))
+    rows = workflow.slurm.run("squeue", "-h", "-t", "R", "-o", "%N %Z").splitlines()
+    (node,) = [node for node, folder in map(str.split, rows) if folder == str(workflow.folder)]
+    workflow.slurm.kill_node(node)
+    finish(workflow, snakemake)
