@@ -46,16 +46,10 @@ def log_of(workflow: SlurmWorkflow) -> str:
     return "".join(path.read_text() for path in workflow.session.glob("logs/extract_activations/*/*/*/*/*.log"))
 
 
-def stopped(workflow: SlurmWorkflow, before: Extraction | None = None) -> Extraction:
-    """Stop the extraction, or the one after another, once it has kept a part; it must not end undisturbed."""
-    n_before = len(parts_of(workflow))
-
-    def holder():
-        found = [read_holder(path) for path in workflow.session.glob(f"{RUN}/.lease")]
-        is_new = found and found[0] and (before is None or found[0].pid != before.process)
-        return found[0] if is_new and len(parts_of(workflow)) > n_before else None
-
-    process = wait_for(holder).pid
+def stopped(workflow: SlurmWorkflow) -> Extraction:
+    """Stop the extraction once it has kept a part, so that it cannot end undisturbed."""
+    wait_for(lambda: parts_of(workflow))
+    process = read_holder(next(workflow.session.glob(f"{RUN}/.lease"))).pid
     os.kill(process, signal.SIGSTOP)
     environment = Path(f"/proc/{process}/environ").read_text().split("\0")
     variables = dict(line.split("=", 1) for line in environment if line.startswith("SLURM"))
@@ -69,17 +63,23 @@ def cancelled(workflow: SlurmWorkflow) -> None:
     finish(workflow, snakemake)
 
 
-def out_of_time(workflow: SlurmWorkflow) -> None:
-    """An extraction is warned that its time is up, and ends; the next one's time is up at once.
+def warned(workflow: SlurmWorkflow) -> None:
+    """The time of an extraction is up in a minute."""
+    _shortened(workflow, "now+60")
 
-    The limits that they asked for, twelve hours and a day, are shortened from outside while they run. Slurm looks every
-    half a minute, and continues what is stopped when it asks it to end.
+
+def out_of_time(workflow: SlurmWorkflow) -> None:
+    """The time of an extraction is up, without a minute to end by itself."""
+    _shortened(workflow, "now")
+
+
+def _shortened(workflow: SlurmWorkflow, end: str) -> None:
+    """Shorten the time of an extraction from outside: what it asked for, twelve hours, is too long for a test.
+
+    Slurm looks every half a minute, and lets what was stopped go on when it asks it to end.
     """
     snakemake = start(workflow, "extract_all")
-    warned = stopped(workflow)
-    workflow.slurm.run("scontrol", "update", f"jobid={warned.job}", "EndTime=now+60")
-    ended = stopped(workflow, warned)
-    workflow.slurm.run("scontrol", "update", f"jobid={ended.job}", "EndTime=now")
+    workflow.slurm.run("scontrol", "update", f"jobid={stopped(workflow).job}", f"EndTime={end}")
     finish(workflow, snakemake)
 
 

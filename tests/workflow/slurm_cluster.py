@@ -1,4 +1,4 @@
-"""A small real Slurm on this machine's loopback, from Debian's packages: two CPU nodes and four with a pretend GPU.
+"""A small real Slurm on this machine's loopback, from Debian's packages: two CPU nodes and six with a pretend GPU.
 
 Every daemon, accounting and its MariaDB included, lives in one folder and on ports that were free, so two clusters can
 run beside each other. Nodes claim more cores and memory than the machine has; the GPU is `/dev/null`.
@@ -19,7 +19,7 @@ from pathlib import Path
 
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 PROGRAMS = ("munged", "mariadbd", "mariadb-install-db", "slurmdbd", "slurmctld", "slurmd", "sbatch", "sacct")
-NODES = ("cpu1", "cpu2", "gpu1", "gpu2", "gpu3", "gpu4")
+NODES = ("cpu1", "cpu2", "gpu1", "gpu2", "gpu3", "gpu4", "gpu5", "gpu6")
 NODE = "CPUs=8 RealMemory=64000"
 SECONDS_TO_START = 60
 
@@ -60,7 +60,7 @@ AccountingStoragePort={database}
 AccountingStoragePass={folder}/munge/socket
 AccountingStorageTRES=gres/gpu
 PartitionName=cpu Nodes=cpu1,cpu2 Default=YES DefaultTime=10
-PartitionName=gpu Nodes=gpu[1-4] DefaultTime=10
+PartitionName=gpu Nodes=gpu[1-6] DefaultTime=10
 """
 
 SLURMDBD_CONF = """
@@ -184,7 +184,7 @@ class SlurmCluster:
         (self.folder / "slurmdbd.conf").write_text(SLURMDBD_CONF.format(**words, sql=self.sql_port))
         (self.folder / "slurmdbd.conf").chmod(0o600)
         # Slurm wants a device file to hand out an index, which becomes CUDA_VISIBLE_DEVICES.
-        (self.folder / "gres.conf").write_text("NodeName=gpu[1-4] Name=gpu File=/dev/null\n")
+        (self.folder / "gres.conf").write_text("NodeName=gpu[1-6] Name=gpu File=/dev/null\n")
         (self.folder / "cgroup.conf").write_text("CgroupAutomount=no\n")
         (self.folder / "bin").mkdir()
         srun = self.folder / "bin" / "srun"

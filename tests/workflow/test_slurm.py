@@ -22,6 +22,7 @@ from disturbances import (
     node_lost,
     out_of_memory,
     out_of_time,
+    warned,
 )
 from sessions import assert_same, assert_same_contents, contents
 from slurm_cluster import SlurmCluster, missing_programs, slurm_cluster
@@ -32,8 +33,8 @@ from id_scaling.store import CONTEXTS_A_PART
 pytestmark = pytest.mark.slurm
 
 CHECKPOINTS, SUBSETS = ["step0", "step1"], [0, 1]
-INBLOCK, OUTBLOCK, ESTIMATORS = ["block", "attn", "mlp"], ["unemb"], ["mle", "mind_ml", "twoNN_f10"]
-N_RUNS, N_ESTIMATES = 4, 4 * 3
+INBLOCK, OUTBLOCK, ESTIMATORS = ["block", "mlp"], ["unemb"], ["mle", "mind_ml", "twoNN_f10"]
+N_RUNS, N_ESTIMATES = 4, 3 * 3
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +55,7 @@ def run_of(wildcards: str) -> str:
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """The configuration of a study of four runs, four modules and three estimators."""
+    """The configuration of a study of four runs, three modules and three estimators."""
     folder = tmp_path_factory.mktemp("inputs")
     for seed, checkpoint in enumerate(CHECKPOINTS):
         save_tiny_llama(folder / "model" / checkpoint, seed)
@@ -66,15 +67,16 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> dict:
     return config
 
 
-def with_checkpoints(config: dict, checkpoints: list[str]) -> dict:
-    """Return the configuration with these checkpoints alone."""
-    return {**config, "model_config": {**config["model_config"], "model_checkpoint": checkpoints}}
+def one_run_of(config: dict) -> dict:
+    """Return the configuration of its first run alone."""
+    alone = {"model_config": {"model_checkpoint": CHECKPOINTS[:1]}, "dataset_config": {"dataset_subset": SUBSETS[:1]}}
+    return {**config, **{section: {**config[section], **keys} for section, keys in alone.items()}}
 
 
 @pytest.fixture(scope="module")
 def both(slurm: SlurmCluster, config: dict, tmp_path_factory: pytest.TempPathFactory) -> tuple[SlurmWorkflow, Workflow]:
-    """The study run to its end on Slurm, and its runs of one checkpoint run locally while Slurm is polled."""
-    local = Workflow(tmp_path_factory.mktemp("local"), with_checkpoints(config, CHECKPOINTS[:1]))
+    """The study run to its end on Slurm, and its first run run locally while Slurm is polled."""
+    local = Workflow(tmp_path_factory.mktemp("local"), one_run_of(config))
     workflow = SlurmWorkflow(tmp_path_factory.mktemp("on-slurm"), config)
     workflow.slurm = slurm
     beside = start(local)
@@ -118,7 +120,7 @@ def test_estimates_of_a_run_are_one_submission(submissions: list[Submission]):
 
 
 def test_no_submission_asks_for_more_than_the_profile_says(submissions: list[Submission]):
-    """Twelve estimates of 1 core, 2000 MB and 30 minutes: on 8 cores one half an hour after the other."""
+    """Nine estimates of 1 core, 2000 MB and 30 minutes: on 8 cores one of them half an hour after the others."""
     limit = yaml.safe_load((ROOT / "profiles" / "slurm" / "profile.yaml").read_text())["cores"]
     assert max(one.n_cores for one in submissions) <= limit < N_ESTIMATES
     groups = [one for one in submissions if "estimate_dimension" in one.rules]
@@ -128,24 +130,24 @@ def test_no_submission_asks_for_more_than_the_profile_says(submissions: list[Sub
 
 
 def test_numbers_are_those_of_a_local_run(both: tuple[SlurmWorkflow, Workflow]):
-    """Every layer file and table of the runs done in both ways, and their rows of the summary."""
+    """Every layer file and table of the run done in both ways, and its rows of the summary."""
     on_slurm, local = (contents(workflow.session) for workflow in both)
     summary, expected = on_slurm.pop("summary.parquet"), local.pop("summary.parquet")
-    assert summary.filter(pl.col("checkpoint") == CHECKPOINTS[0]).equals(expected, null_equal=True)
+    is_first = (pl.col("checkpoint") == CHECKPOINTS[0]) & (pl.col("subset") == SUBSETS[0])
+    assert summary.filter(is_first).equals(expected, null_equal=True)
     kinds = ("contexts.parquet", "tokens.parquet", "twoNN_f10.parquet", "layer_00.h5:block/default/log_ratio")
     assert all(any(name.endswith(kind) for name in local) for kind in kinds), list(local)
     assert_same({name: on_slurm[name] for name in local}, local)
 
 
-DISTURBANCES = (cancelled, out_of_time, out_of_memory, node_lost, controller_killed, estimates_node_lost)
+DISTURBANCES = (warned, out_of_time, cancelled, node_lost, controller_killed, out_of_memory, estimates_node_lost)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(config: dict, tmp_path_factory: pytest.TempPathFactory) -> Workflow:
     """One run of many contexts, extracted locally: before and after in a folder each."""
-    config = with_checkpoints(config, CHECKPOINTS[:1])
-    text = save_text(tmp_path_factory.mktemp("many") / "text", n_documents=40)
-    config["dataset_config"] = {**config["dataset_config"], "dataset_name": str(text), "dataset_subset": SUBSETS[:1]}
+    config = one_run_of(config)
+    config["dataset_config"]["dataset_name"] = str(save_text(tmp_path_factory.mktemp("many") / "text", n_documents=40))
     config["cacheing_config"] = {**config["cacheing_config"], "save_IDs_list": ESTIMATORS[:1]}
     workflow = Workflow(tmp_path_factory.mktemp("undisturbed"), config)
     workflow.run("--until", "chunk_dataset", "fetch_model")
@@ -189,20 +191,26 @@ def test_a_cancelled_extraction_is_submitted_again(disturbed: dict, undisturbed:
     assert_same_contents(workflow.session, undisturbed.session)
 
 
-def test_an_extraction_out_of_time_says_how_far_it_came_and_gets_more(disturbed: dict, undisturbed: Workflow):
-    workflow = disturbed[out_of_time].result()
+def test_an_extraction_says_how_far_it_came_before_its_time_is_up(disturbed: dict, undisturbed: Workflow):
+    workflow = disturbed[warned].result()
     submitted = submissions_of(workflow, "extract_activations")
-    assert [one.state for one in submitted] == ["FAILED", "TIMEOUT", "COMPLETED"]
-    assert [one.minutes for one in submitted] == [720, 1440, 2160]
-    assert [one.memory for one in submitted] == ["16000M", "32000M", "48000M"]
-    said, n_contexts = output_of(workflow), n_contexts_of(workflow)
-    kept = [int(n) for n in re.findall(rf"ended with (\d+) of {n_contexts} contexts extracted; the next run", said)]
+    # By itself, so before Slurm would have said TIMEOUT.
+    assert [one.state for one in submitted] == ["FAILED", "COMPLETED"]
+    kept = re.search(rf"ended with (\d+) of {n_contexts_of(workflow)} contexts extracted", output_of(workflow))
     assert kept
-    assert kept[0] >= CONTEXTS_A_PART
-    assert "ended: the system asked for it (SIGTERM), as at the end of a job's time" in said
-    assert f"SLURM-job '{submitted[1].job}' failed, SLURM status is: 'TIMEOUT'" in said
-    assert "DUE TO TIME LIMIT" in said
-    assert n_kept(workflow) >= kept[0] + CONTEXTS_A_PART
+    assert "ended: the system asked for it (SIGTERM), as at the end of a job's time" in output_of(workflow)
+    assert n_kept(workflow) == int(kept[1]) >= CONTEXTS_A_PART
+    assert_same_contents(workflow.session, undisturbed.session)
+
+
+def test_an_extraction_out_of_time_gets_more_and_goes_on(disturbed: dict, undisturbed: Workflow):
+    workflow = disturbed[out_of_time].result()
+    first, second = submissions_of(workflow, "extract_activations")
+    assert (first.state, first.minutes, first.memory) == ("TIMEOUT", 720, "16000M")
+    assert (second.state, second.minutes, second.memory) == ("COMPLETED", 1440, "32000M")
+    assert f"SLURM-job '{first.job}' failed, SLURM status is: 'TIMEOUT'" in output_of(workflow)
+    assert "DUE TO TIME LIMIT" in output_of(workflow)
+    assert n_kept(workflow) >= CONTEXTS_A_PART
     assert_same_contents(workflow.session, undisturbed.session)
 
 
@@ -233,6 +241,8 @@ def test_an_extraction_that_outlives_snakemake_is_waited_for(disturbed: dict, un
 def test_estimates_whose_node_dies_are_submitted_again_elsewhere(disturbed: dict):
     workflow = disturbed[estimates_node_lost].result()
     first, second = submissions_of(workflow, "estimate_dimension")
-    assert (first.state, second.state) == ("NODE_FAIL", "COMPLETED")
+    n_estimates = len(first.targets)
+    assert (first.state, first.minutes, first.memory) == ("NODE_FAIL", 30, f"{2000 * n_estimates}M")
+    assert (second.state, second.minutes, second.memory) == ("COMPLETED", 60, f"{4000 * n_estimates}M")
     assert {first.node, second.node} == {"cpu1", "cpu2"}
     assert workflow.planned("estimate_all") == {}
