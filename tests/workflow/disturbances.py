@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 from conftest import ROOT
-from slurm_workflow import SlurmWorkflow, finish, start
+from slurm_workflow import SlurmWorkflow, running
 
 from id_scaling.lease import read_holder
 
@@ -27,7 +27,7 @@ class Extraction:
     node: str
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 240) -> object:
+def wait_for(condition: Callable[[], object], seconds: float = 300) -> object:
     """Return what `condition()` gives as soon as it is true."""
     end = time.monotonic() + seconds
     while not (found := condition()):
@@ -58,9 +58,8 @@ def stopped(workflow: SlurmWorkflow) -> Extraction:
 
 def cancelled(workflow: SlurmWorkflow) -> None:
     """The job of an extraction is cancelled."""
-    snakemake = start(workflow, "extract_all")
-    workflow.slurm.run("scancel", stopped(workflow).job)
-    finish(workflow, snakemake)
+    with running(workflow, "extract_all"):
+        workflow.slurm.run("scancel", stopped(workflow).job)
 
 
 def warned(workflow: SlurmWorkflow) -> None:
@@ -78,9 +77,8 @@ def _shortened(workflow: SlurmWorkflow, end: str) -> None:
 
     Slurm looks every half a minute, and lets what was stopped go on when it asks it to end.
     """
-    snakemake = start(workflow, "extract_all")
-    workflow.slurm.run("scontrol", "update", f"jobid={stopped(workflow).job}", f"EndTime={end}")
-    finish(workflow, snakemake)
+    with running(workflow, "extract_all"):
+        workflow.slurm.run("scontrol", "update", f"jobid={stopped(workflow).job}", f"EndTime={end}")
 
 
 def out_of_memory(workflow: SlurmWorkflow) -> None:
@@ -91,38 +89,35 @@ def out_of_memory(workflow: SlurmWorkflow) -> None:
     folder.mkdir()
     (folder / "profile.yaml").write_text(yaml.safe_dump(profile))
     workflow.profile = str(folder)
-    finish(workflow, start(workflow, "extract_all"))
+    with running(workflow, "extract_all"):
+        pass
 
 
 def node_lost(workflow: SlurmWorkflow) -> None:
     """The node of an extraction dies."""
-    snakemake = start(workflow, "extract_all")
-    workflow.slurm.kill_node(stopped(workflow).node)
-    finish(workflow, snakemake)
+    with running(workflow, "extract_all"):
+        workflow.slurm.kill_node(stopped(workflow).node)
 
 
 def controller_killed(workflow: SlurmWorkflow) -> None:
     """Snakemake is killed and started again, while its extraction, which Slurm alone still knows, stands still."""
-    snakemake = start(workflow, "extract_all")
-    first = stopped(workflow)
-    snakemake.kill()
-    snakemake.wait()
+    with running(workflow, "extract_all", is_ok=False) as snakemake:
+        first = stopped(workflow)
+        snakemake.kill()
     kept = parts_of(workflow)
     assert "--unlock" in workflow.run("extract_all", is_ok=False)
     workflow.run("--unlock")
-    snakemake = start(workflow, "extract_all")
-    wait_for(lambda: f"waiting for process {first.process} on " in log_of(workflow))
-    time.sleep(3)
-    assert parts_of(workflow) == kept
-    os.kill(first.process, signal.SIGCONT)
-    finish(workflow, snakemake)
+    with running(workflow, "extract_all"):
+        wait_for(lambda: f"waiting for process {first.process} on " in log_of(workflow))
+        time.sleep(3)
+        assert parts_of(workflow) == kept
+        os.kill(first.process, signal.SIGCONT)
 
 
 def estimates_node_lost(workflow: SlurmWorkflow) -> None:
     """The node of a run's estimates dies."""
-    snakemake = start(workflow, "estimate_all")
-    wait_for(lambda: list(workflow.session.glob("logs/estimate_dimension/**/*.log")))
-    rows = workflow.slurm.run("squeue", "-h", "-t", "R", "-o", "%N %Z").splitlines()
-    (node,) = [node for node, folder in map(str.split, rows) if folder == str(workflow.folder)]
-    workflow.slurm.kill_node(node)
-    finish(workflow, snakemake)
+    with running(workflow, "estimate_all"):
+        wait_for(lambda: list(workflow.session.glob("logs/estimate_dimension/**/*.log")))
+        rows = workflow.slurm.run("squeue", "-h", "-t", "R", "-o", "%N %Z").splitlines()
+        (node,) = [node for node, folder in map(str.split, rows) if folder == str(workflow.folder)]
+        workflow.slurm.kill_node(node)

@@ -20,7 +20,8 @@ from pathlib import Path
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 PROGRAMS = ("munged", "mariadbd", "mariadb-install-db", "slurmdbd", "slurmctld", "slurmd", "sbatch", "sacct")
 NODES = ("cpu1", "cpu2", "gpu1", "gpu2", "gpu3", "gpu4", "gpu5", "gpu6")
-NODE = "CPUs=8 RealMemory=64000"
+# More cores than a submission may ask for, so that one that does is seen.
+NODE = "CPUs=16 RealMemory=64000"
 SECONDS_TO_START = 60
 
 SLURM_CONF = """

@@ -6,6 +6,8 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,14 +16,21 @@ from slurm_cluster import SlurmCluster
 
 COLUMNS = ("JobIDRaw", "State", "Partition", "NodeList", "ReqCPUS", "ReqMem", "AllocTRES", "SubmitLine")
 
+# Sums are made in the same order wherever a run is, and no processes are started that share its work.
+ONE_THREAD = ("--set-threads", "extract_activations=1")
+
+
+class LocalWorkflow(Workflow):
+    """A study run locally, to be compared with."""
+
+    options = (*Workflow.options, *ONE_THREAD)
+
 
 class SlurmWorkflow(Workflow):
     """A study run under the Slurm profile; its options are what a small quick cluster needs beyond that."""
 
     profile = "slurm"
-    # Two threads as in a local run on two cores, so that sums are made in the same order.
-    options = ("--set-threads", "extract_activations=2", "--slurm-init-seconds-before-status-checks", "1")
-    options = (*options, "--latency-wait", "10")
+    options = (*ONE_THREAD, "--slurm-init-seconds-before-status-checks", "1", "--latency-wait", "10")
     slurm: SlurmCluster
 
     def command(self, *arguments: str) -> list[str]:
@@ -79,18 +88,19 @@ def _submission(row: list[str]) -> Submission:
     return Submission(job, state.split()[0], partition, node, int(n_cores), memory, minutes, allocated, targets)
 
 
-def start(workflow: Workflow, *arguments: str) -> subprocess.Popen:
-    """Start Snakemake, its output at the end of a file."""
+@contextmanager
+def running(workflow: Workflow, *arguments: str, is_ok: bool = True) -> Iterator[subprocess.Popen]:
+    """Run Snakemake beside what the context does; it must succeed, or fail when not `is_ok`, and outlives no error."""
     with open(workflow.folder / "output.txt", "a") as log:
-        command = workflow.command(*arguments)
-        return subprocess.Popen(command, stdout=log, stderr=log, env=workflow.environment())
+        command, environment = workflow.command(*arguments), workflow.environment()
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+    try:
+        yield process
+        assert (process.wait() == 0) == is_ok, output_of(workflow)
+    finally:
+        process.kill()
 
 
 def output_of(workflow: Workflow) -> str:
-    """Return what the Snakemakes that were started say, failed jobs' logs included."""
+    """Return what the Snakemakes that were `running` say, failed jobs' logs included."""
     return (workflow.folder / "output.txt").read_text()
-
-
-def finish(workflow: Workflow, snakemake: subprocess.Popen) -> None:
-    """Wait until a Snakemake ends, as it should."""
-    assert snakemake.wait() == 0, output_of(workflow)

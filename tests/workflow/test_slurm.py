@@ -26,7 +26,7 @@ from disturbances import (
 )
 from sessions import assert_same, assert_same_contents, contents
 from slurm_cluster import SlurmCluster, missing_programs, slurm_cluster
-from slurm_workflow import SlurmWorkflow, Submission, finish, output_of, start, submissions_of
+from slurm_workflow import LocalWorkflow, SlurmWorkflow, Submission, output_of, running, submissions_of
 
 from id_scaling.store import CONTEXTS_A_PART
 
@@ -76,12 +76,11 @@ def one_run_of(config: dict) -> dict:
 @pytest.fixture(scope="module")
 def both(slurm: SlurmCluster, config: dict, tmp_path_factory: pytest.TempPathFactory) -> tuple[SlurmWorkflow, Workflow]:
     """The study run to its end on Slurm, and its first run run locally while Slurm is polled."""
-    local = Workflow(tmp_path_factory.mktemp("local"), one_run_of(config))
+    local = LocalWorkflow(tmp_path_factory.mktemp("local"), one_run_of(config))
     workflow = SlurmWorkflow(tmp_path_factory.mktemp("on-slurm"), config)
     workflow.slurm = slurm
-    beside = start(local)
-    workflow.run()
-    finish(local, beside)
+    with running(local):
+        workflow.run()
     return workflow, local
 
 
@@ -149,7 +148,7 @@ def undisturbed(config: dict, tmp_path_factory: pytest.TempPathFactory) -> Workf
     config = one_run_of(config)
     config["dataset_config"]["dataset_name"] = str(save_text(tmp_path_factory.mktemp("many") / "text", n_documents=40))
     config["cacheing_config"] = {**config["cacheing_config"], "save_IDs_list": ESTIMATORS[:1]}
-    workflow = Workflow(tmp_path_factory.mktemp("undisturbed"), config)
+    workflow = LocalWorkflow(tmp_path_factory.mktemp("undisturbed"), config)
     workflow.run("--until", "chunk_dataset", "fetch_model")
     shutil.copytree(workflow.folder, workflow.folder.with_name("prepared"))
     workflow.run("extract_all")
