@@ -23,7 +23,7 @@ ONE_THREAD = ("--set-threads", "extract_activations=1")
 class LocalWorkflow(Workflow):
     """A study run locally, to be compared with."""
 
-    options = (*Workflow.options, *ONE_THREAD)
+    options = (*ONE_THREAD, *Workflow.options)
 
 
 class SlurmWorkflow(Workflow):
