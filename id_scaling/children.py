@@ -30,8 +30,8 @@ LONGEST = 1e6
 TO_END = 5.0
 # Many children share the machine.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
-# Ctrl-C is for the one who asks, who then ends the child.
-_DEAF_TO_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+# Ctrl-C, and SIGTERM to all of a job, are for the one who asks, who then ends the child.
+_DEAF = "import signal; [signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)]"
 
 _OF_THREAD = threading.local()
 # Those of all threads.
@@ -128,7 +128,7 @@ class _Child:
         self.owner, self.held = os.getpid(), held
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", f"{_DEAF_TO_CTRL_C}; from {__name__} import serve; serve({name!r})"],
+                [sys.executable, "-P", "-c", f"{_DEAF}; from {__name__} import serve; serve({name!r})"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env={**os.environ, **ONE_THREAD, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},

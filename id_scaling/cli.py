@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return VERBS[arguments.verb][0](arguments) or 0
     except Ended:
-        print("ended: the system asked for it (SIGTERM)", file=sys.stderr)
+        print("ended: the system asked for it (SIGTERM), as at the end of a job's time", file=sys.stderr)
         return 128 + signal.SIGTERM
     except Exception as error:
         shown = error if isinstance(error, IdScalingError) else of_a_disk(error)
@@ -114,6 +115,8 @@ def chunk(arguments: Arguments) -> None:
 
 def extract(arguments: Arguments) -> None:
     """Run the model over a run's contexts and store neighbors, loss and entropy."""
+    # Before torch, which may be what there is no memory for: of a job whose log is empty Snakemake shows no other log.
+    LOG.info("process %d on %s", os.getpid(), socket.gethostname())
     from id_scaling.extract import Execution, Extraction, extract
     from id_scaling.models import pick_device
     from id_scaling.sites import request_of

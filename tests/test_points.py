@@ -371,9 +371,10 @@ def test_children_that_threads_wait_for_end_with_who_is_asked_to(sent: signal.Si
     asker = subprocess.Popen([sys.executable, "-c", code], stdout=-1, stderr=-1, text=True, start_new_session=True)
     assert asker.stdout.readline() == "asking\n"
     time.sleep(2)
-    os.kill(asker.pid, sent)
+    os.killpg(asker.pid, sent)  # as a terminal and a cluster do: to all of them
     _, errors = asker.communicate(timeout=60)  # and not the ten minutes that were asked for
     assert errors.rstrip().endswith(raised)
+    assert "ChildError" not in errors
 
 
 def test_a_child_that_ends_by_itself_is_not_taken_for_killed() -> None:

@@ -1,4 +1,4 @@
-"""A small real Slurm on this machine's loopback, from Debian's packages: two CPU nodes and one with a pretend GPU.
+"""A small real Slurm on this machine's loopback, from Debian's packages: two CPU nodes and six with a pretend GPU.
 
 Every daemon, accounting and its MariaDB included, lives in one folder and on ports that were free, so two clusters can
 run beside each other. Nodes claim more cores and memory than the machine has; the GPU is `/dev/null`.
@@ -19,8 +19,9 @@ from pathlib import Path
 
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 PROGRAMS = ("munged", "mariadbd", "mariadb-install-db", "slurmdbd", "slurmctld", "slurmd", "sbatch", "sacct")
-NODES = ("cpu1", "cpu2", "gpu1")
-NODE = "CPUs=8 RealMemory=64000"
+NODES = ("cpu1", "cpu2", "gpu1", "gpu2", "gpu3", "gpu4", "gpu5", "gpu6")
+# More cores than a submission may ask for, so that one that does is seen.
+NODE = "CPUs=16 RealMemory=64000"
 SECONDS_TO_START = 60
 
 SLURM_CONF = """
@@ -41,13 +42,17 @@ SlurmdLogFile={folder}/slurmd-%n.log
 # No cgroups: processes are found by their parents and bound to nothing.
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
+# Nor do cgroups hold a job's memory: Slurm looks every second, and kills a step that has more than its job asked for.
+JobAcctGatherType=jobacct_gather/linux
+JobAcctGatherFrequency=task=1
+JobAcctGatherParams=OverMemoryKill
 MpiDefault=none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 GresTypes=gpu
 SlurmdParameters=config_overrides
 SlurmdTimeout=300
-KillWait=2
+KillWait=10
 SchedulerParameters=bf_interval=1,sched_interval=1,batch_sched_delay=0
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
@@ -56,7 +61,7 @@ AccountingStoragePort={database}
 AccountingStoragePass={folder}/munge/socket
 AccountingStorageTRES=gres/gpu
 PartitionName=cpu Nodes=cpu1,cpu2 Default=YES DefaultTime=10
-PartitionName=gpu Nodes=gpu1 DefaultTime=10
+PartitionName=gpu Nodes=gpu[1-6] DefaultTime=10
 """
 
 SLURMDBD_CONF = """
@@ -180,7 +185,7 @@ class SlurmCluster:
         (self.folder / "slurmdbd.conf").write_text(SLURMDBD_CONF.format(**words, sql=self.sql_port))
         (self.folder / "slurmdbd.conf").chmod(0o600)
         # Slurm wants a device file to hand out an index, which becomes CUDA_VISIBLE_DEVICES.
-        (self.folder / "gres.conf").write_text("NodeName=gpu1 Name=gpu File=/dev/null\n")
+        (self.folder / "gres.conf").write_text("NodeName=gpu[1-6] Name=gpu File=/dev/null\n")
         (self.folder / "cgroup.conf").write_text("CgroupAutomount=no\n")
         (self.folder / "bin").mkdir()
         srun = self.folder / "bin" / "srun"

@@ -4,26 +4,37 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
+import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import polars as pl
 import pytest
 import yaml
 from conftest import ROOT, Workflow, save_text, save_tiny_llama, study
-from sessions import assert_same, contents
+from disturbances import (
+    cancelled,
+    controller_killed,
+    estimates_node_lost,
+    log_of,
+    node_lost,
+    out_of_memory,
+    out_of_time,
+    warned,
+)
+from sessions import assert_same, assert_same_contents, contents
 from slurm_cluster import SlurmCluster, missing_programs, slurm_cluster
+from slurm_workflow import LocalWorkflow, SlurmWorkflow, Submission, output_of, running, submissions_of
+
+from id_scaling.store import CONTEXTS_A_PART
 
 pytestmark = pytest.mark.slurm
 
 CHECKPOINTS, SUBSETS = ["step0", "step1"], [0, 1]
-INBLOCK, OUTBLOCK, ESTIMATORS = ["block", "attn", "mlp"], ["unemb"], ["mle", "mind_ml", "twoNN_f10"]
-N_RUNS, N_ESTIMATES = 4, 4 * 3
-COLUMNS = ("JobIDRaw", "State", "Partition", "NodeList", "ReqCPUS", "ReqMem", "TimelimitRaw", "AllocTRES", "SubmitLine")
+INBLOCK, OUTBLOCK, ESTIMATORS = ["block", "mlp"], ["unemb"], ["mle", "mind_ml", "twoNN_f10"]
+N_RUNS, N_ESTIMATES = 4, 3 * 3
 
 
 @pytest.fixture(scope="session")
@@ -37,73 +48,14 @@ def slurm() -> Iterator[SlurmCluster]:
         yield cluster
 
 
-class SlurmWorkflow(Workflow):
-    """A study run under the Slurm profile; its options are what a small quick cluster needs beyond that."""
-
-    profile = "slurm"
-    # Two threads as in a local run on two cores, so that sums are made in the same order.
-    options = ("--set-threads", "extract_activations=2", "--slurm-init-seconds-before-status-checks", "1")
-    options = (*options, "--latency-wait", "10")
-    slurm: SlurmCluster
-
-    def environment(self) -> dict[str, str]:
-        """Return the environment, with the way to this Slurm."""
-        return {**super().environment(), **self.slurm.environment}
-
-
-@dataclass(frozen=True)
-class Submission:
-    """One job as Slurm's accounting has it; `targets` are the workflow's jobs in it, as (rule, wildcards)."""
-
-    job: str
-    state: str
-    partition: str
-    node: str
-    n_cores: int
-    memory: str
-    minutes: int
-    allocated: str
-    targets: tuple[tuple[str, str], ...]
-
-    @property
-    def rules(self) -> set[str]:
-        return {rule for rule, _ in self.targets}
-
-
-def submissions_of(workflow: SlurmWorkflow) -> list[Submission]:
-    """Return all that a workflow submitted, once accounting has caught up with the controller."""
-    arguments = ["sacct", "-X", "-P", "-n", f"--format={','.join(COLUMNS)}"]
-    for _ in range(60):
-        rows = [line.split("|", len(COLUMNS) - 1) for line in workflow.slurm.run(*arguments).splitlines()]
-        ended = {row[0] for row in rows if not row[1].startswith(("PENDING", "RUNNING"))}
-        if ended >= set(workflow.slurm.run("squeue", "-h", "-t", "all", "-o", "%A").split()):
-            break
-        time.sleep(0.5)
-    return [_submission(row) for row in rows if f"-D {workflow.folder} " in row[-1]]
-
-
-def _submission(row: list[str]) -> Submission:
-    job, state, partition, node, n_cores, memory, minutes, allocated, line = row
-    named = re.search(r"--target-jobs (.*?) --allowed-rules", line).group(1)
-    targets = tuple(tuple(target.split(":", 1)) for target in re.findall(r"'([^']*)'", named))
-    return Submission(job, state, partition, node, int(n_cores), memory, int(minutes), allocated, targets)
-
-
 def run_of(wildcards: str) -> str:
     """Return the part of a job's wildcards that names its run."""
     return re.sub(r",(module|estimator)=[^,]*", "", wildcards)
 
 
-def start(workflow: Workflow, *arguments: str) -> subprocess.Popen:
-    """Start Snakemake, its output in a file."""
-    with open(workflow.folder / "output.txt", "w") as log:
-        command = workflow.command(*arguments)
-        return subprocess.Popen(command, stdout=log, stderr=log, env=workflow.environment())
-
-
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """The configuration of a study of four runs, four modules and three estimators."""
+    """The configuration of a study of four runs, three modules and three estimators."""
     folder = tmp_path_factory.mktemp("inputs")
     for seed, checkpoint in enumerate(CHECKPOINTS):
         save_tiny_llama(folder / "model" / checkpoint, seed)
@@ -115,20 +67,20 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> dict:
     return config
 
 
-def with_checkpoints(config: dict, checkpoints: list[str]) -> dict:
-    """Return the configuration with these checkpoints alone."""
-    return {**config, "model_config": {**config["model_config"], "model_checkpoint": checkpoints}}
+def one_run_of(config: dict) -> dict:
+    """Return the configuration of its first run alone."""
+    alone = {"model_config": {"model_checkpoint": CHECKPOINTS[:1]}, "dataset_config": {"dataset_subset": SUBSETS[:1]}}
+    return {**config, **{section: {**config[section], **keys} for section, keys in alone.items()}}
 
 
 @pytest.fixture(scope="module")
 def both(slurm: SlurmCluster, config: dict, tmp_path_factory: pytest.TempPathFactory) -> tuple[SlurmWorkflow, Workflow]:
-    """The study run to its end on Slurm, and its runs of one checkpoint run locally while Slurm is polled."""
-    local = Workflow(tmp_path_factory.mktemp("local"), with_checkpoints(config, CHECKPOINTS[:1]))
+    """The study run to its end on Slurm, and its first run run locally while Slurm is polled."""
+    local = LocalWorkflow(tmp_path_factory.mktemp("local"), one_run_of(config))
     workflow = SlurmWorkflow(tmp_path_factory.mktemp("on-slurm"), config)
     workflow.slurm = slurm
-    beside = start(local)
-    workflow.run()
-    assert beside.wait() == 0, (local.folder / "output.txt").read_text()
+    with running(local):
+        workflow.run()
     return workflow, local
 
 
@@ -167,7 +119,7 @@ def test_estimates_of_a_run_are_one_submission(submissions: list[Submission]):
 
 
 def test_no_submission_asks_for_more_than_the_profile_says(submissions: list[Submission]):
-    """Twelve estimates of 1 core, 2000 MB and 30 minutes: on 8 cores one half an hour after the other."""
+    """Nine estimates of 1 core, 2000 MB and 30 minutes: on 8 cores one of them half an hour after the others."""
     limit = yaml.safe_load((ROOT / "profiles" / "slurm" / "profile.yaml").read_text())["cores"]
     assert max(one.n_cores for one in submissions) <= limit < N_ESTIMATES
     groups = [one for one in submissions if "estimate_dimension" in one.rules]
@@ -177,64 +129,119 @@ def test_no_submission_asks_for_more_than_the_profile_says(submissions: list[Sub
 
 
 def test_numbers_are_those_of_a_local_run(both: tuple[SlurmWorkflow, Workflow]):
-    """Every layer file and table of the runs done in both ways, and their rows of the summary."""
+    """Every layer file and table of the run done in both ways, and its rows of the summary."""
     on_slurm, local = (contents(workflow.session) for workflow in both)
     summary, expected = on_slurm.pop("summary.parquet"), local.pop("summary.parquet")
-    assert summary.filter(pl.col("checkpoint") == CHECKPOINTS[0]).equals(expected, null_equal=True)
+    is_first = (pl.col("checkpoint") == CHECKPOINTS[0]) & (pl.col("subset") == SUBSETS[0])
+    assert summary.filter(is_first).equals(expected, null_equal=True)
     kinds = ("contexts.parquet", "tokens.parquet", "twoNN_f10.parquet", "layer_00.h5:block/default/log_ratio")
     assert all(any(name.endswith(kind) for name in local) for kind in kinds), list(local)
     assert_same({name: on_slurm[name] for name in local}, local)
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 120) -> object:
-    """Return what `condition()` gives as soon as it is true."""
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.05)
-    return found
+DISTURBANCES = (warned, out_of_time, cancelled, node_lost, controller_killed, out_of_memory, estimates_node_lost)
 
 
 @pytest.fixture(scope="module")
-def disturbed(slurm: SlurmCluster, config: dict, tmp_path_factory: pytest.TempPathFactory) -> SlurmWorkflow:
-    """One run of the study, done up to its contexts, to be disturbed on its way."""
-    one_run = {"module_inblock_keys": ["mlp"], "module_outblock_keys": [], "save_IDs_list": ESTIMATORS}
-    config = {**config, "cacheing_config": {**config["cacheing_config"], **one_run}}
-    config = with_checkpoints(config, CHECKPOINTS[:1])
-    config["dataset_config"] = {**config["dataset_config"], "dataset_subset": SUBSETS[:1]}
-    local = Workflow(tmp_path_factory.mktemp("disturbed"), config)
-    local.run("--until", "chunk_dataset", "fetch_model")
-    workflow = SlurmWorkflow(local.folder, config)
-    workflow.slurm = slurm
+def undisturbed(config: dict, tmp_path_factory: pytest.TempPathFactory) -> Workflow:
+    """One run of many contexts, extracted locally: before and after in a folder each."""
+    config = one_run_of(config)
+    config["dataset_config"]["dataset_name"] = str(save_text(tmp_path_factory.mktemp("many") / "text", n_documents=40))
+    config["cacheing_config"] = {**config["cacheing_config"], "save_IDs_list": ESTIMATORS[:1]}
+    workflow = LocalWorkflow(tmp_path_factory.mktemp("undisturbed"), config)
+    workflow.run("--until", "chunk_dataset", "fetch_model")
+    shutil.copytree(workflow.folder, workflow.folder.with_name("prepared"))
+    workflow.run("extract_all")
     return workflow
 
 
-def states(workflow: SlurmWorkflow, rule: str) -> list[tuple[str, str]]:
-    """Return the state and the node of each submission of a rule, the first first."""
-    submitted = [one for one in submissions_of(workflow) if one.rules == {rule}]
-    return [(one.state.split()[0], one.node) for one in sorted(submitted, key=lambda one: int(one.job))]
+@pytest.fixture(scope="module")
+def disturbed(slurm: SlurmCluster, undisturbed: Workflow) -> Iterator[dict[Callable, Future[SlurmWorkflow]]]:
+    """The same run in a workflow for each disturbance, all side by side: most of their time is spent waiting."""
+
+    def run(disturb: Callable[[SlurmWorkflow], None]) -> SlurmWorkflow:
+        is_extracted = disturb is estimates_node_lost
+        source = undisturbed.folder if is_extracted else undisturbed.folder.with_name("prepared")
+        folder = shutil.copytree(source, undisturbed.folder.with_name(disturb.__name__))
+        workflow = SlurmWorkflow(folder, undisturbed.config)
+        workflow.slurm = slurm
+        disturb(workflow)
+        return workflow
+
+    with ThreadPoolExecutor(len(DISTURBANCES)) as threads:
+        yield {disturb: threads.submit(run, disturb) for disturb in DISTURBANCES}
 
 
-def running(workflow: SlurmWorkflow, pattern: str) -> tuple[str, str] | None:
-    """Return the Slurm job and the node of what is running and has begun a log."""
-    rows = workflow.slurm.run("squeue", "-h", "-t", "R", "-o", "%A %N").split()
-    return tuple(rows) if rows and list(workflow.session.glob(pattern)) else None
+def n_contexts_of(workflow: Workflow) -> int:
+    """Return how many contexts the one run of a session has."""
+    return pl.read_parquet(next(workflow.session.rglob("contexts.parquet"))).height
 
 
-def test_a_cancelled_extraction_is_submitted_again(disturbed: SlurmWorkflow):
-    snakemake = start(disturbed, "extract_all")
-    job, _ = wait_for(lambda: running(disturbed, "logs/extract_activations/*/*/*/*/*.log"))
-    disturbed.slurm.run("scancel", job)
-    assert snakemake.wait() == 0, (disturbed.folder / "output.txt").read_text()
-    assert states(disturbed, "extract_activations") == [("CANCELLED", "gpu1"), ("COMPLETED", "gpu1")]
+def n_kept(workflow: SlurmWorkflow) -> int:
+    """Return how many contexts the last extraction found done."""
+    return int(re.search(r" tokens, (\d+) already extracted", log_of(workflow))[1])
 
 
-def test_jobs_of_a_node_that_dies_are_submitted_again_elsewhere(disturbed: SlurmWorkflow):
-    disturbed.run("extract_all")
-    snakemake = start(disturbed, "estimate_all")
-    _, node = wait_for(lambda: running(disturbed, "logs/estimate_dimension/*/*/*/*/*/*/*.log"))
-    disturbed.slurm.kill_node(node)
-    assert snakemake.wait() == 0, (disturbed.folder / "output.txt").read_text()
-    other = {"cpu1": "cpu2", "cpu2": "cpu1"}[node]
-    assert states(disturbed, "estimate_dimension") == [("NODE_FAIL", node), ("COMPLETED", other)]
-    assert disturbed.planned("estimate_all") == {}
+def test_a_cancelled_extraction_is_submitted_again(disturbed: dict, undisturbed: Workflow):
+    workflow = disturbed[cancelled].result()
+    submitted = submissions_of(workflow, "extract_activations")
+    assert [one.state for one in submitted] == ["CANCELLED", "COMPLETED"]
+    assert n_kept(workflow) >= CONTEXTS_A_PART
+    assert_same_contents(workflow.session, undisturbed.session)
+
+
+def test_an_extraction_says_how_far_it_came_before_its_time_is_up(disturbed: dict, undisturbed: Workflow):
+    workflow = disturbed[warned].result()
+    submitted = submissions_of(workflow, "extract_activations")
+    # By itself, so before Slurm would have said TIMEOUT.
+    assert [one.state for one in submitted] == ["FAILED", "COMPLETED"]
+    kept = re.search(rf"ended with (\d+) of {n_contexts_of(workflow)} contexts extracted", output_of(workflow))
+    assert kept
+    assert "ended: the system asked for it (SIGTERM), as at the end of a job's time" in output_of(workflow)
+    assert n_kept(workflow) == int(kept[1]) >= CONTEXTS_A_PART
+    assert_same_contents(workflow.session, undisturbed.session)
+
+
+def test_an_extraction_out_of_time_gets_more_and_goes_on(disturbed: dict, undisturbed: Workflow):
+    workflow = disturbed[out_of_time].result()
+    first, second = submissions_of(workflow, "extract_activations")
+    assert (first.state, first.minutes, first.memory) == ("TIMEOUT", 720, "16000M")
+    assert (second.state, second.minutes, second.memory) == ("COMPLETED", 1440, "32000M")
+    assert f"SLURM-job '{first.job}' failed, SLURM status is: 'TIMEOUT'" in output_of(workflow)
+    assert "DUE TO TIME LIMIT" in output_of(workflow)
+    assert n_kept(workflow) >= CONTEXTS_A_PART
+    assert_same_contents(workflow.session, undisturbed.session)
+
+
+def test_an_extraction_out_of_memory_is_said_to_be_and_gets_more(disturbed: dict, undisturbed: Workflow):
+    workflow = disturbed[out_of_memory].result()
+    submitted = submissions_of(workflow, "extract_activations")
+    assert [(one.state, one.memory) for one in submitted] == [("FAILED", "300M"), ("COMPLETED", "2400M")]
+    assert re.search(rf"StepId={submitted[0].job}\.0 exceeded memory limit", output_of(workflow))
+    assert_same_contents(workflow.session, undisturbed.session)
+
+
+def test_an_extraction_whose_node_dies_goes_on_elsewhere(disturbed: dict, undisturbed: Workflow):
+    workflow = disturbed[node_lost].result()
+    first, second = submissions_of(workflow, "extract_activations")
+    assert (first.state, second.state) == ("NODE_FAIL", "COMPLETED")
+    assert first.node != second.node
+    assert n_kept(workflow) >= CONTEXTS_A_PART
+    assert_same_contents(workflow.session, undisturbed.session)
+
+
+def test_an_extraction_that_outlives_snakemake_is_waited_for(disturbed: dict, undisturbed: Workflow):
+    workflow = disturbed[controller_killed].result()
+    assert [one.state for one in submissions_of(workflow, "extract_activations")] == ["COMPLETED"] * 2
+    assert f"all {n_contexts_of(workflow)} contexts already extracted" in log_of(workflow)
+    assert_same_contents(workflow.session, undisturbed.session)
+
+
+def test_estimates_whose_node_dies_are_submitted_again_elsewhere(disturbed: dict):
+    workflow = disturbed[estimates_node_lost].result()
+    first, second = submissions_of(workflow, "estimate_dimension")
+    n_estimates = len(first.targets)
+    assert (first.state, first.minutes, first.memory) == ("NODE_FAIL", 30, f"{2000 * n_estimates}M")
+    assert (second.state, second.minutes, second.memory) == ("COMPLETED", 60, f"{4000 * n_estimates}M")
+    assert {first.node, second.node} == {"cpu1", "cpu2"}
+    assert workflow.planned("estimate_all") == {}

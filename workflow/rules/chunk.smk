@@ -15,8 +15,8 @@ rule chunk_dataset:
         "../../environment.yml"
     threads: 4
     resources:
-        mem_mb=4000,
-        runtime=240,
+        mem_mb=growing(4000),
+        runtime=growing(240),
     params:
         settings=get_chunk_settings,
     shell:

@@ -30,8 +30,10 @@ VERBOSITY = "--verbose" if STUDY.config.verbose else ""
 
 # What `id_scaling` in commands is: the package under the interpreter that runs Snakemake, activated environment or not.
 # It is no part of their text, which Snakemake records and which has to be the same on all machines.
+# A cluster ends a job with SIGTERM to all of its processes: the shell and `tee` stay until the program has said its last.
 shell.prefix(
-    'set -euo pipefail; id_scaling() {{ exec {PYTHON:q} -m id_scaling "$@" {VERBOSITY}; }}; '
+    "set -euo pipefail; trap '' TERM; "
+    'id_scaling() {{ exec {PYTHON:q} -m id_scaling "$@" {VERBOSITY}; }}; '
 )
 
 
@@ -116,20 +118,13 @@ def get_plot_settings(wildcards):
     return STUDY.plot_settings()
 
 
-def get_extract_memory(wildcards, attempt):
-    return 16000 * attempt
+def growing(first):
+    """Return a resource that is `first` at the first attempt, twice as much at the second, and so on."""
 
+    def get_resource(wildcards, attempt):
+        return first * attempt
 
-def get_extract_runtime(wildcards, attempt):
-    return 720 * attempt
-
-
-def get_estimate_memory(wildcards, attempt):
-    return 2000 * attempt
-
-
-def get_estimate_runtime(wildcards, attempt):
-    return 30 * attempt
+    return get_resource
 
 
 def hold_session():

@@ -12,8 +12,8 @@ rule estimate_dimension:
         "../../environment.yml"
     threads: STUDY.estimate_threads()
     resources:
-        mem_mb=get_estimate_memory,
-        runtime=get_estimate_runtime,
+        mem_mb=growing(2000),
+        runtime=growing(30),
     params:
         settings=get_estimate_settings,
     shell:

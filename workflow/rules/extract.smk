@@ -21,8 +21,8 @@ rule extract_activations:
     threads: 8
     resources:
         gpu=1,
-        mem_mb=get_extract_memory,
-        runtime=get_extract_runtime,
+        mem_mb=growing(16000),
+        runtime=growing(720),
     params:
         settings=get_extract_settings,
         execution=get_extract_execution,

@@ -20,8 +20,8 @@ rule summarize:
     conda:
         "../../environment.yml"
     resources:
-        mem_mb=4000,
-        runtime=60,
+        mem_mb=growing(4000),
+        runtime=growing(60),
     params:
         settings=get_summarize_settings,
     shell:
@@ -53,8 +53,8 @@ rule plot:
     conda:
         "../../environment.yml"
     resources:
-        mem_mb=2000,
-        runtime=30,
+        mem_mb=growing(2000),
+        runtime=growing(30),
     params:
         settings=get_plot_settings,
     shell:
