@@ -36,6 +36,40 @@ def test_the_documented_example_dry_runs_without_network_or_weights(tmp_path: Pa
     assert workflow.planned() == {**WHOLE, "estimate_dimension": 12}
 
 
+def test_the_sweep_over_size_and_training_dry_runs_without_network_or_weights(tmp_path: Path):
+    """Pythia: 8 sizes x 154 checkpoints x 4 modules x 3 estimators."""
+    workflow = Workflow(tmp_path, yaml.safe_load((ROOT / "config" / "pythia.yaml").read_text()))
+    n_runs = 8 * 154
+    assert workflow.planned() == {
+        **WHOLE,
+        "fetch_model": n_runs,
+        "fetch_tokenizer": 8,
+        "chunk_dataset": 8,
+        "extract_activations": n_runs,
+        "estimate_dimension": n_runs * 12,
+    }
+
+
+def modules_loaded(folder: Path, command: list[str]) -> set[str]:
+    """Return the top-level modules that Snakemake has loaded once it has run with these arguments."""
+    code = "import atexit, sys; atexit.register(lambda: print(*sys.modules, file=open('modules', 'w')))"
+    code += "; from snakemake.cli import main; main(sys.argv[1:])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command], capture_output=True, text=True, cwd=folder, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return {name.split(".")[0] for name in (folder / "modules").read_text().split()}
+
+
+def test_the_workflow_loads_nothing_heavy_beside_snakemake(workflow: Workflow):
+    (workflow.folder / "Snakefile").write_text('rule all:\n    shell: "true"\n')
+    bare = modules_loaded(workflow.folder, ["--cores", "1", "--dry-run"])
+    ours = modules_loaded(workflow.folder, workflow.command("--dry-run")[1:])
+    heavy = {"torch", "transformers", "polars", "pyarrow", "h5py", "numba", "scipy", "sklearn", "altair"}
+    assert (ours - bare) & heavy == set()
+    assert {"id_scaling", "pydantic"} <= ours
+
+
 def test_lists_multiply_into_runs(tmp_path: Path, text_folder: Path):
     """2 checkpoints of one model x 2 shards: contexts are shared by checkpoints."""
     for seed, checkpoint in enumerate(("step0", "step1")):
