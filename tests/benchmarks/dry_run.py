@@ -92,7 +92,8 @@ def measure(folder: Path, n_checkpoints: int, n_rounds: int) -> None:
     """Print the rows of one number of checkpoints."""
     config = _cut(folder, n_checkpoints)
     ours, bare, on_slurm = sides(folder, config)
-    n_submissions = len(re.findall(r"^(?:Group job |rule \w+:$)", on_slurm.run("--dry-run"), flags=re.MULTILINE))
+    planned = on_slurm.run("--dry-run")
+    n_submissions = len(re.findall(r"Group job |^rule (?!fetch_|all:)\w+:$", planned, flags=re.MULTILINE))
     n_jobs = int(re.search(r"^total\s+(\d+)$", ours.run("--dry-run", "--quiet", "rules"), flags=re.MULTILINE)[1])
     for built, words in (("nothing", rf"total\s+{n_jobs}\b"), ("all", "Nothing to be done")):
         if built == "all":
