@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from id_scaling.errors import Ended, IdScalingError, of_a_disk
 from id_scaling.logs import LOG, start_logging
@@ -155,22 +156,35 @@ def plot(arguments: Arguments) -> None:
     plot_id_by_layer(arguments.summary, arguments.output)
 
 
-def validate(arguments: Arguments) -> None:
-    """Check a configuration file, and the models and shards it names that are on disk."""
+def _study(path: Path) -> Any:
+    """Return the study of a configuration file, once it is known to fit the models and shards on disk."""
     import yaml
 
     from id_scaling.errors import ConfigError
     from id_scaling.study import Study
 
     try:
-        config = yaml.safe_load(arguments.config.read_text())
+        config = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{arguments.config}: cannot be read as YAML: {error}") from error
+        raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
     if not isinstance(config, dict):
-        raise ConfigError(f"{arguments.config}: found no mapping of keys, expected a configuration")
+        raise ConfigError(f"{path}: found no mapping of keys, expected a configuration")
     study = Study(config)
     study.check()
+    return study
+
+
+def validate(arguments: Arguments) -> None:
+    """Check a configuration file, and the models and shards it names that are on disk."""
+    study = _study(arguments.config)
     print(f"{arguments.config}: valid; {len(study.runs)} run(s), {len(study.tables())} table(s) of estimates")
+
+
+def plan(arguments: Arguments) -> None:
+    """Print what a study takes before it starts: jobs, contexts, disk, FLOPs, hours."""
+    from id_scaling.plan import report
+
+    print(report(_study(arguments.config), arguments.tflops, arguments.gpus))
 
 
 def describe(arguments: Arguments) -> None:
@@ -199,6 +213,20 @@ def _json(text: str) -> dict:
     return json.loads(text)
 
 
+def _positive(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"found {text}, expected a number above 0")
+    return number
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"found {text}, expected a number of at least 1")
+    return number
+
+
 # An option of a verb: its flag, and how it is read.
 OPTIONS: dict[str, dict] = {
     "--settings": {"type": _json, "required": True, "help": "what can change the output, as JSON"},
@@ -218,6 +246,8 @@ OPTIONS: dict[str, dict] = {
     "--text": {"type": Path, "required": True, "help": "readable summary to write"},
     "--checkpoint": {"default": "main", "help": "training checkpoint"},
     "--root": {"type": Path, "default": Path("."), "help": "root of the repository"},
+    "--tflops": {"type": _positive, "default": 100.0, "help": "10¹² FLOPs a second that a GPU achieves; an assumption"},
+    "--gpus": {"type": _count, "default": 1, "help": "GPUs that extract beside each other"},
     "config": {"type": Path, "help": "configuration file"},
     "name": {"metavar": "MODEL", "dest": "model", "help": "model folder or name"},
 }
@@ -234,6 +264,7 @@ VERBS: dict[str, tuple[Callable[[Arguments], None], tuple[str, ...]]] = {
     "summarize": (summarize, ("--settings", "--session", "--parquet", "--csv", "--text")),
     "plot": (plot, ("--summary", "--outputs")),
     "validate": (validate, ("config",)),
+    "plan": (plan, ("config", "--tflops", "--gpus")),
     "describe": (describe, ("name", "--checkpoint")),
     "document": (document, ("--root",)),
 }

@@ -105,7 +105,7 @@ def fetch_dataset(dataset_name: str, subset: int, output: Path) -> None:
 def local_or_hub_folder(model_name: str, checkpoint: str, weights: bool = False) -> Path:
     """Return the folder of a checkpoint, downloaded when it is on the hub; without weights unless asked for."""
     patterns = _WEIGHT_PATTERNS if weights else _TOKENIZER_PATTERNS
-    return model_folder(model_name, checkpoint) or _from_hub(model_name, checkpoint, patterns)
+    return model_folder(model_name, checkpoint) or from_hub(model_name, checkpoint, patterns)
 
 
 # ---- what can be known without a network, before any job ------------------------------------------------------
@@ -282,7 +282,7 @@ def _with_tokenizer(folder: Path, model_name: str) -> Path:
 
 def _tokenizer_folder(model_name: str) -> Path:
     """Return a folder that holds a model's tokenizer, downloaded when it is on the hub."""
-    return local_tokenizer_folder(model_name) or _from_hub(model_name, "main", _TOKENIZER_PATTERNS)
+    return local_tokenizer_folder(model_name) or from_hub(model_name, "main", _TOKENIZER_PATTERNS)
 
 
 def local_tokenizer_folder(model_name: str) -> Path | None:
@@ -320,14 +320,14 @@ _TOKENIZER_PATTERNS = ["*.json", "*.model", "*.txt"]
 _WEIGHT_PATTERNS = ["*.safetensors", *_TOKENIZER_PATTERNS]
 
 
-def _from_hub(repository: str, revision: str, patterns: list[str]) -> Path:
+def from_hub(repository: str, revision: str, patterns: list[str]) -> Path:
     """Download a revision of a model repository, or find it in the local cache."""
     from huggingface_hub import snapshot_download
 
     def download() -> str:
         return snapshot_download(repository, revision=revision, allow_patterns=patterns)
 
-    return Path(_hub_call(f"model {repository} at {revision}", download))
+    return Path(hub_call(f"model {repository} at {revision}", download))
 
 
 def _shard_from_hub(dataset_name: str, subset: int) -> Path:
@@ -342,10 +342,10 @@ def _shard_from_hub(dataset_name: str, subset: int) -> Path:
         position = shard_position(dataset_name, shards, subset)
         return hf_hub_download(repository, shards[position], repo_type="dataset")
 
-    return Path(_hub_call(f"dataset {repository}", download))
+    return Path(hub_call(f"dataset {repository}", download))
 
 
-def _hub_call(what: str, call: Callable[[], str]) -> str:
+def hub_call(what: str, call: Callable[[], Any]) -> Any:
     """Return what a call to the hub gives, or say what keeps it from answering."""
     # The hub's client names the base error of whatever HTTP library it uses `HTTPError`.
     from huggingface_hub.errors import (

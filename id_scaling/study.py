@@ -34,6 +34,8 @@ from id_scaling.sites import request_of
 from id_scaling.statistics import GROUPS
 
 CONTROLS = ("none",)
+# Minutes that a first attempt at an extraction asks for.
+EXTRACT_MINUTES = 720
 
 
 class Study:
@@ -92,6 +94,16 @@ class Study:
         """Return the tokenizer's name in paths for a model's."""
         return slug(self.models[model].tokenizer or self.models[model].model_name)
 
+    def sites(self, model: str) -> dict[str, Any]:
+        """Return the sites asked of a model, as JSON."""
+        cacheing, mapping = self.config.cacheing_config, self.models[model].module_name_mapping
+        return {
+            "layers": None if cacheing.layer_idx_list == "all" else sorted(cacheing.layer_idx_list),
+            "inblock": cacheing.module_inblock_keys,
+            "outblock": cacheing.module_outblock_keys,
+            "mapping": None if mapping == "auto" else mapping,
+        }
+
     # ---- what jobs make ---------------------------------------------------------------------------------------
 
     def targets(self) -> list[str]:
@@ -100,6 +112,10 @@ class Study:
             return self.manifests()
         figures = [f"{self.session}/figures/id_by_layer.{kind}" for kind in ("html", "svg", "png")]
         return [f"{self.session}/summary.{kind}" for kind in ("parquet", "csv", "txt")] + figures
+
+    def identity_path(self, model: str, checkpoint: str) -> Path:
+        """Return where a fetched checkpoint is described."""
+        return Path(self.session) / "models" / model / slug(checkpoint) / "identity.json"
 
     def manifests(self) -> list[str]:
         """Return the manifests of all runs."""
@@ -144,7 +160,7 @@ class Study:
             ["id_scaling.fetch"],
             model_name=self.models[model].model_name,
             checkpoint=self.checkpoints[checkpoint],
-            sites=self._sites(model),
+            sites=self.sites(model),
             ctx_len=self.config.ctx_len,
         )
 
@@ -188,7 +204,7 @@ class Study:
         return _settings(
             ["id_scaling.extract"],
             **self._names(run),
-            sites=self._sites(run.model),
+            sites=self.sites(run.model),
             dtype=self.models[run.model].dtype,
             is_own_tokenizer=self.models[run.model].tokenizer is None,
             views={name: view.model_dump() for name, view in cacheing.views.items()},
@@ -279,25 +295,15 @@ class Study:
     def _check_model(self, name: str, model: ModelConfig, checkpoint: str) -> None:
         """Check one checkpoint, if its config is on disk."""
         folder = model_folder(model.model_name, checkpoint)
-        identity = Path(self.session) / "models" / name / slug(checkpoint) / "identity.json"
+        identity = self.identity_path(name, checkpoint)
         if folder is None and identity.is_file():
             folder = Path(read_json(identity)["path"])
         if folder is None or not (folder / "config.json").is_file():
             return
         try:
-            check_model(folder, request_of(self._sites(name)), self.config.ctx_len)
+            check_model(folder, request_of(self.sites(name)), self.config.ctx_len)
         except IdScalingError as error:
             raise type(error)(f"{model.model_name} at {checkpoint}: {error}") from None
-
-    def _sites(self, model: str) -> dict[str, Any]:
-        """Return the sites asked of a model, as JSON."""
-        cacheing, mapping = self.config.cacheing_config, self.models[model].module_name_mapping
-        return {
-            "layers": None if cacheing.layer_idx_list == "all" else sorted(cacheing.layer_idx_list),
-            "inblock": cacheing.module_inblock_keys,
-            "outblock": cacheing.module_outblock_keys,
-            "mapping": None if mapping == "auto" else mapping,
-        }
 
     def _names(self, run: Run) -> dict[str, Any]:
         """Return the names that say which run a setting is of."""

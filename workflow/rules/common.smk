@@ -8,7 +8,7 @@ from snakemake.exceptions import WorkflowError
 
 from id_scaling.errors import IdScalingError
 from id_scaling.paths import Run
-from id_scaling.study import Study
+from id_scaling.study import EXTRACT_MINUTES, Study
 
 
 def load_study(config):
@@ -120,7 +120,7 @@ def get_extract_memory(wildcards, attempt):
 
 
 def get_extract_runtime(wildcards, attempt):
-    return 720 * attempt
+    return EXTRACT_MINUTES * attempt
 
 
 def get_estimate_memory(wildcards, attempt):
