@@ -1,5 +1,6 @@
 """Helper functions of the rules: what each job reads, from its wildcards alone."""
 
+import inspect
 import re
 import sys
 from pathlib import Path
@@ -129,6 +130,12 @@ def get_estimate_memory(wildcards, attempt):
 
 def get_estimate_runtime(wildcards, attempt):
     return 30 * attempt
+
+
+# Snakemake asks for a function's signature several times a job; found anew each time that is up to a tenth of a dry run.
+for name, value in [*globals().items()]:
+    if name.startswith("get_") and inspect.isfunction(value):
+        value.__signature__ = inspect.signature(value)
 
 
 def hold_session():
