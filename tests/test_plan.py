@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -174,6 +175,29 @@ def test_totals_are_lower_bounds_where_one_model_alone_is_known(tmp_path: Path) 
     assert re.search(r"^disk +at least \d", text, flags=re.MULTILINE)
     assert re.search(r"^weights +at least 43.4 GB to fetch", text, flags=re.MULTILINE)  # 154 x 70.4 M x 4 bytes
     assert "unknown: model EleutherAI/pythia-160m" in text
+
+
+def test_of_a_model_of_the_hub_the_config_alone_is_fetched_and_weights_are_as_large_as_the_hub_says(
+    tmp_path: Path, tiny_llama: Path, text_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two checkpoints, one of them fetched already."""
+    files = [SimpleNamespace(rfilename=name, size=1000) for name in ("a.safetensors", "b.safetensors", "a.bin")]
+    asked = []
+
+    def snapshot_download(*_: str, allow_patterns: list[str], **__: str) -> str:
+        asked.append(allow_patterns)
+        return str(tiny_llama)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: SimpleNamespace(siblings=files))
+    config = study(Path("owner/model"), text_folder, model_config__model_checkpoint=["step0", "step1"])
+    [row] = rows_of(Study(config))
+    assert (asked, row.weights[1]) == ([["config.json"]], 2 * 2000)
+    identity = Study(config).identity_path("owner--model", "step1")
+    identity.parent.mkdir(parents=True)
+    identity.write_text(json.dumps({"path": str(tiny_llama)}))
+    [row] = rows_of(Study(config))
+    assert (len(asked), row.weights[1]) == (1, 2000)
 
 
 # ---- jobs --------------------------------------------------------------------------------------------------------
