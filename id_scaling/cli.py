@@ -204,6 +204,15 @@ def _study(path: Path) -> Study:
     return Study(config)
 
 
+def plan(arguments: Arguments) -> None:
+    """Print what a study takes before it starts: jobs, contexts, disk, FLOPs, hours."""
+    from id_scaling.plan import report
+
+    study = _study(arguments.config)
+    study.check()
+    print(report(study, arguments.tflops, arguments.gpus))
+
+
 def describe(arguments: Arguments) -> None:
     """Print the layers, width, positions and module paths of a model folder, without loading weights."""
     from id_scaling.architecture import read_architecture
@@ -230,6 +239,20 @@ def _json(text: str) -> dict:
     return json.loads(text)
 
 
+def _positive(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"found {text}, expected a number above 0")
+    return number
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"found {text}, expected a number of at least 1")
+    return number
+
+
 # An option of a verb: its flag, and how it is read.
 OPTIONS: dict[str, dict] = {
     "--settings": {"type": _json, "required": True, "help": "what can change the output, as JSON"},
@@ -249,6 +272,8 @@ OPTIONS: dict[str, dict] = {
     "--text": {"type": Path, "required": True, "help": "readable summary to write"},
     "--checkpoint": {"default": "main", "help": "training checkpoint"},
     "--root": {"type": Path, "default": Path("."), "help": "root of the repository"},
+    "--tflops": {"type": _positive, "default": 100.0, "help": "10¹² FLOPs a second that a GPU achieves; an assumption"},
+    "--gpus": {"type": _count, "default": 1, "help": "GPUs that extract beside each other"},
     "config": {"type": Path, "help": "configuration file"},
     "name": {"metavar": "MODEL", "dest": "model", "help": "model folder or name"},
 }
@@ -266,6 +291,7 @@ VERBS: dict[str, tuple[Callable[[Arguments], int | None], tuple[str, ...]]] = {
     "plot": (plot, ("--summary", "--outputs")),
     "validate": (validate, ("config",)),
     "check": (check, ("config",)),
+    "plan": (plan, ("config", "--tflops", "--gpus")),
     "describe": (describe, ("name", "--checkpoint")),
     "document": (document, ("--root",)),
 }

@@ -118,7 +118,7 @@ def fetch_dataset(dataset_name: str, subset: int, output: Path) -> None:
 
 def local_or_hub_folder(model_name: str, checkpoint: str) -> Path:
     """Return the folder of a checkpoint, downloaded without its weights when it is on the hub."""
-    return model_folder(model_name, checkpoint) or _from_hub(model_name, checkpoint, _TOKENIZER_PATTERNS)
+    return model_folder(model_name, checkpoint) or from_hub(model_name, checkpoint, _TOKENIZER_PATTERNS)
 
 
 # ---- what can be known without a network, before any job ------------------------------------------------------
@@ -297,7 +297,7 @@ def _with_tokenizer(folder: Path, model_name: str) -> Path:
 
 def _tokenizer_folder(model_name: str) -> Path:
     """Return a folder that holds a model's tokenizer, downloaded when it is on the hub."""
-    return local_tokenizer_folder(model_name) or _from_hub(model_name, "main", _TOKENIZER_PATTERNS)
+    return local_tokenizer_folder(model_name) or from_hub(model_name, "main", _TOKENIZER_PATTERNS)
 
 
 def local_tokenizer_folder(model_name: str) -> Path | None:
@@ -339,20 +339,20 @@ _PICKLE_PATTERNS = ["pytorch_model*.bin", *_TOKENIZER_PATTERNS]
 
 def _weights_from_hub(repository: str, revision: str, allow_pickle: bool) -> Path:
     """Download a revision with its weights; pickled ones only where they are allowed and there are no others."""
-    folder = _from_hub(repository, revision, _WEIGHT_PATTERNS)
+    folder = from_hub(repository, revision, _WEIGHT_PATTERNS)
     if allow_pickle and not any(folder.glob("*.safetensors")):
-        return _from_hub(repository, revision, _PICKLE_PATTERNS)
+        return from_hub(repository, revision, _PICKLE_PATTERNS)
     return folder
 
 
-def _from_hub(repository: str, revision: str, patterns: list[str]) -> Path:
+def from_hub(repository: str, revision: str, patterns: list[str]) -> Path:
     """Download a revision of a model repository, or find it in the local cache."""
     from huggingface_hub import snapshot_download
 
     def download() -> str:
         return snapshot_download(repository, revision=revision, allow_patterns=patterns)
 
-    return Path(_hub_call(f"model {repository} at {revision}", download))
+    return Path(hub_call(f"model {repository} at {revision}", download))
 
 
 def _shard_from_hub(dataset_name: str, subset: int) -> Path:
@@ -367,10 +367,10 @@ def _shard_from_hub(dataset_name: str, subset: int) -> Path:
         position = shard_position(dataset_name, shards, subset)
         return hf_hub_download(repository, shards[position], repo_type="dataset")
 
-    return Path(_hub_call(f"dataset {repository}", download))
+    return Path(hub_call(f"dataset {repository}", download))
 
 
-def _hub_call(what: str, call: Callable[[], str]) -> str:
+def hub_call(what: str, call: Callable[[], Any]) -> Any:
     """Return what a call to the hub gives, or say what keeps it from answering."""
     # The hub's client names the base error of whatever HTTP library it uses `HTTPError`.
     from huggingface_hub.errors import (

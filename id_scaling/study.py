@@ -40,6 +40,8 @@ from id_scaling.trust import weight_files
 CONTROLS = ("none",)
 # Of settings: Linux takes arguments of up to 131,072 bytes, and a rule's whole command is one.
 MOST_BYTES = 120_000
+# Minutes that a first attempt at an extraction asks for.
+EXTRACT_MINUTES = 720
 
 
 class Study:
@@ -100,6 +102,16 @@ class Study:
         """Return the tokenizer's name in paths for a model's."""
         return slug(self.models[model].tokenizer or self.models[model].model_name)
 
+    def sites(self, model: str) -> dict[str, Any]:
+        """Return the sites asked of a model, as JSON."""
+        cacheing, mapping = self.config.cacheing_config, self.models[model].module_name_mapping
+        return {
+            "layers": None if cacheing.layer_idx_list == "all" else sorted(cacheing.layer_idx_list),
+            "inblock": cacheing.module_inblock_keys,
+            "outblock": cacheing.module_outblock_keys,
+            "mapping": None if mapping == "auto" else mapping,
+        }
+
     # ---- what jobs make ---------------------------------------------------------------------------------------
 
     def targets(self) -> list[str]:
@@ -108,6 +120,10 @@ class Study:
             return self.manifests()
         figures = [f"{self.session}/figures/id_by_layer.{kind}" for kind in ("html", "svg", "png")]
         return [f"{self.session}/summary.{kind}" for kind in ("parquet", "csv", "txt")] + figures
+
+    def identity_path(self, model: str, checkpoint: str) -> Path:
+        """Return where a fetched checkpoint is described."""
+        return identity_path(Path(self.session), "models", model, slug(checkpoint))
 
     def manifests(self) -> list[str]:
         """Return the manifests of all runs."""
@@ -152,7 +168,7 @@ class Study:
             ["id_scaling.fetch"],
             model_name=self.models[model].model_name,
             checkpoint=self.checkpoints[checkpoint],
-            sites=self._sites(model),
+            sites=self.sites(model),
             ctx_len=self.config.ctx_len,
             allow_pickle=self.models[model].allow_pickle,
         )
@@ -197,7 +213,7 @@ class Study:
         return _settings(
             ["id_scaling.extract"],
             **self._names(run),
-            sites=self._sites(run.model),
+            sites=self.sites(run.model),
             dtype=self.models[run.model].dtype,
             is_own_tokenizer=self.models[run.model].tokenizer is None,
             views={name: view.model_dump() for name, view in cacheing.views.items()},
@@ -293,8 +309,8 @@ class Study:
 
     def _check_model(self, name: str, model: ModelConfig, checkpoint: str) -> None:
         """Check one checkpoint by its folder, or by what was found when it was fetched from the hub."""
-        folder, request = model_folder(model.model_name, checkpoint), request_of(self._sites(name))
-        identity = identity_path(Path(self.session), "models", name, slug(checkpoint))
+        folder, request = model_folder(model.model_name, checkpoint), request_of(self.sites(name))
+        identity = self.identity_path(name, checkpoint)
         try:
             if folder is not None and (folder / "config.json").is_file():
                 check_model(folder, request, self.config.ctx_len, model.allow_pickle)
@@ -304,16 +320,6 @@ class Study:
                 check_request(request, self.config.ctx_len, Architecture(**fetched["architecture"]))
         except IdScalingError as error:
             raise type(error)(f"{model.model_name} at {checkpoint}: {error}") from None
-
-    def _sites(self, model: str) -> dict[str, Any]:
-        """Return the sites asked of a model, as JSON."""
-        cacheing, mapping = self.config.cacheing_config, self.models[model].module_name_mapping
-        return {
-            "layers": None if cacheing.layer_idx_list == "all" else sorted(cacheing.layer_idx_list),
-            "inblock": cacheing.module_inblock_keys,
-            "outblock": cacheing.module_outblock_keys,
-            "mapping": None if mapping == "auto" else mapping,
-        }
 
     def _names(self, run: Run) -> dict[str, Any]:
         """Return the names that say which run a setting is of."""

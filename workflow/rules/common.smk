@@ -1,5 +1,6 @@
 """Helper functions of the rules: what each job reads, from its wildcards alone."""
 
+import inspect
 import re
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from snakemake.exceptions import WorkflowError
 from id_scaling.errors import IdScalingError
 from id_scaling.logs import plain
 from id_scaling.paths import Run
-from id_scaling.study import Study
+from id_scaling.study import EXTRACT_MINUTES, Study
 
 
 def load_study(config):
@@ -124,7 +125,14 @@ def growing(first):
     def get_resource(wildcards, attempt):
         return first * attempt
 
+    get_resource.__signature__ = inspect.signature(get_resource)
     return get_resource
+
+
+# Snakemake asks for a function's signature several times a job; found anew each time that is up to a tenth of a dry run.
+for name, value in [*globals().items()]:
+    if name.startswith("get_") and inspect.isfunction(value):
+        value.__signature__ = inspect.signature(value)
 
 
 def hold_session():

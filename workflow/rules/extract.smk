@@ -22,7 +22,7 @@ rule extract_activations:
     resources:
         gpu=1,
         mem_mb=growing(16000),
-        runtime=growing(720),
+        runtime=growing(EXTRACT_MINUTES),
     params:
         settings=get_extract_settings,
         execution=get_extract_execution,

@@ -1,0 +1,215 @@
+"""What a run takes, as far as it can be known before it starts: contexts, bytes, FLOPs, jobs, room.
+
+All of it follows from the configuration, from the shape of the model and from the shards that are on this machine.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import NamedTuple
+
+from id_scaling import embedded
+from id_scaling.errors import IdScalingError
+from id_scaling.fetch import RESOURCES, dataset_shard
+from id_scaling.paths import Run, file_of, run_folder
+from id_scaling.shape import Shape, shape_in, weights_folder, weights_to_fetch
+from id_scaling.statistics import names_of
+from id_scaling.store import RANKS_A_CHUNK
+from id_scaling.study import Study
+from id_scaling.views import default_ranks
+
+# Estimates of a run in one submission, as the Slurm profile groups them.
+TABLES_A_SUBMISSION = 100
+# What text is about, where there is only its size: bytes of a token, and how often compressed text is as long.
+BYTES_A_TOKEN, INFLATION = 4, 3
+# Measured on whole files: what HDF5 adds, what tokens.h5 and tokens.parquet hold of a token, tables of IDs.
+BYTES_A_FILE, BYTES_A_DATASET, BYTES_A_CHUNK = 7_000, 400, 20
+BYTES_OF_SCORES, BYTES_A_TABLE, BYTES_A_ROW = 18, 7_500, 77
+BYTES_OF_FLOAT = {"float16": 2, "float32": 4, "float64": 8}
+# FLOPs by n² d: the inner products of a cloud are n² d multiply-adds, and the rest is taken to cost as much.
+SEARCH = 4
+CUT = "set max_dataset_size and max_chunks_from_a_document, or cut them first: snakemake … --until chunk_dataset"
+
+
+class Contexts(NamedTuple):
+    """How many contexts a shard gives, and what the number is: exact, `≤` an upper bound, `≈` an estimate."""
+
+    number: int
+    sign: str = ""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one run takes.
+
+    Parameters
+    ----------
+    disk, largest : float
+        Bytes of its files, and of the largest layer file, which stands beside its parts for a moment.
+    forward, search : float
+        FLOPs of forward passes, and of the search for neighbors.
+    n_clouds : int
+        Clouds that each estimator of a site estimates.
+    is_done : bool
+        Whether the run is extracted already.
+    """
+
+    disk: float
+    largest: float
+    forward: float
+    search: float
+    n_clouds: int
+    is_done: bool
+
+
+def contexts_of(study: Study, dataset: str, subset: int, tokenizer: str, control: str) -> Contexts | None:
+    """Return how many contexts a shard gives, as far as can be known; None where nothing tells."""
+    import polars as pl
+
+    path = Path(study.session) / f"contexts/{dataset}/{subset}/{tokenizer}/{control}/contexts.parquet"
+    settings = json.loads(study.chunk_settings(dataset, str(subset), tokenizer, control))
+    if path.is_file() and json.loads(pl.read_parquet_metadata(path)["id_scaling"])["settings"] == settings:
+        return Contexts(pl.scan_parquet(path).select(pl.len()).collect().item())
+    n_documents, n_chunks = study.datasets[dataset].max_dataset_size, study.datasets[dataset].filter_and_chunk_config
+    most = n_documents and n_chunks.max_chunks_from_a_document
+    found = [Contexts(n_documents * most, "≤")] if most else []
+    files = [path for path in dataset_shard(study.datasets[dataset].dataset_name, subset) or [] if path.is_file()]
+    if files:
+        n_bytes = sum(path.stat().st_size * (1 if path.suffix in (".jsonl", ".txt") else INFLATION) for path in files)
+        found.append(Contexts(max(1, n_bytes // BYTES_A_TOKEN // study.config.ctx_len), "≈"))
+    return min(found, default=None)
+
+
+def cost_of(study: Study, run: Run, shape: Shape, n_contexts: int) -> Cost:
+    """Return what one run takes."""
+    n_tokens, cacheing = study.config.ctx_len, study.config.cacheing_config
+    files = layer_bytes(study, shape, n_contexts)
+    n_clouds = n_contexts * len(shape.widths) * len(cacheing.views)
+    disk = sum(files.values()) + n_contexts * n_tokens * BYTES_OF_SCORES
+    disk += len(study.estimators) * (len(study.modules) * BYTES_A_TABLE + n_clouds * BYTES_A_ROW)
+    search = SEARCH * n_contexts * n_tokens**2 * sum(shape.widths.values())
+    is_done = (run_folder(Path(study.session), run) / "manifest.json").is_file()
+    return Cost(disk, max(files.values()), n_contexts * shape.forward, search, n_clouds, is_done)
+
+
+def layer_bytes(study: Study, shape: Shape, n_contexts: int) -> dict[str, float]:
+    """Return the bytes of each layer file of a run, as `id_scaling.store` lays them out."""
+    n_tokens, cacheing = study.config.ctx_len, study.config.cacheing_config
+    n_points = n_tokens - min(view.skip_first_tokens for view in cacheing.views.values())
+    ranks = default_ranks(n_points) if cacheing.neighbor_ranks == "default" else cacheing.neighbor_ranks
+    # Ranks are stored in whole chunks.
+    n_chunks = ceil(len(ranks) / RANKS_A_CHUNK)
+    n_stored = n_chunks * min(len(ranks), RANKS_A_CHUNK)
+    of_view = 8 * n_tokens + 4 * n_tokens * n_stored + 8 * len(names_of(cacheing.cloud_statistics))
+    of_view += (2 + n_chunks) * BYTES_A_CHUNK
+    of_mean, of_cloud = 4 * cacheing.save_mean_tensors, 0
+    if cacheing.save_cache_tensors:
+        of_cloud = n_tokens * BYTES_OF_FLOAT[cacheing.save_fp]
+    files: dict[str, float] = defaultdict(lambda: BYTES_A_FILE)
+    for site, width in shape.widths.items():
+        of_context = len(cacheing.views) * of_view + width * (of_mean + of_cloud)
+        files[file_of(site.layer)] += n_contexts * of_context + 3 * len(cacheing.views) * BYTES_A_DATASET
+    return files
+
+
+def jobs_of(study: Study) -> dict[str, int]:
+    """Return how many jobs of each rule a study has, when nothing of it is made yet."""
+    runs, is_summed = study.runs, int(bool(study.estimators))
+    named = {study.tokenizers[name] for name in study.tokenizers} | {one.model_name for one in study.config.models}
+    texts = {one.dataset_name for one in study.config.datasets}
+    jobs = {
+        "prepare_model": sum(not (RESOURCES / name).is_dir() for name in named & set(embedded.MODELS)),
+        "prepare_dataset": sum(not (RESOURCES / name).is_dir() for name in texts & set(embedded.DATASETS)),
+        "fetch_dataset": len({(run.dataset, run.subset) for run in runs}),
+        "fetch_model": len({(run.model, run.checkpoint) for run in runs}),
+        "fetch_tokenizer": len(study.tokenizers),
+        "chunk_dataset": len({(run.dataset, run.subset, study.tokenizer_of(run.model), run.control) for run in runs}),
+        "extract_activations": len(runs),
+        "estimate_dimension": len(study.tables()),
+        "summarize": is_summed,
+        "plot": is_summed,
+    }
+    return {rule: number for rule, number in jobs.items() if number}
+
+
+def n_submissions(study: Study) -> int:
+    """Return how many submissions the Slurm profile makes of a study: what fetches runs where Snakemake does."""
+    jobs = jobs_of(study)
+    groups = len(study.runs) * ceil(len(study.modules) * len(study.estimators) / TABLES_A_SUBMISSION)
+    return groups + sum(jobs.get(rule, 0) for rule in ("chunk_dataset", "extract_activations", "summarize", "plot"))
+
+
+def shortages(to_come: Iterable[tuple[Path, float]]) -> list[tuple[Path, float, float]]:
+    """Return (folder, bytes to come, bytes free) for each file system without the room for what is to come to it."""
+    needed: dict[int, float] = defaultdict(float)
+    folders: dict[int, Path] = {}
+    for path, n_bytes in to_come:
+        whole = path.expanduser().absolute()
+        folder = next(parent for parent in (whole, *whole.parents) if parent.exists())
+        folders.setdefault(folder.stat().st_dev, folder)
+        needed[folder.stat().st_dev] += n_bytes
+    places = [(folder, needed[device], shutil.disk_usage(folder).free) for device, folder in folders.items()]
+    return [place for place in places if place[1] > place[2]]
+
+
+# ---- all runs --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """The runs of one model; what is None is unknown, and `unknown` says why.
+
+    Parameters
+    ----------
+    name : str
+        `model_name` of the configuration.
+    contexts : list of Contexts or None
+        Of each run.
+    shape : Shape or None
+        What the model is.
+    costs : list of Cost or None
+        What each run takes.
+    weights : tuple of Path and float
+        Where weights are kept, and the bytes still to come.
+    unknown : str
+        What cannot be known, and what to do.
+    """
+
+    name: str
+    contexts: list[Contexts | None]
+    shape: Shape | None = None
+    costs: list[Cost] | None = None
+    weights: tuple[Path, float] | None = None
+    unknown: str = ""
+
+
+def rows_of(study: Study) -> list[Row]:
+    """Return what the runs of each model take."""
+    counted = {key: contexts_of(study, *key) for key in {_key(study, run) for run in study.runs}}
+    return [_row(study, model, counted) for model in study.models]
+
+
+def _key(study: Study, run: Run) -> tuple[str, int, str, str]:
+    """Return what the contexts of a run depend on."""
+    return run.dataset, run.subset, study.tokenizer_of(run.model), run.control
+
+
+def _row(study: Study, model: str, counted: dict[tuple, Contexts | None]) -> Row:
+    """Return what the runs of one model take."""
+    name, runs = study.models[model].model_name, [run for run in study.runs if run.model == model]
+    contexts = [counted[_key(study, run)] for run in runs]
+    try:
+        shape = shape_in(study, model)
+    except IdScalingError as error:
+        return Row(name, contexts, unknown=str(error))
+    weights = weights_folder(name), weights_to_fetch(study, model, shape)
+    if None in contexts:
+        return Row(name, contexts, shape, weights=weights, unknown=f"{name}: how many contexts its shards give; {CUT}")
+    costs = [cost_of(study, run, shape, one.number) for run, one in zip(runs, contexts, strict=True)]
+    return Row(name, contexts, shape, costs, weights)

@@ -1,0 +1,175 @@
+"""What the config of a model alone says of a run: sites, parameters, FLOPs; without weights, and in no memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from id_scaling import embedded
+from id_scaling.architecture import check_request, read_architecture
+from id_scaling.errors import IdScalingError, InputError
+from id_scaling.fetch import RESOURCES, from_hub, hub_call, model_folder
+from id_scaling.sealed import read_record
+from id_scaling.sites import Site, SiteRequest, check_paths, request_of
+from id_scaling.study import Study
+
+# The config of the embedded model, before it is prepared.
+EMBEDDED = {
+    "model_type": "llama",
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "max_position_embeddings": 8192,
+    "vocab_size": 49152,
+    "tie_word_embeddings": True,
+}
+# Not counted by running: one token after the other takes minutes, and torch counts no products of experts.
+UNCOUNTED_TYPES, UNCOUNTED_KEYS = ("mamba", "rwkv"), ("num_experts", "num_local_experts", "n_routed_experts")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a model is, as its config says.
+
+    Parameters
+    ----------
+    n_layers, n_parameters, weight_bytes : int
+        Blocks, parameters, and their bytes in the precision that the config names.
+    widths : mapping of Site to int
+        Dimension of the activations at each site.
+    forward : float
+        FLOPs of a forward pass over one context.
+    is_counted : bool
+        Whether these were counted operation by operation; else they are 2 x parameters x tokens.
+    """
+
+    n_layers: int
+    n_parameters: int
+    weight_bytes: int
+    widths: Mapping[Site, int]
+    forward: float
+    is_counted: bool
+
+
+def shape_in(study: Study, model: str) -> Shape:
+    """Return the shape of a model of a study, from its folder, what was fetched of it, the hub's cache or the hub.
+
+    Raises
+    ------
+    InputError
+        There is no config in any of them, or transformers cannot build a model of it.
+    ConfigError
+        The model lacks a layer, a module or the positions that are asked for.
+    """
+    with TemporaryDirectory() as aside:
+        folder = _config_folder(study, model, Path(aside))
+        return shape_of(folder, request_of(study.sites(model)), study.config.ctx_len)
+
+
+def shape_of(folder: Path, request: SiteRequest, ctx_len: int) -> Shape:
+    """Return the shape of the model whose config is in a folder, with the sites that are asked for."""
+    architecture = read_architecture(folder)
+    sites = check_request(request, ctx_len, architecture)
+    model, weight_bytes = _without_memory(folder)
+    check_paths(sites, {name for name, _ in model.named_modules()})
+    n_parameters = sum(parameter.numel() for parameter in model.parameters())
+    flops, seen = _forward(model, sites, ctx_len)
+    return Shape(
+        n_layers=architecture.n_layers,
+        n_parameters=n_parameters,
+        weight_bytes=n_parameters * weight_bytes,
+        widths={site: seen.get(site, architecture.width) for site in sites},
+        forward=2 * n_parameters * ctx_len if flops is None else flops,
+        is_counted=flops is not None,
+    )
+
+
+def weights_folder(model_name: str) -> Path:
+    """Return where the weights of a model that is no folder are kept."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return RESOURCES if model_name in embedded.MODELS else Path(HF_HUB_CACHE)
+
+
+def weights_to_fetch(study: Study, model: str, shape: Shape) -> float:
+    """Return the bytes of weights that are still to come; those of local folders are read where they are."""
+    from huggingface_hub import HfApi
+
+    name, checkpoints = study.models[model].model_name, study.models[model].model_checkpoint
+    if name in embedded.MODELS:
+        return 0 if (RESOURCES / name).is_dir() else shape.weight_bytes
+    n_missing = sum(not study.identity_path(model, checkpoint).is_file() for checkpoint in checkpoints)
+    if n_missing == 0 or model_folder(name, checkpoints[0]) is not None:
+        return 0
+    try:
+        found = hub_call(name, lambda: HfApi().model_info(name, revision=checkpoints[0], files_metadata=True))
+    except IdScalingError:
+        return n_missing * shape.weight_bytes
+    return n_missing * sum(file.size or 0 for file in found.siblings if file.rfilename.endswith(".safetensors"))
+
+
+def _config_folder(study: Study, model: str, aside: Path) -> Path:
+    """Return a folder with a model's config; of the hub's files this one alone is fetched, if it must be."""
+    from huggingface_hub import try_to_load_from_cache
+
+    name, checkpoints = study.models[model].model_name, study.models[model].model_checkpoint
+    if name in embedded.MODELS and not (RESOURCES / name / "config.json").is_file():
+        (aside / "config.json").write_text(json.dumps(EMBEDDED))
+        return aside
+    local = model_folder(name, checkpoints[0])
+    if local is not None:
+        return local
+    identities = [study.identity_path(model, checkpoint) for checkpoint in checkpoints]
+    fetched = [Path(read_record(path)["path"]) for path in identities if path.is_file()]
+    cached = [try_to_load_from_cache(name, "config.json", revision=checkpoint) for checkpoint in checkpoints]
+    there = [*fetched, *(Path(path).parent for path in cached if isinstance(path, str))]
+    found = next((folder for folder in there if (folder / "config.json").is_file()), None)
+    return found or from_hub(name, checkpoints[0], ["config.json"])
+
+
+def _without_memory(folder: Path) -> tuple[Any, int]:
+    """Return a model of the config in a folder whose tensors have a shape alone, and the bytes of a weight in files."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    options = {"attn_implementation": "eager", "dtype": torch.float32, "trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        n_bytes = (config.get_text_config().dtype or torch.float32).itemsize
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, **options).eval(), n_bytes
+    except (ValueError, ImportError) as error:
+        raise InputError(f"{folder}: transformers cannot build this model: {error}") from error
+
+
+def _forward(model: Any, sites: Sequence[Site], ctx_len: int) -> tuple[float | None, dict[Site, int]]:
+    """Return the FLOPs of one context and the widths at sites, from a forward pass that computes shapes alone.
+
+    Attention counts all pairs of tokens, those after a token too.
+    """
+    import torch
+    from torch._subclasses import FakeTensorMode
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from id_scaling.models import watching
+
+    config, widths = model.config.get_text_config(), {}
+    if config.model_type in UNCOUNTED_TYPES or any(getattr(config, key, None) for key in UNCOUNTED_KEYS):
+        return None, {}
+    counter = FlopCounterMode(display=False)
+    modes = FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), counter
+    try:
+        with ExitStack() as stack:
+            for mode in (*modes, watching(model, sites, lambda site, seen: widths.update({site: seen.shape[-1]}))):
+                stack.enter_context(mode)
+            model(torch.zeros(1, ctx_len, dtype=torch.long, device="meta"), use_cache=False)
+    except (RuntimeError, ValueError, TypeError, AttributeError):
+        return None, {}
+    return counter.get_total_flops(), widths

@@ -1,0 +1,277 @@
+"""What is said of a study before it starts, against what it then takes."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROOT, Workflow, study
+
+from id_scaling.cli import main
+from id_scaling.costs import Contexts, contexts_of, jobs_of, n_submissions, rows_of
+from id_scaling.plan import duration, report, scaled
+from id_scaling.sealed import write_record
+from id_scaling.shape import EMBEDDED, shape_of
+from id_scaling.sites import SiteRequest
+from id_scaling.study import EXTRACT_MINUTES, Study
+
+LLAMA = SiteRequest(None, ("block", "attn", "mlp"), ("emb", "unemb"), None)
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand where the study's folder is, as its paths are relative to it."""
+    monkeypatch.chdir(tmp_path)
+
+
+def save_config(folder: Path, **config: Any) -> Path:
+    """Write a model's config and nothing else of it."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def contexts(config: dict[str, Any]) -> Contexts | None:
+    """Return how many contexts the first shard of a study is said to give."""
+    made = Study(config)
+    run = made.runs[0]
+    return contexts_of(made, run.dataset, run.subset, made.tokenizer_of(run.model), run.control)
+
+
+# ---- contexts, bytes ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_saved", [False, True])
+def test_bytes_are_those_of_the_run(tmp_path: Path, tiny_llama: Path, text_folder: Path, is_saved: bool) -> None:
+    """To 10 %: of a run this small some 5 % is what HDF5 adds."""
+    saved = {"save_cache_tensors": is_saved, "save_mean_tensors": is_saved, "save_fp": "float32"}
+    config = study(tiny_llama, text_folder, cacheing_config={"save_IDs_list": ["mle"], **saved})
+    workflow = Workflow(tmp_path, config)
+    workflow.run()
+    [row], [manifest] = rows_of(Study(config)), workflow.session.rglob("manifest.json")
+    n_contexts = json.loads(manifest.read_text())["n_contexts"]
+    assert row.contexts == [Contexts(n_contexts)]
+    [cost] = row.costs
+    sizes = {path: path.stat().st_size for path in manifest.parent.rglob("*") if path.is_file()}
+    assert cost.disk == pytest.approx(sum(sizes.values()), rel=0.1)
+    assert cost.largest == pytest.approx(max(sizes.values()), rel=0.1)
+    assert cost.is_done
+    assert "1 run extracted already" in report(Study(config), 100, 1)
+
+
+def test_contexts_have_a_bound_where_documents_and_chunks_have_one(tiny_llama: Path) -> None:
+    config = study(tiny_llama, Path("owner/texts"), dataset_config__max_dataset_size=7)
+    assert contexts(config) == (14, "≤")
+
+
+def test_contexts_of_a_local_shard_are_known_from_its_size(tmp_path: Path, tiny_llama: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "0.txt").write_text("a" * 64 * 4 * 9)
+    config = study(tiny_llama, tmp_path / "texts", dataset_config__max_dataset_size=1000)
+    assert contexts(config) == (9, "≈")
+    assert "4 bytes a token" in report(Study(config), 100, 1)
+
+
+def test_contexts_of_the_hub_without_a_bound_are_unknown_and_the_report_says_what_to_do(tiny_llama: Path) -> None:
+    config = study(tiny_llama, Path("owner/texts"))
+    assert contexts(config) is None
+    text = report(Study(config), 100, 1)
+    assert re.search(r"unknown: \S+: how many contexts its shards give; set max_dataset_size", text)
+    assert "the rest   unknown" in text
+
+
+def test_contexts_cut_under_other_settings_do_not_count(tmp_path: Path, tiny_llama: Path, text_folder: Path) -> None:
+    config = study(tiny_llama, text_folder, dataset_config__max_dataset_size=5)
+    Workflow(tmp_path, config).run("--until", "chunk_dataset")
+    assert contexts(config).sign == ""
+    assert contexts(study(tiny_llama, text_folder, dataset_config__max_dataset_size=4)).sign != ""
+
+
+# ---- models ------------------------------------------------------------------------------------------------------
+
+
+def test_flops_of_a_llama_are_those_of_its_products(tiny_llama: Path) -> None:
+    """2 x weights x tokens of each matrix, and 2 x 2 x tokens² x width of attention."""
+    n_tokens, width, inner, layers, n_shared = 64, 32, 64, 2, 2
+    n_vocabulary = json.loads((tiny_llama / "config.json").read_text())["vocab_size"]
+    of_layer = 2 * width * width + 2 * width * (n_shared * 8) + 3 * width * inner
+    weights = layers * of_layer + width * n_vocabulary
+    attention = layers * 4 * n_tokens**2 * width
+    shape = shape_of(tiny_llama, LLAMA, n_tokens)
+    assert shape.is_counted
+    # Versions of torch may count the angles of positions, too.
+    assert shape.forward == pytest.approx(2 * weights * n_tokens + attention, rel=1e-3)
+    norms = (2 * layers + 1) * width
+    assert shape.n_parameters == weights + width * n_vocabulary + norms
+
+
+def test_widths_are_those_of_the_modules(tiny_llama: Path) -> None:
+    mapping = {"up": "model.layers.{layer}.mlp.up_proj", "unemb": "model.norm"}
+    shape = shape_of(tiny_llama, SiteRequest(None, ("up",), ("unemb",), mapping), 64)
+    assert {(site.module, site.layer): width for site, width in shape.widths.items()} == {
+        ("up", 0): 64,
+        ("up", 1): 64,
+        ("unemb", None): 32,
+    }
+
+
+def test_experts_are_not_counted_but_said_to_be_all_used(tmp_path: Path, text_folder: Path) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    more = {"num_key_value_heads": 2, "num_local_experts": 4, "vocab_size": 100, "max_position_embeddings": 128}
+    folder = save_config(tmp_path / "model", model_type="mixtral", **sizes, **more)
+    shape = shape_of(folder, LLAMA, 64)
+    assert (shape.is_counted, shape.forward) == (False, 2 * shape.n_parameters * 64)
+
+
+def test_embedded_default_is_known_before_anything_is_prepared(capsys: pytest.CaptureFixture) -> None:
+    """134,515,008 is what is published of SmolLM2-135M."""
+    assert main(["plan", str(ROOT / "config" / "config.yaml")]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"smollm2-135m-instruct +135 M +30 +92 +1 +≤ 24 ", text)
+    assert "538 MB to fetch to resources" in text  # 4 bytes a parameter
+    assert "prepare_model 1" in text
+
+
+def test_config_of_the_embedded_model_is_that_of_the_prepared_one(resources: Path) -> None:
+    config = json.loads((resources / "smollm2-135m-instruct" / "config.json").read_text())
+    assert {key: config[key] for key in EMBEDDED} == EMBEDDED
+
+
+def planned_offline(cache: Path) -> str:
+    """Return the report on Pythia without a network."""
+    code = "import sys; from id_scaling.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "plan", str(ROOT / "config" / "pythia.yaml")]
+    environment = {"PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1", "HF_HOME": str(cache), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+    return done.stdout
+
+
+def test_models_of_the_hub_are_unknown_without_network_and_the_rest_is_shown(tmp_path: Path) -> None:
+    text = planned_offline(tmp_path / "empty")
+    assert "pythia: 1,232 runs, 17,267 jobs" in text
+    assert "2,474 submissions" in text
+    assert "at least 2.7 h at 4 s each" in text
+    assert "unknown: model EleutherAI/pythia-70m at step0, model" in text
+    assert "run where there is a network" in " ".join(text.split())
+
+
+def test_totals_are_lower_bounds_where_one_model_alone_is_known(tmp_path: Path) -> None:
+    """Its config is in the hub's cache at one checkpoint."""
+    repository = tmp_path / "hf" / "hub" / "models--EleutherAI--pythia-70m"
+    sizes = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 6, "num_attention_heads": 8}
+    save_config(repository / "snapshots" / ("0" * 40), model_type="gpt_neox", vocab_size=50304, **sizes)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "step1000").write_text("0" * 40)
+    text = planned_offline(tmp_path / "hf")
+    assert re.search(r"pythia-70m +70.4 M +6 +19 +154 +≤ 4,000 ", text)
+    assert re.search(r"^disk +at least \d", text, flags=re.MULTILINE)
+    assert re.search(r"^weights +at least 43.4 GB to fetch", text, flags=re.MULTILINE)  # 154 x 70.4 M x 4 bytes
+    assert "unknown: model EleutherAI/pythia-160m" in text
+
+
+def test_of_a_model_of_the_hub_the_config_alone_is_fetched_and_weights_are_as_large_as_the_hub_says(
+    tmp_path: Path, tiny_llama: Path, text_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two checkpoints, one of them fetched already."""
+    files = [SimpleNamespace(rfilename=name, size=1000) for name in ("a.safetensors", "b.safetensors", "a.bin")]
+    asked = []
+
+    def snapshot_download(*_: str, allow_patterns: list[str], **__: str) -> str:
+        asked.append(allow_patterns)
+        return str(tiny_llama)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: SimpleNamespace(siblings=files))
+    config = study(Path("owner/model"), text_folder, model_config__model_checkpoint=["step0", "step1"])
+    [row] = rows_of(Study(config))
+    assert (asked, row.weights[1]) == ([["config.json"]], 2 * 2000)
+    identity = Study(config).identity_path("owner--model", "step1")
+    write_record(identity, {"path": str(tiny_llama)})
+    [row] = rows_of(Study(config))
+    assert (len(asked), row.weights[1]) == (1, 2000)
+
+
+# ---- jobs --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["config", "llama2-7b"])
+def test_jobs_are_those_of_a_dry_run(tmp_path: Path, name: str) -> None:
+    config = yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text())
+    assert jobs_of(Study(config)) == Workflow(tmp_path, config).planned()
+
+
+def test_jobs_and_submissions_of_several_runs_are_those_of_a_dry_run(workflow: Workflow) -> None:
+    workflow.config["dataset_config"]["dataset_subset"] = [0, 1]
+    workflow.write()
+    workflow.profile, workflow.options = "slurm", ()
+    output = workflow.run("--dry-run")
+    table = re.findall(r"^(\w+) +(\d+)$", output, flags=re.MULTILINE)
+    jobs = {rule: int(number) for rule, number in table if rule not in ("all", "total")}
+    assert jobs_of(Study(workflow.config)) == jobs
+    submitted = re.findall(r"Group job |^rule (?!fetch_|all:)\w+:$", output, flags=re.MULTILINE)
+    assert n_submissions(Study(workflow.config)) == len(submitted) == 2 + 2 + 2 + 1 + 1
+
+
+def test_study_without_estimates_ends_with_its_runs(tmp_path: Path, tiny_llama: Path, text_folder: Path) -> None:
+    config = study(tiny_llama, text_folder, cacheing_config__save_IDs=False)
+    assert jobs_of(Study(config)) == Workflow(tmp_path, config).planned()
+    assert n_submissions(Study(config)) == 2
+
+
+# ---- warnings, words ---------------------------------------------------------------------------------------------
+
+
+def test_a_disk_that_is_too_small_is_a_warning_and_no_error(
+    tmp_path: Path, tiny_llama: Path, text_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study(tiny_llama, text_folder)))
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(0, 0, 1000))
+    assert main(["plan", "study.yaml"]) == 0
+    found = re.search(r"WARNING: the disk is too small: (.*) needed, 1 kB free", capsys.readouterr().out)
+    assert found[1].endswith("MB")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(0, 0, 1e15))
+    assert main(["plan", "study.yaml"]) == 0
+    assert "WARNING" not in capsys.readouterr().out
+
+
+def test_a_run_longer_than_its_job_may_take_is_a_warning(tiny_llama: Path, text_folder: Path) -> None:
+    made = Study(study(tiny_llama, text_folder))
+    [row] = rows_of(made)
+    flops = row.costs[0].forward + row.costs[0].search
+    limit = flops / (60 * EXTRACT_MINUTES) / 1e12
+    assert "WARNING" not in report(made, 1.01 * limit, 1)
+    assert "its job may take 12 h" in report(made, 0.99 * limit, 1)
+
+
+def test_gpus_share_the_time(tiny_llama: Path, text_folder: Path) -> None:
+    made = Study(study(tiny_llama, text_folder))
+    seconds = sum(cost.forward + cost.search for cost in rows_of(made)[0].costs) / 1e12
+    assert f"{duration(1e6 * seconds)} ({duration(1e6 * seconds / 4)} on 4 GPUs)" in report(made, 1e-6, 4)
+
+
+@pytest.mark.parametrize(("option", "value"), [("--tflops", "0"), ("--tflops", "nan"), ("--gpus", "0")])
+def test_devices_that_do_nothing_are_refused(option: str, value: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        main(["plan", "study.yaml", option, value])
+    assert f"found {value}" in capsys.readouterr().err
+
+
+def test_numbers_have_three_digits_and_a_unit() -> None:
+    assert [scaled(value, "B") for value in (0, 999, 999.6, 2.4149e9, 3e19)] == [
+        "0 B",
+        "999 B",
+        "1 kB",
+        "2.41 GB",
+        "30 EB",
+    ]
+    assert [duration(seconds) for seconds in (0, 59, 60, 5400, 1e7)] == ["0.0 s", "59 s", "1.0 min", "1.5 h", "2,778 h"]
