@@ -12,8 +12,8 @@ from id_scaling.costs import Cost, Row, jobs_of, n_submissions, rows_of, shortag
 from id_scaling.estimators import get_estimator
 from id_scaling.study import EXTRACT_MINUTES, Study
 
-# Measured: a submission on a real Slurm, at least; the start of an estimate, and one cloud of 1024 tokens, on one core.
-SECONDS_A_SUBMISSION, SECONDS_A_START, SECONDS_A_CLOUD = 4.0, 1.5, 0.0008
+# Measured: a submission on a real Slurm, at least; the start of an estimate, and a token of one cloud, on one core.
+SECONDS_A_SUBMISSION, SECONDS_A_START, SECONDS_A_TOKEN = 4.0, 1.5, 8e-7
 SIGNS = {
     "≤": "≤ at most: documents read × chunks of a document; so is what follows from it",
     "≈": "≈ about: from the size of the shard, 4 bytes a token, compressed text 3 times as long",
@@ -96,8 +96,8 @@ def _runs(study: Study, rows: list[Row], tflops: float, n_gpus: int) -> list[str
     disk, largest = sum(cost.disk for cost in costs), max(cost.largest for cost in costs)
     forward, search = sum(cost.forward for cost in costs), sum(cost.search for cost in costs)
     on_gpus = sum(_seconds(cost, tflops) for cost in costs)
-    n_clouds = sum(cost.n_clouds for cost in costs) * len(study.estimators)
-    on_cores = len(study.tables()) * SECONDS_A_START + n_clouds * SECONDS_A_CLOUD
+    n_tokens = sum(cost.n_clouds for cost in costs) * len(study.estimators) * study.config.ctx_len
+    on_cores = len(study.tables()) * SECONDS_A_START + n_tokens * SECONDS_A_TOKEN
     beside = f" ({duration(on_gpus / n_gpus)} on {n_gpus} GPUs)" if n_gpus > 1 else ""
     return [
         f"disk       {least}{scaled(disk, 'B')} in {study.session}; up to {scaled(largest, 'B')} more while a run puts "
