@@ -6,6 +6,7 @@ import difflib
 import errno
 import os
 import re
+import shlex
 from collections.abc import Iterable
 
 
@@ -25,6 +26,10 @@ class StoreError(IdScalingError):
     """A stored file that is missing, damaged, or made under other settings."""
 
 
+class UnsealedError(StoreError):
+    """A stored file without a checksum, as older versions wrote them."""
+
+
 class ResourceError(IdScalingError):
     """A machine that has too little memory, or a file system that has too little room or may not be written."""
 
@@ -35,6 +40,12 @@ class Ended(BaseException):
 
 class LeaseError(IdScalingError):
     """A folder that another process writes."""
+
+
+def made_anew(path: object) -> str:
+    """Return how to have a stored file made again; of what others are made of, Snakemake does so only when asked."""
+    place = shlex.quote(str(path))
+    return f"remove it and ask for it: rm {place} && snakemake … all {place} (… are the options that you run it with)"
 
 
 # What an operating system says of a disk, in the words that also stand in what libraries make of it.

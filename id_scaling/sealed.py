@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import mmap
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from id_scaling.errors import StoreError
+from id_scaling.errors import StoreError, UnsealedError, made_anew
 from id_scaling.files import canonical_json, writing
 
 if TYPE_CHECKING:
@@ -22,7 +20,7 @@ if TYPE_CHECKING:
 
 # The key of the seal in a record and in the metadata of a table, and that of a table's facts.
 SEAL, FACTS = "seal", "id_scaling"
-MARK, N_DIGITS = b"id_scaling:sha256:", 64
+MARK, N_DIGITS = b"sealed by id_scaling, sha256:", 64
 BLANK = MARK.decode() + "0" * N_DIGITS
 
 
@@ -63,38 +61,34 @@ def table_metadata(facts: Any) -> dict[str, str]:
 
 def seal(path: Path) -> None:
     """Put the digits of its seal into a finished file."""
-    with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as content:
+    with open(path, "r+b") as file:
+        content = file.read()
         start = content.rfind(BLANK.encode()) + len(MARK)
         assert start >= len(MARK), f"{path} holds no blank seal"
-        content[start : start + N_DIGITS] = _digits(content, start)
+        file.seek(start)
+        file.write(_digits(content, start))
 
 
 def check_seal(path: Path) -> None:
     """Raise a StoreError, which says what to do, where a file is not there or not as it was written."""
-    again = "run snakemake again to have it made anew"
     if not Path(path).is_file():
-        raise StoreError(f"{path}: not there; {again}")
-    if not _is_sealed(path):
+        raise StoreError(f"{path}: not there; {made_anew(path)}")
+    content = Path(path).read_bytes()
+    start = content.rfind(MARK) + len(MARK)
+    if start < len(MARK):
+        raise UnsealedError(
+            f"{path}: holds no checksum: cut short, or written by an older version, or not by this program; "
+            f"{made_anew(path)}"
+        )
+    if content[start : start + N_DIGITS] != _digits(content, start):
         raise StoreError(
-            f"{path}: damaged, or changed since it was written: its content is not what its checksum is of; remove it "
-            f"(rm {shlex.quote(str(path))}) and {again}"
+            f"{path}: damaged, or changed since it was written: its checksum is that of other content; {made_anew(path)}"
         )
 
 
-def _is_sealed(path: Path) -> bool:
-    """Return whether a file holds the seal of its own bytes."""
-    if Path(path).stat().st_size == 0:
-        return False
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        start = content.rfind(MARK) + len(MARK)
-        digits = content[start : start + N_DIGITS]
-        return start >= len(MARK) and digits == _digits(content, start)
-
-
-def _digits(content: mmap.mmap, start: int) -> bytes:
+def _digits(content: bytes, start: int) -> bytes:
     """Return the digits of the seal of a file that has, or will have, them at `start`."""
-    with memoryview(content) as view:
-        taken = hashlib.sha256(view[:start])
-        taken.update(b"0" * N_DIGITS)
-        taken.update(view[start + N_DIGITS :])
+    taken, view = hashlib.sha256(), memoryview(content)
+    for part in (view[:start], b"0" * N_DIGITS, view[start + N_DIGITS :]):
+        taken.update(part)
     return taken.hexdigest().encode()
