@@ -127,7 +127,8 @@ def extract(
             facts = _extract_parts(extraction, contexts, identity, parts_folder, execution, lease)
             _assemble(folder, parts_folder, len(contexts), made_of, facts)
         lease.check()
-        _publish(folder, contexts, made_of)
+        # The commit is no part of the digest: another one with the same weights and config makes the same.
+        _publish(folder, contexts, {**made_of, "commit": identity["commit"]})
         drop_parts(folder / "parts")
         sweep(folder)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from functools import cache, cached_property
 from pathlib import Path
@@ -22,8 +23,10 @@ from id_scaling.errors import ConfigError, IdScalingError, InputError
 from id_scaling.estimators import definition_of, get_estimator
 from id_scaling.fetch import (
     check_model,
+    check_unlike,
     dataset_shard,
     expanded,
+    known_identity,
     local_tokenizer_folder,
     model_folder,
     tokenizer_digest,
@@ -262,6 +265,12 @@ class Study:
 
     # ---- execution: how a job runs ----------------------------------------------------------------------------
 
+    @cached_property
+    def fetch_model_execution(self) -> str:
+        """Which checkpoints, as they stand in paths, have to have other weights than each other."""
+        unlike = {name: [slug(checkpoint) for checkpoint in of.model_checkpoint] for name, of in self.models.items()}
+        return canonical_json({"unlike": {} if self.config.allow_identical_checkpoints else unlike})
+
     def extract_execution(self, model: str) -> str:
         """Return how an extraction runs."""
         accelerator = self.models[model].use_accelerator
@@ -290,6 +299,8 @@ class Study:
                 self._check_model(name, model, checkpoint)
         for tokenizer in self.tokenizers.values():
             local_tokenizer_folder(tokenizer)
+        if not self.config.allow_identical_checkpoints:
+            self._check_unlike()
 
     def _check_model(self, name: str, model: ModelConfig, checkpoint: str) -> None:
         """Check one checkpoint by its folder, or by what was found when it was fetched from the hub."""
@@ -304,6 +315,17 @@ class Study:
                 check_request(request, self.config.ctx_len, Architecture(**fetched["architecture"]))
         except IdScalingError as error:
             raise type(error)(f"{model.model_name} at {checkpoint}: {error}") from None
+
+    def _check_unlike(self) -> None:
+        """Check that those checkpoints that were fetched have weights of their own."""
+        alike: dict[str, list[Path]] = defaultdict(list)
+        for name, model in self.models.items():
+            for checkpoint in model.model_checkpoint:
+                path = identity_path(Path(self.session), "models", name, slug(checkpoint))
+                if identity := known_identity(path):
+                    alike[identity["weights_sha256"]].append(path)
+        for first, *others in alike.values():
+            check_unlike(read_record(first), others)
 
     def _sites(self, model: str) -> dict[str, Any]:
         """Return the sites asked of a model, as JSON."""

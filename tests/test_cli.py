@@ -233,6 +233,8 @@ class Session:
             "extract": ["contexts", "model"],
         }.get(verb, [])
         options = [part for name in inputs for part in (f"--{name}", self.paths[name])]
+        if verb == "fetch-model":
+            options += ["--execution", self.study.fetch_model_execution]
         if verb == "extract":
             options += ["--execution", self.study.extract_execution(self.run.model), "--threads", "1"]
         assert main([verb, "--settings", settings, *options, "--output", self.paths[output]]) == 0

@@ -316,6 +316,35 @@ def test_weights_cut_short_are_said(model: Path) -> None:
             check_model(model, SiteRequest(None, (), ("end",), {"end": "model.norm"}), 64)
 
 
+# ---- checkpoints of the same weights ---------------------------------------------------------------------------
+
+
+def test_checkpoint_with_the_weights_of_another_is_an_error_that_names_both(checkpoints: Path, tmp_path: Path) -> None:
+    outputs = {name: tmp_path / f"{name}.json" for name in ("step1000", "step2000")}
+
+    def fetch(name: str) -> None:
+        others = [path for path in outputs.values() if path != outputs[name]]
+        fetch_model(str(checkpoints), name, REQUEST, 64, outputs[name], others=others)
+
+    fetch("step1000")
+    with pytest.raises(InputError) as caught:
+        fetch("step2000")
+    words = (f"{checkpoints} at step2000", f"those of {checkpoints} at step1000", "allow_identical_checkpoints: true")
+    assert [word for word in words if word not in str(caught.value)] == []
+    assert not outputs["step2000"].exists()
+    # The other one has changed since, and will be fetched again: what is there now counts.
+    with (checkpoints / "step1000" / "model.safetensors").open("ab") as weights:
+        weights.write(b"\0")
+    fetch("step2000")
+
+
+def test_identity_of_another_checkpoint_that_is_damaged_is_not_this_ones_error(
+    checkpoints: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "other.json").write_text("{")
+    fetch_model(str(checkpoints), "step1000", REQUEST, 64, tmp_path / "model.json", others=[tmp_path / "other.json"])
+
+
 # ---- tokenizers ------------------------------------------------------------------------------------------------
 
 

@@ -83,6 +83,11 @@ def get_fetch_model_settings(wildcards):
     return STUDY.fetch_model_settings(wildcards.model, wildcards.checkpoint)
 
 
+def get_fetch_model_execution(wildcards, resources):
+    # Not recorded, as that of an extraction: one more checkpoint makes nothing of the others stale.
+    return STUDY.fetch_model_execution
+
+
 def get_fetch_tokenizer_settings(wildcards):
     return STUDY.fetch_tokenizer_settings(wildcards.tokenizer)
 
