@@ -116,10 +116,15 @@ def _call(call: Callable[[], T], repository: str, revision: str, kind: str = "mo
             f"{what}: not on the hub, and not a folder here; check the spelling, or `hf auth login` if it is private"
         ) from error
     except (HTTPError, OSError, ValueError) as error:
-        full = of_a_disk(error)
-        raise full or InputError(
-            f"{what}: the hub did not answer to the end ({_cause(error)}); run again: files that came whole are kept"
-        ) from error
+        raise of_a_disk(error) or InputError(f"{what}: {_broken_off(error)}") from error
+
+
+def _broken_off(error: Exception) -> str:
+    """Return what to say of an answer that is none of those above, or that did not come to its end."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in (401, 403):
+        return f"the hub refuses the token that it is given ({status}); `hf auth login` anew, or correct HF_TOKEN"
+    return f"the hub did not answer to the end ({_cause(error)}); run again: files that came whole are kept"
 
 
 def _no_revision(repository: str, revision: str, kind: str) -> str:

@@ -61,6 +61,7 @@ class Hub:
         self.requests: Counter[str] = Counter()
         self.with_token: set[str] = set()
         self.accepted: set[str] = set()  # tokens of those who accepted the terms of gated repositories
+        self.expired: set[str] = set()
         self.breaks: dict[str, float] = {}
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -114,7 +115,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.hub.with_token.add(line)
         found = ADDRESS.fullmatch(urlsplit(self.path).path)
         asked = {key: unquote(value) for key, value in found.groupdict().items() if value} if found else {}
-        if "sha256" in asked:
+        if self._token() in self.hub.expired:
+            message = "Invalid credentials in Authorization header"
+            self._send(401, json.dumps({"error": message}).encode(), X_Error_Message=message)
+        elif "sha256" in asked:
             self._send_large(asked["sha256"], path)
         elif "api" in asked:
             self._send_api(asked)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import json
@@ -17,6 +18,8 @@ from conftest import ROOT, Workflow, save_tiny_llama, study
 from hub_server import Hub
 
 from id_scaling.cli import main
+from id_scaling.errors import ResourceError
+from id_scaling.hub import download_settings
 from id_scaling.sealed import read_record
 from id_scaling.study import Study
 
@@ -150,6 +153,13 @@ def test_branch_that_moved_is_another_commit_once_it_is_fetched_again(
     assert {**fetch.model(before["commit"]), "checkpoint": "main"} == before
 
 
+def test_revision_without_a_tokenizer_has_that_of_main(hub: Hub, fetch: Fetcher, early: dict[str, bytes]) -> None:
+    repository = hub.repository("owner/model")
+    repository.commit({name: content for name, content in early.items() if "tokenizer" not in name}, tag="step1")
+    repository.commit(early)
+    assert fetch.model("step1")["tokenizer_sha256"] == fetch.model("main")["tokenizer_sha256"]
+
+
 def test_of_shards_just_those_are_downloaded_that_the_index_names(
     hub: Hub, fetch: Fetcher, early: dict[str, bytes], late: dict[str, bytes]
 ) -> None:
@@ -257,6 +267,12 @@ def test_missing_model_is_said(token: str, hub: Hub, fetch: Fetcher) -> None:
     assert_said(fetch.model("main", HF_TOKEN=token), *words)
 
 
+def test_token_that_has_expired_is_said(hub: Hub, fetch: Fetcher, early: dict[str, bytes]) -> None:
+    hub.repository("owner/model").commit(early)
+    hub.expired.add(TOKEN)
+    assert_said(fetch.model("main", HF_TOKEN=TOKEN), "refuses the token", "401", "`hf auth login` anew", "HF_TOKEN")
+
+
 @pytest.mark.parametrize(
     ("missing", "words"),
     [
@@ -310,6 +326,15 @@ def test_download_that_breaks_off_is_said_and_the_next_run_completes_it(
     assert hub.downloads() == ["model.safetensors"]
 
 
+def test_full_disk_is_not_taken_for_a_hub_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(ResourceError, match=f"{tmp_path}: No space left on device; make room"):
+        download_settings("owner/model", "main")
+
+
 def test_file_of_the_cache_that_is_damaged_is_said_and_comes_again_once_removed(
     hub: Hub, fetch: Fetcher, early: dict[str, bytes]
 ) -> None:
@@ -357,21 +382,47 @@ class OnHub(Workflow):
         return environment(self.hub, self.folder)
 
 
-@pytest.fixture
-def workflow(hub: Hub, tmp_path: Path, early: dict[str, bytes], late: dict[str, bytes], text_folder: Path) -> OnHub:
-    """A study of two revisions, a branch and a tag, on the second shard of a dataset of the hub."""
-    repository = hub.repository("owner/model")
-    repository.commit(early, tag="step1")
-    repository.commit(late)
-    texts = {f"{path.name}.gz": gzip.compress(path.read_bytes()) for path in text_folder.iterdir()}
-    hub.repository("owner/texts", "dataset").commit({"LICENSE.txt": b"free", **texts})
+@pytest.fixture(scope="module")
+def workflow(
+    tmp_path_factory: pytest.TempPathFactory, early: dict[str, bytes], late: dict[str, bytes], text_folder: Path
+) -> Iterator[OnHub]:
+    """A study, fetched, of two revisions, a branch and a tag, on the second shard of a dataset of the hub."""
     config = study(Path("owner/model"), Path("owner/texts"), model_config__model_checkpoint=["step1", "main"])
     config["dataset_config"]["dataset_subset"] = [1]
     config["cacheing_config"] |= {"module_inblock_keys": ["mlp"], "module_outblock_keys": []}
-    made = OnHub(tmp_path, config)
-    made.hub = hub
-    made.run("--until", "fetch_model", "fetch_tokenizer", "fetch_dataset")
-    return made
+    made = OnHub(tmp_path_factory.mktemp("on-hub"), config)
+    with Hub() as made.hub:
+        repository = made.hub.repository("owner/model")
+        repository.commit(early, tag="step1")
+        repository.commit(late)
+        texts = {f"{path.name}.gz": gzip.compress(path.read_bytes()) for path in text_folder.iterdir()}
+        made.hub.repository("owner/texts", "dataset").commit({"LICENSE.txt": b"free", **texts})
+        made.run("--until", "fetch_model", "fetch_tokenizer", "fetch_dataset")
+        yield made
+
+
+def test_commits_stand_in_what_is_extracted(
+    workflow: OnHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: None
+) -> None:
+    """The verbs of the rules that follow, in this process, which has no network: they need none."""
+    made, session = Study(workflow.config), workflow.session
+    monkeypatch.chdir(workflow.folder)
+    contexts = str(tmp_path / "contexts.parquet")
+    shard = str(session / "datasets/owner--texts/1/identity.json")
+    tokenizer = str(session / "tokenizers/owner--model/identity.json")
+    chunk = ["--settings", made.chunk_settings("owner--texts", "1", "owner--model", "none"), "--shard", shard]
+    assert main(["chunk", *chunk, "--tokenizer", tokenizer, "--output", contexts]) == 0
+    manifests = []
+    for run in made.runs:
+        manifests.append(tmp_path / run.checkpoint / "manifest.json")
+        model = str(session / f"models/owner--model/{run.checkpoint}/identity.json")
+        how = ["--settings", made.extract_settings(run), "--execution", made.extract_execution(run.model)]
+        given = ["--contexts", contexts, "--model", model, "--output", str(manifests[-1])]
+        assert main(["extract", *how, *given]) == 0
+    step1, last = map(read_record, manifests)
+    repository = workflow.hub.repository("owner/model")
+    assert [step1["commit"], last["commit"]] == [repository.tags["step1"], repository.branches["main"]]
+    assert step1["weights"] != last["weights"]
 
 
 def test_branch_that_moves_stays_one_commit_in_a_session_until_it_is_fetched_again(
@@ -389,27 +440,3 @@ def test_branch_that_moves_stays_one_commit_in_a_session_until_it_is_fetched_aga
     identity = str((workflow.session / "models/owner--model/main/identity.json").relative_to(workflow.folder))
     said = workflow.run(identity, "--forcerun", "fetch_model", is_ok=False)
     assert "owner/model at main: its weights are, to the last bit, those of owner/model at step1" in said
-
-
-def test_commits_stand_in_what_is_extracted(
-    workflow: OnHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: None
-) -> None:
-    """The verbs of the rules that follow, in this process, which has no network: they need none."""
-    made, session = Study(workflow.config), workflow.session
-    monkeypatch.chdir(tmp_path)
-    contexts = str(tmp_path / "contexts.parquet")
-    shard = str(session / "datasets/owner--texts/1/identity.json")
-    tokenizer = str(session / "tokenizers/owner--model/identity.json")
-    chunk = ["--settings", made.chunk_settings("owner--texts", "1", "owner--model", "none"), "--shard", shard]
-    assert main(["chunk", *chunk, "--tokenizer", tokenizer, "--output", contexts]) == 0
-    manifests = []
-    for run in made.runs:
-        manifests.append(tmp_path / run.checkpoint / "manifest.json")
-        model = str(session / f"models/owner--model/{run.checkpoint}/identity.json")
-        how = ["--settings", made.extract_settings(run), "--execution", made.extract_execution(run.model)]
-        given = ["--contexts", contexts, "--model", model, "--output", str(manifests[-1])]
-        assert main(["extract", *how, *given]) == 0
-    step1, last = map(read_record, manifests)
-    repository = workflow.hub.repository("owner/model")
-    assert [step1["commit"], last["commit"]] == [repository.tags["step1"], repository.branches["main"]]
-    assert step1["weights"] != last["weights"]
