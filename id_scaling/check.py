@@ -1,13 +1,14 @@
 """A whole session verified: what of it is missing, stale, damaged or suspicious.
 
-Every file that the study asks for is read to its last byte and held against its checksum, the settings it would be made
-with now, and the identity of what it was made from.
+Every record, table and layer file that the study asks for is read to its last byte and held against its checksum, the
+settings it would be made with now, and what it was made from: local models and shards too, those of the hub not again.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any, TypeVar
 
 import polars as pl
 
-from id_scaling.errors import StoreError
+from id_scaling.errors import StoreError, UnsealedError
 from id_scaling.files import sha256
 from id_scaling.paths import Run, contexts_path, identity_path, ids_path, run_folder
 from id_scaling.sealed import read_record, read_table
@@ -35,11 +36,12 @@ WORSE_THAN_GUESSING = 1.0
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is not as it should be: its kind, the file, and what is the matter."""
+    """One thing that is not as it should be: its kind, the file, what is the matter, and what is to be made anew."""
 
     kind: str
     path: Path
     words: str
+    target: Path | None = None
 
     def __str__(self) -> str:
         return f"{self.kind:<11}{self.path}: {self.words}"
@@ -58,6 +60,12 @@ def report(findings: list[Finding]) -> str:
         lines += [str(finding) for finding in found[:MOST_SHOWN]]
         if len(found) > MOST_SHOWN:
             lines.append(f"{kind:<11}… and {len(found) - MOST_SHOWN} more")
+    targets = sorted({str(finding.target) for finding in findings if finding.target})
+    if 0 < len(targets) <= MOST_SHOWN:
+        listed = shlex.join(targets)
+        lines.append(f"to mend    rm -f {listed} && snakemake … all {listed}")
+    elif targets:
+        lines.append("to mend    run snakemake, then check again")
     counts = ", ".join(f"{sum(one.kind == kind for one in findings)} {kind}" for kind in KINDS)
     return "\n".join([*lines, counts])
 
@@ -77,14 +85,17 @@ class _Check:
         self.contexts: dict[Path, str | None] = {}
         self.made_of: dict[Any, list[Path]] = defaultdict(list)  # weights and contexts -> manifests
         for run in study.runs:
-            self._check_run(run)
+            try:
+                self._check_run(run)
+            except (KeyError, pl.exceptions.ColumnNotFoundError) as error:  # a sealed file of another version, or kind
+                self._add("stale", run_folder(self.session, run) / "manifest.json", f"a file of the run lacks {error}")
         self._check_alike()
         if study.estimators:
             self._check_summary()
         self._check_leftovers()
 
-    def _add(self, kind: str, path: Path, words: str) -> None:
-        self.findings.append(Finding(kind, path, words))
+    def _add(self, kind: str, path: Path, words: str, target: Path | None = None) -> None:
+        self.findings.append(Finding(kind, path, words, None if kind == "suspicious" else target or path))
 
     def _read(self, path: Path, reader: Callable[[Path], T]) -> T | None:
         """Return what a reader gives; where the file is not there or damaged, that is found."""
@@ -93,14 +104,16 @@ class _Check:
             return None
         try:
             return reader(path)
-        except StoreError as error:
-            self._add("damaged", path, str(error).removeprefix(f"{path}: "))
-            return None
+        except UnsealedError:
+            self._add("stale", path, "holds no checksum: cut short, or written by an older version")
+        except (StoreError, OSError) as error:
+            self._add("damaged", path, str(error).removeprefix(f"{path}: ").partition("; ")[0])
+        return None
 
     def _compare(self, path: Path, what: str, found: Any, expected: Any) -> None:
         """Find a file stale that was made of something else; what is not known is not held against it."""
         if expected is not None and found != expected:
-            self._add("stale", path, f"made with other {what} than it would be now; snakemake makes it anew")
+            self._add("stale", path, f"made with other {what} than it would be now")
 
     def _compare_settings(self, path: Path, found: Mapping[str, Any], settings: str) -> None:
         """Find a file stale that was made by other code, or with other settings."""
@@ -112,8 +125,18 @@ class _Check:
         """Return the identity of something fetched."""
         path = identity_path(self.session, kind, *names)
         if path not in self.identities:
-            self.identities[path] = self._read(path, read_record)
+            found = self.identities[path] = self._read(path, read_record)
+            if found and found["commit"] is None:
+                self._check_sources(path, found)
         return self.identities[path]
+
+    def _check_sources(self, path: Path, identity: Mapping[str, Any]) -> None:
+        """Hold the local files of a model or a shard that are there against what was read of them."""
+        shards = {Path(one).name: Path(one) for one in identity.get("paths", ())}
+        for name, expected in {**identity.get("weights", {}), **identity.get("files", {})}.items():
+            source = shards.get(name) or Path(identity["path"]) / name
+            if source.is_file() and _hash(source) != expected:
+                self._add("stale", path, f"{source} is another file now")
 
     def _check_run(self, run: Run) -> None:
         """Check the files of a run, and what it was made from."""
@@ -155,12 +178,12 @@ class _Check:
 
     def _check_layers(self, folder: Path, files: Mapping[str, Any]) -> None:
         """Check the layer files that a manifest names."""
-        mend = f"remove {folder / 'manifest.json'} and run snakemake again"
+        manifest = folder / "manifest.json"
         for name, facts in files.items():
             if not (folder / name).is_file():
-                self._add("missing", folder / name, f"not there, though the manifest names it; {mend}")
-            elif sha256(folder / name) != facts["sha256"]:
-                self._add("damaged", folder / name, f"its content is not what the manifest says; {mend}")
+                self._add("missing", folder / name, "not there, though the manifest names it", manifest)
+            elif _hash(folder / name) != facts["sha256"]:
+                self._add("damaged", folder / name, "its content is not what the manifest says", manifest)
 
     def _check_losses(self, path: Path, tokens: pl.DataFrame, n_tokens: int) -> None:
         """Find losses that no working model has."""
@@ -193,6 +216,9 @@ class _Check:
     def _check_summary(self) -> None:
         """Check the table of the session, and what is written of it as text."""
         path = self.session / "summary.parquet"
+        for figure in map(Path, self.study.targets()):
+            if figure.suffix in (".html", ".svg", ".png") and not figure.is_file():
+                self._add("missing", figure, "not there")
         found = self._read(path, read_table)
         if not found:
             return
@@ -203,7 +229,7 @@ class _Check:
         for kind, text in (("csv", summary.write_csv()), ("txt", readable(summary))):
             copy = path.with_suffix(f".{kind}")
             if self._read(copy, lambda one: one.read_bytes()) not in (None, text.encode()):
-                self._add("damaged", copy, f"not what {path.name} says; remove it and run snakemake again")
+                self._add("damaged", copy, f"not what {path.name} says")
 
     def _check_leftovers(self) -> None:
         """Find what killed jobs left, and runs that the study does not ask for."""
@@ -213,6 +239,14 @@ class _Check:
                 self._add("suspicious", path, "a run that this study does not ask for")
             elif (path / "parts").is_dir():
                 self._add("suspicious", path / "parts", "an extraction that is going on, or was cut short")
+
+
+def _hash(path: Path) -> str:
+    """Return the hash of a file; of one that cannot be read, why."""
+    try:
+        return sha256(path)
+    except OSError as error:
+        return str(error)
 
 
 def _strange_ids(table: pl.DataFrame) -> Iterator[str]:

@@ -67,15 +67,17 @@ def fetch_model(arguments: Arguments) -> None:
     from id_scaling import fetch
     from id_scaling.sites import request_of
 
-    settings = arguments.settings
+    settings, unlike, output = arguments.settings, arguments.execution["unlike"], arguments.output
     request = request_of(settings["sites"])
+    others = [output.parent.parent / checkpoint / output.name for checkpoint in unlike]
     fetch.fetch_model(
         settings["model_name"],
         settings["checkpoint"],
         request,
         settings["ctx_len"],
-        arguments.output,
+        output,
         settings["allow_pickle"],
+        [path for path in others if path != output],
     )
 
 
@@ -281,7 +283,7 @@ OPTIONS: dict[str, dict] = {
 VERBS: dict[str, tuple[Callable[[Arguments], int | None], tuple[str, ...]]] = {
     "prepare-model": (prepare_model, ("--output",)),
     "prepare-dataset": (prepare_dataset, ("--output",)),
-    "fetch-model": (fetch_model, ("--settings", "--output")),
+    "fetch-model": (fetch_model, ("--settings", "--execution", "--output")),
     "fetch-tokenizer": (fetch_tokenizer, ("--settings", "--output")),
     "fetch-dataset": (fetch_dataset, ("--settings", "--output")),
     "chunk": (chunk, ("--settings", "--shard", "--tokenizer", "--output")),

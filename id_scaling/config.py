@@ -282,6 +282,9 @@ class Config(_Section):
     max_seconds_per_cloud: float = Field(
         600, gt=0, description="an estimate from a saved cloud that takes longer is a `timeout`"
     )
+    allow_identical_checkpoints: bool = Field(
+        False, description="go on where two checkpoints have the same weights, to the last bit"
+    )
     verbose: bool = Field(False, description="detail of logs")
 
     @model_validator(mode="after")

@@ -5,6 +5,7 @@ All of it follows from the configuration, from the shape of the model and from t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections import defaultdict
@@ -15,9 +16,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from id_scaling import embedded
-from id_scaling.errors import IdScalingError
+from id_scaling.errors import IdScalingError, StoreError
 from id_scaling.fetch import RESOURCES, dataset_shard
 from id_scaling.paths import Run, file_of, run_folder
+from id_scaling.sealed import read_table
 from id_scaling.shape import Shape, shape_in, weights_folder, weights_to_fetch
 from id_scaling.statistics import names_of
 from id_scaling.store import RANKS_A_CHUNK
@@ -70,12 +72,12 @@ class Cost:
 
 def contexts_of(study: Study, dataset: str, subset: int, tokenizer: str, control: str) -> Contexts | None:
     """Return how many contexts a shard gives, as far as can be known; None where nothing tells."""
-    import polars as pl
-
     path = Path(study.session) / f"contexts/{dataset}/{subset}/{tokenizer}/{control}/contexts.parquet"
     settings = json.loads(study.chunk_settings(dataset, str(subset), tokenizer, control))
-    if path.is_file() and json.loads(pl.read_parquet_metadata(path)["id_scaling"])["settings"] == settings:
-        return Contexts(pl.scan_parquet(path).select(pl.len()).collect().item())
+    with contextlib.suppress(StoreError):  # what is not there, or not as it was written, will be cut anew
+        table, facts = read_table(path, ["context"])
+        if facts["settings"] == settings:
+            return Contexts(len(table))
     n_documents, n_chunks = study.datasets[dataset].max_dataset_size, study.datasets[dataset].filter_and_chunk_config
     most = n_documents and n_chunks.max_chunks_from_a_document
     found = [Contexts(n_documents * most, "≤")] if most else []

@@ -7,6 +7,7 @@ made them; only a saved copy is rounded to `save_fp`.
 
 from __future__ import annotations
 
+import contextlib
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import polars as pl
 import torch
 from threadpoolctl import threadpool_limits
 
-from id_scaling.errors import Ended, InputError, ResourceError
+from id_scaling.errors import Ended, InputError, ResourceError, StoreError, made_anew
 from id_scaling.files import digest, sha256, sweep
 from id_scaling.kernels import kernels_of
 from id_scaling.lease import Lease, leased
@@ -127,7 +128,8 @@ def extract(
             facts = _extract_parts(extraction, contexts, identity, parts_folder, execution, lease)
             _assemble(folder, parts_folder, len(contexts), made_of, facts)
         lease.check()
-        _publish(folder, contexts, made_of)
+        # The commit is no part of the digest: another one with the same weights and config makes the same.
+        _publish(folder, contexts, {**made_of, "commit": identity["commit"]})
         drop_parts(folder / "parts")
         sweep(folder)
 
@@ -168,7 +170,7 @@ def _read_inputs(
             "its own, or name the tokenizer to use in model_config.tokenizer"
         )
     if not Path(identity["path"]).is_dir():
-        raise InputError(f"{name}: {identity['path']} is no longer there; remove {identity_path} and run again")
+        raise InputError(f"{name}: {identity['path']} is no longer there; {made_anew(identity_path)}")
     largest, n_tokens = contexts["input_ids"].explode().max(), identity["architecture"]["vocab_size"]
     if largest >= n_tokens:
         raise InputError(f"{name}: found token {largest} in {contexts_path}, but the model knows {n_tokens} tokens")
@@ -204,8 +206,9 @@ def _extract_parts(
     parts = plan_parts(len(input_ids))
     missing = [part for part in parts if not _part(parts_folder, part).is_dir()]
     facts_path = parts_folder / "facts.json"
-    if not missing:
-        return read_record(facts_path)
+    if not missing and facts_path.is_file():
+        with contextlib.suppress(StoreError):  # damaged: the model is loaded again to say them
+            return read_record(facts_path)
     n_done = len(input_ids) - sum(map(len, missing))
     LOG.info("%d contexts of %d tokens, %d already extracted", *input_ids.shape, n_done)
     run = _Run(extraction, identity, execution, input_ids)
@@ -387,7 +390,7 @@ def _publish(folder: Path, contexts: pl.DataFrame, made_of: dict[str, Any]) -> N
     """Write what the workflow declares: the tokens as a table, and last the manifest, which names every layer file."""
     facts = attribute(folder / TOKENS_FILE, "facts")
     _write_tokens(folder / TOKENS_FILE, contexts, folder / "tokens.parquet", made_of["digest"])
-    paths = [folder / name for name in _layer_files(facts["sites"])]
+    paths = [folder / name for name in (*_layer_files(facts["sites"]), TOKENS_FILE)]
     files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in paths}
     manifest = {**made_of, **facts, "n_contexts": len(contexts), "files": files}
     write_record(folder / "manifest.json", manifest)

@@ -9,14 +9,15 @@ checkpoint is `main`, a folder inside the model's folder, or a revision of the r
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from id_scaling import embedded
+from id_scaling import embedded, hub
 from id_scaling.architecture import (
     check_request,
     config_digest,
@@ -24,10 +25,11 @@ from id_scaling.architecture import (
     read_architecture,
     read_config,
 )
-from id_scaling.errors import InputError, nearest
+from id_scaling.errors import InputError, StoreError, nearest
 from id_scaling.files import digest, read_json, sha256
+from id_scaling.lease import leased
 from id_scaling.logs import LOG
-from id_scaling.sealed import write_record
+from id_scaling.sealed import read_record, write_record
 from id_scaling.sites import SiteRequest, check_paths
 from id_scaling.trust import check_settings, is_pickled, weight_files
 
@@ -55,46 +57,113 @@ DATASET_ALIASES = {
 
 
 def fetch_model(
-    model_name: str, checkpoint: str, request: SiteRequest, ctx_len: int, output: Path, allow_pickle: bool = False
+    model_name: str,
+    checkpoint: str,
+    request: SiteRequest,
+    ctx_len: int,
+    output: Path,
+    allow_pickle: bool = False,
+    others: Sequence[Path] = (),
 ) -> None:
     """Fetch a checkpoint, check that the study can run on it, and write its identity.
+
+    Parameters
+    ----------
+    others : sequence of Path
+        Identities that checkpoints with other weights than this one have, or will have.
 
     Raises
     ------
     InputError
-        The model or the checkpoint is missing, gated, or in pickled weights that are not allowed.
+        The model or the checkpoint is missing, gated, in pickled weights that are not allowed, or has the weights of
+        another checkpoint.
     ConfigError
         The model lacks a layer, module or the positions that the study asks for.
     """
-    folder = model_folder(model_name, checkpoint) or _weights_from_hub(model_name, checkpoint, allow_pickle)
-    architecture = read_architecture(folder)
+    names = {"model_name": model_name, "checkpoint": checkpoint}
+    folder = model_folder(model_name, checkpoint) or _from_hub(names, request, ctx_len, allow_pickle, others)
     check_model(folder, request, ctx_len, allow_pickle)
     files = weight_files(folder, allow_pickle)
     if is_pickled(files):
         LOG.warning("%s: pickled weights, as allow_pickle says; they can run code of whoever made them", files[0])
-    weights = {path.name: sha256(path) for path in files}
-    write_record(
-        output,
-        {
-            "model_name": model_name,
-            "checkpoint": checkpoint,
-            "path": str(folder.resolve()),
-            "commit": _commit(folder),
-            "architecture": asdict(architecture),
-            "weights": weights,
-            "weights_sha256": digest(weights),
-            "is_pickled": is_pickled(files),
-            "config_sha256": config_digest(folder),
-            "tokenizer_sha256": tokenizer_digest(_with_tokenizer(folder, model_name)),
-        },
-    )
+    weights = {path.name: _content_hash(path) for path in files}
+    identity = {
+        **names,
+        "path": str(folder.resolve()),
+        "commit": _commit(folder),
+        "architecture": asdict(read_architecture(folder)),
+        "weights": weights,
+        "weights_sha256": digest(weights),
+        "is_pickled": is_pickled(files),
+        "config_sha256": config_digest(folder),
+        "tokenizer_sha256": tokenizer_digest(_with_tokenizer(folder, model_name)),
+    }
+    # One at a time, so that of two that are fetched at once the second sees the first.
+    with leased(Path(os.path.commonpath([output, *others]))) if others else contextlib.nullcontext():
+        check_unlike(identity, others)
+        write_record(output, identity)
     LOG.info("%s %s: weights %s in %s", model_name, checkpoint, digest(weights), folder)
+
+
+def _from_hub(
+    names: Mapping[str, str], request: SiteRequest, ctx_len: int, allow_pickle: bool, others: Sequence[Path]
+) -> Path:
+    """Download a checkpoint: its weights last, once they are known to be of use."""
+    repository = names["model_name"]
+    folder = hub.download_settings(repository, names["checkpoint"])
+    check_settings(folder, read_config(folder))
+    check_request(request, ctx_len, read_architecture(folder))
+    weights = hub.weight_hashes(repository, folder, allow_pickle)
+    if all(weights.values()):
+        check_unlike({**names, "commit": folder.name, "weights_sha256": digest(weights)}, others)
+    hub.download_weights(repository, folder, weights)
+    return folder
+
+
+def check_unlike(identity: Mapping[str, Any], others: Sequence[Path]) -> None:
+    """Raise an InputError when a checkpoint has the weights of another one, as far as others are known."""
+    for other in filter(None, map(known_identity, others)):
+        is_same = identity["weights_sha256"] == other["weights_sha256"]
+        if is_same and _is_as_fetched(identity) and _is_as_fetched(other):
+            raise InputError(
+                f"{_called(identity)}: its weights are, to the last bit, those of {_called(other)}; leave one of "
+                "them out, or set allow_identical_checkpoints: true to go on with both"
+            )
+
+
+def known_identity(path: Path) -> dict[str, Any] | None:
+    """Return the identity of something fetched; None where it is yet to be fetched, or to be made anew."""
+    try:
+        return read_record(path)
+    except (StoreError, FileNotFoundError):  # the latter of one that is being removed
+        return None
+
+
+def _is_as_fetched(identity: Mapping[str, Any]) -> bool:
+    """Return whether a checkpoint still has the weights that its identity says; a commit always has."""
+    if identity["commit"]:
+        return True
+    files = weight_files(Path(identity["path"]), identity["is_pickled"])
+    return digest({path.name: sha256(path) for path in files}) == identity["weights_sha256"]
+
+
+def _called(identity: Mapping[str, Any]) -> str:
+    """Return what a checkpoint is called in messages."""
+    return f"{identity['model_name']} at {identity['checkpoint']}"
+
+
+def _content_hash(path: Path) -> str:
+    """Return the hash of a weight file, once it is known to be the one that the hub has of it."""
+    found, expected = sha256(path), hub.stored_hash(path)
+    if expected not in (None, found):
+        raise InputError(f"{path}: damaged: its hash is not the hub's; remove {path.resolve()} and run again")
+    return found
 
 
 def fetch_tokenizer(model_name: str, output: Path) -> None:
     """Write the identity of a model's own tokenizer, at its main revision."""
     folder = _tokenizer_folder(model_name)
-    identity = {"path": str(folder.resolve()), "sha256": tokenizer_digest(folder)}
+    identity = {"path": str(folder.resolve()), "commit": _commit(folder), "sha256": tokenizer_digest(folder)}
     write_record(output, {"model_name": model_name, **identity})
 
 
@@ -106,19 +175,27 @@ def fetch_dataset(dataset_name: str, subset: int, output: Path) -> None:
     InputError
         The dataset or the shard is missing.
     """
-    files = dataset_shard(dataset_name, subset) or [_shard_from_hub(dataset_name, subset)]
+    files, commit = dataset_shard(dataset_name, subset), None
+    if files is None:
+        shard, commit = _shard_from_hub(dataset_name, subset)
+        files = [shard]
     hashes = {path.name: sha256(path) for path in files}
-    paths = [str(path.resolve()) for path in files]
-    write_record(
-        output,
-        {"dataset_name": dataset_name, "subset": subset, "paths": paths, "files": hashes, "sha256": digest(hashes)},
-    )
+    identity = {
+        "dataset_name": dataset_name,
+        "subset": subset,
+        # Where files are links, as in the hub's cache, the names of the links say of what format they are.
+        "paths": [str(path.parent.resolve() / path.name) for path in files],
+        "commit": commit,
+        "files": hashes,
+        "sha256": digest(hashes),
+    }
+    write_record(output, identity)
     LOG.info("%s shard %d: %d file(s), content %s", dataset_name, subset, len(files), digest(hashes))
 
 
 def local_or_hub_folder(model_name: str, checkpoint: str) -> Path:
     """Return the folder of a checkpoint, downloaded without its weights when it is on the hub."""
-    return model_folder(model_name, checkpoint) or from_hub(model_name, checkpoint, _TOKENIZER_PATTERNS)
+    return model_folder(model_name, checkpoint) or hub.download_settings(model_name, checkpoint)
 
 
 # ---- what can be known without a network, before any job ------------------------------------------------------
@@ -190,9 +267,9 @@ def dataset_shard(dataset_name: str, subset: int) -> list[Path] | None:
     if root.is_file():
         return [root] if subset == 0 else _no_shard(dataset_name, subset, [root.name])
     files = sorted(path for path in root.iterdir() if _suffix(path))
-    shards = [path for path in files if _suffix(path) != ".txt"]
+    shards = [path.name for path in files if _suffix(path) != ".txt"]
     if shards:
-        return [shards[shard_position(dataset_name, [path.name for path in shards], subset)]]
+        return [root / shards[shard_position(dataset_name, shards, subset)]]
     if not files:
         raise InputError(f"dataset_name: {root} holds no shard; expected files ending in {', '.join(SHARD_SUFFIXES)}")
     # One document a file: the folder is the one shard.
@@ -215,6 +292,19 @@ def shard_position(dataset_name: str, names: list[str], subset: int) -> int:
         same = ", ".join(names[position] for position in found)
         raise InputError(f"dataset_subset: {dataset_name} has the shard {subset} twice: {same}; keep one of them")
     return found[0] if found else _no_shard(dataset_name, subset, names)
+
+
+def _shard_from_hub(dataset_name: str, subset: int) -> tuple[Path, str]:
+    """Download one shard of a dataset repository; return it and its commit."""
+    repository, only = DATASET_ALIASES.get(dataset_name, (dataset_name, None))
+
+    def pick(names: list[str]) -> str:
+        texts = [name for name in names if _suffix(name) and only in (None, name)]
+        # As in a folder: pages beside shards, a licence say, are none.
+        shards = [name for name in texts if _suffix(name) != ".txt"] or texts
+        return shards[shard_position(dataset_name, shards, subset)]
+
+    return hub.download_shard(repository, pick)
 
 
 def _no_shard(dataset_name: str, subset: int, names: list[str]) -> Any:
@@ -288,16 +378,18 @@ def check_model(folder: Path, request: SiteRequest, ctx_len: int, allow_pickle: 
 
 def _with_tokenizer(folder: Path, model_name: str) -> Path:
     """Return a checkpoint's folder, or that of its model's tokenizer when it has none of its own."""
-    is_own = any((folder / name).is_file() for name in TOKENIZER_FILES)
+    if any((folder / name).is_file() for name in TOKENIZER_FILES):
+        return folder
     try:
-        return folder if is_own else _tokenizer_folder(model_name)
+        own = local_tokenizer_folder(model_name)
     except InputError:
         return folder  # a model without a tokenizer runs with the one that `tokenizer` names
+    return own or hub.download_settings(model_name, "main")
 
 
 def _tokenizer_folder(model_name: str) -> Path:
     """Return a folder that holds a model's tokenizer, downloaded when it is on the hub."""
-    return local_tokenizer_folder(model_name) or from_hub(model_name, "main", _TOKENIZER_PATTERNS)
+    return local_tokenizer_folder(model_name) or hub.download_settings(model_name, "main")
 
 
 def local_tokenizer_folder(model_name: str) -> Path | None:
@@ -328,83 +420,6 @@ def local_tokenizer_folder(model_name: str) -> Path | None:
 def tokenizer_files(folder: Path) -> list[Path]:
     """Return the files that make the tokenizer in a folder."""
     return [folder / name for name in (*TOKENIZER_FILES, TOKENIZER_CONFIG) if (folder / name).is_file()]
-
-
-# ---- the Hugging Face hub --------------------------------------------------------------------------------------
-
-_TOKENIZER_PATTERNS = ["*.json", "*.model", "*.txt"]
-_WEIGHT_PATTERNS = ["*.safetensors", *_TOKENIZER_PATTERNS]
-_PICKLE_PATTERNS = ["pytorch_model*.bin", *_TOKENIZER_PATTERNS]
-
-
-def _weights_from_hub(repository: str, revision: str, allow_pickle: bool) -> Path:
-    """Download a revision with its weights; pickled ones only where they are allowed and there are no others."""
-    folder = from_hub(repository, revision, _WEIGHT_PATTERNS)
-    if allow_pickle and not any(folder.glob("*.safetensors")):
-        return from_hub(repository, revision, _PICKLE_PATTERNS)
-    return folder
-
-
-def from_hub(repository: str, revision: str, patterns: list[str]) -> Path:
-    """Download a revision of a model repository, or find it in the local cache."""
-    from huggingface_hub import snapshot_download
-
-    def download() -> str:
-        return snapshot_download(repository, revision=revision, allow_patterns=patterns)
-
-    return Path(hub_call(f"model {repository} at {revision}", download))
-
-
-def _shard_from_hub(dataset_name: str, subset: int) -> Path:
-    """Download one shard of a dataset repository."""
-    from huggingface_hub import HfApi, hf_hub_download
-
-    repository, only = DATASET_ALIASES.get(dataset_name, (dataset_name, None))
-
-    def download() -> str:
-        names = sorted(HfApi().list_repo_files(repository, repo_type="dataset"))
-        shards = [name for name in names if _suffix(name) and only in (None, name)]
-        position = shard_position(dataset_name, shards, subset)
-        return hf_hub_download(repository, shards[position], repo_type="dataset")
-
-    return Path(hub_call(f"dataset {repository}", download))
-
-
-def hub_call(what: str, call: Callable[[], Any]) -> Any:
-    """Return what a call to the hub gives, or say what keeps it from answering."""
-    # The hub's client names the base error of whatever HTTP library it uses `HTTPError`.
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        HFValidationError,
-        HTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    try:
-        return call()
-    except GatedRepoError as error:
-        raise InputError(f"{what}: access is gated; accept its terms on the hub, then `hf auth login`") from error
-    except RevisionNotFoundError as error:
-        raise InputError(f"{what}: the repository has no such revision; look at its branches and tags") from error
-    except LocalEntryNotFoundError as error:
-        raise InputError(_unreachable(what, error)) from error
-    except (RepositoryNotFoundError, EntryNotFoundError, HFValidationError) as error:
-        raise InputError(
-            f"{what}: not on the hub, and not a folder here; check the spelling, or `hf auth login` if it is private"
-        ) from error
-    except (HTTPError, OSError) as error:
-        raise InputError(_unreachable(what, error)) from error
-
-
-def _unreachable(what: str, error: Exception) -> str:
-    """Return what to say when neither the cache nor the hub gives an answer."""
-    return (
-        f"{what}: not in the local cache, and the hub gave no answer ({type(error).__name__}); run where there is a "
-        "network, unset HF_HUB_OFFLINE, or name a local folder"
-    )
 
 
 def _commit(folder: Path) -> str | None:

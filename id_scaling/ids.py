@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 
 from id_scaling.children import ending_children
-from id_scaling.errors import StoreError
+from id_scaling.errors import StoreError, made_anew
 from id_scaling.estimators import get_estimator
 from id_scaling.estimators.base import Estimator, estimate_from_neighbors, estimate_from_points
 from id_scaling.logs import LOG
@@ -105,7 +105,7 @@ def _verified(folder: Path, manifest: Mapping[str, Any], layer: int | None) -> P
     """Return a layer file, once it is known to be the one the manifest names."""
     name = file_of(layer)
     path = folder / name
-    mend = f"remove {folder / 'manifest.json'} and run again to extract it anew"
+    mend = made_anew(folder / "manifest.json")
     if not path.is_file():
         raise StoreError(f"{path}: missing, though the manifest names it; {mend}")
     found, expected = path.stat().st_size, manifest["files"][name]["bytes"]
@@ -137,9 +137,7 @@ def _reading(path: Path) -> Iterator[h5py.File]:
         with h5py.File(path, "r") as file:
             yield file
     except (OSError, KeyError, ValueError, RuntimeError) as error:
-        raise StoreError(
-            f"{path}: damaged ({error}); remove {path.parent / 'manifest.json'} and run again to extract it anew"
-        ) from error
+        raise StoreError(f"{path}: damaged ({error}); {made_anew(path.parent / 'manifest.json')}") from error
 
 
 def _estimate_block(

@@ -15,13 +15,17 @@ LOG = logging.getLogger("id_scaling")
 # Variables of the environment that hold tokens of the hub; how a token looks; what stands before a host in an address.
 _TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 _SECRET = re.compile(r"hf_[A-Za-z0-9]{20,}|(?<=//)[^/\s]+(?=@)")
+# A shorter one is none, and may stand in any word.
+SHORTEST = 8
 # What terminals obey; lines and tabs are left.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def plain(text: str) -> str:
     """Return text as it may be shown: without tokens and passwords, and with control characters spelled out."""
-    for token in filter(None, map(os.environ.get, _TOKENS)):
+    for token in (os.environ.get(name, "") for name in _TOKENS):
+        if len(token) < SHORTEST:
+            continue
         text = text.replace(token, "***")
     return _CONTROL.sub(lambda found: repr(found[0])[1:-1], _SECRET.sub("***", text))
 

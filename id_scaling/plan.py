@@ -16,7 +16,7 @@ from id_scaling.study import EXTRACT_MINUTES, Study
 SECONDS_A_SUBMISSION, SECONDS_A_START, SECONDS_A_TOKEN = 4.0, 1.5, 8e-7
 SIGNS = {
     "≤": "≤ at most: documents read × chunks of a document; so is what follows from it",
-    "≈": "≈ about: from the size of the shard, 4 bytes a token, compressed text 3 times as long",
+    "≈": "≈ about: from the size of the whole shard, 4 bytes a token, compressed text 3 times as long",
 }
 
 
@@ -143,8 +143,8 @@ def _warnings(study: Study, rows: list[Row], tflops: float, n_gpus: int) -> list
     n_bytes = sum(cost.disk for cost in to_come) + n_gpus * max((cost.largest for cost in to_come), default=0)
     places = [(Path(study.session), n_bytes), *(row.weights for row in rows if row.weights)]
     return [
-        f"WARNING: a run of {name} takes {duration(seconds)}, its job may take {duration(60 * EXTRACT_MINUTES)}; allow "
-        "more: --set-resources extract_activations:runtime=MINUTES"
+        f"WARNING: a run of {name} takes {duration(seconds)}, its job may take {duration(60 * EXTRACT_MINUTES)}; set "
+        "a longer `runtime` of extract_activations under `set-resources` of your profile"
         for name, seconds in longest.items()
         if seconds > 60 * EXTRACT_MINUTES
     ] + [

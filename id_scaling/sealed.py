@@ -82,7 +82,7 @@ def check_seal(path: Path) -> None:
         )
     if content[start : start + N_DIGITS] != _digits(content, start):
         raise StoreError(
-            f"{path}: damaged, or changed since it was written: its checksum is that of other content; {made_anew(path)}"
+            f"{path}: damaged, or changed since it was written: its checksum is of other content; {made_anew(path)}"
         )
 
 

@@ -10,11 +10,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from id_scaling import embedded
+from id_scaling import embedded, hub
 from id_scaling.architecture import check_request, read_architecture
-from id_scaling.errors import IdScalingError, InputError
-from id_scaling.fetch import RESOURCES, from_hub, hub_call, model_folder
-from id_scaling.sealed import read_record
+from id_scaling.errors import InputError
+from id_scaling.fetch import RESOURCES, known_identity, model_folder
 from id_scaling.sites import Site, SiteRequest, check_paths, request_of
 from id_scaling.study import Study
 
@@ -100,23 +99,21 @@ def weights_folder(model_name: str) -> Path:
 
 def weights_to_fetch(study: Study, model: str, shape: Shape) -> float:
     """Return the bytes of weights that are still to come; those of local folders are read where they are."""
-    from huggingface_hub import HfApi
-
-    name, checkpoints = study.models[model].model_name, study.models[model].model_checkpoint
+    entry = study.models[model]
+    name, checkpoints = entry.model_name, entry.model_checkpoint
     if name in embedded.MODELS:
         return 0 if (RESOURCES / name).is_dir() else shape.weight_bytes
     n_missing = sum(not study.identity_path(model, checkpoint).is_file() for checkpoint in checkpoints)
     if n_missing == 0 or model_folder(name, checkpoints[0]) is not None:
         return 0
     try:
-        found = hub_call(name, lambda: HfApi().model_info(name, revision=checkpoints[0], files_metadata=True))
-    except IdScalingError:
+        return n_missing * hub.weight_bytes(name, hub.download_settings(name, checkpoints[0]), entry.allow_pickle)
+    except InputError:
         return n_missing * shape.weight_bytes
-    return n_missing * sum(file.size or 0 for file in found.siblings if file.rfilename.endswith(".safetensors"))
 
 
 def _config_folder(study: Study, model: str, aside: Path) -> Path:
-    """Return a folder with a model's config; of the hub's files this one alone is fetched, if it must be."""
+    """Return a folder with a model's config; of the hub's files its settings alone are fetched, if they must be."""
     from huggingface_hub import try_to_load_from_cache
 
     name, checkpoints = study.models[model].model_name, study.models[model].model_checkpoint
@@ -127,11 +124,11 @@ def _config_folder(study: Study, model: str, aside: Path) -> Path:
     if local is not None:
         return local
     identities = [study.identity_path(model, checkpoint) for checkpoint in checkpoints]
-    fetched = [Path(read_record(path)["path"]) for path in identities if path.is_file()]
+    fetched = [Path(identity["path"]) for identity in map(known_identity, identities) if identity]
     cached = [try_to_load_from_cache(name, "config.json", revision=checkpoint) for checkpoint in checkpoints]
     there = [*fetched, *(Path(path).parent for path in cached if isinstance(path, str))]
     found = next((folder for folder in there if (folder / "config.json").is_file()), None)
-    return found or from_hub(name, checkpoints[0], ["config.json"])
+    return found or hub.download_settings(name, checkpoints[0])
 
 
 def _without_memory(folder: Path) -> tuple[Any, int]:
@@ -139,13 +136,14 @@ def _without_memory(folder: Path) -> tuple[Any, int]:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    options = {"attn_implementation": "eager", "dtype": torch.float32, "trust_remote_code": False}
+    options = {"attn_implementation": "eager", "dtype": torch.float32}
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         n_bytes = (config.get_text_config().dtype or torch.float32).itemsize
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, **options).eval(), n_bytes
-    except (ValueError, ImportError) as error:
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options).eval(), n_bytes
+    # Whatever a config that someone else wrote makes of the architecture's own code.
+    except (ValueError, ImportError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
         raise InputError(f"{folder}: transformers cannot build this model: {error}") from error
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from functools import cache, cached_property
 from pathlib import Path
@@ -22,8 +23,10 @@ from id_scaling.errors import ConfigError, IdScalingError, InputError
 from id_scaling.estimators import definition_of, get_estimator
 from id_scaling.fetch import (
     check_model,
+    check_unlike,
     dataset_shard,
     expanded,
+    known_identity,
     local_tokenizer_folder,
     model_folder,
     tokenizer_digest,
@@ -278,6 +281,12 @@ class Study:
 
     # ---- execution: how a job runs ----------------------------------------------------------------------------
 
+    @cache  # noqa: B019  as above
+    def fetch_model_execution(self, model: str) -> str:
+        """Return which checkpoints of a model, as they stand in paths, have to have weights of their own."""
+        is_free = self.config.allow_identical_checkpoints
+        return canonical_json({"unlike": [] if is_free else list(map(slug, self.models[model].model_checkpoint))})
+
     def extract_execution(self, model: str) -> str:
         """Return how an extraction runs."""
         accelerator = self.models[model].use_accelerator
@@ -306,6 +315,9 @@ class Study:
                 self._check_model(name, model, checkpoint)
         for tokenizer in self.tokenizers.values():
             local_tokenizer_folder(tokenizer)
+        self.summarize_settings()
+        if not self.config.allow_identical_checkpoints:
+            self._check_unlike()
 
     def _check_model(self, name: str, model: ModelConfig, checkpoint: str) -> None:
         """Check one checkpoint by its folder, or by what was found when it was fetched from the hub."""
@@ -315,11 +327,21 @@ class Study:
             if folder is not None and (folder / "config.json").is_file():
                 check_model(folder, request, self.config.ctx_len, model.allow_pickle)
                 self.model_files(name, slug(checkpoint))
-            elif folder is None and identity.is_file():
-                fetched = read_record(identity)
+            elif folder is None and (fetched := known_identity(identity)):
                 check_request(request, self.config.ctx_len, Architecture(**fetched["architecture"]))
         except IdScalingError as error:
             raise type(error)(f"{model.model_name} at {checkpoint}: {error}") from None
+
+    def _check_unlike(self) -> None:
+        """Check that those checkpoints that were fetched have weights of their own."""
+        alike: dict[str, list[Path]] = defaultdict(list)
+        for name, model in self.models.items():
+            for checkpoint in model.model_checkpoint:
+                path = identity_path(Path(self.session), "models", name, slug(checkpoint))
+                if identity := known_identity(path):
+                    alike[identity["weights_sha256"]].append(path)
+        for first, *others in alike.values():
+            check_unlike(read_record(first), others)
 
     def _names(self, run: Run) -> dict[str, Any]:
         """Return the names that say which run a setting is of."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import polars as pl
 
-from id_scaling.errors import StoreError
+from id_scaling.errors import StoreError, UnsealedError, made_anew
 from id_scaling.files import writing
 from id_scaling.logs import LOG, Progress
 from id_scaling.paths import Run, extraction_digest, ids_path, run_folder
@@ -123,7 +123,11 @@ def load_summary(session_path: str | Path) -> pl.DataFrame:
     path = Path(session_path) / "summary.parquet"
     if not path.is_file():
         raise StoreError(f"{path}: not there; run snakemake on the session, or name the folder that holds it")
-    return read_table(path)[0]
+    try:
+        return read_table(path)[0]
+    except UnsealedError as error:
+        LOG.warning("%s", error)
+        return pl.read_parquet(path)
 
 
 def runs_of(settings: Mapping[str, Any]) -> Iterator[Run]:
@@ -177,7 +181,7 @@ def _summarize_run(session: Path, run: Run, settings: Mapping[str, Any]) -> pl.D
     if extraction_digest(manifest["settings"]) != settings["extractions"][run.model]:
         raise StoreError(
             f"{folder / 'manifest.json'}: made by another extraction than this session's (other code or settings); "
-            "remove it and run again"
+            f"{made_anew(folder / 'manifest.json')}"
         )
     pairs = list(product(settings["modules"], settings["estimators"]))
     found = [_read_ids(ids_path(session, run, module, name), code, manifest) for module, (name, code) in pairs]
@@ -212,7 +216,7 @@ def _read_ids(path: Path, code: str, manifest: Mapping[str, Any]) -> tuple[pl.Da
     if facts["settings"]["code"] != code or facts["manifest"] != manifest["digest"]:
         raise StoreError(
             f"{path}: made by other code of its estimator, or from another extraction, than this session's; "
-            "remove it and run again"
+            f"{made_anew(path)}"
         )
     return table, _versions(manifest["versions"], facts["versions"])
 

@@ -7,7 +7,7 @@ are never imported. What is hashed in an identity is exactly what is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,16 @@ def weight_files(folder: Path, allow_pickle: bool = False) -> list[Path]:
     InputError
         There are none, or an index names other files than weights in its folder.
     """
-    files = _files_of(folder, SAFE) or (_files_of(folder, PICKLED) if allow_pickle else [])
-    if not files:
-        raise InputError(f"{folder}: found no {SAFE} nor an index of its shards; {_instead(folder, allow_pickle)}")
-    return files
+    held = {path.name for path in folder.glob("*") if path.is_file()}
+    return [folder / name for name in weight_names(folder, held, allow_pickle)]
+
+
+def weight_names(folder: Path, held: Collection[str], allow_pickle: bool = False) -> list[str]:
+    """Return the names of those files, of a folder that holds `held`, or will once they are downloaded."""
+    names = _names_of(folder, SAFE, held) or (_names_of(folder, PICKLED, held) if allow_pickle else [])
+    if not names:
+        raise InputError(f"{folder}: found no {SAFE} nor an index of its shards; {_instead(held, allow_pickle)}")
+    return names
 
 
 def is_pickled(files: list[Path]) -> bool:
@@ -55,29 +61,29 @@ def _settings(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
             yield from _settings(value)
 
 
-def _files_of(folder: Path, whole: str) -> list[Path]:
-    """Return the files of weights saved as one file of this name, or as shards that an index names."""
+def _names_of(folder: Path, whole: str, held: Collection[str]) -> list[str]:
+    """Return the names of weights saved as one file of this name, or as shards that an index names."""
     index = folder / f"{whole}.index.json"
-    if (folder / whole).is_file():
-        return [folder / whole]
-    return [folder / name for name in _listed(index, Path(whole).suffix)] if index.is_file() else []
+    if whole in held:
+        return [whole]
+    return _listed(index, Path(whole).suffix, held) if index.is_file() else []
 
 
-def _listed(index: Path, suffix: str) -> list[str]:
+def _listed(index: Path, suffix: str, held: Collection[str]) -> list[str]:
     """Return the shards that an index names, once they are known to be weight files beside it."""
     try:
         names = sorted({str(name) for name in read_json(index)["weight_map"].values()})
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(f"{index}: no index of weights ({error!r}); fetch or save it again") from error
     for name in names:
-        if Path(name).name != name or Path(name).suffix != suffix or not (index.parent / name).is_file():
+        if Path(name).name != name or Path(name).suffix != suffix or name not in held:
             raise InputError(f"{index}: found {name!r}, expected a {suffix} file beside it; fetch or save it again")
     return names
 
 
-def _instead(folder: Path, allow_pickle: bool) -> str:
+def _instead(held: Collection[str], allow_pickle: bool) -> str:
     """Return what to do about a folder without safetensors."""
-    if allow_pickle or not any(folder.glob("*.bin")):
+    if allow_pickle or not any(name.endswith(".bin") for name in held):
         return "fetch or save the model again"
     return (
         "pickled weights (*.bin) can run code and are not read: convert them with transformers' save_pretrained, or, "

@@ -233,6 +233,8 @@ class Session:
             "extract": ["contexts", "model"],
         }.get(verb, [])
         options = [part for name in inputs for part in (f"--{name}", self.paths[name])]
+        if verb == "fetch-model":
+            options += ["--execution", self.study.fetch_model_execution(self.run.model)]
         if verb == "extract":
             options += ["--execution", self.study.extract_execution(self.run.model), "--threads", "1"]
         assert main([verb, "--settings", settings, *options, "--output", self.paths[output]]) == 0
@@ -255,7 +257,7 @@ def test_verbs_hand_over_from_names_to_a_manifest(extracted: Session) -> None:
     assert manifest["n_contexts"] == len(contexts) > 0
     assert {len(ids) for ids in contexts["input_ids"]} == {64}
     folder = Path(extracted.paths["manifest"]).parent
-    assert sorted(path.name for path in folder.glob("*.h5")) == sorted([*manifest["files"], "tokens.h5"])
+    assert sorted(path.name for path in folder.glob("*.h5")) == sorted(manifest["files"])
 
 
 def test_estimates_import_neither_torch_nor_pandas_nor_snakemake(extracted: Session, tmp_path: Path) -> None:

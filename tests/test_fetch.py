@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from id_scaling.fetch import (
     shard_position,
 )
 from id_scaling.files import read_json, sha256
+from id_scaling.lease import leased
 from id_scaling.sealed import read_record
 from id_scaling.sites import SiteRequest
 
@@ -314,6 +317,51 @@ def test_weights_cut_short_are_said(model: Path) -> None:
         (model / "model.safetensors").write_bytes(raw[:length])
         with pytest.raises(InputError, match=r"model\.safetensors"):
             check_model(model, SiteRequest(None, (), ("end",), {"end": "model.norm"}), 64)
+
+
+# ---- checkpoints of the same weights ---------------------------------------------------------------------------
+
+
+def test_checkpoint_with_the_weights_of_another_is_an_error_that_names_both(checkpoints: Path, tmp_path: Path) -> None:
+    outputs = {name: tmp_path / f"{name}.json" for name in ("step1000", "step2000")}
+
+    def fetch(name: str) -> None:
+        others = [path for path in outputs.values() if path != outputs[name]]
+        fetch_model(str(checkpoints), name, REQUEST, 64, outputs[name], others=others)
+
+    fetch("step1000")
+    with pytest.raises(InputError) as caught:
+        fetch("step2000")
+    words = (f"{checkpoints} at step2000", f"those of {checkpoints} at step1000", "allow_identical_checkpoints: true")
+    assert [word for word in words if word not in str(caught.value)] == []
+    assert not outputs["step2000"].exists()
+    # The other one has changed since, and will be fetched again: what is there now counts.
+    with (checkpoints / "step1000" / "model.safetensors").open("ab") as weights:
+        weights.write(b"\0")
+    fetch("step2000")
+
+
+def test_of_two_checkpoints_that_are_fetched_at_once_the_second_sees_the_first(
+    checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one writes while the second, which has read all there is to read, waits."""
+    monkeypatch.setattr("id_scaling.lease.LOOK", 0.01)
+    first, second = tmp_path / "step1000" / "identity.json", tmp_path / "step2000" / "identity.json"
+    with ThreadPoolExecutor() as pool:
+        with leased(tmp_path):
+            fetched = pool.submit(fetch_model, str(checkpoints), "step2000", REQUEST, 64, second, others=[first])
+            time.sleep(0.3)
+            fetch_model(str(checkpoints), "step1000", REQUEST, 64, first)
+        with pytest.raises(InputError, match=r"step2000: its weights are, to the last bit, those of .* at step1000"):
+            fetched.result()
+    assert not second.exists()
+
+
+def test_identity_of_another_checkpoint_that_is_damaged_is_not_this_ones_error(
+    checkpoints: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "other.json").write_text("{")
+    fetch_model(str(checkpoints), "step1000", REQUEST, 64, tmp_path / "model.json", others=[tmp_path / "other.json"])
 
 
 # ---- tokenizers ------------------------------------------------------------------------------------------------

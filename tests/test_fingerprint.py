@@ -193,6 +193,7 @@ ESTIMATES = {stage for stage in STAGES if stage.startswith("estimate ")}
         ("plots.py", {"plot"}),
         ("fetch.py", {"fetch"}),
         ("embedded.py", {"fetch"}),
+        ("hub.py", {"fetch"}),
         ("summarize.py", {"summarize"}),
         *((f"estimators/{name.split()[-1]}.py", {name}) for name in sorted(ESTIMATES)),
         # So a method simulated anew makes no other method's estimates stale.

@@ -163,3 +163,13 @@ def test_weights_that_are_not_those_of_the_config_are_refused(tmp_path: Path):
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match=r"missing_keys.*model\.layers\.1\.mlp\.down_proj\.weight"):
         load_model(folder, torch.float32, torch.device("cpu"), use_accelerator=False)
+
+
+def test_tensors_that_the_config_knows_nothing_of_are_refused(tmp_path: Path):
+    """As of a third layer, of which nobody would compute anything."""
+    folder = save_tiny_llama(tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.2.mlp.down_proj.weight"] = tensors["model.layers.1.mlp.down_proj.weight"].clone()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"unexpected_keys.*model\.layers\.2\.mlp\.down_proj\.weight"):
+        load_model(folder, torch.float32, torch.device("cpu"), use_accelerator=False)

@@ -308,7 +308,7 @@ def test_one_wrong_byte_of_the_data_is_found(dataset: str, estimator: str, store
         store.estimate(estimator)
     message = str(caught.value)
     assert message.startswith(f"{store.path}: ")
-    assert f"remove {store.manifest} and run again" in message
+    assert f"rm {store.manifest} && snakemake … all {store.manifest}" in message
     assert not (store.folder / f"{estimator}.parquet").exists()
 
 
@@ -410,7 +410,7 @@ def test_file_that_is_not_the_manifests_is_refused_with_what_to_do(damage: Any, 
     with pytest.raises(StoreError, match=what) as caught:
         store.estimate()
     assert str(store.path) in str(caught.value)
-    assert f"remove {store.manifest} and run again" in str(caught.value)
+    assert f"rm {store.manifest} && snakemake … all {store.manifest}" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["mle", "mom_k10", "tle"])

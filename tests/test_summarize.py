@@ -267,7 +267,7 @@ def test_table_that_is_not_the_sessions_is_refused(facts: dict, session: Path) -
         summary_of(session)
     message = str(caught.value)
     assert message.startswith(f"{path}: ")
-    assert "remove it and run again" in message
+    assert "remove it and ask for it: rm " in message
     assert not (session / "summary.parquet").exists()
 
 
@@ -362,7 +362,7 @@ def test_readable_summary_has_means_by_depth_and_what_is_not_ok(session: Path) -
 
 def test_extraction_of_other_code_or_settings_is_refused(session: Path) -> None:
     other = extraction_digest({**EXTRACTION, "code": "older"})
-    with pytest.raises(StoreError, match=r"manifest\.json: made by another extraction .* remove it and run again"):
+    with pytest.raises(StoreError, match=r"manifest\.json: made by another extraction .* ask for it: rm "):
         summary_of(session, extractions={"owner--model": other})
 
 

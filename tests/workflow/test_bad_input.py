@@ -105,8 +105,8 @@ def test_activations_that_are_not_finite_are_a_status_and_not_an_exception(tmp_p
 
 
 def test_a_checkpoint_with_another_tokenizer_is_refused(tmp_path: Path, text_folder: Path):
-    for checkpoint in ("step0", "step1"):
-        save_tiny_llama(tmp_path / "model" / checkpoint)
+    for seed, checkpoint in enumerate(("step0", "step1")):
+        save_tiny_llama(tmp_path / "model" / checkpoint, seed)
     tokenizer = tmp_path / "model" / "step1" / "tokenizer.json"
     tokens = json.loads(tokenizer.read_text())
     vocabulary = tokens["model"]["vocab"]

@@ -157,6 +157,7 @@ def test_model_of_a_hostile_name_gives_the_numbers_of_a_plain_one(
     text = Path(shutil.copytree(text_folder, tmp_path / name / f"-text {name}"))
     models = [{"model_name": str(folder), "tokenizer": str(model)} for folder in (model, tiny_llama)]
     config = study(model, text, model_config=models, session_path=f"out {name}/é {name}")
+    config["allow_identical_checkpoints"] = True
     config["cacheing_config"] = {"save_IDs_list": ["mle"], "module_outblock_keys": [], "module_inblock_keys": ["block"]}
     workflow = Workflow(tmp_path, config)
     workflow.run()

@@ -34,7 +34,7 @@ VERBOSITY = "--verbose" if STUDY.config.verbose else ""
 # A cluster ends a job with SIGTERM to all of its processes: the shell and `tee` stay until the program has said its last.
 shell.prefix(
     "set -euo pipefail; trap '' TERM; "
-    'id_scaling() {{ exec {PYTHON:q} -m id_scaling "$@" {VERBOSITY}; }}; '
+    'id_scaling() {{ trap - TERM; exec {PYTHON:q} -m id_scaling "$@" {VERBOSITY}; }}; '
 )
 
 
@@ -82,6 +82,11 @@ def get_contexts(wildcards):
 
 def get_fetch_model_settings(wildcards):
     return STUDY.fetch_model_settings(wildcards.model, wildcards.checkpoint)
+
+
+def get_fetch_model_execution(wildcards, resources):
+    # Not recorded, as that of an extraction: one more checkpoint makes nothing of the others stale.
+    return STUDY.fetch_model_execution(wildcards.model)
 
 
 def get_fetch_tokenizer_settings(wildcards):
@@ -142,7 +147,7 @@ def hold_session():
     try:
         LEASES.append(lease.hold_session(Path(STUDY.session)))
     except IdScalingError as error:
-        raise WorkflowError(str(error)) from None
+        raise WorkflowError(plain(str(error))) from None
 
 
 def release_session():

@@ -53,10 +53,12 @@ rule fetch_model:
         "../../environment.yml"
     params:
         settings=get_fetch_model_settings,
+        execution=get_fetch_model_execution,
     shell:
         r"""
         id_scaling fetch-model \
             --settings {params.settings:q} \
+            --execution {params.execution:q} \
             --output {output:q} \
             2>&1 | tee {log:q}
         """

@@ -1,0 +1,442 @@
+"""The hub for real: its own client, in processes of their own, against a server on this machine."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, Workflow, save_tiny_llama, study
+from hub_server import Hub
+
+from id_scaling.cli import main
+from id_scaling.errors import ResourceError
+from id_scaling.hub import download_settings
+from id_scaling.sealed import read_record
+from id_scaling.study import Study
+
+TOKEN = "hf_" + "Token" * 6
+NEEDED = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+UNNEEDED = {
+    "README.md": b"# a model",
+    "modeling.py": b"raise SystemExit",
+    "consolidated.safetensors": b"the same weights in another format",
+    "pytorch_model.bin": b"the same weights, pickled",
+    "onnx/model.onnx": b"and again",
+    "onnx/config.json": b"{}",
+    "original/model.safetensors": b"and again",
+}
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    """An empty hub."""
+    with Hub() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def early(tiny_llama: Path) -> dict[str, bytes]:
+    """The files of a model."""
+    return files_of(tiny_llama)
+
+
+@pytest.fixture(scope="module")
+def late(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of the model with other weights."""
+    return files_of(save_tiny_llama(tmp_path_factory.mktemp("late"), seed=1))
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Return the files of a folder."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def environment(hub: Hub, folder: Path, **more: str) -> dict[str, str]:
+    """Return an environment in which the hub is this one, and its cache is empty at first."""
+    of_hub = {"HF_ENDPOINT": hub.address, "HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "0"}
+    kept = {name: value for name, value in os.environ.items() if "proxy" not in name.lower() and name != "HF_TOKEN"}
+    return {**kept, "PYTHONPATH": str(ROOT), **of_hub, **more}
+
+
+class Fetcher:
+    """Runs the verbs that fetch, as rules do, with one cache."""
+
+    def __init__(self, hub: Hub, folder: Path) -> None:
+        self.hub, self.folder = hub, folder
+
+    def run(self, verb: str, output: Path, *options: str, **more: str) -> str:
+        """Run a verb and return its log; it ends without a traceback, and with an error alone if there is no output."""
+        command = [sys.executable, "-m", "id_scaling", verb, *options, "--output", str(output), "--verbose"]
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, env=environment(self.hub, self.folder, **more)
+        )
+        assert "Traceback" not in done.stderr
+        assert (done.returncode == 0) == output.exists(), done.stderr
+        assert TOKEN not in done.stdout + done.stderr
+        return done.stderr
+
+    def model(
+        self, revision: str, unlike: tuple[str, ...] = (), layers: Any = None, allow_pickle: bool = False, **more: str
+    ) -> dict[str, Any] | str:
+        """Return the identity of a revision of `owner/model`, or the error."""
+        output = self.folder / "models" / "model" / revision / "identity.json"
+        output.unlink(missing_ok=True)
+        sites = {"layers": layers, "inblock": ["block"], "outblock": [], "mapping": None}
+        settings = {"model_name": "owner/model", "checkpoint": revision, "sites": sites, "ctx_len": 64}
+        execution = {"unlike": [*unlike, revision]}
+        said = self.run(
+            "fetch-model",
+            output,
+            "--settings",
+            json.dumps({**settings, "allow_pickle": allow_pickle}),
+            "--execution",
+            json.dumps(execution),
+            **more,
+        )
+        return read_record(output) if output.exists() else said
+
+    def dataset(self, name: str, subset: int, **more: str) -> dict[str, Any] | str:
+        """Return the identity of a shard, or the error."""
+        output = self.folder / "shard.json"
+        said = self.run(
+            "fetch-dataset", output, "--settings", json.dumps({"dataset_name": name, "subset": subset}), **more
+        )
+        return read_record(output) if output.exists() else said
+
+
+@pytest.fixture
+def fetch(hub: Hub, tmp_path: Path) -> Fetcher:
+    """Fetching from the hub."""
+    return Fetcher(hub, tmp_path)
+
+
+def hash_of(files: dict[str, bytes], name: str = "model.safetensors") -> str:
+    return hashlib.sha256(files[name]).hexdigest()
+
+
+# ---- what is fetched -------------------------------------------------------------------------------------------
+
+
+def test_branch_and_tag_are_two_commits_with_weights_of_their_own(
+    hub: Hub, fetch: Fetcher, early: dict[str, bytes], late: dict[str, bytes]
+) -> None:
+    repository = hub.repository("owner/model")
+    commits = [repository.commit({**early, **UNNEEDED}, tag="step1"), repository.commit({**late, **UNNEEDED})]
+    found = [fetch.model("step1"), fetch.model("main", unlike=("step1",))]
+    assert [one["commit"] for one in found] == commits
+    assert [Path(one["path"]).name for one in found] == commits
+    assert [one["weights"] for one in found] == [{"model.safetensors": hash_of(files)} for files in (early, late)]
+    assert found[0]["weights_sha256"] != found[1]["weights_sha256"]
+    # Nothing twice, and of what is equal in both commits nothing twice either: the cache is by content.
+    assert hub.downloads() == sorted([*NEEDED, "model.safetensors"])
+
+
+def test_branch_that_moved_is_another_commit_once_it_is_fetched_again(
+    hub: Hub, fetch: Fetcher, early: dict[str, bytes], late: dict[str, bytes]
+) -> None:
+    repository = hub.repository("owner/model")
+    repository.commit(early)
+    before = fetch.model("main")
+    moved = repository.commit(late)
+    after = fetch.model("main")
+    assert (after["commit"], after["weights"]) == (moved, {"model.safetensors": hash_of(late)})
+    # A commit is one for good.
+    assert {**fetch.model(before["commit"]), "checkpoint": "main"} == before
+
+
+def test_revision_without_a_tokenizer_has_that_of_main(hub: Hub, fetch: Fetcher, early: dict[str, bytes]) -> None:
+    repository = hub.repository("owner/model")
+    repository.commit({name: content for name, content in early.items() if "tokenizer" not in name}, tag="step1")
+    repository.commit(early)
+    assert fetch.model("step1")["tokenizer_sha256"] == fetch.model("main")["tokenizer_sha256"]
+
+
+def test_of_shards_just_those_are_downloaded_that_the_index_names(
+    hub: Hub, fetch: Fetcher, early: dict[str, bytes], late: dict[str, bytes]
+) -> None:
+    shards = {"model-1.safetensors": early["model.safetensors"], "model-2.safetensors": late["model.safetensors"]}
+    index = json.dumps({"weight_map": dict(zip("ab", shards, strict=True))}).encode()
+    files = {**early, **shards, "model.safetensors.index.json": index, **UNNEEDED}
+    del files["model.safetensors"]
+    hub.repository("owner/model").commit(files)
+    assert fetch.model("main")["weights"] == {name: hash_of(shards, name) for name in shards}
+    assert [name for name in hub.downloads() if not name.endswith(".json")] == sorted(shards)
+
+
+def test_pickles_are_downloaded_only_where_they_are_allowed_and_there_is_nothing_else(
+    hub: Hub, fetch: Fetcher, early: dict[str, bytes]
+) -> None:
+    repository = hub.repository("owner/model")
+    repository.commit({**early, **UNNEEDED})
+    assert list(fetch.model("main", allow_pickle=True)["weights"]) == ["model.safetensors"]
+    repository.commit(
+        {name: early.get(name, b"pickled") for name in (*NEEDED, *UNNEEDED) if name != "model.safetensors"}
+    )
+    assert "allow_pickle: true" in fetch.model("main")
+    assert "pytorch_model.bin" not in hub.downloads()
+    assert list(fetch.model("main", allow_pickle=True)["weights"]) == ["pytorch_model.bin"]
+    assert hub.downloads().count("pytorch_model.bin") == 1
+
+
+def test_weights_are_not_downloaded_for_a_study_that_the_model_does_not_fit(
+    hub: Hub, fetch: Fetcher, early: dict[str, bytes]
+) -> None:
+    hub.repository("owner/model").commit(early)
+    assert "layer 7" in fetch.model("main", layers=[7])
+    assert "model.safetensors" not in hub.downloads()
+
+
+def test_what_was_fetched_is_found_without_the_hub(hub: Hub, fetch: Fetcher, early: dict[str, bytes]) -> None:
+    hub.repository("owner/model").commit({**early, **UNNEEDED})
+    online = fetch.model("main")
+    assert fetch.model("main", HF_HUB_OFFLINE="1") == online
+    assert fetch.model("main", HF_ENDPOINT="http://127.0.0.1:9") == online
+
+
+def test_shard_of_a_dataset_is_the_file_of_its_index(hub: Hub, fetch: Fetcher) -> None:
+    shards = {f"data/{number:02d}.jsonl.gz": gzip.compress(b"{}" * number) for number in range(3)}
+    commit = hub.repository("owner/texts", "dataset").commit({"LICENSE.txt": b"free", "README.md": b"#", **shards})
+    found = fetch.dataset("owner/texts", 1)
+    assert found["commit"] == commit
+    assert found["files"] == {"01.jsonl.gz": hash_of(shards, "data/01.jsonl.gz")}
+    # By the name, not the blob behind it: the ending says how it is read.
+    assert [path.split("/")[-2:] for path in found["paths"]] == [["data", "01.jsonl.gz"]]
+    assert hub.downloads() == ["data/01.jsonl.gz"]
+
+
+# ---- what is said of what cannot be fetched --------------------------------------------------------------------
+
+
+def assert_said(said: Any, *words: str) -> None:
+    """Check that an error is one line with these words."""
+    assert isinstance(said, str), said
+    lines = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, said
+    assert [word for word in words if word not in lines[0]] == [], lines[0]
+
+
+def test_gated_model_says_where_to_accept_its_terms_and_comes_with_a_token(
+    hub: Hub, fetch: Fetcher, early: dict[str, bytes]
+) -> None:
+    """Weights come from another host, which never sees the token."""
+    hub.repository("owner/model", is_gated=True).commit(early)
+    words = (
+        "owner/model at main",
+        "gated",
+        f"accept its terms at {hub.address}/owner/model",
+        "`hf auth login`",
+        "HF_TOKEN",
+    )
+    assert_said(fetch.model("main"), *words)
+    assert_said(fetch.model("main", HF_TOKEN=TOKEN), *words)
+    hub.accepted.add(TOKEN)
+    assert fetch.model("main", HF_TOKEN=TOKEN)["weights"] == {"model.safetensors": hash_of(early)}
+    assert any("resolve" in line for line in hub.with_token)
+    assert not any("large" in line for line in hub.with_token)
+
+
+def test_gated_dataset_says_where_to_accept_its_terms(hub: Hub, fetch: Fetcher) -> None:
+    hub.repository("owner/texts", "dataset", is_gated=True).commit({"00.parquet": b"PAR1"})
+    assert_said(fetch.dataset("owner/texts", 0), "gated", f"{hub.address}/datasets/owner/texts", "`hf auth login`")
+
+
+def test_missing_revision_is_said_with_those_there_are_the_nearest_first(
+    hub: Hub, fetch: Fetcher, early: dict[str, bytes]
+) -> None:
+    repository = hub.repository("owner/model")
+    for step in (0, 1000, 14000, 143000):
+        repository.commit(early, branch=f"step{step}")
+    repository.commit(early)
+    repository.commit(early, tag="v1")
+    near = "it has 6, the nearest first: step14000, step143000, step1000, step0, "
+    assert_said(fetch.model("step1400"), "owner/model at step1400", "no such revision", near, "main", "v1")
+
+
+@pytest.mark.parametrize("token", ["", TOKEN])
+def test_missing_model_is_said(token: str, hub: Hub, fetch: Fetcher) -> None:
+    words = ("owner/model at main", "not on the hub", "check the spelling", "`hf auth login`")
+    assert_said(fetch.model("main", HF_TOKEN=token), *words)
+
+
+def test_token_that_has_expired_is_said(hub: Hub, fetch: Fetcher, early: dict[str, bytes]) -> None:
+    hub.repository("owner/model").commit(early)
+    hub.expired.add(TOKEN)
+    assert_said(fetch.model("main", HF_TOKEN=TOKEN), "refuses the token", "401", "`hf auth login` anew", "HF_TOKEN")
+
+
+@pytest.mark.parametrize(
+    ("missing", "words"),
+    [
+        ("config.json", ["found no config.json", "expected a model folder"]),
+        ("model.safetensors", ["found no model.safetensors nor an index"]),
+    ],
+)
+def test_missing_file_is_said_and_no_other_tried(
+    missing: str, words: list[str], hub: Hub, fetch: Fetcher, early: dict[str, bytes]
+) -> None:
+    files = {**early, **UNNEEDED}
+    del files[missing], files["pytorch_model.bin"]
+    commit = hub.repository("owner/model").commit(files)
+    assert_said(fetch.model("main"), "owner--model", commit, *words)
+    assert not any(name.endswith(".safetensors") for name in hub.downloads())
+
+
+def test_missing_dataset_and_shard_are_said(hub: Hub, fetch: Fetcher) -> None:
+    hub.repository("owner/texts", "dataset").commit({"a.parquet": b"a", "b.parquet": b"b", "LICENSE.txt": b"free"})
+    assert_said(fetch.dataset("owner/texts", 2), "owner/texts has no shard 2; it has 2: a.parquet, b.parquet")
+    assert_said(fetch.dataset("owner/none", 0), "dataset owner/none", "not on the hub", "check the spelling")
+
+
+def test_hub_that_does_not_answer_is_said(hub: Hub, fetch: Fetcher) -> None:
+    dead = {"HF_ENDPOINT": "http://127.0.0.1:9"}  # nothing listens there
+    words = ("not in the local cache", "no answer", "ConnectError", "network", "local folder")
+    assert_said(fetch.model("main", **dead), "owner/model at main", *words)
+    assert_said(fetch.dataset("owner/texts", 0, **dead), "owner/texts", "ConnectError", "run again")
+
+
+# ---- connections that break, caches that are damaged -----------------------------------------------------------
+
+
+def test_connection_that_breaks_once_is_taken_up_again(hub: Hub, fetch: Fetcher, early: dict[str, bytes]) -> None:
+    hub.repository("owner/model").commit(early)
+    hub.breaks["model.safetensors"] = 1
+    assert fetch.model("main")["weights"] == {"model.safetensors": hash_of(early)}
+    assert hub.downloads().count("model.safetensors") == 2
+
+
+def test_download_that_breaks_off_is_said_and_the_next_run_completes_it(
+    hub: Hub, fetch: Fetcher, early: dict[str, bytes]
+) -> None:
+    hub.repository("owner/model").commit(early)
+    hub.breaks["model.safetensors"] = float("inf")
+    words = ("owner/model at", "did not answer to the end", "RemoteProtocolError", "run again: files that came whole")
+    assert_said(fetch.model("main"), *words)
+    hub.breaks.clear()
+    hub.requests.clear()
+    assert fetch.model("main")["weights"] == {"model.safetensors": hash_of(early)}
+    assert hub.downloads() == ["model.safetensors"]
+
+
+def test_full_disk_is_not_taken_for_a_hub_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(ResourceError, match=f"{tmp_path}: No space left on device; make room"):
+        download_settings("owner/model", "main")
+
+
+def test_file_of_the_cache_that_is_damaged_is_said_and_comes_again_once_removed(
+    hub: Hub, fetch: Fetcher, early: dict[str, bytes]
+) -> None:
+    hub.repository("owner/model").commit(early)
+    blob = (Path(fetch.model("main")["path"]) / "model.safetensors").resolve()
+    blob.write_bytes(early["model.safetensors"][:-1] + b"\0")
+    assert_said(fetch.model("main"), "its hash is not the hub's", f"remove {blob} and run again")
+    blob.unlink()
+    assert fetch.model("main")["weights"] == {"model.safetensors": hash_of(early)}
+
+
+# ---- identical checkpoints -------------------------------------------------------------------------------------
+
+
+def test_revision_with_the_weights_of_another_is_an_error_before_they_are_downloaded(
+    hub: Hub, fetch: Fetcher, early: dict[str, bytes]
+) -> None:
+    repository = hub.repository("owner/model")
+    repository.commit(early, branch="step1")
+    # Another commit, and not the same files.
+    repository.commit({**early, "README.md": b"the last step", "notes.txt": b"0"})
+    fetch.model("step1")
+    (fetch.folder / "hf").rename(fetch.folder / "elsewhere")  # so that the cache has nothing of them
+    hub.requests.clear()
+    words = (
+        "owner/model at main",
+        "to the last bit, those of owner/model at step1",
+        "allow_identical_checkpoints: true",
+    )
+    assert_said(fetch.model("main", unlike=("step1",)), *words)
+    assert "model.safetensors" not in hub.downloads()
+    assert fetch.model("main")["weights"] == {"model.safetensors": hash_of(early)}
+
+
+# ---- through the workflow --------------------------------------------------------------------------------------
+
+
+class OnHub(Workflow):
+    """A workflow for which the hub is a given one."""
+
+    hub: Hub
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment of the workflow."""
+        return environment(self.hub, self.folder)
+
+
+@pytest.fixture(scope="module")
+def workflow(
+    tmp_path_factory: pytest.TempPathFactory, early: dict[str, bytes], late: dict[str, bytes], text_folder: Path
+) -> Iterator[OnHub]:
+    """A study, fetched, of two revisions, a branch and a tag, on the second shard of a dataset of the hub."""
+    config = study(Path("owner/model"), Path("owner/texts"), model_config__model_checkpoint=["step1", "main"])
+    config["dataset_config"]["dataset_subset"] = [1]
+    config["cacheing_config"] |= {"module_inblock_keys": ["mlp"], "module_outblock_keys": []}
+    made = OnHub(tmp_path_factory.mktemp("on-hub"), config)
+    with Hub() as made.hub:
+        repository = made.hub.repository("owner/model")
+        repository.commit(early, tag="step1")
+        repository.commit(late)
+        texts = {f"{path.name}.gz": gzip.compress(path.read_bytes()) for path in text_folder.iterdir()}
+        made.hub.repository("owner/texts", "dataset").commit({"LICENSE.txt": b"free", **texts})
+        made.run("--until", "fetch_model", "fetch_tokenizer", "fetch_dataset")
+        yield made
+
+
+def test_commits_stand_in_what_is_extracted(
+    workflow: OnHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: None
+) -> None:
+    """The verbs of the rules that follow, in this process, which has no network: they need none."""
+    made, session = Study(workflow.config), workflow.session
+    monkeypatch.chdir(workflow.folder)
+    contexts = str(tmp_path / "contexts.parquet")
+    shard = str(session / "datasets/owner--texts/1/identity.json")
+    tokenizer = str(session / "tokenizers/owner--model/identity.json")
+    chunk = ["--settings", made.chunk_settings("owner--texts", "1", "owner--model", "none"), "--shard", shard]
+    assert main(["chunk", *chunk, "--tokenizer", tokenizer, "--output", contexts]) == 0
+    manifests = []
+    for run in made.runs:
+        manifests.append(tmp_path / run.checkpoint / "manifest.json")
+        model = str(session / f"models/owner--model/{run.checkpoint}/identity.json")
+        how = ["--settings", made.extract_settings(run), "--execution", made.extract_execution(run.model)]
+        given = ["--contexts", contexts, "--model", model, "--output", str(manifests[-1])]
+        assert main(["extract", *how, *given]) == 0
+    step1, last = map(read_record, manifests)
+    repository = workflow.hub.repository("owner/model")
+    assert [step1["commit"], last["commit"]] == [repository.tags["step1"], repository.branches["main"]]
+    assert step1["weights"] != last["weights"]
+
+
+def test_branch_that_moves_stays_one_commit_in_a_session_until_it_is_fetched_again(
+    workflow: OnHub, early: dict[str, bytes]
+) -> None:
+    repository = workflow.hub.repository("owner/model")
+    commits = {**repository.tags, **repository.branches}
+    found = [read_record(path) for path in workflow.session.glob("models/*/*/identity.json")]
+    assert {one["checkpoint"]: one["commit"] for one in found} == commits
+    # To the weights of the other revision, so that an error tells that it is seen.
+    repository.commit({**early, "README.md": b"moved"})
+    n_before = workflow.hub.requests.total()
+    assert workflow.planned("--until", "fetch_model") == {}
+    assert workflow.hub.requests.total() == n_before
+    identity = str((workflow.session / "models/owner--model/main/identity.json").relative_to(workflow.folder))
+    said = workflow.run(identity, "--forcerun", "fetch_model", is_ok=False)
+    assert "owner/model at main: its weights are, to the last bit, those of owner/model at step1" in said
