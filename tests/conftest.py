@@ -160,7 +160,7 @@ class Workflow:
         return self.folder / "results" / self.config["session_name"]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(autouse=True, scope="module")
 def log() -> Iterator[None]:
     """Leave the package's log as it was: a verb that runs in this process gives it a handler."""
     before = LOG.handlers[:], LOG.level, LOG.propagate

@@ -21,9 +21,6 @@ from id_scaling.summarize import COLUMNS
 HEAVY = {"torch", "polars", "numpy", "pandas", "snakemake", "transformers", "h5py", "pyarrow", "pydantic", "yaml"}
 
 
-pytestmark = pytest.mark.usefixtures("log")
-
-
 def python(*arguments: Any, folder: Path = ROOT) -> subprocess.CompletedProcess:
     """Run Python in a process of its own."""
     command = [sys.executable, *map(str, arguments)]

@@ -161,7 +161,7 @@ def test_models_of_the_hub_are_unknown_without_network_and_the_rest_is_shown(tmp
     assert "2,474 submissions" in text
     assert "at least 2.7 h at 4 s each" in text
     assert "unknown: model EleutherAI/pythia-70m at step0, model" in text
-    assert "run where there is a network" in " ".join(text.split())
+    assert "unset it where there is a network" in " ".join(text.split())
 
 
 def test_totals_are_lower_bounds_where_one_model_alone_is_known(tmp_path: Path) -> None:

@@ -21,8 +21,6 @@ from id_scaling.sealed import read_record, read_table, write_record, write_table
 from id_scaling.study import Study
 from id_scaling.summarize import load_summary
 
-pytestmark = pytest.mark.usefixtures("log")
-
 # Each kind of stored file, and the verb that reads it.
 READERS = {
     "datasets/*/*/identity.json": "chunk",
