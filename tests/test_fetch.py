@@ -122,7 +122,7 @@ def test_hub_out_of_reach_is_said_with_what_to_do(fetch: Any, tmp_path: Path) ->
     with pytest.raises(InputError) as caught:
         fetch(tmp_path / "identity.json")
     message = str(caught.value)
-    assert [word for word in (ABSENT, "run where there is a network", "local folder") if word not in message] == []
+    assert [word for word in (ABSENT, "where there is a network", "local folder") if word not in message] == []
     assert not (tmp_path / "identity.json").exists()
 
 
