@@ -22,12 +22,14 @@ from id_scaling.files import sha256
 from id_scaling.paths import Run, contexts_path, identity_path, ids_path, run_folder
 from id_scaling.sealed import read_record, read_table
 from id_scaling.study import Study
-from id_scaling.summarize import readable
+from id_scaling.summarize import COLUMNS, readable
 
 T = TypeVar("T")
 # In the order of their weight: the first three make a session not whole.
 KINDS = ("damaged", "stale", "missing", "suspicious")
 MOST_SHOWN = 20
+# Files that one command is to make anew.
+MOST_MENDED = 100
 # Above this share of clouds that are not `ok`, an estimator is not one for this data.
 MANY_FAILED = 0.1
 # A loss this much above that of guessing, in nats a token, is that of a broken model or of the wrong tokens.
@@ -61,11 +63,10 @@ def report(findings: list[Finding]) -> str:
         if len(found) > MOST_SHOWN:
             lines.append(f"{kind:<11}… and {len(found) - MOST_SHOWN} more")
     targets = sorted({str(finding.target) for finding in findings if finding.target})
-    if 0 < len(targets) <= MOST_SHOWN:
-        listed = shlex.join(targets)
-        lines.append(f"to mend    rm -f {listed} && snakemake … all {listed}")
-    elif targets:
-        lines.append("to mend    run snakemake, then check again")
+    if targets:
+        listed, n_more = shlex.join(targets[:MOST_MENDED]), len(targets) - MOST_MENDED
+        then = f"; then check again, for {n_more} more" if n_more > 0 else ""
+        lines.append(f"to mend    rm -f {listed} && snakemake … all {listed}{then}")
     counts = ", ".join(f"{sum(one.kind == kind for one in findings)} {kind}" for kind in KINDS)
     return "\n".join([*lines, counts])
 
@@ -97,17 +98,17 @@ class _Check:
     def _add(self, kind: str, path: Path, words: str, target: Path | None = None) -> None:
         self.findings.append(Finding(kind, path, words, None if kind == "suspicious" else target or path))
 
-    def _read(self, path: Path, reader: Callable[[Path], T]) -> T | None:
+    def _read(self, path: Path, reader: Callable[[Path], T], target: Path | None = None) -> T | None:
         """Return what a reader gives; where the file is not there or damaged, that is found."""
         if not path.is_file():
-            self._add("missing", path, "not there")
+            self._add("missing", path, "not there", target)
             return None
         try:
             return reader(path)
         except UnsealedError:
             self._add("stale", path, "holds no checksum: cut short, or written by an older version")
         except (StoreError, OSError) as error:
-            self._add("damaged", path, str(error).removeprefix(f"{path}: ").partition("; ")[0])
+            self._add("damaged", path, str(error).removeprefix(f"{path}: ").partition("; ")[0], target)
         return None
 
     def _compare(self, path: Path, what: str, found: Any, expected: Any) -> None:
@@ -135,7 +136,7 @@ class _Check:
         shards = {Path(one).name: Path(one) for one in identity.get("paths", ())}
         for name, expected in {**identity.get("weights", {}), **identity.get("files", {})}.items():
             source = shards.get(name) or Path(identity["path"]) / name
-            if source.is_file() and _hash(source) != expected:
+            if source.is_file() and self._read(source, sha256, path) not in (None, expected):
                 self._add("stale", path, f"{source} is another file now")
 
     def _check_run(self, run: Run) -> None:
@@ -180,9 +181,7 @@ class _Check:
         """Check the layer files that a manifest names."""
         manifest = folder / "manifest.json"
         for name, facts in files.items():
-            if not (folder / name).is_file():
-                self._add("missing", folder / name, "not there, though the manifest names it", manifest)
-            elif _hash(folder / name) != facts["sha256"]:
+            if self._read(folder / name, sha256, manifest) not in (None, facts["sha256"]):
                 self._add("damaged", folder / name, "its content is not what the manifest says", manifest)
 
     def _check_losses(self, path: Path, tokens: pl.DataFrame, n_tokens: int) -> None:
@@ -224,6 +223,9 @@ class _Check:
             return
         summary, settings = found
         self._compare_settings(path, settings, self.study.summarize_settings())
+        if summary.columns != [name for name, _, _ in COLUMNS]:
+            self._add("stale", path, "holds other columns than it would now")
+            return
         if summary["versions"].n_unique() > 1:
             self._add("suspicious", path, "runs of different library versions, see its column `versions`")
         for kind, text in (("csv", summary.write_csv()), ("txt", readable(summary))):
@@ -239,14 +241,6 @@ class _Check:
                 self._add("suspicious", path, "a run that this study does not ask for")
             elif (path / "parts").is_dir():
                 self._add("suspicious", path / "parts", "an extraction that is going on, or was cut short")
-
-
-def _hash(path: Path) -> str:
-    """Return the hash of a file; of one that cannot be read, why."""
-    try:
-        return sha256(path)
-    except OSError as error:
-        return str(error)
 
 
 def _strange_ids(table: pl.DataFrame) -> Iterator[str]:

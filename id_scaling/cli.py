@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import signal
 import socket
@@ -242,17 +243,21 @@ def _json(text: str) -> dict:
 
 
 def _positive(text: str) -> float:
-    number = float(text)
-    if not 0 < number < float("inf"):
+    """Return a number above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
         raise argparse.ArgumentTypeError(f"found {text}, expected a number above 0")
     return number
 
 
 def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
+    """Return a whole number above 0."""
+    if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"found {text}, expected a number of at least 1")
-    return number
+    return int(text)
 
 
 # An option of a verb: its flag, and how it is read.
@@ -274,7 +279,11 @@ OPTIONS: dict[str, dict] = {
     "--text": {"type": Path, "required": True, "help": "readable summary to write"},
     "--checkpoint": {"default": "main", "help": "training checkpoint"},
     "--root": {"type": Path, "default": Path("."), "help": "root of the repository"},
-    "--tflops": {"type": _positive, "default": 100.0, "help": "10¹² FLOPs a second that a GPU achieves; an assumption"},
+    "--tflops": {
+        "type": _positive,
+        "default": 100.0,
+        "help": "10¹² FLOPs a second of a GPU, an assumption",
+    },
     "--gpus": {"type": _count, "default": 1, "help": "GPUs that extract beside each other"},
     "config": {"type": Path, "help": "configuration file"},
     "name": {"metavar": "MODEL", "dest": "model", "help": "model folder or name"},

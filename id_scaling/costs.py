@@ -18,7 +18,7 @@ from typing import NamedTuple
 from id_scaling import embedded
 from id_scaling.errors import IdScalingError, StoreError
 from id_scaling.fetch import RESOURCES, dataset_shard
-from id_scaling.paths import Run, file_of, run_folder
+from id_scaling.paths import Run, contexts_path, file_of, run_folder
 from id_scaling.sealed import read_table
 from id_scaling.shape import Shape, shape_in, weights_folder, weights_to_fetch
 from id_scaling.statistics import names_of
@@ -70,10 +70,11 @@ class Cost:
     is_done: bool
 
 
-def contexts_of(study: Study, dataset: str, subset: int, tokenizer: str, control: str) -> Contexts | None:
-    """Return how many contexts a shard gives, as far as can be known; None where nothing tells."""
-    path = Path(study.session) / f"contexts/{dataset}/{subset}/{tokenizer}/{control}/contexts.parquet"
-    settings = json.loads(study.chunk_settings(dataset, str(subset), tokenizer, control))
+def contexts_of(study: Study, run: Run) -> Contexts | None:
+    """Return how many contexts a run has, as far as can be known; None where nothing tells."""
+    dataset, subset, tokenizer = run.dataset, run.subset, study.tokenizer_of(run.model)
+    path = contexts_path(Path(study.session), run, tokenizer)
+    settings = json.loads(study.chunk_settings(dataset, str(subset), tokenizer, run.control))
     with contextlib.suppress(StoreError):  # what is not there, or not as it was written, will be cut anew
         table, facts = read_table(path, ["context"])
         if facts["settings"] == settings:
@@ -193,7 +194,7 @@ class Row:
 
 def rows_of(study: Study) -> list[Row]:
     """Return what the runs of each model take."""
-    counted = {key: contexts_of(study, *key) for key in {_key(study, run) for run in study.runs}}
+    counted = {key: contexts_of(study, run) for key, run in {_key(study, run): run for run in study.runs}.items()}
     return [_row(study, model, counted) for model in study.models]
 
 

@@ -140,8 +140,8 @@ def known_identity(path: Path) -> dict[str, Any] | None:
 
 
 def _is_as_fetched(identity: Mapping[str, Any]) -> bool:
-    """Return whether a checkpoint still has the weights that its identity says; a commit always has."""
-    if identity["commit"]:
+    """Return whether a checkpoint still has the weights that its identity says, as a commit does, or has none."""
+    if identity["commit"] or not Path(identity["path"]).is_dir():
         return True
     files = weight_files(Path(identity["path"]), identity["is_pickled"])
     return digest({path.name: sha256(path) for path in files}) == identity["weights_sha256"]

@@ -10,7 +10,7 @@ import glob
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from id_scaling.errors import InputError, of_a_disk
 from id_scaling.trust import weight_files, weight_names
@@ -34,12 +34,7 @@ def download_settings(repository: str, revision: str) -> Path:
 
 def weight_bytes(repository: str, folder: Path, allow_pickle: bool) -> int:
     """Return the size of the weight files of a commit."""
-    from huggingface_hub import HfApi
-
-    def ask() -> list:
-        return HfApi().model_info(repository, revision=folder.name, files_metadata=True).siblings
-
-    held = {one.rfilename: one.size or 0 for one in _call(ask, repository, folder.name)}
+    held = {one.rfilename: one.size or 0 for one in _files_of(repository, folder)}
     return sum(held[name] for name in weight_names(folder, held, allow_pickle))
 
 
@@ -49,19 +44,24 @@ def weight_hashes(repository: str, folder: Path, allow_pickle: bool) -> dict[str
     The hub knows the hash of every large file; it is None for a small one, and where the hub is out of reach and
     the weights are in the cache.
     """
-    from huggingface_hub import HfApi
-
-    def ask() -> list:
-        return HfApi().model_info(repository, revision=folder.name, files_metadata=True).siblings
-
     try:
-        held = {one.rfilename: one.lfs and one.lfs.sha256 for one in _call(ask, repository, folder.name)}
+        held = {one.rfilename: one.lfs and one.lfs.sha256 for one in _files_of(repository, folder)}
     except InputError as out_of_reach:
         try:
             return dict.fromkeys(path.name for path in weight_files(folder, allow_pickle))
         except InputError:
             raise out_of_reach from None
     return {name: held[name] for name in weight_names(folder, held, allow_pickle)}
+
+
+def _files_of(repository: str, folder: Path) -> list[Any]:
+    """Return what the hub says of each file of a commit."""
+    from huggingface_hub import HfApi
+
+    def ask() -> list[Any]:
+        return HfApi().model_info(repository, revision=folder.name, files_metadata=True).siblings
+
+    return _call(ask, repository, folder.name)
 
 
 def download_weights(repository: str, folder: Path, names: Iterable[str]) -> None:

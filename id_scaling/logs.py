@@ -24,9 +24,8 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 def plain(text: str) -> str:
     """Return text as it may be shown: without tokens and passwords, and with control characters spelled out."""
     for token in (os.environ.get(name, "") for name in _TOKENS):
-        if len(token) < SHORTEST:
-            continue
-        text = text.replace(token, "***")
+        if len(token) >= SHORTEST:
+            text = text.replace(token, "***")
     return _CONTROL.sub(lambda found: repr(found[0])[1:-1], _SECRET.sub("***", text))
 
 

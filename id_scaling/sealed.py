@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import mmap
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,34 +64,47 @@ def table_metadata(facts: Any) -> dict[str, str]:
 
 def seal(path: Path) -> None:
     """Put the digits of its seal into a finished file."""
-    with open(path, "r+b") as file:
-        content = file.read()
+    with _content(path) as content:
         start = content.rfind(BLANK.encode()) + len(MARK)
         assert start >= len(MARK), f"{path} holds no blank seal"
+        digits = _digits(content, start)
+    with open(path, "r+b") as file:
         file.seek(start)
-        file.write(_digits(content, start))
+        file.write(digits)
 
 
 def check_seal(path: Path) -> None:
     """Raise a StoreError, which says what to do, where a file is not there or not as it was written."""
     if not Path(path).is_file():
         raise StoreError(f"{path}: not there; {made_anew(path)}")
-    content = Path(path).read_bytes()
-    start = content.rfind(MARK) + len(MARK)
-    if start < len(MARK):
-        raise UnsealedError(
-            f"{path}: holds no checksum: cut short, or written by an older version, or not by this program; "
-            f"{made_anew(path)}"
-        )
-    if content[start : start + N_DIGITS] != _digits(content, start):
-        raise StoreError(
-            f"{path}: damaged, or changed since it was written: its checksum is of other content; {made_anew(path)}"
-        )
+    with _content(path) as content:
+        start = content.rfind(MARK) + len(MARK)
+        if start < len(MARK):
+            raise UnsealedError(
+                f"{path}: holds no checksum: cut short, or written by an older version, or not by this program; "
+                f"{made_anew(path)}"
+            )
+        if content[start : start + N_DIGITS] != _digits(content, start):
+            raise StoreError(
+                f"{path}: damaged, or changed since it was written: its checksum is of other content; {made_anew(path)}"
+            )
 
 
-def _digits(content: bytes, start: int) -> bytes:
+@contextmanager
+def _content(path: Path) -> Iterator[bytes | mmap.mmap]:
+    """Yield the bytes of a file, of which no more is in memory than is looked at."""
+    with open(path, "rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            yield b""  # nothing can be mapped of an empty file
+            return
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            yield content
+
+
+def _digits(content: bytes | mmap.mmap, start: int) -> bytes:
     """Return the digits of the seal of a file that has, or will have, them at `start`."""
-    taken, view = hashlib.sha256(), memoryview(content)
-    for part in (view[:start], b"0" * N_DIGITS, view[start + N_DIGITS :]):
-        taken.update(part)
+    taken = hashlib.sha256()
+    with memoryview(content) as view:
+        for part in (view[:start], b"0" * N_DIGITS, view[start + N_DIGITS :]):
+            taken.update(part)
     return taken.hexdigest().encode()

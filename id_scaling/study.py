@@ -337,7 +337,7 @@ class Study:
         alike: dict[str, list[Path]] = defaultdict(list)
         for name, model in self.models.items():
             for checkpoint in model.model_checkpoint:
-                path = identity_path(Path(self.session), "models", name, slug(checkpoint))
+                path = self.identity_path(name, checkpoint)
                 if identity := known_identity(path):
                     alike[identity["weights_sha256"]].append(path)
         for first, *others in alike.values():

@@ -43,7 +43,7 @@ def contexts(config: dict[str, Any]) -> Contexts | None:
     """Return how many contexts the first shard of a study is said to give."""
     made = Study(config)
     run = made.runs[0]
-    return contexts_of(made, run.dataset, run.subset, made.tokenizer_of(run.model), run.control)
+    return contexts_of(made, run)
 
 
 # ---- contexts, bytes ---------------------------------------------------------------------------------------------

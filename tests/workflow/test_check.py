@@ -16,6 +16,7 @@ from sessions import assert_same_contents
 
 from id_scaling.check import Finding, check_session, report
 from id_scaling.cli import main
+from id_scaling.errors import StoreError
 from id_scaling.logs import LOG
 from id_scaling.sealed import read_record, read_table, write_record, write_table
 from id_scaling.study import Study
@@ -273,3 +274,32 @@ def test_a_long_report_is_cut_and_counted():
     assert lines[0] == "damaged    g: cut"
     assert lines[-2:] == ["missing    … and 10 more", "1 damaged, 0 stale, 30 missing, 0 suspicious"]
     assert len(lines) == 1 + 20 + 2
+
+
+def test_many_files_are_mended_in_turns():
+    findings = [Finding("damaged", Path(f"f{number}"), "cut", Path(f"f{number}")) for number in range(100, 203)]
+    *_, mend, _ = report(findings).splitlines()
+    listed = " ".join(f"f{number}" for number in range(100, 200))
+    assert mend == f"to mend    rm -f {listed} && snakemake … all {listed}; then check again, for 3 more"
+
+
+def test_an_extraction_cut_short_goes_on_though_what_it_knew_of_the_model_is_damaged(
+    session: Workflow, whole: Workflow, monkeypatch: pytest.MonkeyPatch
+):
+    """All parts are there and no layer file is: the model is loaded again, and nothing is computed again."""
+    arguments = arguments_of("extract", session)
+    run = one(session, "runs/*/step0/*/*/*/")
+    for path in (*run.glob("*.h5"), run / "manifest.json"):
+        path.unlink()
+
+    def stop(*_: object) -> None:
+        raise StoreError("stopped before its layer files")
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr("id_scaling.extract._assemble", stop)
+        assert call(arguments) == 1
+    (facts,) = run.glob("parts/*/facts.json")
+    flip(facts)
+    monkeypatch.setattr("id_scaling.extract._extract_missing", lambda run, ids, parts, *_: parts == [] or stop())
+    assert call(arguments) == 0
+    assert_same_contents(session.session, whole.session)

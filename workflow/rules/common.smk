@@ -1,7 +1,6 @@
 """Helper functions of the rules: what each job reads, from its wildcards alone."""
 
 import gc
-import inspect
 import re
 import sys
 from pathlib import Path
@@ -133,14 +132,7 @@ def growing(first):
     def get_resource(wildcards, attempt):
         return first * attempt
 
-    get_resource.__signature__ = inspect.signature(get_resource)
     return get_resource
-
-
-# Snakemake asks for a function's signature several times a job; found anew each time that is up to a tenth of a dry run.
-for name, value in [*globals().items()]:
-    if name.startswith("get_") and inspect.isfunction(value):
-        value.__signature__ = inspect.signature(value)
 
 
 def hold_session():
