@@ -10,9 +10,10 @@ import torch
 import transformers
 from conftest import save_tiny_llama
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from id_scaling.errors import InputError
-from id_scaling.models import LossHead, last_hidden, load_model, watching
+from id_scaling.models import VECTOR_FUNCTIONS, LossHead, last_hidden, load_model, watching
 from id_scaling.sites import PRESETS, Site, SiteRequest, resolve_sites
 
 N_LAYERS = 30
@@ -153,6 +154,31 @@ def test_accelerate_places_the_model_when_asked(
     model = load_model(tiny_llama, torch.float32, torch.device("cpu"), use_accelerator)
     assert asked.get("device_map") == device_map
     assert not model.training
+
+
+class FirstCalls(TorchDispatchMode):
+    """The number of elements that each function was first called with on the CPU, for each dtype."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n_elements: dict[tuple[str, torch.dtype], int] = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name, operand = function.overloadpacket.__name__, args[0] if args else None
+        if name in VECTOR_FUNCTIONS:
+            self.n_elements.setdefault((name, operand.dtype), operand.numel())
+        return function(*args, **kwargs or {})
+
+
+def test_no_vector_function_is_first_called_by_several_threads(tmp_path: Path):
+    """ATen hands out 2,048 elements to a thread; MKL picks a wrong kernel when several threads ask at once."""
+    save_tiny_llama(tmp_path)
+    with FirstCalls() as first, torch.inference_mode():
+        model = load_model(tmp_path, torch.float32, torch.device("cpu"), use_accelerator=False)
+        assert {name for name, _ in first.n_elements} == set(VECTOR_FUNCTIONS)
+        model(torch.arange(64)[None])
+    assert ("cos", torch.float32) in first.n_elements
+    assert set(first.n_elements.values()) == {1}
 
 
 def test_weights_that_are_not_those_of_the_config_are_refused(tmp_path: Path):

@@ -8,6 +8,8 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 
 import polars as pl
@@ -33,8 +35,8 @@ from id_scaling.store import CONTEXTS_A_PART
 pytestmark = pytest.mark.slurm
 
 CHECKPOINTS, SUBSETS = ["step0", "step1"], [0, 1]
-INBLOCK, OUTBLOCK, ESTIMATORS = ["block", "mlp"], ["unemb"], ["mle", "mind_ml", "twoNN_f10"]
-N_RUNS, N_ESTIMATES = 4, 3 * 3
+INBLOCK, OUTBLOCK, ESTIMATORS = ["block", "attn", "mlp"], ["unemb"], ["mle", "mind_ml", "twoNN_f10"]
+N_RUNS, N_ESTIMATES = 4, 4 * 3
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +57,7 @@ def run_of(wildcards: str) -> str:
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """The configuration of a study of four runs, three modules and three estimators."""
+    """The configuration of a study of four runs, four modules and three estimators."""
     folder = tmp_path_factory.mktemp("inputs")
     for seed, checkpoint in enumerate(CHECKPOINTS):
         save_tiny_llama(folder / "model" / checkpoint, seed)
@@ -67,21 +69,38 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> dict:
     return config
 
 
-def one_run_of(config: dict) -> dict:
-    """Return the configuration of its first run alone."""
-    alone = {"model_config": {"model_checkpoint": CHECKPOINTS[:1]}, "dataset_config": {"dataset_subset": SUBSETS[:1]}}
-    return {**config, **{section: {**config[section], **keys} for section, keys in alone.items()}}
+def with_first(config: dict, **keys: str) -> dict:
+    """Return the configuration with the first alone of what keys of these sections list."""
+    return {**config, **{part: {**config[part], key: config[part][key][:1]} for part, key in keys.items()}}
+
+
+Pair = tuple[SlurmWorkflow, Workflow]
 
 
 @pytest.fixture(scope="module")
-def both(slurm: SlurmCluster, config: dict, tmp_path_factory: pytest.TempPathFactory) -> tuple[SlurmWorkflow, Workflow]:
-    """The study run to its end on Slurm, and its first run run locally while Slurm is polled."""
-    local = LocalWorkflow(tmp_path_factory.mktemp("local"), one_run_of(config))
-    workflow = SlurmWorkflow(tmp_path_factory.mktemp("on-slurm"), config)
-    workflow.slurm = slurm
-    with running(local):
-        workflow.run()
-    return workflow, local
+def pairs(slurm: SlurmCluster, config: dict, resources: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Pair]:
+    """On Slurm and locally, side by side: the study, locally its first checkpoint alone, and the embedded default."""
+    default = yaml.safe_load((ROOT / "config" / "config.yaml").read_text())
+    default["dataset_config"] |= {"max_dataset_size": 1, "filter_and_chunk_config": {"max_chunks_from_a_document": 1}}
+    default["ctx_len"] = 128
+    default["cacheing_config"]["layer_idx_list"] = [0, 29]
+    configs = [(config, with_first(config, model_config="model_checkpoint")), (default, default)]
+    made = []
+    for on_slurm, locally in configs:
+        workflow = SlurmWorkflow(tmp_path_factory.mktemp("on-slurm"), on_slurm)
+        workflow.slurm = slurm
+        made.append((workflow, LocalWorkflow(tmp_path_factory.mktemp("local"), locally)))
+    with ExitStack() as stack:
+        for workflow in chain(*made):
+            (workflow.folder / "resources").symlink_to(resources)
+            stack.enter_context(running(workflow))
+    return made
+
+
+@pytest.fixture(scope="module")
+def both(pairs: list[Pair]) -> Pair:
+    """The study, run to its end on Slurm, and locally."""
+    return pairs[0]
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +138,7 @@ def test_estimates_of_a_run_are_one_submission(submissions: list[Submission]):
 
 
 def test_no_submission_asks_for_more_than_the_profile_says(submissions: list[Submission]):
-    """Nine estimates of 1 core, 2000 MB and 30 minutes: on 8 cores one of them half an hour after the others."""
+    """Twelve estimates of 1 core, 2000 MB and 30 minutes: on 8 cores one half an hour after the other."""
     limit = yaml.safe_load((ROOT / "profiles" / "slurm" / "profile.yaml").read_text())["cores"]
     assert max(one.n_cores for one in submissions) <= limit < N_ESTIMATES
     groups = [one for one in submissions if "estimate_dimension" in one.rules]
@@ -129,14 +148,23 @@ def test_no_submission_asks_for_more_than_the_profile_says(submissions: list[Sub
 
 
 def test_numbers_are_those_of_a_local_run(both: tuple[SlurmWorkflow, Workflow]):
-    """Every layer file and table of the run done in both ways, and its rows of the summary."""
+    """Every layer file and table of the runs done in both ways, and their rows of the summary."""
     on_slurm, local = (contents(workflow.session) for workflow in both)
     summary, expected = on_slurm.pop("summary.parquet"), local.pop("summary.parquet")
-    is_first = (pl.col("checkpoint") == CHECKPOINTS[0]) & (pl.col("subset") == SUBSETS[0])
-    assert summary.filter(is_first).equals(expected, null_equal=True)
+    assert summary.filter(pl.col("checkpoint") == CHECKPOINTS[0]).equals(expected, null_equal=True)
     kinds = ("contexts.parquet", "tokens.parquet", "twoNN_f10.parquet", "layer_00.h5:block/default/log_ratio")
     assert all(any(name.endswith(kind) for name in local) for kind in kinds), list(local)
     assert_same({name: on_slurm[name] for name in local}, local)
+
+
+def test_the_embedded_default_runs_to_its_end_with_the_numbers_of_a_local_run(pairs: list[Pair]):
+    """A real model on real text, cut to one context and two layers."""
+    workflow, local = pairs[1]
+    rules = [("chunk_dataset",), ("extract_activations",), ("estimate_dimension",), ("summarize",), ("plot",)]
+    submitted = {tuple(one.rules): (one.state, one.partition) for one in submissions_of(workflow)}
+    assert submitted == {rule: ("COMPLETED", "gpu" if rule == ("extract_activations",) else "cpu") for rule in rules}
+    assert (workflow.session / "figures" / "id_by_layer.png").stat().st_size > 0
+    assert_same_contents(workflow.session, local.session)
 
 
 DISTURBANCES = (warned, out_of_time, cancelled, node_lost, controller_killed, out_of_memory, estimates_node_lost)
@@ -145,7 +173,7 @@ DISTURBANCES = (warned, out_of_time, cancelled, node_lost, controller_killed, ou
 @pytest.fixture(scope="module")
 def undisturbed(config: dict, tmp_path_factory: pytest.TempPathFactory) -> Workflow:
     """One run of many contexts, extracted locally: before and after in a folder each."""
-    config = one_run_of(config)
+    config = with_first(config, model_config="model_checkpoint", dataset_config="dataset_subset")
     config["dataset_config"]["dataset_name"] = str(save_text(tmp_path_factory.mktemp("many") / "text", n_documents=40))
     config["cacheing_config"] = {**config["cacheing_config"], "save_IDs_list": ESTIMATORS[:1]}
     workflow = LocalWorkflow(tmp_path_factory.mktemp("undisturbed"), config)
