@@ -26,12 +26,13 @@ from id_scaling.files import digest, sha256, sweep
 from id_scaling.kernels import kernels_of
 from id_scaling.lease import Lease, leased
 from id_scaling.logs import LOG, Progress
+from id_scaling.meaning import check_meaning
 from id_scaling.models import LossHead, last_hidden, load_model, pick_device, pick_dtype, watching
 from id_scaling.neighbors import Neighbors
 from id_scaling.paths import file_of
 from id_scaling.sealed import read_record, read_table, write_record, write_table
 from id_scaling.searchers import Searchers, on_host
-from id_scaling.sites import Site, SiteRequest, check_paths, resolve_sites
+from id_scaling.sites import Site, SiteRequest, check_paths, resolve_mapping, resolve_sites
 from id_scaling.statistics import names_of
 from id_scaling.store import (
     TOKENS_FILE,
@@ -282,8 +283,11 @@ class _Run:
         kernels_of(np.empty((0, 0)))  # loads their BLAS before its threads are limited
         n_counted = input_ids.shape[1] - min(view.skip_first_tokens for view in extraction.views.values())
         self.ranks = extraction.ranks or default_ranks(n_counted)
+        first = input_ids[:1].to(self.device)
+        mapping = resolve_mapping(extraction.request.mapping, architecture["model_type"])
+        self.meaning = check_meaning(self.model, self.sites, mapping, architecture["model_type"], first)
         with torch.inference_mode():
-            self.loss_head = LossHead(self.model, input_ids[:1].to(self.device))
+            self.loss_head = LossHead(self.model, first)
 
     def facts(self) -> dict[str, Any]:
         """Return what is known of the model only once it is loaded."""
@@ -294,6 +298,7 @@ class _Run:
             "statistics": list(names_of(self.extraction.groups)),
             "n_layers": self.n_layers,
             "sites": [[site.module, site.layer, site.path] for site in self.sites],
+            "meaning": self.meaning,
         }
 
     @torch.inference_mode()

@@ -57,12 +57,21 @@ PRESETS: dict[str, dict[str, str]] = {
     "gptj": {**_GPT2, "emb": "transformer.wte"},
     # No module's output is what enters OPT's block 0 (token and position embeddings are added in line).
     "opt": _preset("model.decoder.layers", "self_attn", "fc2", "", "model.decoder.final_layer_norm"),
-    # BLOOM's attention and MLP modules return their output with the residual already added.
-    "bloom": _preset("transformer.h", "", "", "transformer.word_embeddings_layernorm", "transformer.ln_f"),
+    # BLOOM's attention and MLP modules return their output with the residual already added; their last layers do not.
+    "bloom": _preset(
+        "transformer.h",
+        "self_attention.dense",
+        "mlp.dense_4h_to_h",
+        "transformer.word_embeddings_layernorm",
+        "transformer.ln_f",
+    ),
     "falcon": _preset("transformer.h", "self_attention", "mlp", "transformer.word_embeddings", "transformer.ln_f"),
     "mamba": _preset("backbone.layers", "mixer", "", "backbone.embeddings", "backbone.norm_f"),
     "rwkv": _preset("rwkv.blocks", "attention", "feed_forward", "rwkv.embeddings", "rwkv.ln_out"),
 }
+
+# Modules, where a model has them, whose output enters a block's residual stream in place of the block's input.
+ENTRIES = {"rwkv": "rwkv.blocks.{layer}.pre_ln"}
 
 
 @dataclass(frozen=True)

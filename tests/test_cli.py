@@ -13,9 +13,9 @@ import polars as pl
 import pytest
 import yaml
 from conftest import ROOT, study
+from verbs import Session
 
 from id_scaling.cli import VERBS, main
-from id_scaling.study import Study
 from id_scaling.summarize import COLUMNS
 
 HEAVY = {"torch", "polars", "numpy", "pandas", "snakemake", "transformers", "h5py", "pyarrow", "pydantic", "yaml"}
@@ -203,43 +203,6 @@ def test_describe_of_a_missing_model_is_one_message(tmp_path: Path) -> None:
 
 
 # ---- from one verb to the next ---------------------------------------------------------------------------------
-
-
-class Session:
-    """A small study, run verb by verb as the workflow does up to the extraction."""
-
-    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
-        self.folder, self.study = folder, Study(config)
-        self.run = self.study.runs[0]
-        model, dataset = self.run.model, self.run.dataset
-        names = ("model", "tokenizer", "shard", "contexts", "manifest")
-        self.paths = {name: str(folder / name / f"{name}.json") for name in names}
-        for verb, settings, output in (
-            ("fetch-model", self.study.fetch_model_settings(model, "main"), "model"),
-            ("fetch-tokenizer", self.study.fetch_tokenizer_settings(self.study.tokenizer_of(model)), "tokenizer"),
-            ("fetch-dataset", self.study.fetch_dataset_settings(dataset, "0"), "shard"),
-            ("chunk", self.study.chunk_settings(dataset, "0", self.study.tokenizer_of(model), "none"), "contexts"),
-            ("extract", self.study.extract_settings(self.run), "manifest"),
-        ):
-            self.do(verb, settings, output)
-
-    def do(self, verb: str, settings: str, output: str) -> None:
-        """Run one verb in this process."""
-        inputs = {
-            "chunk": ["shard", "tokenizer"],
-            "extract": ["contexts", "model"],
-        }.get(verb, [])
-        options = [part for name in inputs for part in (f"--{name}", self.paths[name])]
-        if verb == "fetch-model":
-            options += ["--execution", self.study.fetch_model_execution(self.run.model)]
-        if verb == "extract":
-            options += ["--execution", self.study.extract_execution(self.run.model), "--threads", "1"]
-        assert main([verb, "--settings", settings, *options, "--output", self.paths[output]]) == 0
-
-    def estimate(self, module: str, estimator: str, output: Path) -> list[str]:
-        """Return the arguments of one estimate."""
-        settings = self.study.estimate_settings(self.run, module, estimator)
-        return ["estimate", "--settings", settings, "--manifest", self.paths["manifest"], "--output", str(output)]
 
 
 @pytest.fixture(scope="module")
