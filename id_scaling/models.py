@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.utils import ModelOutput
 from transformers.utils import logging as transformers_logging
 
 from id_scaling.errors import InputError
@@ -108,17 +109,17 @@ def watching(model: Any, sites: Sequence[Site], visit: Visit) -> Iterator[None]:
 class LossHead:
     """Loss and entropy of each token from the last hidden states, a few tokens' logits at a time.
 
-    The output embedding is applied to chunks of tokens, so that tokens x vocabulary is never held; whether that gives
-    the model's own logits is tried on a few tokens once. Where it does not, the model's own forward
-    pass gives the logits, one context at a time.
+    The model's own forward pass makes the logits, whatever it does to them (a scale, a cap): its decoder is replaced
+    by one that returns a chunk of hidden states that are there already, so that tokens x vocabulary is never held.
+    Whether that gives the model's own logits is tried on a few tokens once. Where it does not, the whole
+    forward pass is run again, one context at a time.
     """
 
     def __init__(self, model: Any, probe: torch.Tensor) -> None:
         self._model = model
-        self._softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-        self._is_plain = self._gives_own_logits(probe[:1, :PROBE_TOKENS])
-        if not self._is_plain:
-            LOG.warning("the model changes its logits after the output embedding: its own forward pass is used")
+        self._decoder = self._find_decoder(probe[:1, :PROBE_TOKENS])
+        if self._decoder is None:
+            LOG.warning("the model makes its logits of more than its last hidden states: it is run twice")
 
     def __call__(self, input_ids: torch.Tensor, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return loss and entropy in nats, (contexts, tokens) float32 on the host.
@@ -136,24 +137,48 @@ class LossHead:
 
     def _logits(self, ids: torch.Tensor, hidden: torch.Tensor) -> Iterator[torch.Tensor]:
         """Yield the logits of all tokens but the last, in chunks, in float32."""
-        if self._is_plain:
-            yield from map(self._head, hidden[:-1].split(TOKENS_A_CHUNK))
-        else:
+        if self._decoder is None:
             yield from self._model(ids[None], use_cache=False).logits[0, :-1].float().split(TOKENS_A_CHUNK)
+            return
+        for part, of_part in zip(ids[:-1].split(TOKENS_A_CHUNK), hidden[:-1].split(TOKENS_A_CHUNK), strict=True):
+            yield self._logits_of(self._decoder, part[None], of_part[None])[0]
 
-    def _head(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Return the logits of hidden states, in float32."""
-        embedding = self._model.get_output_embeddings()
-        logits = embedding(hidden.to(embedding.weight.device)).float()
-        return logits if self._softcap is None else self._softcap * torch.tanh(logits / self._softcap)
+    def _logits_of(self, decoder: torch.nn.Module, ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """Return what the model's forward pass makes of these last hidden states of its decoder, in float32."""
+        with _returning(decoder, self._kind(last_hidden_state=hidden)):
+            return self._model(ids, use_cache=False).logits.float()
 
-    def _gives_own_logits(self, probe: torch.Tensor) -> bool:
-        """Return whether chunked logits are the model's own, to a thousandth of their spread."""
-        if self._model.get_output_embeddings() is None:
-            return False
-        own = self._model(probe, use_cache=False).logits.float()
-        ours = self._head(last_hidden(self._model, probe))
-        return bool((own - ours.to(own.device)).abs().max() <= 1e-3 * own.std())
+    def _find_decoder(self, probe: torch.Tensor) -> torch.nn.Module | None:
+        """Return the module that the forward pass calls for its hidden states, if it makes its logits of them alone."""
+        base = self._model.base_model
+        # Rounding of a product whose rows are fewer: a bfloat16 has 8 bits.
+        allowed = 1e-3 if next(base.parameters()).dtype in (torch.float32, torch.float64) else 0.1
+        for decoder in filter(None, (base, getattr(base, "decoder", None))):
+            outputs: list[Any] = []
+            handle = decoder.register_forward_hook(lambda _module, _inputs, output, seen=outputs: seen.append(output))
+            own = self._model(probe, use_cache=False).logits.float()
+            handle.remove()
+            if len(outputs) == 1 and isinstance(outputs[0], ModelOutput):
+                self._kind = type(outputs[0])
+                # In two parts, so that what depends on a token's place in its chunk is noticed.
+                parts = zip(probe.tensor_split(2, 1), outputs[0].last_hidden_state.tensor_split(2, 1), strict=True)
+                ours = torch.cat([self._logits_of(decoder, *part) for part in parts], dim=1)
+                if (own - ours).abs().max() <= allowed * own.std():
+                    return decoder
+        return None
+
+
+@contextmanager
+def _returning(decoder: torch.nn.Module, output: ModelOutput) -> Iterator[None]:
+    """Let a decoder return an output, whatever it is called with."""
+    before = decoder.__dict__.get("forward")  # accelerate puts its own there
+    decoder.forward = lambda *_, **__: output
+    try:
+        yield
+    finally:
+        del decoder.forward
+        if before is not None:
+            decoder.forward = before
 
 
 def last_hidden(model: Any, input_ids: torch.Tensor) -> torch.Tensor:

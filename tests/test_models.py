@@ -8,12 +8,13 @@ import polars as pl
 import pytest
 import torch
 import transformers
+from architectures import build
 from conftest import save_tiny_llama
 from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from id_scaling.errors import InputError
-from id_scaling.models import VECTOR_FUNCTIONS, LossHead, last_hidden, load_model, watching
+from id_scaling.models import TOKENS_A_CHUNK, VECTOR_FUNCTIONS, LossHead, last_hidden, load_model, watching
 from id_scaling.sites import PRESETS, Site, SiteRequest, resolve_sites
 
 N_LAYERS = 30
@@ -118,24 +119,73 @@ def test_loss_and_entropy_are_those_of_the_models_own_logits(model, input_ids: t
     assert entropy[:, 0].isnan().all()
 
 
-def test_a_head_that_changes_its_logits_is_noticed_and_the_models_own_are_used(model, input_ids: torch.Tensor):
-    """A model whose forward pass doubles the logits, which the plain head cannot know."""
+def own_losses(model, ids: torch.Tensor) -> torch.Tensor:
+    """Return the losses of the model's own logits, upcast: (contexts, tokens - 1)."""
+    logits = model(ids).logits[:, :-1].float()
+    return torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
 
-    class Doubling(torch.nn.Module):
-        config, base_model = model.config, model.base_model
-        get_output_embeddings = staticmethod(model.get_output_embeddings)
 
-        def forward(self, ids, **options):
-            output = model(ids, **options)
-            output.logits = 2 * output.logits
-            return output
-
+@pytest.mark.parametrize(("dtype", "allowed"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("model_type", ["gemma2", "cohere", "granite", "mamba"])
+def test_losses_are_of_the_models_own_logits_scaled_or_capped(
+    monkeypatch: pytest.MonkeyPatch, model_type: str, dtype: torch.dtype, allowed: float
+):
+    """Gemma 2 caps its logits, Cohere and Granite scale them, Mamba gives states in float32. A bfloat16 has 8 bits."""
+    monkeypatch.setattr("id_scaling.models.TOKENS_A_CHUNK", 8)
+    changes = {"cohere": {"logit_scale": 0.5}, "granite": {"logits_scaling": 4.0}}.get(model_type, {})
+    model = build(model_type, "cpu", **changes)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.data.normal_(0, 0.3)  # logits of several units, which a cap of 30 changes
+    model, ids = model.to(dtype), torch.randint(3, 31, (2, 30), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        doubling = Doubling()
-        loss, _ = LossHead(doubling, input_ids)(input_ids, last_hidden(model, input_ids))
-        logits = doubling(input_ids).logits[:, :-1]
-    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), input_ids[:, 1:].flatten(), reduction="none")
-    torch.testing.assert_close(loss[:, 1:].flatten(), expected, rtol=1e-5, atol=1e-5)
+        head = LossHead(model, ids)
+        loss, _ = head(ids, last_hidden(model, ids))
+        expected = own_losses(model, ids)
+    assert head._decoder is not None
+    torch.testing.assert_close(loss[:, 1:], expected, rtol=allowed, atol=allowed)
+
+
+class Largest(TorchDispatchMode):
+    """The number of elements of the largest tensor that was made."""
+
+    n_elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **kwargs or {})
+        if isinstance(result, torch.Tensor):
+            self.n_elements = max(self.n_elements, result.numel())
+        return result
+
+
+def test_logits_of_a_large_vocabulary_are_never_held_for_a_whole_context():
+    n_tokens, n_words = 160, 262_144
+    model = build("gemma2", "cpu", vocab_size=n_words, max_position_embeddings=n_tokens)
+    ids = torch.randint(3, n_words, (1, n_tokens), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        head, hidden = LossHead(model, ids), last_hidden(model, ids)
+        with Largest() as largest:
+            loss, _ = head(ids, hidden)
+    assert largest.n_elements == TOKENS_A_CHUNK * n_words
+    assert loss[:, 1:].isfinite().all()
+
+
+def test_a_model_whose_logits_need_more_than_hidden_states_is_run_twice(caplog: pytest.LogCaptureFixture):
+    """One that makes later tokens surer, which a chunk of hidden states cannot know."""
+    model = build("llama", "cpu")
+    forward = model.forward
+
+    def surer(ids, **options):
+        output = forward(ids, **options)
+        output.logits = output.logits * (1 + torch.arange(ids.shape[1]))[:, None]
+        return output
+
+    model.forward = surer
+    ids = torch.arange(2, 32)[None]
+    with torch.inference_mode():
+        loss, _ = LossHead(model, ids)(ids, last_hidden(model, ids))
+        torch.testing.assert_close(loss[:, 1:], own_losses(model, ids), rtol=1e-5, atol=1e-5)
+    assert "it is run twice" in caplog.text
 
 
 @pytest.mark.parametrize(("use_accelerator", "device_map"), [(True, "auto"), (False, None)])
