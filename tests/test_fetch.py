@@ -21,9 +21,9 @@ from id_scaling.fetch import (
     fetch_dataset,
     fetch_model,
     fetch_tokenizer,
-    local_or_hub_folder,
     model_folder,
     module_names,
+    settings_folder,
     shard_position,
 )
 from id_scaling.files import read_json, sha256
@@ -501,5 +501,5 @@ def test_dataset_identity_changes_with_content_alone(text_folder: Path, tmp_path
     assert changed["sha256"] != first["sha256"]
 
 
-def test_checkpoint_on_disk_is_not_sought_on_the_hub(checkpoints: Path) -> None:
-    assert local_or_hub_folder(str(checkpoints), "step1000") == checkpoints / "step1000"
+def test_checkpoint_on_disk_is_not_sought_on_the_hub(checkpoints: Path, tmp_path: Path) -> None:
+    assert settings_folder(str(checkpoints), "step1000", tmp_path) == checkpoints / "step1000"

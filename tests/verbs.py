@@ -19,7 +19,7 @@ class Session:
         names = ("model", "tokenizer", "shard", "contexts", "manifest")
         self.paths = {name: str(folder / name / f"{name}.json") for name in names}
         for verb, settings, output in (
-            ("fetch-model", self.study.fetch_model_settings(model, "main"), "model"),
+            ("fetch-model", self.study.fetch_model_settings(model, self.run.checkpoint), "model"),
             ("fetch-tokenizer", self.study.fetch_tokenizer_settings(self.study.tokenizer_of(model)), "tokenizer"),
             ("fetch-dataset", self.study.fetch_dataset_settings(dataset, "0"), "shard"),
             ("chunk", self.study.chunk_settings(dataset, "0", self.study.tokenizer_of(model), "none"), "contexts"),

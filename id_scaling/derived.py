@@ -1,0 +1,104 @@
+"""Checkpoints that are made here: of a GGUF file, or of an architecture and a seed alone.
+
+Each becomes a folder as transformers saves a model, in float32 safetensors, and is then as any other.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+from id_scaling.errors import InputError
+from id_scaling.files import writing_folder
+from id_scaling.logs import LOG
+
+GGUF = ".gguf"
+RANDOM = re.compile(r"random-init(?:-([0-9]{1,9}))?")
+
+
+def is_gguf(model_name: str) -> bool:
+    """Return whether a model's name is that of a GGUF file."""
+    return model_name.endswith(GGUF)
+
+
+def seed_of(checkpoint: str) -> int | None:
+    """Return the seed of a checkpoint of untrained weights, `random-init` or `random-init-SEED`; None of any other."""
+    match = RANDOM.fullmatch(checkpoint)
+    return match and int(match[1] or 0)
+
+
+def is_derived(model_name: str, checkpoint: str) -> bool:
+    """Return whether a checkpoint is made here."""
+    return is_gguf(model_name) or seed_of(checkpoint) is not None
+
+
+def convert_gguf(path: Path, folder: Path) -> None:
+    """Write the model of a GGUF file, its quantised weights as they are in float32, and its tokenizer.
+
+    Raises
+    ------
+    InputError
+        transformers cannot read it, or does not know its architecture.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    LOG.info("converting %s to safetensors", path.name)
+    model = _read(AutoModelForCausalLM, path, dtype=torch.float32)
+    # The weights are plain float32 now; what says otherwise would keep them from being saved.
+    del model.config.quantization_config
+    model.hf_quantizer = None
+    with writing_folder(folder) as whole:
+        model.save_pretrained(whole)
+        gguf_tokenizer(path).save_pretrained(whole)
+
+
+def gguf_tokenizer(path: Path) -> Any:
+    """Return the tokenizer of a GGUF file."""
+    from transformers import AutoTokenizer
+
+    return _read(AutoTokenizer, path)
+
+
+def gguf_config(path: Path) -> Any:
+    """Return the config of the model of a GGUF file."""
+    from transformers import AutoConfig
+
+    return _read(AutoConfig, path)
+
+
+def _read(kind: Any, path: Path, **options: Any) -> Any:
+    """Return what transformers makes of a GGUF file."""
+    try:
+        return kind.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False, **options)
+    except (ValueError, LookupError, NotImplementedError, struct.error) as error:
+        raise InputError(
+            f"{path}: transformers cannot read this GGUF file ({str(error).splitlines()[0]}); fetch it again, or name "
+            "the model that it was made from"
+        ) from error
+
+
+def untrained(settings: Path, seed: int, folder: Path) -> None:
+    """Write the model of the config in `settings` with the weights that its architecture begins with.
+
+    Raises
+    ------
+    InputError
+        transformers cannot build it without code that comes with it.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    LOG.info("drawing untrained weights of %s with seed %d", settings, seed)
+    torch.manual_seed(seed)
+    try:
+        config = AutoConfig.from_pretrained(settings, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    except (ValueError, ImportError) as error:
+        raise InputError(f"{settings}: transformers cannot build this model ({str(error).splitlines()[0]})") from error
+    with writing_folder(folder) as whole:
+        model.save_pretrained(whole)

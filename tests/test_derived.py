@@ -1,0 +1,186 @@
+"""Checkpoints made here: of a GGUF file, and untrained ones of an architecture and a seed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import gguf
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from conftest import WORDS, Workflow, study
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+from verbs import Session
+
+from id_scaling.cli import main
+from id_scaling.derived import seed_of
+from id_scaling.errors import ConfigError, InputError
+from id_scaling.sealed import read_record
+from id_scaling.study import Study
+
+# Their names in a GGUF file, by their names in a Llama.
+NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+def rotated(weight: np.ndarray, n_heads: int) -> np.ndarray:
+    """Return the rows of a query or key projection in the order of llama.cpp: halves of a head interleaved."""
+    return weight.reshape(n_heads, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
+
+
+def save_gguf(model_folder: Path, path: Path) -> Path:
+    """Save a Llama as a GGUF file in float32, with a byte-pair tokenizer whose pieces are words."""
+    model = AutoModelForCausalLM.from_pretrained(model_folder)
+    config = model.config
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_vocab_size(config.vocab_size)
+    letters = sorted({letter for word in WORDS for letter in word} | {"Ġ"})
+    pieces = ["<unk>", *letters, "th"]
+    tokens = pieces + [f"p{number}" for number in range(config.vocab_size - len(pieces))]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_merges(["t h"])
+    writer.add_eos_token_id(0)
+    for name, tensor in model.state_dict().items():
+        layer, values = name.removesuffix(".weight"), tensor.numpy()
+        if layer.endswith(("q_proj", "k_proj")):
+            n_heads = config.num_attention_heads if layer.endswith("q_proj") else config.num_key_value_heads
+            values = rotated(values, n_heads)
+        prefix, _, rest = layer.removeprefix("model.layers.").partition(".")
+        known = NAMES[layer] if layer in NAMES else f"blk.{prefix}.{NAMES[rest]}"
+        writer.add_tensor(f"{known}.weight", np.ascontiguousarray(values))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.fixture(scope="module")
+def gguf_file(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
+    """The tiny Llama as a GGUF file; not to be changed."""
+    return save_gguf(tiny_llama, tmp_path_factory.mktemp("gguf") / "tiny.gguf")
+
+
+def test_a_gguf_file_is_studied_as_the_model_it_was_made_from(
+    tmp_path: Path, gguf_file: Path, tiny_llama: Path, text_folder: Path
+) -> None:
+    session = Session(tmp_path / "session", study(gguf_file, text_folder))
+    identity, tokenizer = (read_record(Path(session.paths[name])) for name in ("model", "tokenizer"))
+    ours, theirs = (load_file(Path(folder) / "model.safetensors") for folder in (identity["path"], tiny_llama))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert Path(identity["path"]).parent == Path(session.paths["model"]).parent
+    assert identity["tokenizer_sha256"] == tokenizer["sha256"]
+    assert main(session.estimate("block", "mle", tmp_path / "mle.parquet")) == 0
+    assert set(pl.read_parquet(tmp_path / "mle.parquet")["status"]) == {"ok"}
+
+
+def test_a_gguf_file_is_an_input_of_what_is_made_of_it(gguf_file: Path, text_folder: Path) -> None:
+    made = Study(study(gguf_file, text_folder))
+    (model,), (tokenizer,) = made.models, made.tokenizers
+    assert made.model_files(model, "main") == made.tokenizer_files(tokenizer) == [str(gguf_file)]
+    made.check()
+
+
+def test_a_gguf_file_is_one_model(gguf_file: Path, text_folder: Path) -> None:
+    config = study(gguf_file, text_folder, model_config__model_checkpoint="step1")
+    with pytest.raises(InputError, match="its checkpoint is 'main', found 'step1'"):
+        Study(config).check()
+
+
+def test_a_gguf_file_that_is_not_there_is_said(text_folder: Path) -> None:
+    with pytest.raises(InputError, match=r"owner/model.gguf is not a file; download it"):
+        Study(study(Path("owner/model.gguf"), text_folder)).check()
+
+
+def test_a_gguf_file_that_is_cut_short_is_said(tmp_path: Path, gguf_file: Path, text_folder: Path, capsys) -> None:
+    (tmp_path / "cut.gguf").write_bytes(gguf_file.read_bytes()[:1000])
+    assert main(["describe", str(tmp_path / "cut.gguf")]) == 1
+    assert "cut.gguf: transformers cannot read this GGUF file" in capsys.readouterr().err
+
+
+def test_describe_reads_a_gguf_file(gguf_file: Path, capsys) -> None:
+    assert main(["describe", str(gguf_file)]) == 0
+    said = capsys.readouterr().out
+    assert "model_type: llama\nn_layers: 2\nwidth: 32\n" in said
+    assert "block: model.layers.{layer}" in said
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "seed"),
+    [("random-init", 0), ("random-init-0", 0), ("random-init-17", 17), ("main", None), ("random-init-x", None)],
+)
+def test_the_name_of_untrained_weights_holds_their_seed(checkpoint: str, seed: int | None) -> None:
+    assert seed_of(checkpoint) == seed
+
+
+def untrained(folder: Path, model: Path, text: Path, checkpoint: str) -> dict[str, torch.Tensor]:
+    """Return the weights of an untrained checkpoint, fetched and extracted."""
+    session = Session(folder, study(model, text, model_config__model_checkpoint=checkpoint))
+    identity = read_record(Path(session.paths["model"]))
+    assert read_record(Path(session.paths["manifest"]))["weights"] == identity["weights_sha256"]
+    return load_file(Path(identity["path"]) / "model.safetensors")
+
+
+def test_untrained_weights_are_those_their_architecture_begins_with(
+    tmp_path: Path, tiny_llama: Path, text_folder: Path
+) -> None:
+    first, again, other = (
+        untrained(tmp_path / str(number), tiny_llama, text_folder, checkpoint)
+        for number, checkpoint in enumerate(("random-init", "random-init-0", "random-init-1"))
+    )
+    # The tiny model is untrained itself, made by its own class after the same seed.
+    own = load_file(tiny_llama / "model.safetensors")
+    for weights in (first, again):
+        assert weights.keys() == own.keys()
+        assert all(torch.equal(weights[name], own[name]) for name in own)
+    matrices = [name for name in own if own[name].ndim == 2]
+    assert not any(torch.equal(other[name], own[name]) for name in matrices)
+    # A Llama's are drawn with a standard deviation of 0.02; of 1,024 numbers it is known to 2 %.
+    assert all(other[name].std().item() == pytest.approx(0.02, rel=0.15) for name in matrices)
+
+
+def test_untrained_weights_need_no_trained_ones(tmp_path: Path, tiny_llama: Path, text_folder: Path) -> None:
+    """Of a folder of checkpoints they are of the first one's architecture."""
+    shutil.copytree(tiny_llama, tmp_path / "family" / "step1")
+    (tmp_path / "family" / "step1" / "model.safetensors").unlink()
+    config = study(tmp_path / "family", text_folder, model_config__model_checkpoint=["random-init", "random-init-1"])
+    Study(config).check()
+    config["cacheing_config"]["layer_idx_list"] = [2]
+    with pytest.raises(ConfigError, match=r"at random-init: .*found layer 2, but the model has 2 layers"):
+        Study(config).check()
+
+
+def test_a_study_of_trained_and_untrained_weights_runs(tmp_path: Path, tiny_llama: Path, text_folder: Path) -> None:
+    config = study(tiny_llama, text_folder, model_config__model_checkpoint=["main", "random-init-1"])
+    config["cacheing_config"]["save_IDs_list"] = ["mle"]
+    workflow = Workflow(tmp_path, config)
+    workflow.run()
+    assert workflow.planned() == {}
+    summary = pl.read_parquet(workflow.session / "summary.parquet")
+    assert set(summary["checkpoint"]) == {"main", "random-init-1"}
+    assert summary.group_by("checkpoint").agg(pl.col("mean_loss").first())["mean_loss"].n_unique() == 2
