@@ -251,7 +251,7 @@ def gguf_file(model_name: str, checkpoint: str) -> Path:
     path = expanded(model_name)
     if not path.is_file():
         raise InputError(
-            f"model_name: {path} is not a file; download the GGUF file, or name the model it was made from"
+            f"model_name: {path} is not a file; download it, or name the model that it was made from"
         )
     if checkpoint != "main":
         raise InputError(f"model_checkpoint: {path} is one model, its checkpoint is 'main', found {checkpoint!r}")
