@@ -83,6 +83,13 @@ def fetch_model(arguments: Arguments) -> None:
     )
 
 
+def fetch_weights(arguments: Arguments) -> None:
+    """Bring the weights of a checkpoint of the hub to this machine."""
+    from id_scaling import fetch
+
+    fetch.fetch_weights(arguments.model, arguments.output, **arguments.execution)
+
+
 def fetch_tokenizer(arguments: Arguments) -> None:
     """Fetch a tokenizer, write its identity."""
     from id_scaling import fetch
@@ -121,7 +128,7 @@ def extract(arguments: Arguments) -> None:
     """Run the model over a run's contexts and store neighbors, loss and entropy."""
     # Before torch, which may be what there is no memory for: of a job whose log is empty Snakemake shows no other log.
     LOG.info("process %d on %s", os.getpid(), socket.gethostname())
-    from id_scaling.extract import Execution, Extraction, extract
+    from id_scaling.extract import Execution, Extraction, Inputs, extract
     from id_scaling.models import pick_device
     from id_scaling.sites import request_of
     from id_scaling.views import View
@@ -140,7 +147,8 @@ def extract(arguments: Arguments) -> None:
         is_own_tokenizer=settings["is_own_tokenizer"],
     )
     execution = Execution(**arguments.execution, n_threads=arguments.threads)
-    extract(extraction, arguments.contexts, arguments.model, settings, arguments.output, execution)
+    inputs = Inputs(arguments.contexts, arguments.model, arguments.weights)
+    extract(extraction, inputs, settings, arguments.output, execution)
 
 
 def estimate(arguments: Arguments) -> None:
@@ -271,6 +279,7 @@ OPTIONS: dict[str, dict] = {
     "--outputs": {"type": Path, "required": True, "nargs": "+", "dest": "output", "help": "what to write"},
     "--shard": {"type": Path, "required": True, "help": "identity.json of the shard"},
     "--tokenizer": {"type": Path, "required": True, "help": "identity.json of the tokenizer"},
+    "--weights": {"type": Path, "nargs": "?", "help": "folder of the weights, where the model's identity names none"},
     "--contexts": {"type": Path, "required": True, "help": "contexts.parquet"},
     "--model": {"type": Path, "required": True, "help": "identity.json of the model"},
     "--manifest": {"type": Path, "required": True, "help": "manifest.json of the run"},
@@ -295,10 +304,11 @@ VERBS: dict[str, tuple[Callable[[Arguments], int | None], tuple[str, ...]]] = {
     "prepare-model": (prepare_model, ("--output",)),
     "prepare-dataset": (prepare_dataset, ("--output",)),
     "fetch-model": (fetch_model, ("--settings", "--execution", "--output")),
+    "fetch-weights": (fetch_weights, ("--execution", "--model", "--output")),
     "fetch-tokenizer": (fetch_tokenizer, ("--settings", "--output")),
     "fetch-dataset": (fetch_dataset, ("--settings", "--output")),
     "chunk": (chunk, ("--settings", "--shard", "--tokenizer", "--output")),
-    "extract": (extract, ("--settings", "--execution", "--threads", "--contexts", "--model", "--output")),
+    "extract": (extract, ("--settings", "--execution", "--threads", "--contexts", "--model", "--weights", "--output")),
     "estimate": (estimate, ("--settings", "--threads", "--manifest", "--output")),
     "summarize": (summarize, ("--settings", "--session", "--parquet", "--csv", "--text")),
     "plot": (plot, ("--summary", "--outputs")),

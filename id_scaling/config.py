@@ -285,6 +285,9 @@ class Config(_Section):
     allow_identical_checkpoints: bool = Field(
         False, description="go on where two checkpoints have the same weights, to the last bit"
     )
+    keep_weights: bool = Field(
+        False, description="keep weights that are downloaded from the hub; else they go after their last use"
+    )
     verbose: bool = Field(False, description="detail of logs")
 
     @model_validator(mode="after")

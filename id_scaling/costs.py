@@ -131,6 +131,7 @@ def jobs_of(study: Study) -> dict[str, int]:
         "prepare_dataset": sum(not (RESOURCES / name).is_dir() for name in texts & set(embedded.DATASETS)),
         "fetch_dataset": len({(run.dataset, run.subset) for run in runs}),
         "fetch_model": len({(run.model, run.checkpoint) for run in runs}),
+        "fetch_weights": sum(study.is_on_hub(run.model, run.checkpoint) for run in runs),
         "fetch_tokenizer": len(study.tokenizers),
         "chunk_dataset": len({(run.dataset, run.subset, study.tokenizer_of(run.model), run.control) for run in runs}),
         "extract_activations": len(runs),

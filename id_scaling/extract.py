@@ -91,10 +91,18 @@ class Execution:
     use_accelerator: bool = False
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """The contexts, the model's identity, and its weights where the identity names no folder that holds them."""
+
+    contexts: Path
+    identity: Path
+    weights: Path | None = None
+
+
 def extract(
     extraction: Extraction,
-    contexts_path: Path,
-    identity_path: Path,
+    inputs: Inputs,
     settings: Mapping[str, Any],
     manifest_path: Path,
     execution: Execution,
@@ -109,11 +117,11 @@ def extract(
         The checkpoint's tokenizer is not the one the contexts were made with.
     """
     folder = manifest_path.parent
-    contexts, identity = _read_inputs(contexts_path, identity_path, extraction.is_own_tokenizer)
+    contexts, identity = _read_inputs(inputs, extraction.is_own_tokenizer)
     device = pick_device()
     made_of = {
         "settings": dict(settings),
-        "contexts": sha256(contexts_path),
+        "contexts": sha256(inputs.contexts),
         "weights": identity["weights_sha256"],
         "config": identity["config_sha256"],
         "device": device.type,
@@ -159,22 +167,21 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
-def _read_inputs(
-    contexts_path: Path, identity_path: Path, is_own_tokenizer: bool
-) -> tuple[pl.DataFrame, dict[str, Any]]:
-    """Return the contexts and the model's identity, once they are known to belong together."""
-    (contexts, made_with), identity = read_table(contexts_path), read_record(identity_path)
+def _read_inputs(inputs: Inputs, is_own_tokenizer: bool) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """Return the contexts and the model's identity with a folder of weights, once they are known to belong together."""
+    (contexts, made_with), identity = read_table(inputs.contexts), read_record(inputs.identity)
     name = f"{identity['model_name']} at {identity['checkpoint']}"
     if is_own_tokenizer and made_with["tokenizer_sha256"] != identity["tokenizer_sha256"]:
         raise InputError(
-            f"{name}: its tokenizer is not the one that {contexts_path} was tokenised with; study it in a session of "
+            f"{name}: its tokenizer is not the one that {inputs.contexts} was tokenised with; study it in a session of "
             "its own, or name the tokenizer to use in model_config.tokenizer"
         )
+    identity["path"] = identity["path"] or str(inputs.weights)
     if not Path(identity["path"]).is_dir():
-        raise InputError(f"{name}: {identity['path']} is no longer there; {made_anew(identity_path)}")
+        raise InputError(f"{name}: {identity['path']} is no longer there; {made_anew(inputs.weights or inputs.identity)}")
     largest, n_tokens = contexts["input_ids"].explode().max(), identity["architecture"]["vocab_size"]
     if largest >= n_tokens:
-        raise InputError(f"{name}: found token {largest} in {contexts_path}, but the model knows {n_tokens} tokens")
+        raise InputError(f"{name}: found token {largest} in {inputs.contexts}, but the model knows {n_tokens} tokens")
     return contexts, identity
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -36,6 +37,8 @@ from id_scaling.sites import SiteRequest, check_paths
 from id_scaling.trust import check_settings, is_pickled, weight_files
 
 RESOURCES = Path("resources")
+# Beside the identity of a checkpoint that is made here: its weights.
+WEIGHTS_FOLDER = "weights"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "spiece.model")
 TOKENIZER_CONFIG = "tokenizer_config.json"
 # What of a tokenizer's config changes the tokens of a text; the rest is names, versions and chat templates.
@@ -83,31 +86,92 @@ def fetch_model(
         The model lacks a layer, module or the positions that the study asks for.
     """
     names = {"model_name": model_name, "checkpoint": checkpoint}
+    folder = model_folder(model_name, checkpoint)
     if is_derived(model_name, checkpoint):
-        folder = _derived(names, request, ctx_len, output.parent / "weights")
+        folder = _derived(names, request, ctx_len, output.parent / WEIGHTS_FOLDER)
+    if folder is None:
+        settings, weights = _from_hub(names, request, ctx_len, allow_pickle, others)
     else:
-        folder = model_folder(model_name, checkpoint) or _from_hub(names, request, ctx_len, allow_pickle, others)
-    check_model(folder, request, ctx_len, allow_pickle)
-    files = weight_files(folder, allow_pickle)
-    if is_pickled(files):
-        LOG.warning("%s: pickled weights, as allow_pickle says; they can run code of whoever made them", files[0])
-    weights = {path.name: _content_hash(path) for path in files}
+        settings, weights = folder, {}
+        for path in weight_files(folder, allow_pickle):
+            weights[path.name] = sha256(path)
+    check_model(settings, request, ctx_len, allow_pickle, has_weights=settings == folder)
+    if is_pickled(weights):
+        LOG.warning("%s: pickled weights, as allow_pickle says; they can run code of whoever made them", min(weights))
     identity = {
         **names,
-        "path": str(folder.resolve()),
-        "commit": _commit(folder),
-        "architecture": asdict(read_architecture(folder)),
+        "path": folder and str(folder.resolve()),  # None for one of the hub, whose weights come later
+        "commit": _commit(settings),
+        "architecture": asdict(read_architecture(settings)),
         "weights": weights,
         "weights_sha256": digest(weights),
-        "is_pickled": is_pickled(files),
-        "config_sha256": config_digest(folder),
-        "tokenizer_sha256": tokenizer_digest(_with_tokenizer(folder, model_name)),
+        "is_pickled": is_pickled(weights),
+        "config_sha256": config_digest(settings),
+        "tokenizer_sha256": tokenizer_digest(_with_tokenizer(settings, model_name)),
     }
     # One at a time, so that of two that are fetched at once the second sees the first.
     with leased(Path(os.path.commonpath([output, *others]))) if others else contextlib.nullcontext():
         check_unlike(identity, others)
         write_record(output, identity)
-    LOG.info("%s %s: weights %s in %s", model_name, checkpoint, digest(weights), folder)
+    LOG.info("%s %s: weights %s in %s", model_name, checkpoint, digest(weights), folder or "the hub")
+
+
+def fetch_weights(identity_path: Path, output: Path, keep: bool) -> None:
+    """Bring the weights of a checkpoint of the hub into a folder for one run, as its identity says they are.
+
+    Where another run's are there, they are linked and not downloaded again.
+
+    Parameters
+    ----------
+    output : Path
+        `MODEL/CHECKPOINT/DATASET/SUBSET/CONTROL` in the folder of weights.
+    keep : bool
+        Whether they stay in the hub's cache too.
+
+    Raises
+    ------
+    InputError
+        They cannot be downloaded, or are not those of the identity.
+    """
+    identity, of_checkpoint = read_record(identity_path), output.parents[2]
+    of_checkpoint.mkdir(parents=True, exist_ok=True)
+    with leased(of_checkpoint):
+        shutil.rmtree(output, ignore_errors=True)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        if not any(_linked(other, output) for other in _held(of_checkpoint)):
+            _download(identity, of_checkpoint / ".part", output, keep)
+    LOG.info("%s %s: weights in %s", identity["model_name"], identity["checkpoint"], output)
+
+
+def _held(of_checkpoint: Path) -> list[Path]:
+    """Return the folders that hold the weights of a checkpoint, one a run."""
+    found = (path for path in of_checkpoint.glob("*/*/*") if path.is_dir())
+    return sorted(path for path in found if not any(name.startswith(".") for name in path.parts[-3:]))
+
+
+def _linked(source: Path, output: Path) -> bool:
+    """Return whether the files of a folder could be linked into another; they may go meanwhile."""
+    aside = output.with_name(f".{output.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        shutil.copytree(source, aside, symlinks=True, copy_function=os.link)
+    except (FileNotFoundError, shutil.Error):
+        return False
+    aside.rename(output)
+    return True
+
+
+def _download(identity: Mapping[str, Any], aside: Path, output: Path, keep: bool) -> None:
+    """Download weights; what a download that broke off brought stays for the next."""
+    repository, weights = identity["model_name"], identity["weights"]
+    settings = hub.download_settings(repository, identity["commit"])
+    hub.download_weights(repository, settings, weights, aside, keep)
+    for name, expected in weights.items():
+        if sha256(aside / name) != expected:
+            source = (aside / name).resolve()
+            source.unlink()
+            raise InputError(f"{source}: damaged: its hash is not the hub's; it is removed, run again")
+    aside.rename(output)
 
 
 def _derived(names: Mapping[str, str], request: SiteRequest, ctx_len: int, folder: Path) -> Path:
@@ -126,17 +190,21 @@ def _derived(names: Mapping[str, str], request: SiteRequest, ctx_len: int, folde
 
 def _from_hub(
     names: Mapping[str, str], request: SiteRequest, ctx_len: int, allow_pickle: bool, others: Sequence[Path]
-) -> Path:
-    """Download a checkpoint: its weights last, once they are known to be of use."""
+) -> tuple[Path, dict[str, str]]:
+    """Return the folder of a checkpoint's settings, and its weights by name and hash, once they are known to be of use.
+
+    The hub knows the hashes of large files; only where it does not say one, the files are downloaded for theirs.
+    """
     repository = names["model_name"]
     folder = hub.download_settings(repository, names["checkpoint"])
     check_settings(folder, read_config(folder))
     check_request(request, ctx_len, read_architecture(folder))
     weights = hub.weight_hashes(repository, folder, allow_pickle)
-    if all(weights.values()):
-        check_unlike({**names, "commit": folder.name, "weights_sha256": digest(weights)}, others)
-    hub.download_weights(repository, folder, weights)
-    return folder
+    if not all(weights.values()):
+        hub.download_to_cache(repository, folder, weights)
+        weights = {name: known or _content_hash(folder / name) for name, known in weights.items()}
+    check_unlike({**names, "commit": folder.name, "weights_sha256": digest(weights)}, others)
+    return folder, weights
 
 
 def check_unlike(identity: Mapping[str, Any], others: Sequence[Path]) -> None:
@@ -250,9 +318,7 @@ def gguf_file(model_name: str, checkpoint: str) -> Path:
     """
     path = expanded(model_name)
     if not path.is_file():
-        raise InputError(
-            f"model_name: {path} is not a file; download it, or name the model that it was made from"
-        )
+        raise InputError(f"model_name: {path} is not a file; download it, or name the model that it was made from")
     if checkpoint != "main":
         raise InputError(f"model_checkpoint: {path} is one model, its checkpoint is 'main', found {checkpoint!r}")
     return path
@@ -432,8 +498,12 @@ def check_model(
     config = read_config(folder)
     check_settings(folder, config)
     sites = check_request(request, ctx_len, read_architecture(folder))
-    is_known = "auto_map" not in config and {site.path for site in sites} <= modules_with_tensors(folder)
-    if request.mapping is not None and not is_known:
+    if request.mapping is None:
+        return
+    is_known = (
+        has_weights and "auto_map" not in config and {site.path for site in sites} <= modules_with_tensors(folder)
+    )
+    if not is_known:
         check_paths(sites, module_names(folder))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import glob
 import re
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ T = TypeVar("T")
 
 # Config, tokenizer and the indices of shards, beside each other; folders in a repository hold other formats of it.
 SETTINGS, IN_FOLDERS = ["*.json", "*.model", "*.txt"], "*/*"
+WEIGHTS = (".safetensors", ".bin")
 MOST_SHOWN = 20
 
 
@@ -64,8 +66,33 @@ def _files_of(repository: str, folder: Path) -> list[Any]:
     return _call(ask, repository, folder.name)
 
 
-def download_weights(repository: str, folder: Path, names: Iterable[str]) -> None:
-    """Download the files of these names into the folder of a commit."""
+def download_weights(repository: str, folder: Path, names: Iterable[str], output: Path, keep: bool) -> None:
+    """Put the files of these names and the settings of a commit's folder into another: links to those in the cache.
+
+    Those not in the cache are downloaded to it when they are to be kept, and else to `output` itself.
+    """
+    from huggingface_hub import snapshot_download
+
+    if keep:
+        download_to_cache(repository, folder, names)
+    missing = [name for name in names if not (folder / name).is_file()]
+    output.mkdir(parents=True, exist_ok=True)
+
+    def download() -> str:
+        wanted = list(map(glob.escape, missing))
+        return snapshot_download(repository, revision=folder.name, allow_patterns=wanted, local_dir=output)
+
+    if missing:
+        _call(download, repository, folder.name)
+    shutil.rmtree(output / ".cache", ignore_errors=True)  # the client's own notes
+    for path in folder.iterdir():
+        if path.is_file() and (path.suffix not in WEIGHTS or path.name in names):
+            (output / path.name).unlink(missing_ok=True)
+            (output / path.name).symlink_to(path.resolve())
+
+
+def download_to_cache(repository: str, folder: Path, names: Iterable[str]) -> None:
+    """Download the files of these names into the folder of a commit, in the hub's cache."""
     from huggingface_hub import snapshot_download
 
     def download() -> str:

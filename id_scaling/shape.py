@@ -135,7 +135,8 @@ def _config_folder(study: Study, model: str, aside: Path) -> Path:
     if local is not None:
         return local
     identities = [study.identity_path(model, checkpoint) for checkpoint in checkpoints]
-    fetched = [Path(identity["path"]) for identity in map(known_identity, identities) if identity]
+    known = [identity for identity in map(known_identity, identities) if identity]
+    fetched = [Path(identity["path"]) for identity in known if identity["path"]]
     cached = [try_to_load_from_cache(name, "config.json", revision=checkpoint) for checkpoint in checkpoints]
     there = [*fetched, *(Path(path).parent for path in cached if isinstance(path, str))]
     found = next((folder for folder in there if (folder / "config.json").is_file()), None)

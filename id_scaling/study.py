@@ -19,7 +19,7 @@ from typing import Any
 from id_scaling import embedded
 from id_scaling.architecture import Architecture, check_request
 from id_scaling.config import Config, ModelConfig, parse
-from id_scaling.derived import is_gguf, seed_of
+from id_scaling.derived import is_derived, is_gguf, seed_of
 from id_scaling.errors import ConfigError, IdScalingError, InputError
 from id_scaling.estimators import definition_of, get_estimator
 from id_scaling.fetch import (
@@ -29,6 +29,7 @@ from id_scaling.fetch import (
     expanded,
     known_identity,
     local_tokenizer_folder,
+    looks_local,
     model_folder,
     tokenizer_digest,
     tokenizer_files,
@@ -157,6 +158,18 @@ class Study:
         weights = weight_files(folder, self.models[model].allow_pickle)
         return [_literal(path) for path in (folder / "config.json", *weights, *tokenizer_files(folder))]
 
+    def is_on_hub(self, model: str, checkpoint: str) -> bool:
+        """Return whether the weights of a checkpoint come from the hub."""
+        return checkpoint in self._on_hub(model)
+
+    @cache  # noqa: B019  a study lives as long as its process; asked for once a job, of which there are thousands
+    def _on_hub(self, model: str) -> set[str]:
+        """Return which checkpoints of a model, as they stand in paths, are of the hub."""
+        name = self.models[model].model_name
+        if name in embedded.MODELS or looks_local(name):
+            return set()
+        return {slug(one) for one in self.models[model].model_checkpoint if not is_derived(name, one)}
+
     def tokenizer_files(self, tokenizer: str) -> list[str]:
         """Return the file of an embedded or a GGUF tokenizer; others are known by their content, see the settings."""
         name = self.tokenizers[tokenizer]
@@ -236,7 +249,7 @@ class Study:
         """Return the settings of `estimate_dimension`."""
         return canonical_json({**self._names(run), "module": module, **self._estimate_options(estimator)})
 
-    @cache  # noqa: B019  a study lives as long as its process; asked for once a job, of which there are thousands
+    @cache  # noqa: B019  as above
     def _estimate_options(self, estimator: str) -> dict[str, Any]:
         """Return the part of the settings of `estimate_dimension` that an estimator's jobs have in common."""
         made, cacheing = get_estimator(estimator), self.config.cacheing_config
@@ -291,6 +304,10 @@ class Study:
         """Return which checkpoints of a model, as they stand in paths, have to have weights of their own."""
         is_free = self.config.allow_identical_checkpoints
         return canonical_json({"unlike": [] if is_free else list(map(slug, self.models[model].model_checkpoint))})
+
+    def fetch_weights_execution(self) -> str:
+        """Return how weights are brought."""
+        return canonical_json({"keep": self.config.keep_weights})
 
     def extract_execution(self, model: str) -> str:
         """Return how an extraction runs."""

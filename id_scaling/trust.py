@@ -7,7 +7,7 @@ are never imported. What is hashed in an identity is exactly what is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,9 @@ def weight_names(folder: Path, held: Collection[str], allow_pickle: bool = False
     return names
 
 
-def is_pickled(files: list[Path]) -> bool:
-    """Return whether weight files are pickled."""
-    return files[0].suffix == Path(PICKLED).suffix
+def is_pickled(names: Iterable[str]) -> bool:
+    """Return whether weight files of these names are pickled."""
+    return any(name.endswith(Path(PICKLED).suffix) for name in names)
 
 
 def check_settings(folder: Path, config: dict[str, Any]) -> None:

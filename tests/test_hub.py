@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -84,7 +85,29 @@ class Fetcher:
         assert TOKEN not in done.stdout + done.stderr
         return done.stderr
 
-    def model(
+    def model(self, revision: str, keep: bool = True, **options: Any) -> dict[str, Any] | str:
+        """Return the identity of a revision of `owner/model` once its weights are there, or the error."""
+        identity = self.identity(revision, **options)
+        if isinstance(identity, str):
+            return identity
+        assert identity["path"] is None
+        more = {key: value for key, value in options.items() if key.isupper()}
+        return self.weights(revision, keep, **more) or {**identity, "path": str(self.weights_folder(revision))}
+
+    def weights_folder(self, revision: str, subset: int = 0) -> Path:
+        """Return where the weights of a revision of `owner/model` lie for a run."""
+        return self.folder / "weights" / "model" / revision / "texts" / str(subset) / "none"
+
+    def weights(self, revision: str, keep: bool = False, subset: int = 0, **more: str) -> str | None:
+        """Bring the weights of a revision of `owner/model`; return the error, if there is one."""
+        output, identity = self.weights_folder(revision, subset), self.folder / "models/model" / revision
+        shutil.rmtree(output, ignore_errors=True)
+        execution = json.dumps({"keep": keep})
+        options = ["--model", str(identity / "identity.json"), "--execution", execution]
+        said = self.run("fetch-weights", output, *options, **more)
+        return None if output.exists() else said
+
+    def identity(
         self, revision: str, unlike: tuple[str, ...] = (), layers: Any = None, allow_pickle: bool = False, **more: str
     ) -> dict[str, Any] | str:
         """Return the identity of a revision of `owner/model`, or the error."""
@@ -133,7 +156,9 @@ def test_branch_and_tag_are_two_commits_with_weights_of_their_own(
     commits = [repository.commit({**early, **UNNEEDED}, tag="step1"), repository.commit({**late, **UNNEEDED})]
     found = [fetch.model("step1"), fetch.model("main", unlike=("step1",))]
     assert [one["commit"] for one in found] == commits
-    assert [Path(one["path"]).name for one in found] == commits
+    for one, files in zip(found, (early, late), strict=True):
+        assert (Path(one["path"]) / "model.safetensors").read_bytes() == files["model.safetensors"]
+        assert (Path(one["path"]) / "config.json").read_bytes() == files["config.json"]
     assert [one["weights"] for one in found] == [{"model.safetensors": hash_of(files)} for files in (early, late)]
     assert found[0]["weights_sha256"] != found[1]["weights_sha256"]
     # Nothing twice, and of what is equal in both commits nothing twice either: the cache is by content.
@@ -150,7 +175,8 @@ def test_branch_that_moved_is_another_commit_once_it_is_fetched_again(
     after = fetch.model("main")
     assert (after["commit"], after["weights"]) == (moved, {"model.safetensors": hash_of(late)})
     # A commit is one for good.
-    assert {**fetch.model(before["commit"]), "checkpoint": "main"} == before
+    again = fetch.model(before["commit"])
+    assert {**again, "checkpoint": "main", "path": before["path"]} == before
 
 
 def test_revision_without_a_tokenizer_has_that_of_main(hub: Hub, fetch: Fetcher, early: dict[str, bytes]) -> None:
@@ -340,10 +366,49 @@ def test_file_of_the_cache_that_is_damaged_is_said_and_comes_again_once_removed(
 ) -> None:
     hub.repository("owner/model").commit(early)
     blob = (Path(fetch.model("main")["path"]) / "model.safetensors").resolve()
+    blob.chmod(0o600)
     blob.write_bytes(early["model.safetensors"][:-1] + b"\0")
-    assert_said(fetch.model("main"), "its hash is not the hub's", f"remove {blob} and run again")
-    blob.unlink()
+    assert_said(fetch.model("main"), f"{blob}: damaged: its hash is not the hub's; it is removed, run again")
     assert fetch.model("main")["weights"] == {"model.safetensors": hash_of(early)}
+
+
+def test_weights_that_are_not_kept_leave_nothing_in_the_cache(
+    hub: Hub, fetch: Fetcher, early: dict[str, bytes]
+) -> None:
+    hub.repository("owner/model").commit(early)
+    folder = Path(fetch.model("main", keep=False)["path"])
+    assert hash_of({"model.safetensors": (folder / "model.safetensors").read_bytes()}) == hash_of(early)
+    assert sorted(path.name for path in folder.iterdir()) == NEEDED
+    assert not list((fetch.folder / "hf").rglob("*.safetensors"))
+    # For another run they are linked, and what is in the cache already is not downloaded again either.
+    hub.requests.clear()
+    assert fetch.weights("main", subset=1) is None
+    other = fetch.weights_folder("main", 1) / "model.safetensors"
+    assert other.samefile(folder / "model.safetensors")
+    assert hub.downloads() == []
+    shutil.rmtree(folder)
+    shutil.rmtree(other.parent)
+    assert fetch.weights("main", keep=True) is None
+    shutil.rmtree(folder)
+    hub.requests.clear()
+    assert fetch.weights("main") is None
+    assert "model.safetensors" not in hub.downloads()
+
+
+def test_files_that_came_whole_are_kept_for_weights_that_are_not(
+    hub: Hub, fetch: Fetcher, early: dict[str, bytes], late: dict[str, bytes]
+) -> None:
+    shards = {"model-1.safetensors": early["model.safetensors"], "model-2.safetensors": late["model.safetensors"]}
+    index = json.dumps({"weight_map": dict(zip("ab", shards, strict=True))}).encode()
+    files = {**early, **shards, "model.safetensors.index.json": index}
+    del files["model.safetensors"]
+    hub.repository("owner/model").commit(files)
+    hub.breaks["model-2.safetensors"] = float("inf")
+    assert_said(fetch.model("main", keep=False), "did not answer to the end")
+    hub.breaks.clear()
+    hub.requests.clear()
+    assert fetch.model("main", keep=False)["weights"] == {name: hash_of(shards, name) for name in shards}
+    assert [name for name in hub.downloads() if name in shards] == ["model-2.safetensors"]
 
 
 # ---- identical checkpoints -------------------------------------------------------------------------------------
@@ -388,6 +453,7 @@ def workflow(
 ) -> Iterator[OnHub]:
     """A study, fetched, of two revisions, a branch and a tag, on the second shard of a dataset of the hub."""
     config = study(Path("owner/model"), Path("owner/texts"), model_config__model_checkpoint=["step1", "main"])
+    config["keep_weights"] = True
     config["dataset_config"]["dataset_subset"] = [1]
     config["cacheing_config"] |= {"module_inblock_keys": ["mlp"], "module_outblock_keys": []}
     made = OnHub(tmp_path_factory.mktemp("on-hub"), config)
@@ -397,7 +463,7 @@ def workflow(
         repository.commit(late)
         texts = {f"{path.name}.gz": gzip.compress(path.read_bytes()) for path in text_folder.iterdir()}
         made.hub.repository("owner/texts", "dataset").commit({"LICENSE.txt": b"free", **texts})
-        made.run("--until", "fetch_model", "fetch_tokenizer", "fetch_dataset")
+        made.run("--until", "fetch_weights", "fetch_tokenizer", "fetch_dataset")
         yield made
 
 
@@ -417,7 +483,8 @@ def test_commits_stand_in_what_is_extracted(
         manifests.append(tmp_path / run.checkpoint / "manifest.json")
         model = str(session / f"models/owner--model/{run.checkpoint}/identity.json")
         how = ["--settings", made.extract_settings(run), "--execution", made.extract_execution(run.model)]
-        given = ["--contexts", contexts, "--model", model, "--output", str(manifests[-1])]
+        weights = str(session / f"weights/owner--model/{run.checkpoint}/owner--texts/1/none")
+        given = ["--contexts", contexts, "--model", model, "--weights", weights, "--output", str(manifests[-1])]
         assert main(["extract", *how, *given]) == 0
     step1, last = map(read_record, manifests)
     repository = workflow.hub.repository("owner/model")

@@ -48,6 +48,7 @@ def extract_again(workflow: Workflow, output: Path, monkeypatch: pytest.MonkeyPa
             threads=1,
             contexts=next(workflow.session.glob("contexts/*/*/*/*/contexts.parquet")),
             model=next(workflow.session.glob("models/*/*/identity.json")),
+            weights=None,
             output=output / "manifest.json",
         )
     )

@@ -69,6 +69,16 @@ def get_model_files(wildcards):
     return STUDY.model_files(wildcards.model, wildcards.checkpoint)
 
 
+def get_weights(wildcards):
+    if STUDY.is_on_hub(wildcards.model, wildcards.checkpoint):
+        return "<session>/weights/{model}/{checkpoint}/{dataset}/{subset}/{control}"
+    return []
+
+
+def unless_kept(output):
+    return output if STUDY.config.keep_weights else temp(output)
+
+
 def get_tokenizer_files(wildcards):
     return STUDY.tokenizer_files(wildcards.tokenizer)
 
@@ -89,6 +99,10 @@ def get_fetch_model_settings(wildcards):
 def get_fetch_model_execution(wildcards, resources):
     # Not recorded, as that of an extraction: one more checkpoint makes nothing of the others stale.
     return STUDY.fetch_model_execution(wildcards.model)
+
+
+def get_fetch_weights_execution(wildcards, resources):
+    return STUDY.fetch_weights_execution()
 
 
 def get_fetch_tokenizer_settings(wildcards):

@@ -9,6 +9,7 @@ rule extract_activations:
     input:
         contexts=get_contexts,
         model="<session>/models/{model}/{checkpoint}/identity.json",
+        weights=get_weights,
     output:
         manifest="<session>/runs/{model}/{checkpoint}/{dataset}/{subset}/{control}/manifest.json",
         tokens="<session>/runs/{model}/{checkpoint}/{dataset}/{subset}/{control}/tokens.parquet",
@@ -16,6 +17,8 @@ rule extract_activations:
         "<session>/logs/extract_activations/{model}/{checkpoint}/{dataset}/{subset}/{control}.log",
     benchmark:
         "<session>/benchmarks/extract_activations/{model}/{checkpoint}/{dataset}/{subset}/{control}.tsv"
+    # Before more weights are brought: those of what is extracted go.
+    priority: 1
     conda:
         "../../environment.yml"
     threads: 8
@@ -34,6 +37,7 @@ rule extract_activations:
             --threads {threads} \
             --contexts {input.contexts:q} \
             --model {input.model:q} \
+            --weights {input.weights:q} \
             --output {output.manifest:q} \
             2>&1 | tee {log:q}
         """

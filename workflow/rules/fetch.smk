@@ -5,6 +5,7 @@ localrules:
     prepare_model,
     prepare_dataset,
     fetch_model,
+    fetch_weights,
     fetch_tokenizer,
     fetch_dataset,
 
@@ -59,6 +60,36 @@ rule fetch_model:
         id_scaling fetch-model \
             --settings {params.settings:q} \
             --execution {params.execution:q} \
+            --output {output:q} \
+            2>&1 | tee {log:q}
+        """
+
+
+# A folder of its own for each run, so that what is extracted is not again when another run needs the same weights.
+rule fetch_weights:
+    input:
+        model="<session>/models/{model}/{checkpoint}/identity.json",
+        # Not read; but before there are contexts weights are of no use.
+        contexts=get_contexts,
+    output:
+        unless_kept(
+            directory(
+                "<session>/weights/{model}/{checkpoint}/{dataset}/{subset}/{control}"
+            )
+        ),
+    log:
+        "<session>/logs/fetch_weights/{model}/{checkpoint}/{dataset}/{subset}/{control}.log",
+    conda:
+        "../../environment.yml"
+    # As many as an extraction, which goes first: on one machine weights come when nothing is left to extract.
+    threads: 8
+    params:
+        execution=get_fetch_weights_execution,
+    shell:
+        r"""
+        id_scaling fetch-weights \
+            --execution {params.execution:q} \
+            --model {input.model:q} \
             --output {output:q} \
             2>&1 | tee {log:q}
         """
