@@ -463,7 +463,7 @@ def workflow(
         repository.commit(late)
         texts = {f"{path.name}.gz": gzip.compress(path.read_bytes()) for path in text_folder.iterdir()}
         made.hub.repository("owner/texts", "dataset").commit({"LICENSE.txt": b"free", **texts})
-        made.run("--until", "fetch_weights", "fetch_tokenizer", "fetch_dataset")
+        made.run("--until", "fetch_weights")
         yield made
 
 

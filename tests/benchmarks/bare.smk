@@ -30,6 +30,18 @@ rule fetch_model:
         "touch {output}"
 
 
+rule fetch_weights:
+    input:
+        "results/models/{model}/{checkpoint}/identity.json",
+        "results/contexts/{dataset}/{subset}/{model}/{control}/contexts.parquet",
+    output:
+        temp(
+            directory("results/weights/{model}/{checkpoint}/{dataset}/{subset}/{control}")
+        ),
+    shell:
+        "mkdir -p {output}"
+
+
 rule fetch_tokenizer:
     output:
         "results/tokenizers/{tokenizer}/identity.json",
@@ -58,6 +70,7 @@ rule extract_activations:
     input:
         "results/contexts/{dataset}/{subset}/{model}/{control}/contexts.parquet",
         "results/models/{model}/{checkpoint}/identity.json",
+        "results/weights/{model}/{checkpoint}/{dataset}/{subset}/{control}",
     output:
         "results/runs/{model}/{checkpoint}/{dataset}/{subset}/{control}/manifest.json",
         "results/runs/{model}/{checkpoint}/{dataset}/{subset}/{control}/tokens.parquet",

@@ -33,7 +33,7 @@ def test_a_dry_run_of_the_embedded_default_shows_every_job(tmp_path: Path):
 def test_the_documented_example_dry_runs_without_network_or_weights(tmp_path: Path):
     """Llama-2-7B, 4 modules x 3 estimators."""
     workflow = Workflow(tmp_path, yaml.safe_load((ROOT / "config" / "llama2-7b.yaml").read_text()))
-    assert workflow.planned() == {**WHOLE, "estimate_dimension": 12}
+    assert workflow.planned() == {**WHOLE, "fetch_weights": 1, "estimate_dimension": 12}
 
 
 def test_the_sweep_over_size_and_training_dry_runs_without_network_or_weights(tmp_path: Path):
@@ -43,6 +43,7 @@ def test_the_sweep_over_size_and_training_dry_runs_without_network_or_weights(tm
     assert workflow.planned() == {
         **WHOLE,
         "fetch_model": n_runs,
+        "fetch_weights": n_runs,
         "fetch_tokenizer": 8,
         "chunk_dataset": 8,
         "extract_activations": n_runs,
