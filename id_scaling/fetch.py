@@ -223,9 +223,9 @@ def model_folder(model_name: str, checkpoint: str) -> Path | None:
         The name is a path, and the model or the checkpoint is not there.
     """
     if model_name in embedded.MODELS:
-        if checkpoint != "main":
-            raise InputError(f"model_checkpoint: {model_name} has the checkpoint 'main' alone, found {checkpoint!r}")
-        return RESOURCES / model_name
+        return _embedded_folder(model_name, checkpoint)
+    if model_name == embedded.TRAINED_TOKENIZER:
+        raise InputError(f"model_name: {model_name} is a tokenizer; its models are {', '.join(embedded.TRAINED)}")
     if not looks_local(model_name):
         return None
     root = expanded(model_name)
@@ -233,6 +233,15 @@ def model_folder(model_name: str, checkpoint: str) -> Path | None:
     if not os.path.isfile(folder / "config.json"):  # False for a name too long to be one too
         raise InputError(_missing_checkpoint(root, checkpoint))
     return folder
+
+
+def _embedded_folder(model_name: str, checkpoint: str) -> Path:
+    """Return the folder of a checkpoint of an embedded model, whether or not it is made yet."""
+    checkpoints = embedded.checkpoints_of(model_name)
+    if checkpoint not in checkpoints:
+        listed = ", ".join(map(repr, checkpoints))
+        raise InputError(f"model_checkpoint: {model_name} has {listed} alone, found {checkpoint!r}; name one it has")
+    return RESOURCES / model_name if checkpoint == "main" else RESOURCES / model_name / checkpoint
 
 
 def _missing_checkpoint(root: Path, checkpoint: str) -> str:
@@ -402,8 +411,8 @@ def local_tokenizer_folder(model_name: str) -> Path | None:
     InputError
         The name is a path, and there is no tokenizer.
     """
-    if model_name in embedded.MODELS:
-        return RESOURCES / model_name
+    if (name := embedded.tokenizer_of(model_name)) in embedded.TOKENIZERS:
+        return RESOURCES / name
     if not looks_local(model_name):
         return None
     root = expanded(model_name)

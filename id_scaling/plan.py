@@ -8,7 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from textwrap import fill
 
-from id_scaling.costs import Cost, Row, jobs_of, n_submissions, rows_of, shortages
+from id_scaling import embedded
+from id_scaling.costs import Cost, Row, jobs_of, models_to_train, n_submissions, rows_of, shortages
 from id_scaling.estimators import get_estimator
 from id_scaling.study import EXTRACT_MINUTES, Study
 
@@ -84,7 +85,8 @@ def _weights(rows: list[Row]) -> str:
         return "weights    unknown, see below"
     least = "" if len(known) == len(rows) else "at least "
     to_fetch = scaled(sum(n_bytes for _, n_bytes in known), "B")
-    return f"weights    {least}{to_fetch} to fetch{f' to {folders}, where they stay' if folders else ''}"
+    how = "fetch or train" if any(row.name in embedded.TRAINED for row in rows) else "fetch"
+    return f"weights    {least}{to_fetch} to {how}{f' to {folders}, where they stay' if folders else ''}"
 
 
 def _runs(study: Study, rows: list[Row], tflops: float, n_gpus: int) -> list[str]:
@@ -119,6 +121,8 @@ def _notes(study: Study, rows: list[Row]) -> list[str]:
         notes.append(
             f"FLOPs of {', '.join(uncounted)}: 2 × parameters × tokens, all experts, as they cannot be counted"
         )
+    if trained := models_to_train(study):
+        notes.append(f"{', '.join(trained)}: trained first, some two minutes of a core each, not counted above")
     if slow:
         notes.append(f"CPU time is that of reading for {', '.join(slow)}: seconds to minutes a cloud come on top")
     if n_done := sum(cost.is_done for cost in _costs(rows)):

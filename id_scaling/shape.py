@@ -17,18 +17,6 @@ from id_scaling.fetch import RESOURCES, known_identity, model_folder
 from id_scaling.sites import Site, SiteRequest, check_paths, request_of
 from id_scaling.study import Study
 
-# The config of the embedded model, before it is prepared.
-EMBEDDED = {
-    "model_type": "llama",
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "max_position_embeddings": 8192,
-    "vocab_size": 49152,
-    "tie_word_embeddings": True,
-}
 # Not counted by running: one token after the other takes minutes, and torch counts no products of experts.
 UNCOUNTED_TYPES, UNCOUNTED_KEYS = ("mamba", "rwkv"), ("num_experts", "num_local_experts", "n_routed_experts")
 
@@ -97,12 +85,18 @@ def weights_folder(model_name: str) -> Path:
     return RESOURCES if model_name in embedded.MODELS else Path(HF_HUB_CACHE)
 
 
+def is_made(model_name: str) -> bool:
+    """Return whether an embedded model is there, with all of its checkpoints."""
+    folders = (model_folder(model_name, checkpoint) for checkpoint in embedded.checkpoints_of(model_name))
+    return all((folder / "model.safetensors").is_file() for folder in folders)
+
+
 def weights_to_fetch(study: Study, model: str, shape: Shape) -> float:
     """Return the bytes of weights that are still to come; those of local folders are read where they are."""
     entry = study.models[model]
     name, checkpoints = entry.model_name, entry.model_checkpoint
     if name in embedded.MODELS:
-        return 0 if (RESOURCES / name).is_dir() else shape.weight_bytes
+        return 0 if is_made(name) else len(embedded.checkpoints_of(name)) * shape.weight_bytes
     n_missing = sum(not study.identity_path(model, checkpoint).is_file() for checkpoint in checkpoints)
     if n_missing == 0 or model_folder(name, checkpoints[0]) is not None:
         return 0
@@ -117,8 +111,8 @@ def _config_folder(study: Study, model: str, aside: Path) -> Path:
     from huggingface_hub import try_to_load_from_cache
 
     name, checkpoints = study.models[model].model_name, study.models[model].model_checkpoint
-    if name in embedded.MODELS and not (RESOURCES / name / "config.json").is_file():
-        (aside / "config.json").write_text(json.dumps(EMBEDDED))
+    if name in embedded.MODELS and not is_made(name):
+        (aside / "config.json").write_text(json.dumps(embedded.config_of(name)))
         return aside
     local = model_folder(name, checkpoints[0])
     if local is not None:

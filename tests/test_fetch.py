@@ -92,6 +92,9 @@ def test_path_is_a_model_folder_and_a_bare_name_one_of_the_hub(
         ("{}/checkpoints", "main", ["holds checkpoints, not a model", "step1000, step2000"]),
         ("{}/checkpoints/logs", "main", ["no config.json", "no checkpoint folders"]),
         ("smollm2-135m-instruct", "step1", ["'main' alone", "'step1'"]),
+        ("sotu-neox-64", "step3", ["'step0', 'step1', 'step4', 'step16', 'step64', 'step256' alone", "found 'step3'"]),
+        ("sotu-neox-160", "main", ["sotu-neox-160 has 'step0'", "found 'main'"]),
+        ("sotu-neox", "main", ["is a tokenizer", "sotu-neox-64, sotu-neox-96, sotu-neox-160"]),
         # A name that only looks like a path, and one too long to be one.
         ("~no-such-user/model", "main", ["~no-such-user/model"]),
     ],
