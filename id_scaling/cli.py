@@ -234,11 +234,10 @@ def plan(arguments: Arguments) -> None:
 
 def describe(arguments: Arguments) -> None:
     """Print the layers, width, positions and module paths of a model folder, without loading weights."""
-    from id_scaling.architecture import read_architecture
-    from id_scaling.fetch import local_or_hub_folder
+    from id_scaling.fetch import local_or_hub_architecture
     from id_scaling.sites import PRESETS
 
-    architecture = read_architecture(local_or_hub_folder(arguments.model, arguments.checkpoint))
+    architecture = local_or_hub_architecture(arguments.model, arguments.checkpoint)
     for key, value in vars(architecture).items():
         print(f"{key}: {value}")
     preset = PRESETS.get(architecture.model_type)

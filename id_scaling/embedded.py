@@ -63,6 +63,8 @@ def config_of(model_name: str) -> dict[str, Any]:
             "num_attention_heads": 4,
             "max_position_embeddings": 256,
             "vocab_size": TRAINED_VOCABULARY,
+            "bos_token_id": 0,
+            "eos_token_id": 0,
             "tie_word_embeddings": False,
         }
     return {

@@ -19,6 +19,8 @@ from typing import Any
 
 from id_scaling import embedded, hub
 from id_scaling.architecture import (
+    Architecture,
+    architecture_of,
     check_request,
     config_digest,
     modules_with_tensors,
@@ -193,9 +195,12 @@ def fetch_dataset(dataset_name: str, subset: int, output: Path) -> None:
     LOG.info("%s shard %d: %d file(s), content %s", dataset_name, subset, len(files), digest(hashes))
 
 
-def local_or_hub_folder(model_name: str, checkpoint: str) -> Path:
-    """Return the folder of a checkpoint, downloaded without its weights when it is on the hub."""
-    return model_folder(model_name, checkpoint) or hub.download_settings(model_name, checkpoint)
+def local_or_hub_architecture(model_name: str, checkpoint: str) -> Architecture:
+    """Return the architecture of a checkpoint, whose config alone is downloaded when it is on the hub."""
+    folder = model_folder(model_name, checkpoint) or hub.download_settings(model_name, checkpoint)
+    if model_name in embedded.MODELS and not (folder / "config.json").is_file():
+        return architecture_of(embedded.config_of(model_name), folder / "config.json")
+    return read_architecture(folder)
 
 
 # ---- what can be known without a network, before any job ------------------------------------------------------

@@ -21,7 +21,7 @@ from id_scaling.fetch import (
     fetch_dataset,
     fetch_model,
     fetch_tokenizer,
-    local_or_hub_folder,
+    local_or_hub_architecture,
     model_folder,
     module_names,
     shard_position,
@@ -505,4 +505,11 @@ def test_dataset_identity_changes_with_content_alone(text_folder: Path, tmp_path
 
 
 def test_checkpoint_on_disk_is_not_sought_on_the_hub(checkpoints: Path) -> None:
-    assert local_or_hub_folder(str(checkpoints), "step1000") == checkpoints / "step1000"
+    assert local_or_hub_architecture(str(checkpoints), "step1000") == read_architecture(checkpoints / "step1000")
+
+
+def test_architecture_of_a_model_that_is_yet_to_be_trained_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert local_or_hub_architecture("sotu-neox-96", "step4") == Architecture("gpt_neox", 6, 96, 2048, 256)

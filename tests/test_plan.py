@@ -224,7 +224,7 @@ def test_of_a_model_of_the_hub_the_settings_alone_are_fetched_and_weights_are_as
 # ---- jobs --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["config", "llama2-7b"])
+@pytest.mark.parametrize("name", ["config", "llama2-7b", "training"])
 def test_jobs_are_those_of_a_dry_run(tmp_path: Path, name: str) -> None:
     config = yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text())
     assert jobs_of(Study(config)) == Workflow(tmp_path, config).planned()
