@@ -230,6 +230,15 @@ def test_jobs_are_those_of_a_dry_run(tmp_path: Path, name: str) -> None:
     assert jobs_of(Study(config)) == Workflow(tmp_path, config).planned()
 
 
+def test_text_that_a_model_is_trained_on_is_prepared_whatever_is_studied(tmp_path: Path, text_folder: Path) -> None:
+    config = study("sotu-neox-64", text_folder, model_config__model_checkpoint=["step0"])
+    jobs = jobs_of(Study(config))
+    assert {rule: jobs[rule] for rule in ("prepare_dataset", "train_tokenizer", "train_model")} == dict.fromkeys(
+        ("prepare_dataset", "train_tokenizer", "train_model"), 1
+    )
+    assert jobs == Workflow(tmp_path, config).planned()
+
+
 def test_jobs_and_submissions_of_several_runs_are_those_of_a_dry_run(workflow: Workflow) -> None:
     workflow.config["dataset_config"]["dataset_subset"] = [0, 1]
     workflow.write()
