@@ -16,6 +16,7 @@ pathvars:
     session=STUDY.session,
 
 
+include: "workflow/rules/train.smk"
 include: "workflow/rules/fetch.smk"
 include: "workflow/rules/chunk.smk"
 include: "workflow/rules/extract.smk"

@@ -45,7 +45,11 @@ def read_architecture(folder: Path) -> Architecture:
     InputError
         No `config.json`, or one without a field this needs.
     """
-    path, config = Path(folder) / "config.json", read_config(folder)
+    return architecture_of(read_config(folder), Path(folder) / "config.json")
+
+
+def architecture_of(config: dict[str, Any], path: Path) -> Architecture:
+    """Return the architecture that a model's config states; raises an InputError that names `path` for one without."""
     config = config.get("text_config", config)
     return Architecture(
         model_type=_field(config, ("model_type",), path, str),

@@ -64,6 +64,22 @@ def prepare_dataset(arguments: Arguments) -> None:
     embedded.prepare_dataset(arguments.output)
 
 
+def train_tokenizer(arguments: Arguments) -> None:
+    """Train the tokenizer of the models that are trained here."""
+    from id_scaling import training
+
+    training.train_tokenizer(arguments.texts, arguments.settings["vocab_size"], arguments.output.parent)
+
+
+def train_model(arguments: Arguments) -> None:
+    """Train a small model, or go on where that was cut short, and write its checkpoints."""
+    from id_scaling import training
+
+    # Of each checkpoint its weights are named: FOLDER/step4/model.safetensors
+    folder = arguments.output[0].parents[1]
+    training.train_model(arguments.texts, arguments.tokenizer.parent, arguments.settings, folder)
+
+
 def fetch_model(arguments: Arguments) -> None:
     """Fetch a checkpoint, check that the study fits it, write its identity."""
     from id_scaling import fetch
@@ -277,8 +293,9 @@ OPTIONS: dict[str, dict] = {
     "--threads": {"type": int, "default": 1, "help": "cores to use"},
     "--output": {"type": Path, "required": True, "help": "what to write"},
     "--outputs": {"type": Path, "required": True, "nargs": "+", "dest": "output", "help": "what to write"},
+    "--texts": {"type": Path, "required": True, "nargs": "+", "help": "parquet files with a column text"},
     "--shard": {"type": Path, "required": True, "help": "identity.json of the shard"},
-    "--tokenizer": {"type": Path, "required": True, "help": "identity.json of the tokenizer"},
+    "--tokenizer": {"type": Path, "required": True, "help": "identity.json, or tokenizer.json of one trained here"},
     "--weights": {"type": Path, "nargs": "?", "help": "folder of the weights, where the model's identity names none"},
     "--contexts": {"type": Path, "required": True, "help": "contexts.parquet"},
     "--model": {"type": Path, "required": True, "help": "identity.json of the model"},
@@ -303,6 +320,8 @@ OPTIONS: dict[str, dict] = {
 VERBS: dict[str, tuple[Callable[[Arguments], int | None], tuple[str, ...]]] = {
     "prepare-model": (prepare_model, ("--output",)),
     "prepare-dataset": (prepare_dataset, ("--output",)),
+    "train-tokenizer": (train_tokenizer, ("--settings", "--texts", "--output")),
+    "train-model": (train_model, ("--settings", "--texts", "--tokenizer", "--outputs")),
     "fetch-model": (fetch_model, ("--settings", "--execution", "--output")),
     "fetch-weights": (fetch_weights, ("--execution", "--model", "--output")),
     "fetch-tokenizer": (fetch_tokenizer, ("--settings", "--output")),

@@ -22,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from id_scaling import embedded
 from id_scaling.errors import ConfigError, nearest
 from id_scaling.estimators import get_estimator
 from id_scaling.logs import plain
@@ -120,7 +121,8 @@ class ModelConfig(_Section):
     """A model and its checkpoints."""
 
     model_name: Source = Field(
-        description="the model: a local folder, a name on the Hugging Face hub, or the embedded `smollm2-135m-instruct`"
+        description="the model: a local folder, a name on the Hugging Face hub, or an embedded one: "
+        f"{', '.join(f'`{name}`' for name in embedded.MODELS)}"
     )
     model_checkpoint: _one_or_many(Checkpoint) = Field(
         ["main"], description="training checkpoint, or a list: a hub revision, a folder inside the model's, or `main`"

@@ -20,7 +20,7 @@ from id_scaling.errors import IdScalingError, StoreError
 from id_scaling.fetch import RESOURCES, dataset_shard
 from id_scaling.paths import Run, contexts_path, file_of, run_folder
 from id_scaling.sealed import read_table
-from id_scaling.shape import Shape, shape_in, weights_folder, weights_to_fetch
+from id_scaling.shape import Shape, Weights, is_made, shape_in, weights_of
 from id_scaling.statistics import names_of
 from id_scaling.store import RANKS_A_CHUNK
 from id_scaling.study import Study
@@ -125,10 +125,14 @@ def jobs_of(study: Study) -> dict[str, int]:
     """Return how many jobs of each rule a study has, when nothing of it is made yet."""
     runs, is_summed = study.runs, int(bool(study.estimators))
     named = {study.tokenizers[name] for name in study.tokenizers} | {one.model_name for one in study.config.models}
-    texts = {one.dataset_name for one in study.config.datasets}
+    trained = models_to_train(study)
+    texts = {one.dataset_name for one in study.config.datasets} | set(embedded.DATASETS if trained else ())
+    tokenizer = RESOURCES / embedded.TRAINED_TOKENIZER
     jobs = {
-        "prepare_model": sum(not (RESOURCES / name).is_dir() for name in named & set(embedded.MODELS)),
+        "prepare_model": embedded.SMOLLM2 in named and not is_made(embedded.SMOLLM2),
         "prepare_dataset": sum(not (RESOURCES / name).is_dir() for name in texts & set(embedded.DATASETS)),
+        "train_tokenizer": (tokenizer.name in named or bool(trained)) and not (tokenizer / "tokenizer.json").is_file(),
+        "train_model": len(trained),
         "fetch_dataset": len({(run.dataset, run.subset) for run in runs}),
         "fetch_model": len({(run.model, run.checkpoint) for run in runs}),
         "fetch_weights": sum(study.is_on_hub(run.model, run.checkpoint) for run in runs),
@@ -139,14 +143,21 @@ def jobs_of(study: Study) -> dict[str, int]:
         "summarize": is_summed,
         "plot": is_summed,
     }
-    return {rule: number for rule, number in jobs.items() if number}
+    return {rule: int(number) for rule, number in jobs.items() if number}
+
+
+def models_to_train(study: Study) -> list[str]:
+    """Return the models of a study that are trained before anything else."""
+    names = [model.model_name for model in study.config.models]
+    return [name for name in names if name in embedded.TRAINED and not is_made(name)]
 
 
 def n_submissions(study: Study) -> int:
     """Return how many submissions the Slurm profile makes of a study: what fetches runs where Snakemake does."""
     jobs = jobs_of(study)
     groups = len(study.runs) * ceil(len(study.modules) * len(study.estimators) / TABLES_A_SUBMISSION)
-    return groups + sum(jobs.get(rule, 0) for rule in ("chunk_dataset", "extract_activations", "summarize", "plot"))
+    submitted = ("train_tokenizer", "train_model", "chunk_dataset", "extract_activations", "summarize", "plot")
+    return groups + sum(jobs.get(rule, 0) for rule in submitted)
 
 
 def shortages(to_come: Iterable[tuple[Path, float]]) -> list[tuple[Path, float, float]]:
@@ -179,8 +190,8 @@ class Row:
         What the model is.
     costs : list of Cost or None
         What each run takes.
-    weights : tuple of Path and float
-        Where weights are kept, and the bytes still to come.
+    weights : Weights
+        What of its weights is still to come.
     unknown : str
         What cannot be known, and what to do.
     """
@@ -189,7 +200,7 @@ class Row:
     contexts: list[Contexts | None]
     shape: Shape | None = None
     costs: list[Cost] | None = None
-    weights: tuple[Path, float] | None = None
+    weights: Weights | None = None
     unknown: str = ""
 
 
@@ -212,7 +223,7 @@ def _row(study: Study, model: str, counted: dict[tuple, Contexts | None]) -> Row
         shape = shape_in(study, model)
     except IdScalingError as error:
         return Row(name, contexts, unknown=str(error))
-    weights = weights_folder(study, model), weights_to_fetch(study, model, shape)
+    weights = weights_of(study, model, shape)
     if None in contexts:
         return Row(name, contexts, shape, weights=weights, unknown=f"{name}: how many contexts its shards give; {CUT}")
     costs = [cost_of(study, run, shape, one.number) for run, one in zip(runs, contexts, strict=True)]

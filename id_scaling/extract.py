@@ -178,7 +178,9 @@ def _read_inputs(inputs: Inputs, is_own_tokenizer: bool) -> tuple[pl.DataFrame, 
         )
     identity["path"] = identity["path"] or str(inputs.weights)
     if not Path(identity["path"]).is_dir():
-        raise InputError(f"{name}: {identity['path']} is no longer there; {made_anew(inputs.weights or inputs.identity)}")
+        raise InputError(
+            f"{name}: {identity['path']} is no longer there; {made_anew(inputs.weights or inputs.identity)}"
+        )
     largest, n_tokens = contexts["input_ids"].explode().max(), identity["architecture"]["vocab_size"]
     if largest >= n_tokens:
         raise InputError(f"{name}: found token {largest} in {inputs.contexts}, but the model knows {n_tokens} tokens")

@@ -10,6 +10,7 @@ A model name is a folder, a GGUF file, an embedded model, or a repository of the
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -281,7 +282,7 @@ def fetch_dataset(dataset_name: str, subset: int, output: Path) -> None:
 
 
 def settings_folder(model_name: str, checkpoint: str, aside: Path) -> Path:
-    """Return a folder with the config of a checkpoint: its own, or in `aside` if it has none yet.
+    """Return a folder with the config of a checkpoint: its own, or `aside` with it where it has none yet.
 
     Of the hub's files its settings alone are downloaded; untrained weights are of the architecture of `main`.
     """
@@ -289,7 +290,11 @@ def settings_folder(model_name: str, checkpoint: str, aside: Path) -> Path:
         gguf_config(gguf_file(model_name, checkpoint)).save_pretrained(aside)
         return aside
     revision = checkpoint if seed_of(checkpoint) is None else "main"
-    return model_folder(model_name, checkpoint) or hub.download_settings(model_name, revision)
+    folder = model_folder(model_name, checkpoint) or hub.download_settings(model_name, revision)
+    if model_name in embedded.MODELS and not (folder / "config.json").is_file():
+        (aside / "config.json").write_text(json.dumps(embedded.config_of(model_name)))
+        return aside
+    return folder
 
 
 # ---- what can be known without a network, before any job ------------------------------------------------------
@@ -339,9 +344,10 @@ def model_folder(model_name: str, checkpoint: str) -> Path | None:
         return None
     is_untrained = seed_of(checkpoint) is not None
     if model_name in embedded.MODELS:
-        if checkpoint != "main" and not is_untrained:
-            raise InputError(f"model_checkpoint: {model_name} has the checkpoint 'main' alone, found {checkpoint!r}")
-        return RESOURCES / model_name
+        first = embedded.checkpoints_of(model_name)[0]
+        return _embedded_folder(model_name, first if is_untrained else checkpoint)
+    if model_name == embedded.TRAINED_TOKENIZER:
+        raise InputError(f"model_name: {model_name} is a tokenizer; its models are {', '.join(embedded.TRAINED)}")
     if not looks_local(model_name):
         return None
     root = expanded(model_name)
@@ -357,6 +363,15 @@ def _first_with_config(root: Path) -> str:
     """Return `main` where a model's folder has a config, or else its first checkpoint that has."""
     has_own = os.path.isfile(root / "config.json") or not os.path.isdir(root)
     return "main" if has_own else next((path.parent.name for path in sorted(root.glob("*/config.json"))), "main")
+
+
+def _embedded_folder(model_name: str, checkpoint: str) -> Path:
+    """Return the folder of a checkpoint of an embedded model, whether or not it is made yet."""
+    checkpoints = embedded.checkpoints_of(model_name)
+    if checkpoint not in checkpoints:
+        listed = ", ".join(map(repr, checkpoints))
+        raise InputError(f"model_checkpoint: {model_name} has {listed} alone, found {checkpoint!r}; name one it has")
+    return RESOURCES / model_name if checkpoint == "main" else RESOURCES / model_name / checkpoint
 
 
 def _missing_checkpoint(root: Path, checkpoint: str) -> str:
@@ -540,8 +555,8 @@ def local_tokenizer_folder(model_name: str) -> Path | None:
     if is_gguf(model_name):
         gguf_file(model_name, "main")
         return None
-    if model_name in embedded.MODELS:
-        return RESOURCES / model_name
+    if (name := embedded.tokenizer_of(model_name)) in embedded.TOKENIZERS:
+        return RESOURCES / name
     if not looks_local(model_name):
         return None
     root = expanded(model_name)

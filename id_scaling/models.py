@@ -15,11 +15,11 @@ from transformers.utils import logging as transformers_logging
 
 from id_scaling.errors import InputError
 from id_scaling.logs import LOG
+from id_scaling.mkl import settle_vector_functions
 from id_scaling.sites import Site
 
 TOKENS_A_CHUNK = 128
 PROBE_TOKENS = 32
-VECTOR_FUNCTIONS = ("cos", "sin", "tan", "exp", "expm1", "log", "log1p", "log2", "sqrt", "tanh", "erf")
 
 Visit = Callable[[Site, torch.Tensor], None]
 
@@ -34,19 +34,6 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     return getattr(torch, name)
-
-
-def settle_vector_functions() -> None:
-    """Call every function that PyTorch gives to MKL's vector library once, from this thread alone.
-
-    MKL 2024, which PyTorch's wheels hold, looks for a function's kernel at its first call. Of several threads that
-    make it at once, one may get the kernel of lowest accuracy for its share (PyTorch's issue 188792, 2026). Cosines,
-    and with them the activations of a first forward pass, were off by 1e-4 in 34 of 20,000 processes on two busy cores;
-    after this call in none of 20,000.
-    """
-    for dtype in (torch.float32, torch.float64):
-        for name in VECTOR_FUNCTIONS:
-            getattr(torch, name)(torch.ones(1, dtype=dtype))
 
 
 def load_model(

@@ -8,11 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 from textwrap import fill
 
-from id_scaling.costs import Cost, Row, jobs_of, n_submissions, rows_of, shortages
+from id_scaling import embedded
+from id_scaling.costs import Cost, Row, jobs_of, models_to_train, n_submissions, rows_of, shortages
 from id_scaling.estimators import get_estimator
 from id_scaling.study import EXTRACT_MINUTES, Study
 
-# Measured: a submission on a real Slurm, at least; the start of an estimate, and a token of one cloud, on one core.
+# Measured: a submission on a real Slurm, at least; a token of one cloud, on one core. The start of an estimate takes
+# half a second of a quiet core, and is taken for more.
 SECONDS_A_SUBMISSION, SECONDS_A_START, SECONDS_A_TOKEN = 4.0, 1.5, 8e-7
 SIGNS = {
     "≤": "≤ at most: documents read × chunks of a document; so is what follows from it",
@@ -79,12 +81,16 @@ def _work(study: Study, jobs: dict[str, int]) -> list[str]:
 def _weights(rows: list[Row]) -> str:
     """Return the line on weights."""
     known = [row.weights for row in rows if row.weights]
-    folders = ", ".join(sorted({str(folder) for folder, n_bytes in known if n_bytes}))
     if not known:
         return "weights    unknown, see below"
     least = "" if len(known) == len(rows) else "at least "
-    to_fetch = scaled(sum(n_bytes for _, n_bytes in known), "B")
-    return f"weights    {least}{to_fetch} to fetch{f' to {folders}, where they stay' if folders else ''}"
+    coming = [one for one in known if one.n_bytes]
+    to_fetch = scaled(sum(one.n_bytes for one in coming), "B")
+    folders = ", ".join(sorted({str(one.folder) for one in coming}))
+    do_stay = all(one.at_once == one.n_bytes for one in coming)
+    where = f" to {folders}, where {'they stay' if do_stay else 'each goes after its last use'}" if coming else ""
+    how = "fetch or train" if any(row.name in embedded.TRAINED for row in rows) else "fetch"
+    return f"weights    {least}{to_fetch} to {how}{where}"
 
 
 def _runs(study: Study, rows: list[Row], tflops: float, n_gpus: int) -> list[str]:
@@ -119,6 +125,8 @@ def _notes(study: Study, rows: list[Row]) -> list[str]:
         notes.append(
             f"FLOPs of {', '.join(uncounted)}: 2 × parameters × tokens, all experts, as they cannot be counted"
         )
+    if trained := models_to_train(study):
+        notes.append(f"{', '.join(trained)}: trained first, some two minutes of a core each, not counted above")
     if slow:
         notes.append(f"CPU time is that of reading for {', '.join(slow)}: seconds to minutes a cloud come on top")
     if n_done := sum(cost.is_done for cost in _costs(rows)):
@@ -141,7 +149,10 @@ def _warnings(study: Study, rows: list[Row], tflops: float, n_gpus: int) -> list
     to_come = [cost for cost in _costs(rows) if not cost.is_done]
     longest = {row.name: max(_seconds(cost, tflops) for cost in row.costs) for row in rows if row.costs}
     n_bytes = sum(cost.disk for cost in to_come) + n_gpus * max((cost.largest for cost in to_come), default=0)
-    places = [(Path(study.session), n_bytes), *(row.weights for row in rows if row.weights)]
+    places = [
+        (Path(study.session), n_bytes),
+        *((row.weights.folder, row.weights.at_once) for row in rows if row.weights),
+    ]
     return [
         f"WARNING: a run of {name} takes {duration(seconds)}, its job may take {duration(60 * EXTRACT_MINUTES)}; set "
         "a longer `runtime` of extract_activations under `set-resources` of your profile"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,18 +18,6 @@ from id_scaling.sites import Site, SiteRequest, check_paths, request_of
 from id_scaling.study import Study
 
 BYTES_OF_FLOAT32 = 4
-# The config of the embedded model, before it is prepared.
-EMBEDDED = {
-    "model_type": "llama",
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "max_position_embeddings": 8192,
-    "vocab_size": 49152,
-    "tie_word_embeddings": True,
-}
 # Not counted by running: one token after the other takes minutes, and torch counts no products of experts.
 UNCOUNTED_TYPES, UNCOUNTED_KEYS = ("mamba", "rwkv"), ("num_experts", "num_local_experts", "n_routed_experts")
 
@@ -92,33 +79,54 @@ def shape_of(folder: Path, request: SiteRequest, ctx_len: int) -> Shape:
     )
 
 
-def weights_folder(study: Study, model: str) -> Path:
-    """Return where the weights of a model that is no folder are kept."""
+def is_made(model_name: str) -> bool:
+    """Return whether an embedded model is there, with all of its checkpoints."""
+    folders = (model_folder(model_name, checkpoint) for checkpoint in embedded.checkpoints_of(model_name))
+    return all((folder / "model.safetensors").is_file() for folder in folders)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where the weights of a model come to, the bytes still to come, and the most of them that lie there at once."""
+
+    folder: Path
+    n_bytes: float
+    at_once: float
+
+
+def weights_of(study: Study, model: str, shape: Shape) -> Weights:
+    """Return what of a model's weights is still to come; those of local folders are read where they are."""
+    name, session = study.models[model].model_name, Path(study.session)
+    missing = [one for one in study.models[model].model_checkpoint if not study.identity_path(model, one).is_file()]
+    derived = [one for one in missing if is_derived(name, one)]
+    n_derived = len(derived) * shape.n_parameters * BYTES_OF_FLOAT32
+    others = [one for one in missing if one not in derived]
+    if name in embedded.MODELS and not is_made(name):
+        n_bytes = n_derived + len(embedded.checkpoints_of(name)) * shape.weight_bytes
+        return Weights(RESOURCES, n_bytes, n_bytes)
+    if not others or model_folder(name, others[0]) is not None:
+        return Weights(session, n_derived, n_derived)
+    each = _bytes_on_hub(study, model, others[0], shape)
+    n_bytes = n_derived + len(others) * each
+    if study.config.keep_weights:
+        return Weights(_hub_cache(), n_bytes, n_bytes)
+    return Weights(session, n_bytes, n_derived + each)
+
+
+def _hub_cache() -> Path:
+    """Return where the hub's client keeps what it downloads."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    entry = study.models[model]
-    if any(is_derived(entry.model_name, checkpoint) for checkpoint in entry.model_checkpoint):
-        return Path(study.session)
-    return RESOURCES if entry.model_name in embedded.MODELS else Path(HF_HUB_CACHE)
+    return Path(HF_HUB_CACHE)
 
 
-def weights_to_fetch(study: Study, model: str, shape: Shape) -> float:
-    """Return the bytes of weights that are still to come; those of local folders are read where they are."""
-    entry = study.models[model]
-    name = entry.model_name
-    missing = [one for one in entry.model_checkpoint if not study.identity_path(model, one).is_file()]
-    derived = [one for one in missing if is_derived(name, one)]
-    n_bytes = len(derived) * shape.n_parameters * BYTES_OF_FLOAT32
-    others = [one for one in missing if one not in derived]
-    if name in embedded.MODELS:
-        return n_bytes + (0 if (RESOURCES / name).is_dir() else shape.weight_bytes)
-    if not others or model_folder(name, others[0]) is not None:
-        return n_bytes
+def _bytes_on_hub(study: Study, model: str, checkpoint: str, shape: Shape) -> float:
+    """Return the bytes of a checkpoint's weights as the hub says, or else as its config says."""
+    name = study.models[model].model_name
     try:
-        each = hub.weight_bytes(name, hub.download_settings(name, others[0]), entry.allow_pickle)
+        return hub.weight_bytes(name, hub.download_settings(name, checkpoint), study.models[model].allow_pickle)
     except InputError:
-        each = shape.weight_bytes
-    return n_bytes + len(others) * each
+        return shape.weight_bytes
 
 
 def _config_folder(study: Study, model: str, aside: Path) -> Path:
@@ -126,14 +134,8 @@ def _config_folder(study: Study, model: str, aside: Path) -> Path:
     from huggingface_hub import try_to_load_from_cache
 
     name, checkpoints = study.models[model].model_name, study.models[model].model_checkpoint
-    if name in embedded.MODELS and not (RESOURCES / name / "config.json").is_file():
-        (aside / "config.json").write_text(json.dumps(EMBEDDED))
-        return aside
-    if is_derived(name, checkpoints[0]):
+    if is_derived(name, checkpoints[0]) or model_folder(name, checkpoints[0]) is not None:
         return settings_folder(name, checkpoints[0], aside)
-    local = model_folder(name, checkpoints[0])
-    if local is not None:
-        return local
     identities = [study.identity_path(model, checkpoint) for checkpoint in checkpoints]
     known = [identity for identity in map(known_identity, identities) if identity]
     fetched = [Path(identity["path"]) for identity in known if identity["path"]]

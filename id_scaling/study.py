@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from id_scaling import embedded
-from id_scaling.architecture import Architecture, check_request
+from id_scaling.architecture import Architecture, architecture_of, check_request
 from id_scaling.config import Config, ModelConfig, parse
 from id_scaling.derived import is_derived, is_gguf, seed_of
 from id_scaling.errors import ConfigError, IdScalingError, InputError
@@ -69,8 +69,7 @@ class Study:
         checkpoints = [name for model in models for name in model.model_checkpoint]
         self.models = _by_slug("model_config.model_name", [model.model_name for model in models], models)
         self.datasets = _by_slug("dataset_config.dataset_name", [data.dataset_name for data in datasets], datasets)
-        tokenizers = [model.tokenizer or model.model_name for model in models]
-        self.tokenizers = _by_slug("model_config.tokenizer", dict.fromkeys(tokenizers))
+        self.tokenizers = _by_slug("model_config.tokenizer", dict.fromkeys(map(_tokenizer, models)))
         self.checkpoints = _by_slug("model_config.model_checkpoint", dict.fromkeys(checkpoints))
         _check_apart("cacheing_config.module_inblock_keys and module_outblock_keys", self.modules, self.modules)
 
@@ -105,7 +104,7 @@ class Study:
 
     def tokenizer_of(self, model: str) -> str:
         """Return the tokenizer's name in paths for a model's."""
-        return slug(self.models[model].tokenizer or self.models[model].model_name)
+        return slug(_tokenizer(self.models[model]))
 
     def sites(self, model: str) -> dict[str, Any]:
         """Return the sites asked of a model, as JSON."""
@@ -175,13 +174,22 @@ class Study:
         name = self.tokenizers[tokenizer]
         if is_gguf(name):
             return [_literal(expanded(name))]
-        return [str(local_tokenizer_folder(name) / "tokenizer.json")] if name in embedded.MODELS else []
+        return [str(local_tokenizer_folder(name) / "tokenizer.json")] if name in embedded.TOKENIZERS else []
 
     def shard_files(self, dataset: str, subset: str | int) -> list[str]:
         """Return the files of a local or embedded shard; none for the hub's."""
         return [_literal(path) for path in dataset_shard(self.datasets[dataset].dataset_name, int(subset)) or []]
 
     # ---- settings: what can change an output ------------------------------------------------------------------
+
+    def train_tokenizer_settings(self) -> str:
+        """Return the settings of `train_tokenizer`."""
+        return _settings(["id_scaling.training"], vocab_size=embedded.TRAINED_VOCABULARY)
+
+    def train_model_settings(self, model_name: str) -> str:
+        """Return the settings of `train_model`."""
+        config, steps = embedded.config_of(model_name), embedded.TRAINED_STEPS
+        return _settings(["id_scaling.training"], config=config, steps=steps)
 
     def fetch_model_settings(self, model: str, checkpoint: str) -> str:
         """Return the settings of `fetch_model`."""
@@ -197,7 +205,7 @@ class Study:
     def fetch_tokenizer_settings(self, tokenizer: str) -> str:
         """Return the settings of `fetch_tokenizer`."""
         name = self.tokenizers[tokenizer]
-        folder = None if name in embedded.MODELS else local_tokenizer_folder(name)
+        folder = None if name in embedded.TOKENIZERS else local_tokenizer_folder(name)
         # Its content and not its path: one more checkpoint folder may become the first that has it.
         content = None if folder is None else tokenizer_digest(folder)
         return _settings(["id_scaling.fetch"], model_name=name, sha256=content)
@@ -350,7 +358,10 @@ class Study:
                 has_weights = seed_of(checkpoint) is None
                 check_model(folder, request, self.config.ctx_len, model.allow_pickle, has_weights)
                 self.model_files(name, slug(checkpoint))
-            elif folder is None and (fetched := known_identity(identity)):
+            elif folder is not None:  # an embedded one that is yet to be made
+                config = embedded.config_of(model.model_name)
+                check_request(request, self.config.ctx_len, architecture_of(config, folder / "config.json"))
+            elif fetched := known_identity(identity):
                 check_request(request, self.config.ctx_len, Architecture(**fetched["architecture"]))
         except IdScalingError as error:
             raise type(error)(f"{model.model_name} at {checkpoint}: {error}") from None
@@ -375,6 +386,11 @@ class Study:
             "subset": int(run.subset),
             "control": run.control,
         }
+
+
+def _tokenizer(model: ModelConfig) -> str:
+    """Return the model whose tokenizer cuts the text for a model."""
+    return embedded.tokenizer_of(model.tokenizer or model.model_name)
 
 
 def _estimate_roots(estimator: str) -> list[str]:

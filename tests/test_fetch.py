@@ -92,6 +92,9 @@ def test_path_is_a_model_folder_and_a_bare_name_one_of_the_hub(
         ("{}/checkpoints", "main", ["holds checkpoints, not a model", "step1000, step2000"]),
         ("{}/checkpoints/logs", "main", ["no config.json", "no checkpoint folders"]),
         ("smollm2-135m-instruct", "step1", ["'main' alone", "'step1'"]),
+        ("sotu-neox-64", "step3", ["'step0', 'step1', 'step4', 'step16', 'step64', 'step256' alone", "found 'step3'"]),
+        ("sotu-neox-160", "main", ["sotu-neox-160 has 'step0'", "found 'main'"]),
+        ("sotu-neox", "main", ["is a tokenizer", "sotu-neox-64, sotu-neox-96, sotu-neox-160"]),
         # A name that only looks like a path, and one too long to be one.
         ("~no-such-user/model", "main", ["~no-such-user/model"]),
     ],
@@ -503,3 +506,11 @@ def test_dataset_identity_changes_with_content_alone(text_folder: Path, tmp_path
 
 def test_checkpoint_on_disk_is_not_sought_on_the_hub(checkpoints: Path, tmp_path: Path) -> None:
     assert settings_folder(str(checkpoints), "step1000", tmp_path) == checkpoints / "step1000"
+
+
+def test_architecture_of_a_model_that_is_yet_to_be_trained_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = read_architecture(settings_folder("sotu-neox-96", "step4", tmp_path))
+    assert found == Architecture("gpt_neox", 6, 96, 2048, 256)

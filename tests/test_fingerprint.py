@@ -22,6 +22,7 @@ ESTIMATORS = sorted({f"id_scaling.estimators.{rule.module}" for rule in GRAMMAR}
 
 # The modules that each stage starts from.
 STAGES: dict[str, list[str]] = {
+    "train": ["id_scaling.training"],
     "fetch": ["id_scaling.fetch"],
     "chunk": ["id_scaling.datasets"],
     "extract": ["id_scaling.extract"],
@@ -188,6 +189,8 @@ ESTIMATES = {stage for stage in STAGES if stage.startswith("estimate ")}
     ("name", "stages"),
     [
         ("datasets.py", {"chunk"}),
+        ("training.py", {"train"}),
+        ("mkl.py", {"train", "extract"}),
         ("models.py", {"extract"}),
         ("store.py", {"extract"}),
         ("plots.py", {"plot"}),

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from id_scaling.errors import InputError
-from id_scaling.models import TOKENS_A_CHUNK, VECTOR_FUNCTIONS, LossHead, last_hidden, load_model, watching
+from id_scaling.mkl import VECTOR_FUNCTIONS
+from id_scaling.models import TOKENS_A_CHUNK, LossHead, last_hidden, load_model, watching
 from id_scaling.sites import PRESETS, Site, SiteRequest, resolve_sites
 
 N_LAYERS = 30

@@ -15,11 +15,12 @@ import pytest
 import yaml
 from conftest import ROOT, Workflow, study
 
+from id_scaling import embedded
 from id_scaling.cli import main
 from id_scaling.costs import Contexts, contexts_of, jobs_of, n_submissions, rows_of
 from id_scaling.plan import duration, report, scaled
 from id_scaling.sealed import write_record
-from id_scaling.shape import EMBEDDED, shape_of
+from id_scaling.shape import shape_of
 from id_scaling.sites import SiteRequest
 from id_scaling.study import EXTRACT_MINUTES, Study
 
@@ -142,7 +143,26 @@ def test_embedded_default_is_known_before_anything_is_prepared(capsys: pytest.Ca
 
 def test_config_of_the_embedded_model_is_that_of_the_prepared_one(resources: Path) -> None:
     config = json.loads((resources / "smollm2-135m-instruct" / "config.json").read_text())
-    assert {key: config[key] for key in EMBEDDED} == EMBEDDED
+    expected = embedded.config_of("smollm2-135m-instruct")
+    assert {key: config[key] for key in expected} == expected
+
+
+def test_models_to_be_trained_are_known_before_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """562,176 + 1,063,296 + 2,511,360 parameters of 4 bytes at 6 checkpoints: 99.3 MB."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", str(ROOT / "config" / "training.yaml")]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"sotu-neox-160 2.51 M 6 20 6 ≤ 24 ", text)
+    assert "99.3 MB to fetch or train to resources" in text
+    assert (
+        "prepare_dataset 1, train_tokenizer 1, train_model 3, fetch_dataset 1, fetch_model 18, fetch_tokenizer 1"
+        in text
+    )
+    assert "sotu-neox-64, sotu-neox-96, sotu-neox-160: trained first" in text
+    # 18 extractions, 18 groups of estimates, 4 trainings; chunk, summarize, plot
+    assert "43 submissions" in text
 
 
 def planned_offline(cache: Path) -> str:
@@ -175,6 +195,7 @@ def test_totals_are_lower_bounds_where_one_model_alone_is_known(tmp_path: Path) 
     assert re.search(r"pythia-70m +70.4 M +6 +19 +154 +≤ 200 ", text)
     assert re.search(r"^disk +at least \d", text, flags=re.MULTILINE)
     assert re.search(r"^weights +at least 43.4 GB to fetch", text, flags=re.MULTILINE)  # 154 x 70.4 M x 4 bytes
+    assert "where each goes after its last use" in text
     assert "unknown: model EleutherAI/pythia-160m" in text
 
 
@@ -204,10 +225,19 @@ def test_of_a_model_of_the_hub_the_settings_alone_are_fetched_and_weights_are_as
 # ---- jobs --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["config", "llama2-7b"])
+@pytest.mark.parametrize("name", ["config", "llama2-7b", "training"])
 def test_jobs_are_those_of_a_dry_run(tmp_path: Path, name: str) -> None:
     config = yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text())
     assert jobs_of(Study(config)) == Workflow(tmp_path, config).planned()
+
+
+def test_text_that_a_model_is_trained_on_is_prepared_whatever_is_studied(tmp_path: Path, text_folder: Path) -> None:
+    config = study("sotu-neox-64", text_folder, model_config__model_checkpoint=["step0"])
+    jobs = jobs_of(Study(config))
+    assert {rule: jobs[rule] for rule in ("prepare_dataset", "train_tokenizer", "train_model")} == dict.fromkeys(
+        ("prepare_dataset", "train_tokenizer", "train_model"), 1
+    )
+    assert jobs == Workflow(tmp_path, config).planned()
 
 
 def test_jobs_and_submissions_of_several_runs_are_those_of_a_dry_run(workflow: Workflow) -> None:

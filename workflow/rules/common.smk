@@ -7,6 +7,7 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
+from id_scaling import embedded
 from id_scaling.errors import IdScalingError
 from id_scaling.logs import plain
 from id_scaling.paths import Run
@@ -90,6 +91,14 @@ def get_shard_files(wildcards):
 def get_contexts(wildcards):
     tokenizer = STUDY.tokenizer_of(wildcards.model)
     return f"<session>/contexts/{{dataset}}/{{subset}}/{tokenizer}/{{control}}/contexts.parquet"
+
+
+def get_train_tokenizer_settings(wildcards):
+    return STUDY.train_tokenizer_settings()
+
+
+def get_train_model_settings(wildcards):
+    return STUDY.train_model_settings(wildcards.model)
 
 
 def get_fetch_model_settings(wildcards):
