@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from id_scaling import embedded
 from id_scaling.errors import IdScalingError, StoreError
-from id_scaling.fetch import RESOURCES, dataset_shard
+from id_scaling.fetch import RESOURCES
 from id_scaling.paths import Run, contexts_path, file_of, run_folder
 from id_scaling.sealed import read_table
 from id_scaling.shape import Shape, shape_in, weights_folder, weights_to_fetch
@@ -82,7 +82,7 @@ def contexts_of(study: Study, run: Run) -> Contexts | None:
     n_documents, n_chunks = study.datasets[dataset].max_dataset_size, study.datasets[dataset].filter_and_chunk_config
     most = n_documents and n_chunks.max_chunks_from_a_document
     found = [Contexts(n_documents * most, "≤")] if most else []
-    files = [path for path in dataset_shard(study.datasets[dataset].dataset_name, subset) or [] if path.is_file()]
+    files = [path for path in map(Path, study.shard_files(dataset, subset)) if path.is_file()]
     if files:
         n_bytes = sum(path.stat().st_size * (1 if path.suffix in (".jsonl", ".txt") else INFLATION) for path in files)
         found.append(Contexts(max(1, n_bytes // BYTES_A_TOKEN // study.config.ctx_len), "≈"))
