@@ -107,11 +107,11 @@ def download_shard(repository: str, pick: Callable[[list[str]], str]) -> tuple[P
 def _cached_names(repository: str) -> list[str]:
     """Return the files that a dataset has by the hub's cache; none where it knows nothing of it."""
     from huggingface_hub import get_cached_repo_tree, snapshot_download
-    from huggingface_hub.errors import CachedRepoTreeNotFoundError, LocalEntryNotFoundError
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError, HFValidationError, LocalEntryNotFoundError
 
     try:
         folder = Path(snapshot_download(repository, repo_type="dataset", allow_patterns=[], local_files_only=True))
-    except LocalEntryNotFoundError:
+    except (LocalEntryNotFoundError, HFValidationError):
         return []
     try:
         return [one.path for one in get_cached_repo_tree(repository, repo_type="dataset", revision=folder.name)]

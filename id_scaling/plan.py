@@ -15,7 +15,7 @@ from id_scaling.study import EXTRACT_MINUTES, Study
 # Measured: a submission on a real Slurm, at least; the start of an estimate, and a token of one cloud, on one core.
 SECONDS_A_SUBMISSION, SECONDS_A_START, SECONDS_A_TOKEN = 4.0, 1.5, 8e-7
 SIGNS = {
-    "≤": "≤ at most: documents read × chunks of a document; so is what follows from it",
+    "≤": "≤ at most: max_contexts, or documents read × chunks of a document; so is what follows from it",
     "≈": "≈ about: from the size of the whole shard, 4 bytes a token, compressed text 3 times as long",
 }
 

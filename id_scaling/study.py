@@ -211,9 +211,11 @@ class Study:
                 "min_chunks": filtering.min_chunks_from_a_document,
                 "max_chunks": filtering.max_chunks_from_a_document,
                 "max_documents": of_dataset.max_dataset_size,
+                "max_contexts": of_dataset.max_contexts,
                 "text_column": of_dataset.text_column,
                 "id_column": of_dataset.id_column,
                 "max_broken_share": of_dataset.max_broken_share,
+                "add_bos": self.config.add_bos,
             },
         )
 
