@@ -88,4 +88,6 @@ class Progress:
 
 def _rate(n: int, seconds: float) -> str:
     """Return how fast `n` steps of some seconds in all were."""
+    if n == 0:
+        return "none yet"
     return f"{n / max(seconds, 1e-9):.0f} a second" if n >= seconds else f"{seconds / max(n, 1):.2f} s each"

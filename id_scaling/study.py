@@ -265,6 +265,8 @@ class Study:
                 {"name": dataset, "subsets": of_dataset.dataset_subset} for dataset, of_dataset in self.datasets.items()
             ],
             controls=list(CONTROLS),
+            group_by={dataset: one.group_by for dataset, one in self.datasets.items() if one.group_by},
+            tokenizers={model: self.tokenizer_of(model) for model in self.models},
             extractions={
                 model: extraction_digest(json.loads(self.extract_settings(run)))
                 for model, run in {run.model: run for run in self.runs}.items()
