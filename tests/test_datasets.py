@@ -247,6 +247,30 @@ def test_context_starts_with_the_token_where_that_is_asked_for(
     assert facts["bos"] == (bos if has_bos else None)
 
 
+def test_effect_of_the_token_on_the_perplexity_of_a_real_model(resources: Path, tmp_path: Path) -> None:
+    """Its tokenizer's own convention is none; with the token it does a little worse, not another thing altogether."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder = resources / "smollm2-135m-instruct"
+    ids = {}
+    for add_bos in ("auto", "never", "always"):
+        output, chunking = tmp_path / f"{add_bos}.parquet", Chunking(512, 2, 2, None, max_contexts=4, add_bos=add_bos)
+        chunk_dataset([resources / "sotu" / "0000.parquet"], folder, chunking, {}, output)
+        ids[add_bos] = torch.tensor(pl.read_parquet(output)["input_ids"].to_list())
+    assert ids["auto"].equal(ids["never"])
+    assert ids["always"][:, 0].tolist() == [1] * 4
+    # What follows the token is the text, from its beginning.
+    assert ids["always"][::2, 1:].equal(ids["never"][::2, :-1])
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    perplexities = []
+    for add_bos in ("never", "always"):
+        with torch.inference_mode():
+            scores = model(ids[add_bos]).logits[:, 1:-1].log_softmax(-1).gather(-1, ids[add_bos][:, 2:, None])
+        perplexities.append((-scores.mean()).exp().item())
+    assert perplexities == pytest.approx([20.10, 20.76], abs=0.02)
+
+
 def test_document_without_an_id_is_known_by_its_number(tmp_path: Path, tokenizer: Path) -> None:
     text = " ".join(WORDS[:8])
     rows = [{"text": text, "id": "a", "key": 7}, {"text": text}, {"text": text, "id": None, "key": 9}]
