@@ -1,15 +1,15 @@
 """Tokens of texts of any length, in memory that does not grow with the text by more than the tokens themselves.
 
 A tokenizer takes more than a hundred bytes for each byte of a text, so a long text is tokenised in pieces that overlap.
-Two pieces are joined inside their overlap, between two tokens that both have there, at the same place of the text:
-the tokens are those of the whole text. Where pieces have no two tokens in common, as in the middle of a word as long as
-the overlap, the text is cut at the end of the first piece, and what follows is tokenised as a text of its own.
+Two pieces are joined at a token that both have at the same place of the text, in the middle of their overlap: the
+tokens are those of the whole text. Where they have none in common, as in a word as long as the overlap, the text is cut
+at the end of the first piece, and what follows is tokenised as a text of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -133,21 +133,15 @@ def _tokens(tokenizer: Any, text: str, places: list[tuple[int, int]]) -> list[To
 
 
 def _join(first: Tokens, second: Tokens, edge: int) -> tuple[int, int] | None:
-    """Return where to go from one piece over to the next: as many tokens of both go before; None for nowhere.
+    """Return how many tokens of one piece go before the next piece, and from which of its own on; None for nowhere.
 
-    It is between two tokens that stand beside each other in both, as near as can be to the middle of the overlap: near
-    its ends are those that the cut may have changed.
+    The two meet at a token of both, as near as can be to the middle of their overlap, since the cut may have changed
+    those near its ends; where several tokens are of one character, at the first of them.
     """
-    begin = int(np.searchsorted(first.starts, edge - OVERLAP))
-    n_second = int(np.searchsorted(second.starts, edge))
+    begin, stop = np.searchsorted(first.starts, edge - OVERLAP), np.searchsorted(second.starts, edge)
     known = {
-        (*one,): place for place, one in enumerate(zip(*(values[:n_second].tolist() for values in second), strict=True))
+        token: place for place, token in enumerate(zip(*(values[:stop].tolist() for values in second), strict=True))
     }
-    places = [known.get(one) for one in zip(*(values[begin:].tolist() for values in first), strict=True)]
-    joins = [
-        (begin + after, place)
-        for after, (before, place) in enumerate(pairwise(places), start=1)
-        # Not inside a character that several tokens are of.
-        if place is not None and before == place - 1 and first.starts[begin + after] >= first.stops[begin + after - 1]
-    ]
+    ours = enumerate(zip(*(values[begin:].tolist() for values in first), strict=True), start=int(begin))
+    joins = [(place, known[token]) for place, token in ours if token in known]
     return min(joins, key=lambda join: abs(first.starts[join[0]] - (edge - OVERLAP // 2)), default=None)

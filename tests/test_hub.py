@@ -233,6 +233,8 @@ TEXTS = {
         ("/en", 2, "en/0002.parquet"),
         ("/en/*", 0, "en/0000.parquet"),
         ("/**/more/*", 0, "en/more/0000.parquet"),
+        ("/**/*-0000[01]-of-00002.*", 1, "data/train-00001-of-00002.parquet"),
+        ("/en/**/*2.parquet", 2, "en/0002.parquet"),
         ("/data/train-00001-of-00002.parquet", 0, "data/train-00001-of-00002.parquet"),
     ],
 )

@@ -101,6 +101,7 @@ def test_glob_names_the_files_that_are_shards(
     [
         ("a/*.jsonl", 0, ["a/*.jsonl holds no shard", ".parquet, .jsonl"]),
         ("n*", 0, ["holds no shard"]),
+        ("a/*", 3, ["no shard 3; it has 2: 0000.parquet, 0001.parquet"]),
         ("nothing/*.jsonl", 0, ["holds no shard"]),
         ("b/**/x-*.jsonl", 2, ["no shard 2; it has 2: deep/x-00.jsonl, x-01.jsonl"]),
     ],

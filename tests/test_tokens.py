@@ -47,6 +47,15 @@ def test_tokens_of_a_long_text_are_those_of_the_whole(
     assert piece > len(text) or [token for part in apart for token in part] != whole
 
 
+@pytest.mark.parametrize("character", ["🟟", "𝔞", "é", "字", "a "])
+def test_tokens_of_a_long_row_of_one_character_are_those_of_the_whole(
+    character: str, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of several tokens a character, some of which are equal, or of several characters a token."""
+    text = f"the {character * 700} end"
+    assert in_pieces(tokenizer, text, monkeypatch, 150, 80) == tokenizer(text)["input_ids"]
+
+
 def test_tokens_of_a_word_longer_than_the_overlap_are_still_its_text(
     tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
