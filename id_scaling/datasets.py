@@ -76,8 +76,8 @@ class Chunking:
 class Tally:
     """What was read of a shard so far; of broken records the first few are named."""
 
-    def __init__(self) -> None:
-        self.n_documents, self.n_contexts, self.n_broken = 0, 0, 0
+    def __init__(self, chunking: Chunking) -> None:
+        self.chunking, self.n_documents, self.n_contexts, self.n_broken = chunking, 0, 0, 0
         self.longest, self.named = 0, []
 
     def add_broken(self, broken: Broken) -> None:
@@ -87,28 +87,45 @@ class Tally:
             self.named.append(f"{broken.where}: {broken.what}")
             LOG.warning("broken record, %s: %s", broken.where, broken.what)
 
-    def share(self, chunking: Chunking) -> float:
-        """Return how much of what is asked for was read."""
-        return max(
-            self.n_documents / (chunking.max_documents or np.inf), self.n_contexts / (chunking.max_contexts or np.inf)
-        )
+    @property
+    def is_done(self) -> bool:
+        """Whether all contexts that are asked for were cut."""
+        return self.n_contexts == self.chunking.max_contexts
 
-    def check(self, chunking: Chunking, bos: int | None) -> None:
-        """Raise an InputError when more records are broken than may be, or no document was long enough."""
-        n_read = self.n_documents + self.n_broken
-        if self.n_broken > chunking.max_broken_share * max(n_read, 1):
+    @property
+    def share(self) -> float:
+        """The share of what is asked for that was read, as far as its number is."""
+        documents, contexts = self.chunking.max_documents or np.inf, self.chunking.max_contexts or np.inf
+        return max(self.n_documents / documents, self.n_contexts / contexts)
+
+    @property
+    def n_needed(self) -> int | None:
+        """How many tokens of a document can be of use; None for all."""
+        left = None if self.chunking.max_contexts is None else self.chunking.max_contexts - self.n_contexts
+        most = min((bound for bound in (self.chunking.max_chunks, left) if bound is not None), default=None)
+        return most and max(most, self.chunking.min_chunks) * self.chunking.ctx_len
+
+    def check_broken(self) -> None:
+        """Raise an InputError when a larger share of the records read is broken than may be."""
+        n_read, most = self.n_documents + self.n_broken, self.chunking.max_broken_share
+        if self.n_broken > most * max(n_read, 1):
             raise InputError(
-                f"{self.n_broken} of {n_read} records are broken, allowed is a share of {chunking.max_broken_share:g} "
+                f"{self.n_broken} of {n_read} records are broken, allowed is a share of {most:g} "
                 f"(dataset_config.max_broken_share): {'; '.join(self.named)}"
                 + ("; …" if self.n_broken > len(self.named) else "")
             )
-        if self.n_contexts == 0:
-            needed = chunking.min_chunks * (chunking.ctx_len - (bos is not None))
-            longest = f"the longest of {self.n_documents} has {self.longest}" if n_read else "the shard has no document"
-            raise InputError(
-                f"no document is long enough: min_chunks_from_a_document {chunking.min_chunks} of ctx_len "
-                f"{chunking.ctx_len} needs {needed} tokens, {longest}; lower either, or name another shard"
-            )
+
+    def check_length(self, bos: int | None) -> None:
+        """Raise an InputError when no document was long enough."""
+        if self.n_contexts > 0:
+            return
+        n_chunks, ctx_len = self.chunking.min_chunks, self.chunking.ctx_len
+        longest = f"the longest of {self.n_documents} has {self.longest}"
+        raise InputError(
+            f"no document is long enough: min_chunks_from_a_document {n_chunks} of ctx_len {ctx_len} needs "
+            f"{n_chunks * (ctx_len - (bos is not None))} tokens, "
+            f"{longest if self.n_documents else 'the shard has no document'}; lower either, or name another shard"
+        )
 
 
 def chunk_dataset(
@@ -124,17 +141,20 @@ def chunk_dataset(
     """
     tokenizer = load_tokenizer(tokenizer_folder)
     bos = bos_token(tokenizer, chunking.add_bos)
-    shard, tally = Shard(files, chunking.text_column, chunking.id_column), Tally()
+    shard, tally = Shard(files, chunking.text_column, chunking.id_column), Tally(chunking)
     progress = Progress("cut context")
     schema = SCHEMA.with_metadata(table_metadata({**metadata, "bos": bos}))
     with _writing_table(output, schema) as writer:
         for records in _batches(_first(shard.records(), chunking.max_documents)):
-            rows = list(_contexts(records, tokenizer, bos, chunking, tally))
+            rows = list(_contexts(records, tokenizer, bos, tally))
             writer.write_table(pa.Table.from_pylist(rows, schema))
-            progress.step(len(rows), max(shard.share, tally.share(chunking)))
-            if tally.n_contexts == chunking.max_contexts:
+            progress.step(len(rows), max(shard.share, tally.share))
+            if chunking.max_broken_share == 0:  # what follows cannot mend it
+                tally.check_broken()
+            if tally.is_done:
                 break
-        tally.check(chunking, bos)
+        tally.check_broken()
+        tally.check_length(bos)
     LOG.info(
         "read %d documents and %d broken records, cut %d contexts", tally.n_documents, tally.n_broken, tally.n_contexts
     )
@@ -175,22 +195,21 @@ def _batches(records: Iterable[Document | Broken]) -> Iterator[list[Document | B
 
 
 def _contexts(
-    records: list[Document | Broken], tokenizer: Any, bos: int | None, chunking: Chunking, tally: Tally
+    records: list[Document | Broken], tokenizer: Any, bos: int | None, tally: Tally
 ) -> Iterator[dict[str, Any]]:
     """Yield the contexts of records, to the last one that is asked for."""
-    n_needed = None if chunking.max_chunks is None else chunking.max_chunks * chunking.ctx_len
     texts = [record.text for record in records if isinstance(record, Document)]
-    tokens_of = iter(tokenize(tokenizer, texts, n_needed))
+    tokens_of = iter(tokenize(tokenizer, texts, tally.n_needed))
     for record in records:
         if isinstance(record, Broken):
             tally.add_broken(record)
             continue
         tokens = next(tokens_of)
         tally.n_documents, tally.longest = tally.n_documents + 1, max(tally.longest, len(tokens))
-        for row in cut(record, tokens, bos, chunking):
+        for row in cut(record, tokens, bos, tally.chunking):
             yield {"context": tally.n_contexts, **row}
             tally.n_contexts += 1
-            if tally.n_contexts == chunking.max_contexts:
+            if tally.is_done:
                 return
 
 

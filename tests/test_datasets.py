@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import WORDS, random_text, save_tokenizer
 
-from id_scaling import records
+from id_scaling import records, tokens
 from id_scaling.datasets import Chunking, _batches, chunk_dataset
 from id_scaling.errors import InputError
 from id_scaling.records import Document
@@ -366,6 +366,44 @@ def test_no_more_of_a_shard_is_read_than_is_asked_for(extra: dict, tmp_path: Pat
     assert len(chunk(shard, tokenizer, **extra)) == 2
     with pytest.raises(InputError):
         chunk(shard, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("options", "n_tokens"),
+    [
+        ({"max_chunks": 1}, 100),
+        ({"max_contexts": 2}, 100),
+        ({"max_contexts": 1, "min_chunks": 30}, 300),
+        ({"max_chunks": 30, "max_contexts": 99}, 300),
+        ({}, 1000),
+    ],
+    ids=str,
+)
+def test_no_more_of_a_long_document_is_tokenised_than_is_asked_for(
+    options: dict, n_tokens: int, tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To a batch of pieces: here of a hundred tokens, five characters each."""
+    sizes = {"MOST_WHOLE": 400, "PIECE": 500, "OVERLAP": 50, "PIECES_A_BATCH": 1}
+    for name, value in sizes.items():
+        monkeypatch.setattr(tokens, name, value)
+    taken, real = [], tokens._tokens
+    monkeypatch.setattr(tokens, "_tokens", lambda *given: taken.append(len(given[2])) or real(*given))
+    shard = write_lines(tmp_path / "0.jsonl", [{"text": "that " * 1000}])
+    contexts = chunk(shard, tokenizer, **options)
+    assert contexts["input_ids"].explode().unique().to_list() == [IDS["that"]]
+    # One piece more, as the next is needed to know where the last one ends.
+    assert sum(taken) == min(n_tokens // 100 + 1, 10)
+
+
+def test_broken_record_stops_the_run_at_once_where_none_may_be(tmp_path: Path, tokenizer: Path) -> None:
+    shard = tmp_path / "0.jsonl.zst"
+    with pa.CompressedOutputStream(str(shard), "zstd") as stream:
+        stream.write(write_lines(tmp_path / "plain", [b"nonsense", *GOOD * 50_000]).read_bytes())
+    shard.write_bytes(shard.read_bytes()[:-9])
+    with pytest.raises(InputError, match=r"^1 of 1024 records are broken"):
+        chunk(shard, tokenizer)
+    with pytest.raises(InputError, match="damaged or cut short"):
+        chunk(shard, tokenizer, max_broken_share=0.5)
 
 
 def test_texts_that_are_tokenised_together_are_of_a_bounded_length() -> None:
