@@ -79,6 +79,25 @@ def test_long_and_short_texts_keep_their_order(tokenizer: Any, monkeypatch: pyte
     assert [one.tolist() for one in tokenize(tokenizer, texts)] == tokenizer(texts)["input_ids"]
 
 
+THREADS = """
+import os, sys
+from id_scaling.tokens import load_tokenizer, tokenize
+tokenizer = load_tokenizer(sys.argv[1])
+before = len(os.listdir("/proc/self/task"))
+tokenize(tokenizer, ["a text that is one of several"] * 100)
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted as Linux lists them")
+def test_texts_are_tokenised_on_as_many_cores_as_are_given(
+    resources: Path, python: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAYON_NUM_THREADS", "3")
+    process = python(THREADS, resources / "smollm2-135m-instruct")
+    assert process.communicate()[0] == "3\n"
+
+
 class Plain:
     """A tokenizer that has a token before a text, or not, and puts it there, or not."""
 
