@@ -137,8 +137,12 @@ class Shard:
         if wrong:
             return Broken(where, wrong)
         name, text = record.get(self.id_column), record[self.text_column]
+        name = str(number if name is None else name).encode("utf-8", "backslashreplace").decode()
         others = {key: value for key, value in record.items() if key not in (self.text_column, self.id_column)}
-        return Document(number, str(number if name is None else name), text, self._metadata(others))
+        try:
+            return Document(number, name, text, self._metadata(others))
+        except RecursionError:
+            return Broken(where, "fields inside each other too deep to be kept")
 
     def _metadata(self, fields: dict[str, Any]) -> str | None:
         """Return fields as canonical JSON without those that are too long; None when there are none."""

@@ -353,6 +353,14 @@ def test_field_that_is_too_long_is_left_out_and_said_once(
     assert said == ["field 'page' is left out of the metadata where it is longer than 10000 characters"]
 
 
+def test_id_and_metadata_with_half_a_character_are_kept(tmp_path: Path, tokenizer: Path) -> None:
+    row = {"text": " ".join(WORDS[:8]), "id": "a\ud800", "b\ud800": "c\ud800"}
+    shard = tmp_path / "0.jsonl"
+    shard.write_text(json.dumps(row))
+    assert metadata_of(shard, tokenizer) == [{"b\ud800": "c\ud800"}]
+    assert chunk(shard, tokenizer)["document_id"].to_list() == ["a\\ud800"]
+
+
 # ---- long shards, long documents ---------------------------------------------------------------------------------
 
 
@@ -511,6 +519,8 @@ BROKEN = [
     pytest.param({"text": 3}, "'text' is int, expected text", id="number"),
     pytest.param({"text": ["the"]}, "'text' is list, expected text", id="list"),
     pytest.param(["the"], "no 'text'", id="no mapping"),
+    pytest.param(b'{"text": "the", "x": ' + b"[" * 500 + b"NaN" + b"]" * 500 + b"}", "too deep", id="deep"),
+    pytest.param(b'{"text": "the", "x": ' + b"[" * 99_999 + b"]" * 99_999 + b"}", "not JSON that can", id="deeper"),
     # Half of a pair of code units: JSON can write it, UTF-8 and so no tokenizer can read it.
     pytest.param({"text": "the \ud800 of"}, "'text'", id="half a character"),
 ]
