@@ -21,6 +21,7 @@ from conftest import WORDS, random_text, save_tokenizer
 from id_scaling import records, tokens
 from id_scaling.datasets import Chunking, _batches, chunk_dataset
 from id_scaling.errors import InputError
+from id_scaling.logs import LOG, Progress
 from id_scaling.records import Document
 from id_scaling.tokens import MOST_WHOLE
 
@@ -412,6 +413,52 @@ def test_broken_record_stops_the_run_at_once_where_none_may_be(tmp_path: Path, t
         chunk(shard, tokenizer)
     with pytest.raises(InputError, match="damaged or cut short"):
         chunk(shard, tokenizer, max_broken_share=0.5)
+
+
+def test_broken_records_of_one_batch_may_be_few_of_the_whole(tmp_path: Path, tokenizer: Path) -> None:
+    shard = write_lines(tmp_path / "0.jsonl", [*[b"nonsense"] * 1000, *GOOD * 2000])
+    assert len(chunk(shard, tokenizer, max_broken_share=0.2)) == 4000
+
+
+@pytest.mark.parametrize("write", [as_parquet, as_jsonl, as_gzip, as_zstandard, as_text])
+def test_share_of_a_shard_that_was_read_grows_to_the_whole(write: Callable, tmp_path: Path) -> None:
+    shard = records.Shard(write(tmp_path), "text", "id")
+    shares = [shard.share for _ in shard.records()]
+    assert shares == sorted(shares)
+    assert shard.share == 1
+    # Lines are decoded some at a time, and a text file counts once it is left.
+    assert write not in (as_parquet, as_text) or 0.2 < shares[len(shares) // 2] < 0.6
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "cut context 12 (100% of the whole), "),
+        ({"max_documents": 16}, "cut context 8 (100% of the whole), "),
+        ({"max_contexts": 4}, "cut context 4 (100% of the whole), "),
+    ],
+    ids=str,
+)
+def test_progress_is_of_what_is_asked_for(
+    options: dict, said: str, tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 24 documents every other one is long enough; eight are tokenised at once."""
+    said_so_far: list[str] = []
+    monkeypatch.setattr(Progress, "SECONDS_BETWEEN", 0)
+    monkeypatch.setattr("id_scaling.datasets.MOST_RECORDS", 8)
+    monkeypatch.setattr(LOG, "info", lambda words, *values: said_so_far.append(words % values))
+    chunk(write_lines(tmp_path / "0.jsonl", [GOOD[0], {"text": "the"}] * 12), tokenizer, **options)
+    steps = [words for words in said_so_far if words.startswith("cut context")]
+    assert steps[-1].startswith(said)
+    assert len(steps) == {12: 3, 8: 2, 4: 1}[int(said.split()[2])]
+
+
+@pytest.mark.parametrize(("length", "n_rows"), [(10, 64), (2**17, 8), (2**21, 1)])
+def test_rows_that_are_read_at_once_are_as_many_as_they_are_short(length: int, n_rows: int, tmp_path: Path) -> None:
+    texts = ["the " * (length // 4) for _ in range(2)]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "0.parquet", use_dictionary=False)
+    with pq.ParquetFile(tmp_path / "0.parquet") as file:
+        assert n_rows // 2 <= records._rows_a_batch(file) <= n_rows
 
 
 def test_texts_that_are_tokenised_together_are_of_a_bounded_length() -> None:
