@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shlex
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -133,9 +134,9 @@ class _Check:
 
     def _check_sources(self, path: Path, identity: Mapping[str, Any]) -> None:
         """Hold the local files of a model or a shard that are there against what was read of them."""
-        shards = {Path(one).name: Path(one) for one in identity.get("paths", ())}
+        folder = identity.get("path") or os.path.commonpath([os.path.dirname(one) for one in identity["paths"]])
         for name, expected in {**identity.get("weights", {}), **identity.get("files", {})}.items():
-            source = shards.get(name) or Path(identity["path"]) / name
+            source = Path(folder) / name
             if source.is_file() and self._read(source, sha256, path) not in (None, expected):
                 self._add("stale", path, f"{source} is another file now")
 

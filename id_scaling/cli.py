@@ -115,9 +115,9 @@ def fetch_tokenizer(arguments: Arguments) -> None:
 
 def fetch_dataset(arguments: Arguments) -> None:
     """Fetch a shard, write its identity."""
-    from id_scaling import fetch
+    from id_scaling import shards
 
-    fetch.fetch_dataset(arguments.settings["dataset_name"], arguments.settings["subset"], arguments.output)
+    shards.fetch_dataset(arguments.settings["dataset_name"], arguments.settings["subset"], arguments.output)
 
 
 def chunk(arguments: Arguments) -> None:

@@ -166,18 +166,32 @@ class DatasetConfig(_Section):
     """A dataset, its shards, and how documents become contexts."""
 
     dataset_name: Source = Field(
-        description="the dataset: a file, a folder of shards, a name on the Hugging Face hub, or the embedded `sotu`"
+        description="the dataset: a file, a folder of shards, a glob of them, a name on the Hugging Face hub, which a "
+        "folder or a glob in the repository may follow, or the embedded `sotu`"
     )
     dataset_subset: _one_or_many(Annotated[int, Field(ge=0)]) = Field(
         [0], description="indices of its shards, each a unit of work"
     )
     max_dataset_size: int | None = Field(None, ge=1, description="most documents read from a shard; default: all")
+    max_contexts: int | None = Field(
+        None, ge=1, description="most contexts taken from a shard, its first; default: all"
+    )
     text_column: Name = Field("text", description="field of a record that holds the text")
     id_column: Name = Field("id", description="field of a record that identifies the document, if there is one")
     max_broken_share: float = Field(
         0.0, ge=0, le=1, description="share of the records read that may be broken; above it the run stops"
     )
     filter_and_chunk_config: ChunkConfig = Field(ChunkConfig(), description="which documents, how many chunks")
+    group_by: list[Name] = Field(
+        [],
+        description="fields of the documents' records, dotted inside others (`meta.pile_set_name`): for the contexts "
+        "of each of their values the summary has rows too; changing it makes the summary again, and nothing else",
+    )
+
+    @field_validator("group_by")
+    @classmethod
+    def _once(cls, keys: list[str]) -> list[str]:
+        return _unrepeated(keys)
 
 
 class ViewConfig(_Section):
@@ -275,6 +289,11 @@ class Config(_Section):
         alias="dataset_config", description="a dataset, or a list of datasets"
     )
     ctx_len: int = Field(1024, ge=4, description="tokens of a context")
+    add_bos: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="whether each context starts with the tokenizer's beginning-of-sequence token; `auto`: where the "
+        "tokenizer itself puts it before a text",
+    )
     batch_size: int = Field(4, ge=1, description="contexts of a forward pass; at most 8 are taken at once")
     cacheing_config: CacheingConfig = Field(CacheingConfig(), description="what is read and saved")
     multiprocessing: bool = Field(True, description="whether estimates run on several cores")

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from id_scaling import embedded
 from id_scaling.errors import IdScalingError, StoreError
-from id_scaling.fetch import RESOURCES, dataset_shard
+from id_scaling.fetch import RESOURCES
 from id_scaling.paths import Run, contexts_path, file_of, run_folder
 from id_scaling.sealed import read_table
 from id_scaling.shape import Shape, Weights, is_made, shape_in, weights_of
@@ -36,7 +36,7 @@ BYTES_OF_SCORES, BYTES_A_TABLE, BYTES_A_ROW = 18, 7_500, 77
 BYTES_OF_FLOAT = {"float16": 2, "float32": 4, "float64": 8}
 # FLOPs by n² d: the inner products of a cloud are n² d multiply-adds, and the rest is taken to cost as much.
 SEARCH = 4
-CUT = "set max_dataset_size and max_chunks_from_a_document, or cut them first: snakemake … --until chunk_dataset"
+CUT = "set max_contexts, or cut them first: snakemake … --until chunk_dataset"
 
 
 class Contexts(NamedTuple):
@@ -79,10 +79,11 @@ def contexts_of(study: Study, run: Run) -> Contexts | None:
         table, facts = read_table(path, ["context"])
         if facts["settings"] == settings:
             return Contexts(len(table))
-    n_documents, n_chunks = study.datasets[dataset].max_dataset_size, study.datasets[dataset].filter_and_chunk_config
-    most = n_documents and n_chunks.max_chunks_from_a_document
-    found = [Contexts(n_documents * most, "≤")] if most else []
-    files = [path for path in dataset_shard(study.datasets[dataset].dataset_name, subset) or [] if path.is_file()]
+    of_dataset = study.datasets[dataset]
+    n_documents, n_chunks = of_dataset.max_dataset_size, of_dataset.filter_and_chunk_config.max_chunks_from_a_document
+    bounds = [n_documents * n_chunks if n_documents and n_chunks else None, of_dataset.max_contexts]
+    found = [Contexts(bound, "≤") for bound in bounds if bound]
+    files = [path for path in map(Path, study.shard_files(dataset, subset)) if path.is_file()]
     if files:
         n_bytes = sum(path.stat().st_size * (1 if path.suffix in (".jsonl", ".txt") else INFLATION) for path in files)
         found.append(Contexts(max(1, n_bytes // BYTES_A_TOKEN // study.config.ctx_len), "≈"))

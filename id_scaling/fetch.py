@@ -1,7 +1,7 @@
 """From a name to files on this machine, with an identity: the content hash of what was fetched.
 
-A model, a tokenizer and a dataset shard each become one small `identity.json`, which says where the
-files are and what they hold. Later stages depend on that file alone. Compute nodes need no network.
+A model and a tokenizer each become one small `identity.json`, as a shard does in `id_scaling.shards`, which says where
+the files are and what they hold. Later stages depend on that file alone. Compute nodes need no network.
 
 A model name is a folder, a GGUF file, an embedded model, or a repository of the Hugging Face hub; a checkpoint is
 `main`, a folder inside the model's folder, a revision of the repository, or `random-init`: weights not yet trained.
@@ -55,11 +55,6 @@ TOKENIZER_KEYS = (
     "tokenizer_class",
     "unk_token",
 )
-SHARD_SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt")
-# Names that the origin of this project used, and where the same texts are.
-DATASET_ALIASES = {
-    "pile_uncopyrighted_parquet_test": ("monology/pile-uncopyrighted", "test.jsonl.zst"),
-}
 
 
 def fetch_model(
@@ -255,32 +250,6 @@ def fetch_tokenizer(model_name: str, output: Path) -> None:
     write_record(output, {"model_name": model_name, **identity})
 
 
-def fetch_dataset(dataset_name: str, subset: int, output: Path) -> None:
-    """Write the identity of one shard of a dataset.
-
-    Raises
-    ------
-    InputError
-        The dataset or the shard is missing.
-    """
-    files, commit = dataset_shard(dataset_name, subset), None
-    if files is None:
-        shard, commit = _shard_from_hub(dataset_name, subset)
-        files = [shard]
-    hashes = {path.name: sha256(path) for path in files}
-    identity = {
-        "dataset_name": dataset_name,
-        "subset": subset,
-        # Where files are links, as in the hub's cache, the names of the links say of what format they are.
-        "paths": [str(path.parent.resolve() / path.name) for path in files],
-        "commit": commit,
-        "files": hashes,
-        "sha256": digest(hashes),
-    }
-    write_record(output, identity)
-    LOG.info("%s shard %d: %d file(s), content %s", dataset_name, subset, len(files), digest(hashes))
-
-
 def settings_folder(model_name: str, checkpoint: str, aside: Path) -> Path:
     """Return a folder with the config of a checkpoint: its own, or `aside` with it where it has none yet.
 
@@ -384,83 +353,6 @@ def _missing_checkpoint(root: Path, checkpoint: str) -> str:
     hint = nearest(checkpoint, found) if found else "it has no checkpoint folders"
     where = root if checkpoint == "main" else root / checkpoint
     return f"model_checkpoint: found no config.json in {where}, expected a checkpoint folder; {hint}"
-
-
-def dataset_shard(dataset_name: str, subset: int) -> list[Path] | None:
-    """Return the files of a local or embedded shard, None for one of the hub.
-
-    Raises
-    ------
-    InputError
-        The name is a path, and the dataset or the shard is not there.
-    """
-    if dataset_name in embedded.DATASETS:
-        return [RESOURCES / dataset_name / f"{_embedded_shard(dataset_name, subset):04d}.parquet"]
-    if not looks_local(dataset_name):
-        return None
-    root = expanded(dataset_name)
-    if not os.path.exists(root):
-        raise InputError(f"dataset_name: {root} does not exist; expected a file, a folder of shards or a hub name")
-    if root.is_file() and not _suffix(root):
-        raise InputError(f"dataset_name: {root} is no shard; expected a file ending in {', '.join(SHARD_SUFFIXES)}")
-    if root.is_file():
-        return [root] if subset == 0 else _no_shard(dataset_name, subset, [root.name])
-    files = sorted(path for path in root.iterdir() if _suffix(path))
-    shards = [path.name for path in files if _suffix(path) != ".txt"]
-    if shards:
-        return [root / shards[shard_position(dataset_name, shards, subset)]]
-    if not files:
-        raise InputError(f"dataset_name: {root} holds no shard; expected files ending in {', '.join(SHARD_SUFFIXES)}")
-    # One document a file: the folder is the one shard.
-    return files if subset == 0 else _no_shard(dataset_name, subset, ["all .txt files, index 0"])
-
-
-def shard_position(dataset_name: str, names: list[str], subset: int) -> int:
-    """Return which of the sorted shard names is `subset`: by the number it is named with, else by order.
-
-    Raises
-    ------
-    InputError
-        There is no such shard, or two have its number.
-    """
-    stems = [name[: -len(_suffix(name))] for name in names]
-    if not all(stem.isdecimal() for stem in stems):
-        return subset if subset < len(names) else _no_shard(dataset_name, subset, names)
-    found = [position for position, stem in enumerate(stems) if int(stem) == subset]
-    if len(found) > 1:
-        same = ", ".join(names[position] for position in found)
-        raise InputError(f"dataset_subset: {dataset_name} has the shard {subset} twice: {same}; keep one of them")
-    return found[0] if found else _no_shard(dataset_name, subset, names)
-
-
-def _shard_from_hub(dataset_name: str, subset: int) -> tuple[Path, str]:
-    """Download one shard of a dataset repository; return it and its commit."""
-    repository, only = DATASET_ALIASES.get(dataset_name, (dataset_name, None))
-
-    def pick(names: list[str]) -> str:
-        texts = [name for name in names if _suffix(name) and only in (None, name)]
-        # As in a folder: pages beside shards, a licence say, are none.
-        shards = [name for name in texts if _suffix(name) != ".txt"] or texts
-        return shards[shard_position(dataset_name, shards, subset)]
-
-    return hub.download_shard(repository, pick)
-
-
-def _no_shard(dataset_name: str, subset: int, names: list[str]) -> Any:
-    """Raise the error of a shard that is not there."""
-    shown = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
-    raise InputError(f"dataset_subset: {dataset_name} has no shard {subset}; it has {len(names)}: {shown}")
-
-
-def _embedded_shard(dataset_name: str, subset: int) -> int:
-    """Return a shard index of an embedded dataset."""
-    names = [f"{index:04d}.parquet" for index in range(len(embedded.SOTU_SHARDS))]
-    return shard_position(dataset_name, names, subset)
-
-
-def _suffix(path: Path | str) -> str:
-    """Return the ending that makes a file a shard, or an empty string."""
-    return next((suffix for suffix in SHARD_SUFFIXES if str(path).endswith(suffix)), "")
 
 
 # ---- what a folder holds --------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from id_scaling.errors import InputError, of_a_disk
+from id_scaling.logs import LOG
 from id_scaling.trust import weight_files, weight_names
 
 T = TypeVar("T")
@@ -102,16 +103,51 @@ def download_to_cache(repository: str, folder: Path, names: Iterable[str]) -> No
 
 
 def download_shard(repository: str, pick: Callable[[list[str]], str]) -> tuple[Path, str]:
-    """Return the file that `pick` names of those of a dataset, and the commit it is of."""
-    from huggingface_hub import HfApi, hf_hub_download
+    """Return the file that `pick` names of those of a dataset, and the commit it is of.
 
-    def download() -> tuple[str, str]:
-        found = HfApi().dataset_info(repository)
-        name = pick(sorted(one.rfilename for one in found.siblings))
-        return hf_hub_download(repository, name, repo_type="dataset", revision=found.sha), found.sha
+    Where the hub is out of reach, the files are those that the hub's cache knows of the commit that `main` was last.
+    """
+    from huggingface_hub import HfApi, snapshot_download
 
-    path, commit = _call(download, repository, "main", "dataset")
-    return Path(path), commit
+    def ask() -> list[str]:
+        return [one.rfilename for one in HfApi().dataset_info(repository).siblings]
+
+    try:
+        names = _call(ask, repository, "main", "dataset")
+    except InputError as out_of_reach:
+        names = _cached_names(repository)
+        if not names:
+            raise out_of_reach
+    name = pick(names)
+
+    def download() -> str:
+        return snapshot_download(repository, repo_type="dataset", allow_patterns=[glob.escape(name)])
+
+    folder = Path(_call(download, repository, "main", "dataset"))
+    if not (folder / name).is_file():
+        raise InputError(
+            f"dataset {repository} at main: {name} is not in the local cache; run where there is a network"
+        )
+    return folder / name, folder.name
+
+
+def _cached_names(repository: str) -> list[str]:
+    """Return the files that a dataset has by the hub's cache; none where it knows nothing of it."""
+    from huggingface_hub import get_cached_repo_tree, snapshot_download
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(repository, repo_type="dataset", allow_patterns=[], local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return []
+    try:
+        return [one.path for one in get_cached_repo_tree(repository, repo_type="dataset", revision=folder.name)]
+    except CachedRepoTreeNotFoundError:
+        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+        LOG.warning(
+            "%s: the cache does not say what files it has; the %d in it are taken for all", repository, len(names)
+        )
+        return names
 
 
 def stored_hash(path: Path) -> str | None:

@@ -52,21 +52,42 @@ def _say(kind: type[BaseException], error: BaseException, trace: TracebackType |
 
 
 class Progress:
-    """Say how far a loop of `n_total` equal steps has come, its rate and the time left, every few seconds."""
+    """Say how far a loop has come, its rate and the time left, every few seconds.
+
+    Parameters
+    ----------
+    what : str
+        What a step does.
+    n_total : int or None
+        How many steps there are; where that is not known, each step may say which share of the whole is done.
+    n_done : int
+        How many were done before.
+    """
 
     SECONDS_BETWEEN = 5.0
 
-    def __init__(self, what: str, n_total: int, n_done: int = 0) -> None:
+    def __init__(self, what: str, n_total: int | None = None, n_done: int = 0) -> None:
         self.what, self.n_total, self.n_done, self.n_start = what, n_total, n_done, n_done
         self.start = self.said = time.monotonic()
 
-    def step(self, n: int = 1) -> None:
+    def step(self, n: int = 1, share: float = 0.0) -> None:
         """Count `n` finished steps, and say so when it is time or the loop is done."""
         self.n_done += n
         now = time.monotonic()
-        if now - self.said < self.SECONDS_BETWEEN and self.n_done < self.n_total:
+        if now - self.said < self.SECONDS_BETWEEN and self.n_done != self.n_total:
             return
-        self.said = now
-        each = (now - self.start) / (self.n_done - self.n_start)
-        left = each * (self.n_total - self.n_done)
-        LOG.info("%s %d of %d, %.2f s each, %.0f s left", self.what, self.n_done, self.n_total, each, left)
+        self.said, elapsed = now, now - self.start
+        n_here = self.n_done - self.n_start
+        if self.n_total is None:
+            far, done = f"{self.n_done} ({share:.0%} of the whole)", share
+        else:
+            far, done = f"{self.n_done} of {self.n_total}", n_here / max(self.n_total - self.n_start, 1)
+        left = f"{elapsed * (1 - done) / done:.0f} s left" if done else "time left unknown"
+        LOG.info("%s %s, %s, %s", self.what, far, _rate(n_here, elapsed), left)
+
+
+def _rate(n: int, seconds: float) -> str:
+    """Return how fast `n` steps of some seconds in all were."""
+    if n == 0:
+        return "none yet"
+    return f"{n / max(seconds, 1e-9):.0f} a second" if n >= seconds else f"{seconds / max(n, 1):.2f} s each"

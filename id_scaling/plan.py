@@ -17,7 +17,7 @@ from id_scaling.study import EXTRACT_MINUTES, Study
 # half a second of a quiet core, and is taken for more.
 SECONDS_A_SUBMISSION, SECONDS_A_START, SECONDS_A_TOKEN = 4.0, 1.5, 8e-7
 SIGNS = {
-    "≤": "≤ at most: documents read × chunks of a document; so is what follows from it",
+    "≤": "≤ at most: max_contexts, or documents read × chunks of a document; so is what follows from it",
     "≈": "≈ about: from the size of the whole shard, 4 bytes a token, compressed text 3 times as long",
 }
 

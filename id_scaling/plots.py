@@ -36,13 +36,14 @@ def plot_id_by_layer(summary_path: Path, outputs: list[Path]) -> None:
 
 
 def id_by_layer(summary: pl.DataFrame) -> alt.Chart:
-    """Return the figure: mean over contexts with a band of one standard deviation between contexts.
+    """Return the figure: mean over all contexts with a band of one standard deviation between contexts.
 
     Sites outside the blocks stand beside them, `emb` before the first layer and the others after the last.
     """
     view = leading_view(summary["view"].unique(maintain_order=True).to_list())
     keys = ["model", "checkpoint", "dataset", "subset", "control"]
-    table = summary.filter((pl.col("view") == view) & pl.col("mean").is_not_null()).with_columns(
+    is_shown = (pl.col("view") == view) & pl.col("mean").is_not_null() & pl.col("group").is_null()
+    table = summary.filter(is_shown).with_columns(
         pl.concat_str(keys, separator=" · ").alias("run"),
         (pl.col("mean") - pl.col("sd")).alias("low"),
         (pl.col("mean") + pl.col("sd")).alias("high"),

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 SEAL, FACTS = "seal", "id_scaling"
 MARK, N_DIGITS = b"sealed by id_scaling, sha256:", 64
 BLANK = MARK.decode() + "0" * N_DIGITS
+PART = 2**20
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
@@ -66,8 +67,8 @@ def seal(path: Path) -> None:
     """Put the digits of its seal into a finished file."""
     with _content(path) as content:
         start = content.rfind(BLANK.encode()) + len(MARK)
-        assert start >= len(MARK), f"{path} holds no blank seal"
-        digits = _digits(content, start)
+    assert start >= len(MARK), f"{path} holds no blank seal"
+    digits = _digits(path, start)
     with open(path, "r+b") as file:
         file.seek(start)
         file.write(digits)
@@ -84,10 +85,11 @@ def check_seal(path: Path) -> None:
                 f"{path}: holds no checksum: cut short, or written by an older version, or not by this program; "
                 f"{made_anew(path)}"
             )
-        if content[start : start + N_DIGITS] != _digits(content, start):
-            raise StoreError(
-                f"{path}: damaged, or changed since it was written: its checksum is of other content; {made_anew(path)}"
-            )
+        found = content[start : start + N_DIGITS]
+    if found != _digits(path, start):
+        raise StoreError(
+            f"{path}: damaged, or changed since it was written: its checksum is of other content; {made_anew(path)}"
+        )
 
 
 @contextmanager
@@ -101,10 +103,14 @@ def _content(path: Path) -> Iterator[bytes | mmap.mmap]:
             yield content
 
 
-def _digits(content: bytes | mmap.mmap, start: int) -> bytes:
+def _digits(path: Path, start: int) -> bytes:
     """Return the digits of the seal of a file that has, or will have, them at `start`."""
     taken = hashlib.sha256()
-    with memoryview(content) as view:
-        for part in (view[:start], b"0" * N_DIGITS, view[start + N_DIGITS :]):
+    with open(path, "rb") as file:
+        for part in iter(lambda: file.read(min(PART, start - file.tell())), b""):
+            taken.update(part)
+        taken.update(b"0" * N_DIGITS)
+        file.seek(start + N_DIGITS)
+        for part in iter(lambda: file.read(PART), b""):
             taken.update(part)
     return taken.hexdigest().encode()

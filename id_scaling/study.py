@@ -25,7 +25,6 @@ from id_scaling.estimators import definition_of, get_estimator
 from id_scaling.fetch import (
     check_model,
     check_unlike,
-    dataset_shard,
     expanded,
     known_identity,
     local_tokenizer_folder,
@@ -38,6 +37,7 @@ from id_scaling.files import canonical_json
 from id_scaling.fingerprint import fingerprint
 from id_scaling.paths import Run, extraction_digest, identity_path, ids_path, run_folder, slug
 from id_scaling.sealed import read_record
+from id_scaling.shards import dataset_files, shard_files
 from id_scaling.sites import request_of
 from id_scaling.statistics import GROUPS
 from id_scaling.trust import weight_files
@@ -178,7 +178,14 @@ class Study:
 
     def shard_files(self, dataset: str, subset: str | int) -> list[str]:
         """Return the files of a local or embedded shard; none for the hub's."""
-        return [_literal(path) for path in dataset_shard(self.datasets[dataset].dataset_name, int(subset)) or []]
+        files = self._dataset_files(dataset)
+        shard = shard_files(self.datasets[dataset].dataset_name, files, int(subset)) if files else []
+        return [_literal(path) for path in shard]
+
+    @cache  # noqa: B019  as below; a glob may be over many folders
+    def _dataset_files(self, dataset: str) -> list[Path]:
+        """Return the files of all shards of a local or embedded dataset; none for the hub's."""
+        return dataset_files(self.datasets[dataset].dataset_name) or []
 
     # ---- settings: what can change an output ------------------------------------------------------------------
 
@@ -213,7 +220,7 @@ class Study:
     def fetch_dataset_settings(self, dataset: str, subset: str) -> str:
         """Return the settings of `fetch_dataset`."""
         name = self.datasets[dataset].dataset_name
-        return _settings(["id_scaling.fetch"], dataset_name=name, subset=int(subset))
+        return _settings(["id_scaling.shards"], dataset_name=name, subset=int(subset))
 
     def chunk_settings(self, dataset: str, subset: str, tokenizer: str, control: str) -> str:
         """Return the settings of `chunk_dataset`."""
@@ -230,9 +237,11 @@ class Study:
                 "min_chunks": filtering.min_chunks_from_a_document,
                 "max_chunks": filtering.max_chunks_from_a_document,
                 "max_documents": of_dataset.max_dataset_size,
+                "max_contexts": of_dataset.max_contexts,
                 "text_column": of_dataset.text_column,
                 "id_column": of_dataset.id_column,
                 "max_broken_share": of_dataset.max_broken_share,
+                "add_bos": self.config.add_bos,
             },
         )
 
@@ -282,6 +291,8 @@ class Study:
                 {"name": dataset, "subsets": of_dataset.dataset_subset} for dataset, of_dataset in self.datasets.items()
             ],
             controls=list(CONTROLS),
+            group_by={dataset: one.group_by for dataset, one in self.datasets.items() if one.group_by},
+            tokenizers={model: self.tokenizer_of(model) for model in self.models},
             extractions={
                 model: extraction_digest(json.loads(self.extract_settings(run)))
                 for model, run in {run.model: run for run in self.runs}.items()

@@ -15,12 +15,14 @@ import polars as pl
 
 from id_scaling.errors import StoreError, UnsealedError, made_anew
 from id_scaling.files import writing
+from id_scaling.grouping import groups_of
 from id_scaling.logs import LOG, Progress
-from id_scaling.paths import Run, extraction_digest, ids_path, run_folder
+from id_scaling.paths import Run, contexts_path, extraction_digest, ids_path, run_folder
 from id_scaling.sealed import read_record, read_table, write_table
 from id_scaling.views import leading_view
 
-KEYS = ["view", "cloud", "layer", "module", "estimator"]
+GROUP = ["group", "group_value"]
+KEYS = [*GROUP, "view", "cloud", "layer", "module", "estimator"]
 COMPANIONS = (
     "n_points",
     "n_distinct",
@@ -42,6 +44,12 @@ COLUMNS = (
     ("dataset", "", "`dataset_name` of the configuration"),
     ("subset", "", "index of the shard"),
     ("control", "", "what was done to the text: `none`"),
+    (
+        "group",
+        "",
+        "key of `group_by` whose value the contexts of this row have in common; empty: all contexts of the run",
+    ),
+    ("group_value", "", "that value; empty where the documents have none"),
     ("view", "", "name of the view: which points count"),
     ("skip_first_tokens", "tokens", "tokens left out at the start of each context by the view"),
     ("duplicates", "", "`distinct` or `keep`: what the view does with equal points"),
@@ -84,6 +92,8 @@ def summarize(session: Path, settings: Mapping[str, Any], parquet: Path, csv: Pa
     ------
     StoreError
         A table was made by other code or of another extraction than the session's.
+    ConfigError
+        The documents of a run do not have a field that `group_by` names, or it has too many values.
     """
     runs, rows = list(runs_of(settings)), []
     progress = Progress("summarized run", len(runs))
@@ -113,7 +123,8 @@ def load_summary(session_path: str | Path) -> pl.DataFrame:
     Returns
     -------
     polars.DataFrame
-        One row per model, checkpoint, dataset, subset, control, view, cloud, layer, module and estimator.
+        One row per model, checkpoint, dataset, subset, control, group and its value, view, cloud, layer, module and
+        estimator; rows without a group are of all contexts.
 
     Raises
     ------
@@ -142,7 +153,7 @@ def readable(summary: pl.DataFrame) -> str:
     """Return the mean ID under the leading view at up to five layers, one line per run, module and estimator."""
     view = leading_view(summary["view"].unique(maintain_order=True).to_list())
     lines = [f"Mean intrinsic dimension by layer (view {view!r}), loss and entropy in nats/token"]
-    rows = summary.filter(pl.col("view") == view)
+    rows = summary.filter((pl.col("view") == view) & pl.col("group").is_null())
     keys = ["model", "checkpoint", "dataset", "subset", "control"]
     for run, table in rows.group_by(keys, maintain_order=True):
         loss, entropy = table["mean_loss"][0], table["mean_entropy"][0]
@@ -190,9 +201,14 @@ def _summarize_run(session: Path, run: Run, settings: Mapping[str, Any]) -> pl.D
         for (module, (name, _)), (_, of_table) in zip(pairs, found, strict=True)
     ]
     tokens = read_table(folder / "tokens.parquet")[0].filter(pl.col("position") > 0)
+    groups = _groups(session, run, settings, manifest)
+    scores = _grouped(tokens, groups).group_by(GROUP, maintain_order=True)
     names = settings["names"]
     return (
-        _aggregated(pl.concat([table for table, _ in found]))
+        _aggregated(_grouped(pl.concat([table for table, _ in found]), groups))
+        .join(
+            scores.agg(_mean("loss"), _mean("entropy")), on=GROUP, how="left", nulls_equal=True, maintain_order="left"
+        )
         .join(pl.DataFrame(versions), on=["module", "estimator"], how="left", maintain_order="left")
         .join(_views(manifest), on="view", how="left", maintain_order="left")
         .with_columns(
@@ -201,8 +217,6 @@ def _summarize_run(session: Path, run: Run, settings: Mapping[str, Any]) -> pl.D
             pl.lit(names["dataset"].get(run.dataset, run.dataset)).alias("dataset"),
             pl.lit(run.subset).alias("subset"),
             pl.lit(run.control).alias("control"),
-            pl.lit(tokens["loss"].cast(pl.Float64).mean()).alias("mean_loss"),
-            pl.lit(tokens["entropy"].cast(pl.Float64).mean()).alias("mean_entropy"),
             pl.lit(manifest["n_layers"]).alias("n_layers"),
             pl.lit(manifest["dtype"]).alias("dtype"),
             pl.lit(manifest["device"]).alias("device"),
@@ -210,9 +224,27 @@ def _summarize_run(session: Path, run: Run, settings: Mapping[str, Any]) -> pl.D
     )
 
 
+def _groups(session: Path, run: Run, settings: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[pl.DataFrame]:
+    """Return which context of a run is in which groups."""
+    keys = tuple(settings["group_by"].get(run.dataset, ()))
+    path = contexts_path(session, run, settings["tokenizers"][run.model])
+    return groups_of(path, manifest["contexts"], keys) if keys else []
+
+
+def _grouped(table: pl.DataFrame, groups: list[pl.DataFrame]) -> pl.DataFrame:
+    """Return a table of contexts with its rows again for each group that their context is in."""
+    of_all = table.with_columns(pl.lit(None, pl.String).alias(name) for name in GROUP)
+    return pl.concat([of_all, *(table.join(group, on="context", maintain_order="left") for group in groups)])
+
+
+def _mean(score: str) -> pl.Expr:
+    """Return the mean of a score of tokens."""
+    return pl.col(score).cast(pl.Float64).mean().alias(f"mean_{score}")
+
+
 def _read_ids(path: Path, code: str, manifest: Mapping[str, Any]) -> tuple[pl.DataFrame, str]:
     """Return one ids table and the library versions behind it."""
-    table, facts = read_table(path, [*KEYS, "value", "stderr", "status", *COMPANIONS])
+    table, facts = read_table(path, ["context", *KEYS[len(GROUP) :], "value", "stderr", "status", *COMPANIONS])
     if facts["settings"]["code"] != code or facts["manifest"] != manifest["digest"]:
         raise StoreError(
             f"{path}: made by other code of its estimator, or from another extraction, than this session's; "
@@ -222,7 +254,7 @@ def _read_ids(path: Path, code: str, manifest: Mapping[str, Any]) -> tuple[pl.Da
 
 
 def _aggregated(ids: pl.DataFrame) -> pl.DataFrame:
-    """Return a row for each view, cloud, layer, module and estimator of a run."""
+    """Return a row for each value of a group, view, cloud, layer, module and estimator of a run."""
     is_ok = pl.col("status") == "ok"
     value = pl.col("value").filter(is_ok)
     failures = pl.col("status").filter(~is_ok)

@@ -78,6 +78,12 @@ def save_text(folder: Path, n_shards: int = 1, n_documents: int = 6) -> Path:
     return folder
 
 
+def touch(folder: Path) -> None:
+    """Make every file of a folder look changed just now, and in another order."""
+    for number, path in enumerate(sorted(folder.iterdir())):
+        os.utime(path, (2e9 - number, 2e9 - number))
+
+
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random two-layer Llama; not to be changed."""

@@ -171,6 +171,10 @@ WRONG_VALUES = [
     ({"dataset_config__dataset_subset": "0"}, "dataset_config.dataset_subset", ["'0' (text)", "integer"]),
     ({"dataset_config__dataset_subset": []}, "dataset_config.dataset_subset", ["[] (a list)", "expected"]),
     ({"dataset_config__max_dataset_size": 0}, "dataset_config.max_dataset_size", ["found 0", "equal to 1"]),
+    ({"dataset_config__max_contexts": 0}, "dataset_config.max_contexts", ["found 0", "equal to 1"]),
+    ({"dataset_config__group_by": "meta.set"}, "dataset_config.group_by", ["'meta.set' (text)", "list"]),
+    ({"add_bos": "alway"}, "add_bos", ["'alway' (text)", "'auto', 'always' or 'never'"]),
+    ({"add_bos": False}, "add_bos", ["False (a yes/no value)", "'auto', 'always' or 'never'"]),
     ({"dataset_config__max_broken_share": 1.5}, "dataset_config.max_broken_share", ["1.5", "equal to 1"]),
     ({"dataset_config__max_broken_share": float("nan")}, "dataset_config.max_broken_share", ["nan", "expected"]),
     (
@@ -247,6 +251,7 @@ INCONSISTENT = [
     ({"cacheing_config__neighbor_ranks": [1, 2, 2]}, "cacheing_config.neighbor_ranks", ["2", "more than once"]),
     # Each would be run, and counted, twice.
     ({"dataset_config__dataset_subset": [0, 0]}, "dataset_config.dataset_subset", ["0", "once"]),
+    ({"dataset_config__group_by": ["a", "a"]}, "dataset_config.group_by", ["a", "once"]),
     ({"model_config__model_checkpoint": ["a", "a"]}, "model_config.model_checkpoint", ["a", "once"]),
     (
         {"cacheing_config__module_inblock_keys": ["a"], "cacheing_config__module_outblock_keys": ["a"]},

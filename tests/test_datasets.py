@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,12 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import WORDS, random_text, save_tokenizer
 
-from id_scaling.datasets import Chunking, chunk_dataset
+from id_scaling import records, tokens
+from id_scaling.datasets import Chunking, _batches, chunk_dataset
 from id_scaling.errors import InputError
+from id_scaling.logs import LOG, Progress
+from id_scaling.records import Document
+from id_scaling.tokens import MOST_WHOLE
 
 IDS = {word: number for number, word in enumerate(WORDS, start=1)}
 
@@ -136,7 +143,12 @@ def as_text(folder: Path) -> list[Path]:
     [as_parquet, as_dictionary_parquet, as_jsonl, as_gzip, as_zstandard, as_zstandard_frames, as_text],
 )
 def test_every_format_gives_the_same_contexts(write: Callable, tmp_path: Path, tokenizer: Path) -> None:
-    assert chunk(write(tmp_path), tokenizer).to_dicts() == expected(TEXTS, NAMES)
+    found, others = (
+        chunk(write(tmp_path), tokenizer),
+        None if write in (as_dictionary_parquet, as_text) else '{"other":1}',
+    )
+    assert found.drop("metadata").to_dicts() == expected(TEXTS, NAMES)
+    assert found["metadata"].unique().to_list() == [others]
 
 
 # ---- cutting ---------------------------------------------------------------------------------------------------
@@ -185,6 +197,11 @@ def test_documents_are_cut_from_their_first_token_without_gaps_and_without_their
         ({"max_documents": 3}, {1: 2, 2: 1}),
         ({"max_documents": 2}, {1: 2}),
         ({"max_documents": 99}, {1: 2, 2: 1, 4: 3}),
+        ({"max_contexts": 4}, {1: 2, 2: 1, 4: 1}),
+        ({"max_contexts": 3}, {1: 2, 2: 1}),
+        ({"max_contexts": 1}, {1: 1}),
+        ({"max_contexts": 3, "min_chunks": 2, "max_chunks": 2}, {1: 2, 4: 1}),
+        ({"max_contexts": 99}, {1: 2, 2: 1, 4: 3}),
     ],
     ids=str,
 )
@@ -218,6 +235,43 @@ def test_token_that_a_tokenizer_only_knows_is_not_put_before_a_text(documents: P
     assert contexts["input_ids"].to_list() == [[1, 2, 3, 4, 5], [6, 7, 8, 9, 10], [1, 2, 3, 4, 5], [6, 7, 8, 9, 10]]
 
 
+@pytest.mark.parametrize(
+    ("is_added", "add_bos", "has_bos"), [(True, "never", False), (False, "always", True), (True, "auto", True)]
+)
+def test_context_starts_with_the_token_where_that_is_asked_for(
+    is_added: bool, add_bos: str, has_bos: bool, documents: Path, tmp_path: Path
+) -> None:
+    contexts = chunk(documents, save_bos_tokenizer(tmp_path / "bos", is_added), ctx_len=5, add_bos=add_bos)
+    bos = len(WORDS) + 1
+    assert [ids[0] == bos for ids in contexts["input_ids"]] == [has_bos] * len(contexts)
+    facts = json.loads(pl.read_parquet_metadata(tmp_path / "out" / "contexts.parquet")["id_scaling"])
+    assert facts["bos"] == (bos if has_bos else None)
+
+
+def test_effect_of_the_token_on_the_perplexity_of_a_real_model(resources: Path, tmp_path: Path) -> None:
+    """Its tokenizer's own convention is none; with the token it does a little worse, not another thing altogether."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder = resources / "smollm2-135m-instruct"
+    ids = {}
+    for add_bos in ("auto", "never", "always"):
+        output, chunking = tmp_path / f"{add_bos}.parquet", Chunking(512, 2, 2, None, max_contexts=4, add_bos=add_bos)
+        chunk_dataset([resources / "sotu" / "0000.parquet"], folder, chunking, {}, output)
+        ids[add_bos] = torch.tensor(pl.read_parquet(output)["input_ids"].to_list())
+    assert ids["auto"].equal(ids["never"])
+    assert ids["always"][:, 0].tolist() == [1] * 4
+    # What follows the token is the text, from its beginning.
+    assert ids["always"][::2, 1:].equal(ids["never"][::2, :-1])
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    perplexities = []
+    for add_bos in ("never", "always"):
+        with torch.inference_mode():
+            scores = model(ids[add_bos]).logits[:, 1:-1].log_softmax(-1).gather(-1, ids[add_bos][:, 2:, None])
+        perplexities.append((-scores.mean()).exp().item())
+    assert perplexities == pytest.approx([20.10, 20.76], abs=0.02)
+
+
 def test_document_without_an_id_is_known_by_its_number(tmp_path: Path, tokenizer: Path) -> None:
     text = " ".join(WORDS[:8])
     rows = [{"text": text, "id": "a", "key": 7}, {"text": text}, {"text": text, "id": None, "key": 9}]
@@ -240,6 +294,267 @@ def test_file_says_what_it_was_made_of(documents: Path, tokenizer: Path, tmp_pat
     assert json.loads(pl.read_parquet_metadata(output)["id_scaling"]) == {"shard_sha256": "abc", "bos": None}
 
 
+# ---- metadata --------------------------------------------------------------------------------------------------
+
+
+def metadata_of(shard: Path, tokenizer: Path, **options: Any) -> list[Any]:
+    """Return the metadata of each context, decoded."""
+    return [text and json.loads(text) for text in chunk(shard, tokenizer, **options)["metadata"]]
+
+
+def test_other_fields_of_a_record_come_along_with_each_of_its_contexts(tmp_path: Path, tokenizer: Path) -> None:
+    text = " ".join(WORDS[:17])
+    rows = [
+        {"text": text, "id": "a", "meta": {"pile_set_name": "Books é", "n": [1, None]}, "b": 1.5, "a": True},
+        {"text": text, "id": "b"},
+        {"text": text, "score": 1},
+    ]
+    shard = write_lines(tmp_path / "0.jsonl", rows)
+    first = {"meta": {"pile_set_name": "Books é", "n": [1, None]}, "b": 1.5, "a": True}
+    assert metadata_of(shard, tokenizer) == [first, first, None, None, {"score": 1}, {"score": 1}]
+    # The fields that hold text and id are those that are named.
+    assert metadata_of(shard, tokenizer, id_column="score")[0] == {**first, "id": "a"}
+    canonical = chunk(shard, tokenizer)["metadata"][0]
+    assert canonical == json.dumps(first, sort_keys=True, separators=(",", ":"))
+
+
+def test_values_that_json_has_not_are_text(tmp_path: Path, tokenizer: Path) -> None:
+    moment = datetime.datetime(2024, 5, 6, 7, 8, 9)
+    row = {
+        "text": " ".join(WORDS[:8]),
+        "raw": b"ab\xff",
+        "moment": moment,
+        "day": moment.date(),
+        "share": float("nan"),
+        "inner": {"moment": moment, "raw": b"c", "most": float("inf"), "sum": Decimal("1.50")},
+    }
+    table = pa.Table.from_pylist([row])
+    nano = pa.array([1_700_000_000_000_000_001], pa.timestamp("ns", "UTC"))
+    pq.write_table(table.append_column("nano", nano), tmp_path / "0.parquet")
+    assert metadata_of(tmp_path / "0.parquet", tokenizer) == [
+        {
+            "raw": "ab\\xff",
+            "moment": "2024-05-06 07:08:09.000000",
+            "day": "2024-05-06",
+            "share": "nan",
+            "inner": {"moment": "2024-05-06 07:08:09", "raw": "c", "most": "inf", "sum": "1.50"},
+            "nano": "2023-11-14 22:13:20.000000001Z",
+        }
+    ]
+
+
+def test_field_that_is_too_long_is_left_out_and_said_once(
+    tmp_path: Path, tokenizer: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = " ".join(WORDS[:8])
+    rows = [{"text": text, "page": "x" * 9_998, "n": 1}, *[{"text": text, "page": "x" * 9_999, "n": 2}] * 2]
+    found = metadata_of(write_lines(tmp_path / "0.jsonl", rows), tokenizer)
+    assert found == [{"page": "x" * 9_998, "n": 1}, {"n": 2}, {"n": 2}]
+    said = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    assert said == ["field 'page' is left out of the metadata where it is longer than 10000 characters"]
+
+
+def test_id_and_metadata_with_half_a_character_are_kept(tmp_path: Path, tokenizer: Path) -> None:
+    row = {"text": " ".join(WORDS[:8]), "id": "a\ud800", "b\ud800": "c\ud800"}
+    shard = tmp_path / "0.jsonl"
+    shard.write_text(json.dumps(row))
+    assert metadata_of(shard, tokenizer) == [{"b\ud800": "c\ud800"}]
+    assert chunk(shard, tokenizer)["document_id"].to_list() == ["a\\ud800"]
+
+
+# ---- long shards, long documents ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("extra", [{"max_contexts": 2}, {"max_documents": 2}])
+def test_no_more_of_a_shard_is_read_than_is_asked_for(extra: dict, tmp_path: Path, tokenizer: Path) -> None:
+    """What follows is broken, in the same batch and beyond, and then no zstandard at all."""
+    shard = tmp_path / "0.jsonl.zst"
+    with pa.CompressedOutputStream(str(shard), "zstd") as stream:
+        stream.write(write_lines(tmp_path / "plain", [*GOOD, *[b"x" * 1000] * 50_000]).read_bytes())
+    shard.write_bytes(shard.read_bytes() + b"no frame")
+    assert len(chunk(shard, tokenizer, **extra)) == 2
+    with pytest.raises(InputError):
+        chunk(shard, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("options", "n_tokens"),
+    [
+        ({"max_chunks": 1}, 100),
+        ({"max_contexts": 2}, 100),
+        ({"max_contexts": 1, "min_chunks": 30}, 300),
+        ({"max_chunks": 30, "max_contexts": 99}, 300),
+        ({}, 1000),
+    ],
+    ids=str,
+)
+def test_no_more_of_a_long_document_is_tokenised_than_is_asked_for(
+    options: dict, n_tokens: int, tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To a batch of pieces: here of a hundred tokens, five characters each."""
+    sizes = {"MOST_WHOLE": 400, "PIECE": 500, "OVERLAP": 50, "PIECES_A_BATCH": 1}
+    for name, value in sizes.items():
+        monkeypatch.setattr(tokens, name, value)
+    taken, real = [], tokens._tokens
+    monkeypatch.setattr(tokens, "_tokens", lambda *given: taken.append(len(given[2])) or real(*given))
+    shard = write_lines(tmp_path / "0.jsonl", [{"text": "that " * 1000}])
+    contexts = chunk(shard, tokenizer, **options)
+    assert contexts["input_ids"].explode().unique().to_list() == [IDS["that"]]
+    # One piece more, as the next is needed to know where the last one ends.
+    assert sum(taken) == min(n_tokens // 100 + 1, 10)
+
+
+def test_broken_record_stops_the_run_at_once_where_none_may_be(tmp_path: Path, tokenizer: Path) -> None:
+    shard = tmp_path / "0.jsonl.zst"
+    with pa.CompressedOutputStream(str(shard), "zstd") as stream:
+        stream.write(write_lines(tmp_path / "plain", [b"nonsense", *GOOD * 50_000]).read_bytes())
+    shard.write_bytes(shard.read_bytes()[:-9])
+    with pytest.raises(InputError, match=r"^1 of 1024 records are broken"):
+        chunk(shard, tokenizer)
+    with pytest.raises(InputError, match="damaged or cut short"):
+        chunk(shard, tokenizer, max_broken_share=0.5)
+
+
+def test_broken_records_of_one_batch_may_be_few_of_the_whole(tmp_path: Path, tokenizer: Path) -> None:
+    shard = write_lines(tmp_path / "0.jsonl", [*[b"nonsense"] * 1000, *GOOD * 2000])
+    assert len(chunk(shard, tokenizer, max_broken_share=0.2)) == 4000
+
+
+@pytest.mark.parametrize("write", [as_parquet, as_jsonl, as_gzip, as_zstandard, as_text])
+def test_share_of_a_shard_that_was_read_grows_to_the_whole(write: Callable, tmp_path: Path) -> None:
+    shard = records.Shard(write(tmp_path), "text", "id")
+    shares = [shard.share for _ in shard.records()]
+    assert shares == sorted(shares)
+    assert shard.share == 1
+    # Lines are decoded some at a time, and a text file counts once it is left.
+    assert write not in (as_parquet, as_text) or 0.2 < shares[len(shares) // 2] < 0.6
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "cut context 12 (100% of the whole), "),
+        ({"max_documents": 16}, "cut context 8 (100% of the whole), "),
+        ({"max_contexts": 4}, "cut context 4 (100% of the whole), "),
+    ],
+    ids=str,
+)
+def test_progress_is_of_what_is_asked_for(
+    options: dict, said: str, tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 24 documents every other one is long enough; eight are tokenised at once."""
+    said_so_far: list[str] = []
+    monkeypatch.setattr(Progress, "SECONDS_BETWEEN", 0)
+    monkeypatch.setattr("id_scaling.datasets.MOST_RECORDS", 8)
+    monkeypatch.setattr(LOG, "info", lambda words, *values: said_so_far.append(words % values))
+    chunk(write_lines(tmp_path / "0.jsonl", [GOOD[0], {"text": "the"}] * 12), tokenizer, **options)
+    steps = [words for words in said_so_far if words.startswith("cut context")]
+    assert steps[-1].startswith(said)
+    assert len(steps) == {12: 3, 8: 2, 4: 1}[int(said.split()[2])]
+
+
+@pytest.mark.parametrize(("length", "n_rows"), [(10, 64), (2**17, 8), (2**21, 1)])
+def test_rows_that_are_read_at_once_are_as_many_as_they_are_short(length: int, n_rows: int, tmp_path: Path) -> None:
+    texts = ["the " * (length // 4) for _ in range(2)]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "0.parquet", use_dictionary=False)
+    with pq.ParquetFile(tmp_path / "0.parquet") as file:
+        assert n_rows // 2 <= records._rows_a_batch(file) <= n_rows
+
+
+def test_texts_that_are_tokenised_together_are_of_a_bounded_length() -> None:
+    lengths = [*[10] * 5000, MOST_WHOLE, 3 * MOST_WHOLE, 3 * MOST_WHOLE, MOST_WHOLE // 2, MOST_WHOLE // 2, 1]
+    records = [Document(number, "", "x" * length, None) for number, length in enumerate(lengths)]
+    batches = [[len(record.text) for record in batch] for batch in _batches(records)]
+    assert [length for batch in batches for length in batch] == lengths
+    assert all(sum(batch) <= MOST_WHOLE or len(batch) == 1 for batch in batches)
+    assert [len(batch) for batch in batches] == [1024] * 4 + [904, 1, 1, 1, 2, 1]
+
+
+@pytest.mark.parametrize("kind", ["line", "line at the end", "text of a row", "text file"])
+def test_record_longer_than_is_allowed_is_broken_and_the_next_one_read(
+    kind: str, tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "MOST_BYTES", 1000)
+    monkeypatch.setattr(records, "BUFFER", 64)
+    long = {"id": "long", "text": "the " * 400}
+    if kind == "text of a row":
+        pq.write_table(pa.Table.from_pylist([GOOD[0], long, GOOD[1]]), tmp_path / "0.parquet")
+        shard, where = tmp_path / "0.parquet", "0.parquet row 1: 'text' is"
+    elif kind == "text file":
+        for name, record in zip("abc", (GOOD[0], long, GOOD[1]), strict=True):
+            (tmp_path / f"{name}.txt").write_text(record["text"])
+        shard, where = sorted(tmp_path.glob("*.txt")), "b.txt:"
+    else:
+        rows = [GOOD[0], long, GOOD[1]] if kind == "line" else [*GOOD, long]
+        shard = write_lines(tmp_path / "0.jsonl", rows)
+        shard.write_bytes(shard.read_bytes()[:-1])
+        where = f"0.jsonl line {rows.index(long) + 1}:"
+    with pytest.raises(InputError, match=f"1 of 3 records are broken.*{re.escape(where)} longer than 1000 bytes"):
+        chunk(shard, tokenizer)
+    assert len(chunk(shard, tokenizer, max_broken_share=0.5)) == 2
+
+
+# Prints the peak of memory, in MB, after each shard that is read, or read and cut, one after another.
+PEAKS = """
+import re, sys
+from pathlib import Path
+from id_scaling.datasets import Chunking, chunk_dataset
+from id_scaling.records import Shard
+tokenizer, output, *shards = map(Path, sys.argv[1:])
+for shard in shards:
+    if tokenizer.is_dir():
+        chunk_dataset([shard], tokenizer, Chunking(64, 1, None, None), {}, output)
+    for record in Shard([shard], "text", "id").records():
+        pass
+    print(int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024)
+"""
+on_linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of memory is read from Linux")
+
+
+def shards_of(folder: Path, n_texts: int) -> list[Path]:
+    """Write the same texts as parquet of one row group, and as JSON lines, compressed and not."""
+    texts = [random_text(1000, seed) for seed in range(10)]
+    rows = [{"text": texts[number % 10], "meta": {"n": number}} for number in range(n_texts)]
+    plain, packed, table = (folder / f"{n_texts}{suffix}" for suffix in (".jsonl", ".jsonl.zst", ".parquet"))
+    with pa.CompressedOutputStream(str(packed), "zstd") as stream:
+        stream.write(write_lines(plain, rows).read_bytes())
+    pq.write_table(pa.Table.from_pylist(rows), table, compression="none", use_dictionary=False)
+    return [table, packed, plain]
+
+
+@on_linux
+@pytest.mark.parametrize(("is_cut", "n_texts", "most"), [(False, (2500, 25_000), 40), (True, (500, 5000), 40)])
+def test_memory_does_not_grow_with_the_shard(
+    is_cut: bool, n_texts: tuple[int, int], most: float, tmp_path: Path, tokenizer: Path, python: Any
+) -> None:
+    """Ten times the text: at most 40 MB more, what allocators keep, of 100 MB that are read, and of 20 that are cut.
+
+    Tokens and rows of 20 MB of text are some 200 MB.
+    """
+    small, large = (shards_of(tmp_path, n) for n in n_texts)
+    process = python(PEAKS, tokenizer if is_cut else "-", tmp_path / "contexts.parquet", *small, *large)
+    peaks = [float(line) for line in process.communicate()[0].split()]
+    assert process.returncode == 0
+    assert peaks[-1] - peaks[2] < most, peaks
+
+
+@on_linux
+def test_document_of_fifty_megabytes_is_cut_in_bounded_memory(tmp_path: Path, tokenizer: Path, python: Any) -> None:
+    """The line, its text and its tokens are 200 MB; tokenised whole, it takes 6 GB."""
+    text = random_text(100_000, 0)
+    long = " ".join([text] * (50_000_000 // len(text)))
+    small, large = (
+        write_lines(tmp_path / f"{name}.jsonl", [{"text": one}]) for name, one in (("small", text), ("large", long))
+    )
+    process = python(PEAKS, tokenizer, tmp_path / "contexts.parquet", small, large)
+    peaks = [float(line) for line in process.communicate()[0].split()]
+    assert process.returncode == 0
+    assert peaks[1] - peaks[0] < 600, peaks
+    tokens = pl.read_parquet(tmp_path / "contexts.parquet")["input_ids"].explode().to_list()
+    assert tokens == [IDS[word] for word in long.split()][: len(tokens)]
+    assert len(tokens) > len(long.split()) - 64
+
+
 # ---- broken records --------------------------------------------------------------------------------------------
 
 GOOD = [{"id": "a", "text": " ".join(WORDS[:9])}, {"id": "b", "text": " ".join(WORDS[9:20])}]
@@ -251,6 +566,8 @@ BROKEN = [
     pytest.param({"text": 3}, "'text' is int, expected text", id="number"),
     pytest.param({"text": ["the"]}, "'text' is list, expected text", id="list"),
     pytest.param(["the"], "no 'text'", id="no mapping"),
+    pytest.param(b'{"text": "the", "x": ' + b"[" * 500 + b"NaN" + b"]" * 500 + b"}", "too deep", id="deep"),
+    pytest.param(b'{"text": "the", "x": ' + b"[" * 99_999 + b"]" * 99_999 + b"}", "not JSON that can", id="deeper"),
     # Half of a pair of code units: JSON can write it, UTF-8 and so no tokenizer can read it.
     pytest.param({"text": "the \ud800 of"}, "'text'", id="half a character"),
 ]

@@ -12,7 +12,7 @@ from conftest import ROOT, study
 from id_scaling.config import Config
 from id_scaling.documentation import PAGES, SCHEMA, columns_table, keys_table, schema, with_table
 from id_scaling.estimators import GRAMMAR
-from id_scaling.fetch import SHARD_SUFFIXES
+from id_scaling.shards import SUFFIXES
 from id_scaling.sites import PRESETS
 from id_scaling.summarize import COLUMNS
 
@@ -112,4 +112,4 @@ def test_page_lists_the_estimators_of_the_grammar() -> None:
 
 def test_page_lists_the_formats_of_shards() -> None:
     section = (ROOT / "config" / "README.md").read_text().split("## Datasets")[1].split("## ")[0]
-    assert [suffix for suffix in SHARD_SUFFIXES if f"`{suffix}`" not in section] == []
+    assert [suffix for suffix in SUFFIXES if f"`{suffix}`" not in section] == []

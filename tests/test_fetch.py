@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,20 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import WORDS
+from conftest import WORDS, touch
 
 from id_scaling.architecture import Architecture, check_request, modules_with_tensors, read_architecture
 from id_scaling.errors import ConfigError, IdScalingError, InputError
 from id_scaling.fetch import (
     check_model,
-    dataset_shard,
-    fetch_dataset,
     fetch_model,
     fetch_tokenizer,
     model_folder,
     module_names,
     settings_folder,
-    shard_position,
 )
 from id_scaling.files import read_json, sha256
 from id_scaling.lease import leased
@@ -60,12 +56,6 @@ def identity(model: Path, output: Path, request: SiteRequest = REQUEST, ctx_len:
 def edit(path: Path, **changes: Any) -> None:
     """Change keys of a JSON file."""
     path.write_text(json.dumps({**read_json(path), **changes}))
-
-
-def touch(folder: Path) -> None:
-    """Make every file of a folder look changed just now, and in another order."""
-    for number, path in enumerate(sorted(folder.iterdir())):
-        os.utime(path, (2e9 - number, 2e9 - number))
 
 
 # ---- models by name --------------------------------------------------------------------------------------------
@@ -110,7 +100,6 @@ def test_missing_model_or_checkpoint_is_said(
 def test_name_too_long_for_a_path_is_no_path() -> None:
     name = "owner/" + "x" * 290  # file systems end at 255 bytes a name
     assert model_folder(name, "main") is None
-    assert dataset_shard(name, 0) is None
 
 
 @pytest.mark.parametrize(
@@ -118,7 +107,6 @@ def test_name_too_long_for_a_path_is_no_path() -> None:
     [
         pytest.param(lambda output: fetch_model(ABSENT, "main", REQUEST, 64, output), id="model"),
         pytest.param(lambda output: fetch_tokenizer(ABSENT, output), id="tokenizer"),
-        pytest.param(lambda output: fetch_dataset(ABSENT, 0, output), id="dataset"),
     ],
 )
 def test_hub_out_of_reach_is_said_with_what_to_do(fetch: Any, tmp_path: Path) -> None:
@@ -404,104 +392,6 @@ def test_checkpoint_without_a_tokenizer_has_that_of_its_model(checkpoints: Path,
     assert (
         read_record(tmp_path / "model.json")["tokenizer_sha256"] == read_record(tmp_path / "tokenizer.json")["sha256"]
     )
-
-
-# ---- datasets --------------------------------------------------------------------------------------------------
-
-
-def folder_of(folder: Path, *names: str) -> str:
-    """Make a folder of empty files; return its name."""
-    folder.mkdir()
-    for name in names:
-        (folder / name).touch()
-    return str(folder)
-
-
-@pytest.mark.parametrize(
-    ("names", "subset", "expected"),
-    [
-        (("00.jsonl", "01.jsonl", "02.jsonl"), 1, "01.jsonl"),
-        (("00.jsonl", "02.jsonl"), 2, "02.jsonl"),
-        (("9.parquet", "10.parquet"), 10, "10.parquet"),
-        (("0000.jsonl.zst", "0007.jsonl.zst"), 7, "0007.jsonl.zst"),
-        (("train-b.parquet", "train-a.parquet", "train-c.parquet"), 1, "train-b.parquet"),
-        (("part-2.jsonl.gz", "part-10.jsonl.gz"), 0, "part-10.jsonl.gz"),
-        (("00.jsonl", "README.md", "LICENSE"), 0, "00.jsonl"),
-        # A page beside numbered shards is no reason to count them in another way.
-        (("00.jsonl", "02.jsonl", "README.txt"), 2, "02.jsonl"),
-    ],
-)
-def test_shard_is_found_by_its_number_or_else_by_order(
-    names: tuple, subset: int, expected: str, tmp_path: Path
-) -> None:
-    folder = folder_of(tmp_path / "shards", *names)
-    assert dataset_shard(folder, subset) == [tmp_path / "shards" / expected]
-
-
-def test_folder_of_text_files_is_one_shard(tmp_path: Path) -> None:
-    folder = folder_of(tmp_path / "texts", "b.txt", "a.txt", "notes.md")
-    assert [path.name for path in dataset_shard(folder, 0)] == ["a.txt", "b.txt"]
-    with pytest.raises(InputError, match=r"no shard 1; it has 1: all \.txt files"):
-        dataset_shard(folder, 1)
-
-
-@pytest.mark.parametrize("name", ["words.jsonl", "2024.parquet"])
-def test_file_is_a_dataset_of_one_shard(name: str, tmp_path: Path) -> None:
-    (tmp_path / name).touch()
-    assert dataset_shard(str(tmp_path / name), 0) == [tmp_path / name]
-
-
-@pytest.mark.parametrize(
-    ("names", "subset", "words"),
-    [
-        (("00.jsonl", "02.jsonl"), 1, ["dataset_subset", "no shard 1", "it has 2: 00.jsonl, 02.jsonl"]),
-        (("a.jsonl", "b.jsonl"), 2, ["no shard 2", "it has 2: a.jsonl, b.jsonl"]),
-        (("data.csv",), 0, ["holds no shard", ".parquet, .jsonl, .jsonl.gz, .jsonl.zst, .txt"]),
-        # Two shards of one number: which of them is meant, nobody knows.
-        (("0.jsonl", "00.parquet"), 0, ["0.jsonl", "00.parquet"]),
-    ],
-)
-def test_missing_shard_is_said(names: tuple, subset: int, words: list[str], tmp_path: Path) -> None:
-    folder = folder_of(tmp_path / "shards", *names)
-    with pytest.raises(InputError) as caught:
-        dataset_shard(folder, subset)
-    assert [word for word in [*words, folder] if word not in str(caught.value)] == []
-
-
-def test_missing_dataset_is_said(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="nothing does not exist; expected a file, a folder of shards or a hub name"):
-        dataset_shard(str(tmp_path / "nothing"), 0)
-    with pytest.raises(InputError, match=r"sotu has no shard 3; it has 3: 0000\.parquet"):
-        dataset_shard("sotu", 3)
-
-
-def test_file_of_another_format_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "data.csv").write_text("text\nthe of\n")
-    with pytest.raises(InputError, match=r"data\.csv.*\.parquet, \.jsonl"):
-        dataset_shard(str(tmp_path / "data.csv"), 0)
-
-
-def test_only_some_of_many_shards_are_shown() -> None:
-    with pytest.raises(InputError, match=r"it has 30: 000\.txt, .*, 009\.txt, …$"):
-        shard_position("words", [f"{number:03d}.txt" for number in range(30)], 30)
-
-
-def test_dataset_identity_changes_with_content_alone(text_folder: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(text_folder, tmp_path / "words")
-    outputs = [tmp_path / f"{number}.json" for number in range(3)]
-    fetch_dataset(str(folder), 1, outputs[0])
-    touch(folder)
-    fetch_dataset(str(folder), 1, outputs[1])
-    (folder / "00.jsonl").write_text("{}")
-    with (folder / "01.jsonl").open("a") as shard:
-        shard.write(" ")
-    fetch_dataset(str(folder), 1, outputs[2])
-    first, touched, changed = map(read_record, outputs)
-    assert first["paths"] == [str((folder / "01.jsonl").resolve())]
-    assert (first["dataset_name"], first["subset"]) == (str(folder), 1)
-    assert touched == first
-    assert changed["files"] == {"01.jsonl": sha256(folder / "01.jsonl")}
-    assert changed["sha256"] != first["sha256"]
 
 
 def test_checkpoint_on_disk_is_not_sought_on_the_hub(checkpoints: Path, tmp_path: Path) -> None:

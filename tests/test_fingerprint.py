@@ -9,13 +9,15 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, study
 
 from id_scaling import fingerprint as module
 from id_scaling.estimators import GRAMMAR
 from id_scaling.fingerprint import WITHOUT_CONTENT, closure, fingerprint
+from id_scaling.study import Study
 
 PACKAGE = ROOT / "id_scaling"
 ESTIMATORS = sorted({f"id_scaling.estimators.{rule.module}" for rule in GRAMMAR})
@@ -24,6 +26,7 @@ ESTIMATORS = sorted({f"id_scaling.estimators.{rule.module}" for rule in GRAMMAR}
 STAGES: dict[str, list[str]] = {
     "train": ["id_scaling.training"],
     "fetch": ["id_scaling.fetch"],
+    "fetch_dataset": ["id_scaling.shards"],
     "chunk": ["id_scaling.datasets"],
     "extract": ["id_scaling.extract"],
     **{f"estimate {name.split('.')[-1]}": ["id_scaling.ids", name] for name in ESTIMATORS},
@@ -194,9 +197,13 @@ ESTIMATES = {stage for stage in STAGES if stage.startswith("estimate ")}
         ("models.py", {"extract"}),
         ("store.py", {"extract"}),
         ("plots.py", {"plot"}),
-        ("fetch.py", {"fetch"}),
-        ("embedded.py", {"fetch"}),
-        ("hub.py", {"fetch"}),
+        ("fetch.py", {"fetch", "fetch_dataset"}),
+        ("shards.py", {"fetch_dataset"}),
+        ("records.py", {"chunk"}),
+        ("tokens.py", {"chunk"}),
+        ("grouping.py", {"summarize"}),
+        ("embedded.py", {"fetch", "fetch_dataset"}),
+        ("hub.py", {"fetch", "fetch_dataset"}),
         ("summarize.py", {"summarize"}),
         *((f"estimators/{name.split()[-1]}.py", {name}) for name in sorted(ESTIMATES)),
         # So a method simulated anew makes no other method's estimates stale.
@@ -347,3 +354,34 @@ def test_no_import_is_relative_and_none_takes_everything() -> None:
             if isinstance(node, ast.ImportFrom):
                 assert node.level == 0, path
                 assert [alias.name for alias in node.names] != ["*"], path
+
+
+# ---- settings --------------------------------------------------------------------------------------------------
+
+
+def settings_of(**changes: Any) -> dict[str, str]:
+    """Return the settings of one job of each rule that follows from a dataset."""
+    made = Study(study(Path("owner/model"), Path("owner/texts"), **changes))
+    (run,) = made.runs
+    return {
+        "fetch_dataset": made.fetch_dataset_settings(run.dataset, "0"),
+        "chunk": made.chunk_settings(run.dataset, "0", made.tokenizer_of(run.model), "none"),
+        "extract": made.extract_settings(run),
+        "estimate": made.estimate_settings(run, "mlp", "mle"),
+        "summarize": made.summarize_settings(),
+        "plot": made.plot_settings(),
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "stage"),
+    [
+        ({"dataset_config__group_by": ["meta.pile_set_name"]}, "summarize"),
+        ({"dataset_config__max_contexts": 9}, "chunk"),
+        ({"add_bos": "always"}, "chunk"),
+    ],
+    ids=str,
+)
+def test_key_is_a_setting_of_the_stage_that_reads_it_alone(changes: dict, stage: str) -> None:
+    before, after = settings_of(), settings_of(**changes)
+    assert [name for name in before if before[name] != after[name]] == [stage]

@@ -239,6 +239,86 @@ def test_shard_of_a_dataset_is_the_file_of_its_index(hub: Hub, fetch: Fetcher) -
     assert hub.downloads() == ["data/01.jsonl.gz"]
 
 
+TEXTS = {
+    "README.md": b"# texts",
+    "data/test-00000-of-00001.parquet": b"PAR1 test",
+    "data/train-00000-of-00002.parquet": b"PAR1 train 0",
+    "data/train-00001-of-00002.parquet": b"PAR1 train 1",
+    "en/0000.parquet": b"PAR1 en 0",
+    "en/0002.parquet": b"PAR1 en 2",
+    "en/more/0000.parquet": b"PAR1 more",
+}
+
+
+@pytest.mark.parametrize(
+    ("inside", "subset", "found"),
+    [
+        ("", 0, "data/test-00000-of-00001.parquet"),
+        ("", 2, "data/train-00001-of-00002.parquet"),
+        ("/data/train-*.parquet", 1, "data/train-00001-of-00002.parquet"),
+        ("/en", 2, "en/0002.parquet"),
+        ("/en/*", 0, "en/0000.parquet"),
+        ("/**/more/*", 0, "en/more/0000.parquet"),
+        ("/**/*-0000[01]-of-00002.*", 1, "data/train-00001-of-00002.parquet"),
+        ("/en/**/*2.parquet", 2, "en/0002.parquet"),
+        ("/data/train-00001-of-00002.parquet", 0, "data/train-00001-of-00002.parquet"),
+    ],
+)
+def test_folder_or_glob_behind_the_name_says_which_files_are_shards(
+    inside: str, subset: int, found: str, hub: Hub, fetch: Fetcher
+) -> None:
+    hub.repository("owner/texts", "dataset").commit(TEXTS)
+    identity = fetch.dataset(f"owner/texts{inside}", subset)
+    assert identity["paths"][0].endswith(found)
+    assert hub.downloads() == [found]
+
+
+def test_shards_of_several_folders_with_the_same_numbers_have_to_be_told_apart(hub: Hub, fetch: Fetcher) -> None:
+    hub.repository("owner/texts", "dataset").commit({name: TEXTS[name] for name in TEXTS if name.startswith("en")})
+    assert_said(
+        fetch.dataset("owner/texts", 0), "shard 0 twice: en/0000.parquet, en/more/0000.parquet", "name the folder"
+    )
+    assert_said(fetch.dataset("owner/texts/fr", 0), "owner/texts/fr holds no shard", "hold such files: en, en/more")
+
+
+DEAD = {"HF_ENDPOINT": "http://127.0.0.1:9"}  # nothing listens there
+OFFLINE = {"HF_HUB_OFFLINE": "1"}
+
+
+@pytest.mark.parametrize("reach", [OFFLINE, DEAD], ids=["offline", "no network"])
+def test_shard_that_was_fetched_is_found_without_the_hub_and_no_other_taken_for_it(
+    reach: dict[str, str], hub: Hub, fetch: Fetcher
+) -> None:
+    hub.repository("owner/texts", "dataset").commit(TEXTS)
+    online = fetch.dataset("owner/texts/data/train-*", 1)
+    assert fetch.dataset("owner/texts/data/train-*", 1, **reach) == online
+    # By order it would be the first of those in the cache.
+    (fetch.folder / "shard.json").unlink()
+    assert_said(fetch.dataset("owner/texts/data/train-*", 0, **reach), "owner/texts", "not in the local cache")
+
+
+@pytest.mark.parametrize(
+    ("call", "warns"), [("snapshot_download({0!r}", False), ("hf_hub_download({0!r}, {1!r}", True)]
+)
+def test_dataset_that_the_hubs_own_client_downloaded_is_found_offline(
+    call: str, warns: bool, hub: Hub, fetch: Fetcher
+) -> None:
+    hub.repository("owner/texts", "dataset").commit(TEXTS)
+    code = (
+        f"import huggingface_hub; huggingface_hub.{call.format('owner/texts', 'en/0002.parquet')}, repo_type='dataset')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment(hub, fetch.folder))
+    said = fetch.run(
+        "fetch-dataset",
+        fetch.folder / "shard.json",
+        "--settings",
+        json.dumps({"dataset_name": "owner/texts/en", "subset": 2}),
+        **OFFLINE,
+    )
+    assert read_record(fetch.folder / "shard.json")["files"] == {"0002.parquet": hash_of(TEXTS, "en/0002.parquet")}
+    assert ("does not say what files it has" in said) == warns
+
+
 # ---- what is said of what cannot be fetched --------------------------------------------------------------------
 
 
@@ -323,10 +403,9 @@ def test_missing_dataset_and_shard_are_said(hub: Hub, fetch: Fetcher) -> None:
 
 
 def test_hub_that_does_not_answer_is_said(hub: Hub, fetch: Fetcher) -> None:
-    dead = {"HF_ENDPOINT": "http://127.0.0.1:9"}  # nothing listens there
     words = ("not in the local cache", "no answer", "ConnectError", "network", "local folder")
-    assert_said(fetch.model("main", **dead), "owner/model at main", *words)
-    assert_said(fetch.dataset("owner/texts", 0, **dead), "owner/texts", "ConnectError", "run again")
+    assert_said(fetch.model("main", **DEAD), "owner/model at main", *words)
+    assert_said(fetch.dataset("owner/texts", 0, **DEAD), "owner/texts", "ConnectError", "run again")
 
 
 # ---- connections that break, caches that are damaged -----------------------------------------------------------

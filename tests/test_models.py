@@ -38,7 +38,7 @@ def address(resources: Path) -> str:
 
 @pytest.fixture(scope="module")
 def tokenizer(resources: Path):
-    from id_scaling.datasets import load_tokenizer
+    from id_scaling.tokens import load_tokenizer
 
     return load_tokenizer(resources / "smollm2-135m-instruct")
 

@@ -73,6 +73,12 @@ def test_contexts_have_a_bound_where_documents_and_chunks_have_one(tiny_llama: P
     assert contexts(config) == (14, "≤")
 
 
+@pytest.mark.parametrize(("max_contexts", "expected"), [(5, 5), (100, 14)])
+def test_contexts_are_no_more_than_are_asked_for(max_contexts: int, expected: int, tiny_llama: Path) -> None:
+    changes = {"dataset_config__max_dataset_size": 7, "dataset_config__max_contexts": max_contexts}
+    assert contexts(study(tiny_llama, Path("owner/texts"), **changes)) == (expected, "≤")
+
+
 def test_contexts_of_a_local_shard_are_known_from_its_size(tmp_path: Path, tiny_llama: Path) -> None:
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "0.txt").write_text("a" * 64 * 4 * 9)
@@ -85,7 +91,7 @@ def test_contexts_of_the_hub_without_a_bound_are_unknown_and_the_report_says_wha
     config = study(tiny_llama, Path("owner/texts"))
     assert contexts(config) is None
     text = report(Study(config), 100, 1)
-    assert re.search(r"unknown: \S+: how many contexts its shards give; set\s+max_dataset_size", text)
+    assert re.search(r"unknown: \S+: how many contexts its shards give; set\s+max_contexts", text)
     assert "the rest   unknown" in text
 
 

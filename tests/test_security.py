@@ -21,17 +21,17 @@ from conftest import ROOT, save_tiny_llama, study
 from safetensors.torch import load_file
 
 from id_scaling.cli import VERBS, main
-from id_scaling.datasets import BrokenRecords, Chunking, load_tokenizer, read_documents
 from id_scaling.errors import ConfigError, InputError
 from id_scaling.fetch import check_model, fetch_model, module_names
 from id_scaling.files import read_json, sha256
 from id_scaling.logs import LOG, plain
 from id_scaling.models import load_model
+from id_scaling.records import Shard
 from id_scaling.sites import SiteRequest
+from id_scaling.tokens import load_tokenizer
 
 REQUEST = SiteRequest(None, ("block",), (), None)
 GIVEN = SiteRequest(None, ("block",), (), {"block": "model.layers.{layer}"})
-CHUNKING = Chunking(ctx_len=8, min_chunks=1, max_chunks=None, max_documents=None)
 
 
 class Evil:
@@ -327,10 +327,11 @@ def _arguments(path: Path) -> Any:
 def test_parquet_that_names_a_python_type_is_read_as_what_it_stores(tmp_path: Path, pwned: Path) -> None:
     """Arrow once unpickled the metadata of columns of this extension type when a file was opened."""
     evil = {"ARROW:extension:name": "arrow.py_extension_type", "ARROW:extension:metadata": pickle.dumps(Evil(pwned))}
-    schema = pa.schema([pa.field("text", pa.string(), metadata=evil)], metadata={"pandas": pickle.dumps(Evil(pwned))})
+    columns = [pa.field(name, pa.string(), metadata=evil) for name in ("text", "other")]
+    schema = pa.schema(columns, metadata={"pandas": pickle.dumps(Evil(pwned))})
     path = tmp_path / "00.parquet"
-    pq.write_table(pa.table({"text": ["a b"]}, schema=schema), path)
-    assert [document.text for document in read_documents([path], CHUNKING, BrokenRecords())] == ["a b"]
+    pq.write_table(pa.table({"text": ["a b"], "other": ["c"]}, schema=schema), path)
+    assert [document.text for document in Shard([path], "text", "id").records()] == ["a b"]
     assert not pwned.exists()
 
 

@@ -14,11 +14,14 @@ from typing import Any
 import polars as pl
 import pytest
 
-from id_scaling import sealed
-from id_scaling.errors import StoreError
+from id_scaling import grouping, sealed
+from id_scaling.errors import ConfigError, StoreError
+from id_scaling.files import sha256
+from id_scaling.grouping import MOST_VALUES
 from id_scaling.ids import SCHEMA
 from id_scaling.logs import LOG
-from id_scaling.paths import Run, extraction_digest, ids_path, run_folder
+from id_scaling.paths import Run, contexts_path, extraction_digest, ids_path, run_folder
+from id_scaling.plots import id_by_layer
 from id_scaling.sealed import write_record
 from id_scaling.summarize import COLUMNS, load_summary, readable, runs_of, summarize
 
@@ -31,6 +34,8 @@ SETTINGS: dict[str, Any] = {
     "models": [{"name": "owner--model", "checkpoints": ["main"]}],
     "datasets": [{"name": "words", "subsets": [0]}],
     "controls": ["none"],
+    "group_by": {},
+    "tokenizers": {"owner--model": "owner--tokenizer"},
     "extractions": {"owner--model": extraction_digest(EXTRACTION)},
     "modules": ["block", "emb"],
     "estimators": [["mle", "code-of-mle"]],
@@ -82,12 +87,29 @@ def table_of(module: str, estimator: str = "mle", values: dict | None = None) ->
     return pl.DataFrame(rows, schema=SCHEMA)
 
 
+# Of five contexts: of three documents, the last of which says nothing of itself.
+METADATA = [
+    *['{"lang":"en","meta":{"set":"Books","year":1946}}'] * 2,
+    *['{"a.b":true,"lang":"en","meta":{"set":"Web"}}'] * 2,
+    None,
+]
+
+
+def write_contexts(session: Path, run: Run) -> str:
+    """Write the contexts of a run, as far as a summary reads them; return their hash."""
+    path = contexts_path(session, run, SETTINGS["tokenizers"][run.model])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sealed.write_table(path, pl.DataFrame({"context": range(5), "metadata": METADATA}), {})
+    return sha256(path)
+
+
 def write_run(session: Path, run: Run, digest: str = "d1", **versions: str) -> None:
     """Write manifest and tokens of a run."""
     folder = run_folder(session, run)
     folder.mkdir(parents=True)
     manifest = {
         "digest": digest,
+        "contexts": write_contexts(session, run),
         "settings": EXTRACTION,
         "n_layers": 9,
         "versions": {"torch": "2.6", **versions},
@@ -251,6 +273,99 @@ def test_every_run_and_estimator_of_the_session_is_in_the_summary(session: Path)
         ("step/1", "mind_ml", 4),
         ("step/1", "mle", 4),
     ]
+
+
+# ---- groups ----------------------------------------------------------------------------------------------------
+
+
+def groups_of(summary: pl.DataFrame, key: str | None) -> dict[str | None, dict[str, Any]]:
+    """Return the row of each value of a group, of the block 1 of five contexts."""
+    is_it = (pl.col("view") == "default") & (pl.col("layer") == 1) & pl.col("group").eq_missing(key)
+    return {row["group_value"]: row for row in summary.filter(is_it).to_dicts()}
+
+
+def test_group_has_a_row_for_each_of_its_values_of_the_contexts_with_it(session: Path) -> None:
+    """Contexts 0 and 1 are of Books, 2 and 3 of Web; 4, 5 and 6 in the values are ok, 1, 2 and 4 are not."""
+    rows = groups_of(summary_of(session, group_by={"words": ["meta.set", "meta.year"]}), "meta.set")
+    assert list(rows) == ["Books", "Web", None]
+    assert [rows[value]["mean"] for value in rows] == [4.0, 6.0, None]
+    assert [rows[value]["n_contexts"] for value in rows] == [2, 2, 1]
+    assert [rows[value]["statuses"] for value in rows] == ["degenerate: 1", "nonfinite: 1", "degenerate: 1"]
+    # Of the two contexts that have tokens: losses 2 and 4, and 3 and 7; both of Books.
+    assert [rows[value]["mean_loss"] for value in rows] == [4.0, None, None]
+    assert [rows[value]["median_r1"] for value in rows] == [1.5, 3.5, 5.0]
+
+
+def test_loss_and_entropy_of_a_group_are_of_its_contexts(session: Path) -> None:
+    table = pl.DataFrame({"context": range(2), "metadata": ['{"n":1}', '{"n":2}']})
+    path = contexts_path(session, RUN, SETTINGS["tokenizers"][RUN.model])
+    sealed.write_table(path, table, {})
+    manifest = sealed.read_record(run_folder(session, RUN) / "manifest.json")
+    write_record(run_folder(session, RUN) / "manifest.json", {**manifest, "contexts": sha256(path)})
+    two = {("default", 1, "block"): [(3.0, "ok"), (5.0, "ok")], ("default", None, "emb"): [(1.0, "ok")] * 2}
+    for module in SETTINGS["modules"]:
+        write_table(session, RUN, table_of(module, values=two))
+    rows = groups_of(summary_of(session, group_by={"words": ["n"]}), "n")
+    found = {value: (row["mean"], row["mean_loss"], row["mean_entropy"]) for value, row in rows.items()}
+    assert found == {"1": (3.0, 3.0, 1.5), "2": (5.0, 5.0, 3.5)}
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("lang", ["en", None]),
+        ("meta.year", ["1946", None]),
+        ("a.b", [None, "true"]),
+        ("meta.set", ["Books", "Web", None]),
+    ],
+)
+def test_values_are_text_and_a_document_without_the_field_has_none(key: str, values: list, session: Path) -> None:
+    assert list(groups_of(summary_of(session, group_by={"words": [key]}), key)) == values
+
+
+def test_rows_of_all_contexts_are_those_without_groups(session: Path) -> None:
+    plain, grouped = summary_of(session), summary_of(session, group_by={"words": ["lang", "meta.set"]})
+    assert grouped.filter(pl.col("group").is_null()).equals(plain, null_equal=True)
+    assert plain["group_value"].null_count() == len(plain)
+    assert grouped["group"].unique(maintain_order=True).to_list() == [None, "lang", "meta.set"]
+    assert readable(grouped) == readable(plain)
+
+
+def test_figure_is_of_all_contexts(session: Path) -> None:
+    grouped = summary_of(session, group_by={"words": ["lang", "meta.set"]})
+    assert id_by_layer(grouped).to_dict() == id_by_layer(grouped.filter(pl.col("group").is_null())).to_dict()
+
+
+def test_key_that_no_record_has_names_those_there_are(session: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"group_by: no document of .*contexts\.parquet has 'meta\.sett'; .*meta\.set"
+    ):
+        summary_of(session, group_by={"words": ["lang", "meta.sett"]})
+    with pytest.raises(ConfigError, match=r"'xxxxxx'; beside text and id they have a\.b, lang, meta\.set, meta\.year$"):
+        summary_of(session, group_by={"words": ["xxxxxx"]})
+    assert not (session / "summary.parquet").exists()
+
+
+@pytest.mark.parametrize("n_values", [MOST_VALUES, MOST_VALUES + 1])
+def test_more_values_than_can_be_summarized_are_an_error(n_values: int, tmp_path: Path) -> None:
+    path = tmp_path / "contexts.parquet"
+    metadata = [f'{{"n":{number}}}' for number in range(n_values)]
+    sealed.write_table(path, pl.DataFrame({"context": range(n_values), "metadata": metadata}), {})
+    if n_values <= MOST_VALUES:
+        (group,) = grouping.groups_of(path, sha256(path), ("n",))
+        assert group["group_value"].n_unique() == n_values
+        return
+    with pytest.raises(ConfigError, match=r"'n' has 1001 values in .*contexts\.parquet, at most 1000"):
+        grouping.groups_of(path, sha256(path), ("n",))
+
+
+def test_contexts_that_are_not_those_of_the_extraction_are_refused(session: Path) -> None:
+    path = contexts_path(session, RUN, SETTINGS["tokenizers"][RUN.model])
+    sealed.write_table(path, pl.DataFrame({"context": range(5), "metadata": METADATA[::-1]}), {})
+    with pytest.raises(StoreError, match=r"contexts\.parquet: not the contexts that were extracted; remove it"):
+        summary_of(session, group_by={"words": ["lang"]})
+    # Nothing of them is read where there are no groups.
+    assert len(summary_of(session)) == len(VALUES)
 
 
 # ---- what is never mixed ---------------------------------------------------------------------------------------

@@ -128,6 +128,7 @@ def test_module_name_mapping_says_where_a_key_is_read(base: Workflow, tmp_path: 
     ("section", "keys", "n_contexts"),
     [
         ("dataset_config", {"max_dataset_size": 3}, 5),
+        ("dataset_config", {"max_contexts": 7}, 7),
         ("dataset_config.filter_and_chunk_config", {"max_chunks_from_a_document": 1}, 12),
         ("dataset_config.filter_and_chunk_config", {"min_chunks_from_a_document": 2}, 22),
         ("", {"ctx_len": 96}, 21),
