@@ -169,7 +169,7 @@ def versions() -> dict[str, str]:
 
 def _read_inputs(inputs: Inputs, is_own_tokenizer: bool) -> tuple[pl.DataFrame, dict[str, Any]]:
     """Return the contexts and the model's identity with a folder of weights, once they are known to belong together."""
-    (contexts, made_with), identity = read_table(inputs.contexts), read_record(inputs.identity)
+    (contexts, made_with), identity = read_table(inputs.contexts, ["input_ids"]), read_record(inputs.identity)
     name = f"{identity['model_name']} at {identity['checkpoint']}"
     if is_own_tokenizer and made_with["tokenizer_sha256"] != identity["tokenizer_sha256"]:
         raise InputError(

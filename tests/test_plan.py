@@ -221,11 +221,11 @@ def test_of_a_model_of_the_hub_the_settings_alone_are_fetched_and_weights_are_as
     config = study(Path("owner/model"), text_folder, model_config__model_checkpoint=["step0", "step1"])
     [row] = rows_of(Study(config))
     assert {pattern for patterns in asked for pattern in patterns} == {"*.json", "*.model", "*.txt"}
-    assert row.weights[1] == 2 * 1000
+    assert row.weights.n_bytes == 2 * 1000
     identity = Study(config).identity_path("owner--model", "step1")
     write_record(identity, {"path": str(tiny_llama)})
     [row] = rows_of(Study(config))
-    assert row.weights[1] == 1000
+    assert row.weights.n_bytes == 1000
 
 
 # ---- jobs --------------------------------------------------------------------------------------------------------

@@ -325,7 +325,7 @@ def test_tokenizer_is_the_same_again_and_cuts_as_the_rest_reads_it(
         loaded = load_tokenizer(folder)
         assert loaded(text, add_special_tokens=False)["input_ids"] == raw.encode(text).ids
         assert loaded.decode(raw.encode(text).ids) == text
-        assert bos_token(loaded) is None
+        assert bos_token(loaded, "auto") is None
 
 
 # ---- the family ------------------------------------------------------------------------------------------------
