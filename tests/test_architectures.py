@@ -70,3 +70,47 @@ def test_an_architecture_goes_from_a_folder_to_estimates(
         assert main(session.estimate(module, "mle", table)) == 0
         estimates = pl.read_parquet(table).filter(pl.col("view") == "default")
         assert set(estimates["status"]) == {"ok"}
+
+
+def test_an_architecture_without_a_preset_goes_with_the_paths_that_are_given(
+    tmp_path: Path, tiny_llama: Path, text_folder: Path
+) -> None:
+    """Cohere's blocks add attention and MLP side by side; its logits are scaled."""
+    folder = save("cohere", tmp_path / "model", logit_scale=0.5)
+    block = "model.layers.{layer}"
+    mapping = {
+        "block": block,
+        "attn": f"{block}.self_attn",
+        "mlp": f"{block}.mlp",
+        "heads": f"{block}.self_attn.o_proj",
+    }
+    changes = {"model_config__tokenizer": str(tiny_llama), "model_config__module_name_mapping": mapping}
+    config = study(folder, text_folder, ctx_len=32, **changes)
+    config["cacheing_config"] |= {"module_inblock_keys": list(mapping), "module_outblock_keys": []}
+    session = Session(tmp_path / "session", config)
+    meaning = read_record(Path(session.paths["manifest"]))["meaning"]
+    assert {key: finding["verdict"] for key, finding in meaning.items()} == {
+        **dict.fromkeys(HELD, "checked"),
+        "o": "unchecked",
+    }
+    ids = torch.tensor(read_table(Path(session.paths["contexts"]))[0]["input_ids"].to_list())
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    with torch.inference_mode():
+        logits = model(ids).logits[:, :-1]
+    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+    tokens = pl.read_parquet(Path(session.paths["manifest"]).with_name("tokens.parquet"))
+    assert tokens["loss"].drop_nans().mean() == pytest.approx(losses.item(), rel=1e-5)
+
+
+def test_paths_that_do_not_mean_what_their_keys_say_stop_the_run_before_anything_is_stored(
+    tmp_path: Path, tiny_llama: Path, text_folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = save("gemma2", tmp_path / "model")
+    mapping = {key: path for key, path in PRESETS["llama"].items() if key in HELD}
+    changes = {"model_config__tokenizer": str(tiny_llama), "model_config__module_name_mapping": mapping}
+    config = study(folder, text_folder, ctx_len=32, **changes)
+    config["cacheing_config"]["module_outblock_keys"] = []
+    with pytest.raises(AssertionError):
+        Session(tmp_path / "session", config)
+    assert "attn and mlp are not what they say: in layer 0 block input + attn + mlp differs" in capsys.readouterr().err
+    assert not list((tmp_path / "session" / "manifest").rglob("*.h5"))

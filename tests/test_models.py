@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from id_scaling.errors import InputError
+from id_scaling.meaning import check_meaning
 from id_scaling.mkl import VECTOR_FUNCTIONS
 from id_scaling.models import TOKENS_A_CHUNK, LossHead, last_hidden, load_model, watching
 from id_scaling.sites import PRESETS, Site, SiteRequest, resolve_sites
@@ -205,6 +206,27 @@ def test_accelerate_places_the_model_when_asked(
     model = load_model(tiny_llama, torch.float32, torch.device("cpu"), use_accelerator)
     assert asked.get("device_map") == device_map
     assert not model.training
+
+
+def test_a_model_spread_over_memory_and_disk_gives_the_same(tiny_llama: Path):
+    """Where `accelerate` moves what goes into a module, and loads its weights for the call."""
+    places = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.rotary_emb": "cpu"}
+    on_disk = dict.fromkeys(("model.layers.1", "model.norm", "lm_head"), "disk")
+    spread = transformers.AutoModelForCausalLM.from_pretrained(tiny_llama, device_map={**places, **on_disk}).eval()
+    assert spread.lm_head.weight.device.type == "meta"
+    whole = load_model(tiny_llama, torch.float32, torch.device("cpu"), use_accelerator=False)
+    ids = torch.arange(3, 43)[None]
+    sites = resolve_sites(SiteRequest(None, ("block", "attn", "mlp"), ("emb", "unemb"), None), "llama", 2)
+    seen: list[dict[Site, torch.Tensor]] = [{}, {}]
+    losses = []
+    with torch.inference_mode():
+        for model, found in zip((spread, whole), seen, strict=True):
+            with watching(model, sites, found.__setitem__):
+                hidden = last_hidden(model, ids)
+            losses.append(LossHead(model, ids)(ids, hidden)[0][:, 1:])
+            check_meaning(model, sites, PRESETS["llama"], "llama", ids)
+    assert torch.equal(*losses)
+    assert all(torch.equal(seen[0][one], seen[1][one]) for one in sites)
 
 
 class FirstCalls(TorchDispatchMode):
