@@ -50,9 +50,11 @@ def read_architecture(folder: Path) -> Architecture:
 
 def architecture_of(config: dict[str, Any], path: Path) -> Architecture:
     """Return the architecture that a model's config states; raises an InputError that names `path` for one without."""
-    config = config.get("text_config", config)
+    model_type = _field(config, ("model_type",), path, str)
+    if "text_config" in config:
+        config = _completed(config["text_config"], path)
     return Architecture(
-        model_type=_field(config, ("model_type",), path, str),
+        model_type=model_type,
         n_layers=_field(config, _N_LAYERS, path, int),
         width=_field(config, _WIDTH, path, int),
         vocab_size=_field(config, ("vocab_size",), path, int),
@@ -112,6 +114,18 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise InputError(f"{path}: found {type(config).__name__}, expected the config of a causal language model")
     return config
+
+
+def _completed(config: Any, path: Path) -> dict[str, Any]:
+    """Return the config of a language model inside another one, with what it leaves to its architecture's defaults."""
+    from transformers import AutoConfig
+
+    model_type = _field(config, ("model_type",), path, str)
+    try:
+        options = {key: value for key, value in config.items() if key != "model_type"}
+        return AutoConfig.for_model(model_type, **options).to_dict()
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: text_config is not one that transformers knows ({error}); fetch it again") from error
 
 
 def config_digest(folder: Path) -> str:

@@ -50,6 +50,8 @@ PRESETS: dict[str, dict[str, str]] = {
         _LLAMA,
     ),
     **dict.fromkeys(("gemma2", "gemma3_text", "olmo2"), _POST_NORM),
+    # A language model beside one that reads images; Gemma 3's smallest are gemma3_text.
+    "gemma3": {key: path.replace("model.", "model.language_model.", 1) for key, path in _POST_NORM.items()},
     "phi": {**_LLAMA, "unemb": "model.final_layernorm"},
     "gpt_neox": _preset("gpt_neox.layers", "attention", "mlp", "gpt_neox.embed_in", "gpt_neox.final_layer_norm"),
     "gpt2": _GPT2,

@@ -30,6 +30,17 @@ TINY: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("llama", "mistral", "qwen2", "olmo", "olmo2", "phi", "phi3", "starcoder2", "stablelm"), USUAL),
     **dict.fromkeys(("gpt_neox", "falcon"), USUAL),
     **{name: {**USUAL, "head_dim": 8} for name in ("qwen3", "gemma", "gemma2", "gemma3_text")},
+    "gemma3": {
+        "text_config": {**USUAL, "head_dim": 8},
+        "vision_config": {
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 14,
+        },
+    },
     "mixtral": {**USUAL, "num_local_experts": 2},
     "olmoe": {**USUAL, "num_experts": 2, "num_experts_per_tok": 1},
     "qwen3_moe": {**USUAL, "head_dim": 8, "num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 8},
@@ -67,7 +78,7 @@ def build(model_type: str, device: str, **changes: Any) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
+    sizes = TINY.get(model_type, USUAL)
+    inner = {"text_config": {**sizes["text_config"], **changes}} if "text_config" in sizes else changes
     with torch.device(device):
-        return AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(model_type, **{**TINY.get(model_type, USUAL), **changes})
-        ).eval()
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **{**sizes, **inner})).eval()

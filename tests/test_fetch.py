@@ -270,9 +270,10 @@ def test_architecture_is_read_as_transformers_saves_it(
 
 
 def test_architecture_of_a_model_with_more_than_text_is_that_of_its_text(tmp_path: Path) -> None:
-    text = {"model_type": "gemma3_text", "num_hidden_layers": 3, "hidden_size": 64, "vocab_size": 99}
+    """What it leaves out is what its architecture has by default, as Gemma 3's own files leave the vocabulary out."""
+    text = {"model_type": "gemma3_text", "num_hidden_layers": 3, "hidden_size": 64}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": text}))
-    assert read_architecture(tmp_path) == Architecture("gemma3_text", 3, 64, 99, None)
+    assert read_architecture(tmp_path) == Architecture("gemma3", 3, 64, 262_208, 131_072)
 
 
 @pytest.mark.parametrize(
