@@ -101,9 +101,9 @@ def fetch_model(arguments: Arguments) -> None:
 
 def fetch_weights(arguments: Arguments) -> None:
     """Bring the weights of a checkpoint of the hub to this machine."""
-    from id_scaling import fetch
+    from id_scaling.weights import fetch_weights
 
-    fetch.fetch_weights(arguments.model, arguments.output, **arguments.execution)
+    fetch_weights(arguments.model, arguments.output, **arguments.execution)
 
 
 def fetch_tokenizer(arguments: Arguments) -> None:

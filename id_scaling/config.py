@@ -307,7 +307,8 @@ class Config(_Section):
         False, description="go on where two checkpoints have the same weights, to the last bit"
     )
     keep_weights: bool = Field(
-        False, description="keep weights that are downloaded from the hub; else they go after their last use"
+        False,
+        description="keep weights from the hub in its cache; else those of a run go when it is extracted",
     )
     verbose: bool = Field(False, description="detail of logs")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import struct
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from id_scaling.errors import InputError
@@ -15,6 +16,9 @@ from id_scaling.files import writing_folder
 from id_scaling.logs import LOG
 
 GGUF = ".gguf"
+INSTEAD = "fetch it again, or name the model that it was made from"
+# Fields of a GGUF file that change a model, or say that it is a part of one.
+SAID_BEYOND = (".rope.scaling.type", ".rope.scaling.factor", "split.count")
 RANDOM = re.compile(r"random-init(?:-([0-9]{1,9}))?")
 
 
@@ -48,13 +52,33 @@ def convert_gguf(path: Path, folder: Path) -> None:
 
     transformers_logging.disable_progress_bar()
     LOG.info("converting %s to safetensors", path.name)
-    model = _read(AutoModelForCausalLM, path, dtype=torch.float32)
+    model, report = _read(AutoModelForCausalLM, path, dtype=torch.float32, output_loading_info=True)
+    wrong = {key: sorted(map(str, names)) for key, names in report.items() if names}
+    if wrong:
+        raise InputError(f"{path}: its tensors are not those of its architecture: {wrong}; {INSTEAD}")
+    _check_all_read(path, model)
     # The weights are plain float32 now; what says otherwise would keep them from being saved.
     del model.config.quantization_config
     model.hf_quantizer = None
     with writing_folder(folder) as whole:
         model.save_pretrained(whole)
         gguf_tokenizer(path).save_pretrained(whole)
+
+
+def _check_all_read(path: Path, model: Any) -> None:
+    """Raise an InputError where a GGUF file says more of its model than transformers reads of it."""
+    from gguf import GGUFReader
+
+    reader = GGUFReader(path)
+    names = {tensor.name for tensor in reader.tensors}
+    fields = {name: field.contents() for name, field in reader.fields.items() if name.endswith(SAID_BEYOND)}
+    beyond = [f"{name} = {value}" for name, value in fields.items() if value not in ("none", 0, 1)]
+    beyond += sorted(name for name in names if name.startswith("rope_"))
+    n_biases = sum(name.endswith(".bias") for name in names)
+    if n_biases > sum(name.endswith(".bias") for name in model.state_dict()):
+        beyond.append(f"{n_biases} biases")
+    if beyond:
+        raise InputError(f"{path}: transformers does not read {', '.join(beyond)} of it; {INSTEAD}")
 
 
 def gguf_tokenizer(path: Path) -> Any:
@@ -72,14 +96,15 @@ def gguf_config(path: Path) -> Any:
 
 
 def _read(kind: Any, path: Path, **options: Any) -> Any:
-    """Return what transformers makes of a GGUF file."""
-    try:
-        return kind.from_pretrained(path.parent, gguf_file=path.name, trust_remote_code=False, **options)
-    except (ValueError, LookupError, NotImplementedError, struct.error) as error:
-        raise InputError(
-            f"{path}: transformers cannot read this GGUF file ({str(error).splitlines()[0]}); fetch it again, or name "
-            "the model that it was made from"
-        ) from error
+    """Return what transformers makes of a GGUF file alone, whatever lies beside it."""
+    with TemporaryDirectory() as alone:
+        (Path(alone) / path.name).symlink_to(path.resolve())
+        try:
+            return kind.from_pretrained(alone, gguf_file=path.name, trust_remote_code=False, **options)
+        except (ValueError, LookupError, NotImplementedError, OSError, struct.error) as error:
+            raise InputError(
+                f"{path}: transformers cannot read this GGUF file ({str(error).splitlines()[0]}); {INSTEAD}"
+            ) from error
 
 
 def untrained(settings: Path, seed: int, folder: Path) -> None:
@@ -98,7 +123,8 @@ def untrained(settings: Path, seed: int, folder: Path) -> None:
     try:
         config = AutoConfig.from_pretrained(settings, trust_remote_code=False)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
-    except (ValueError, ImportError) as error:
-        raise InputError(f"{settings}: transformers cannot build this model ({str(error).splitlines()[0]})") from error
+    # Whatever a config that someone else wrote makes of the architecture's own code.
+    except (ValueError, ImportError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        raise InputError(f"{settings}: transformers cannot build this model: {error}") from error
     with writing_folder(folder) as whole:
         model.save_pretrained(whole)

@@ -29,7 +29,7 @@ from id_scaling.logs import LOG, Progress
 from id_scaling.meaning import check_meaning
 from id_scaling.models import LossHead, last_hidden, load_model, pick_device, pick_dtype, watching
 from id_scaling.neighbors import Neighbors
-from id_scaling.paths import file_of
+from id_scaling.paths import WEIGHTS_RECORD, file_of, weights_record
 from id_scaling.sealed import read_record, read_table, write_record, write_table
 from id_scaling.searchers import Searchers, on_host
 from id_scaling.sites import Site, SiteRequest, check_paths, resolve_mapping, resolve_sites
@@ -176,11 +176,15 @@ def _read_inputs(inputs: Inputs, is_own_tokenizer: bool) -> tuple[pl.DataFrame, 
             f"{name}: its tokenizer is not the one that {inputs.contexts} was tokenised with; study it in a session of "
             "its own, or name the tokenizer to use in model_config.tokenizer"
         )
-    identity["path"] = identity["path"] or str(inputs.weights)
-    if not Path(identity["path"]).is_dir():
-        raise InputError(
-            f"{name}: {identity['path']} is no longer there; {made_anew(inputs.weights or inputs.identity)}"
-        )
+    again = made_anew(inputs.weights or inputs.identity)
+    if identity["path"] is None:
+        identity["path"] = str(inputs.weights)
+        record = inputs.weights / WEIGHTS_RECORD
+        if not record.is_file() or read_record(record) != weights_record(identity):
+            raise InputError(f"{name}: {inputs.weights} holds other weights than its identity says; {again}")
+    lacking = [one for one in ("config.json", *identity["weights"]) if not (Path(identity["path"]) / one).is_file()]
+    if lacking:
+        raise InputError(f"{name}: {identity['path']}/{lacking[0]} is not there; {again}")
     largest, n_tokens = contexts["input_ids"].explode().max(), identity["architecture"]["vocab_size"]
     if largest >= n_tokens:
         raise InputError(f"{name}: found token {largest} in {inputs.contexts}, but the model knows {n_tokens} tokens")

@@ -13,7 +13,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -110,64 +109,6 @@ def fetch_model(
         check_unlike(identity, others)
         write_record(output, identity)
     LOG.info("%s %s: weights %s in %s", model_name, checkpoint, digest(weights), folder or "the hub")
-
-
-def fetch_weights(identity_path: Path, output: Path, keep: bool) -> None:
-    """Bring the weights of a checkpoint of the hub into a folder for one run, as its identity says they are.
-
-    Where another run's are there, they are linked and not downloaded again.
-
-    Parameters
-    ----------
-    output : Path
-        `MODEL/CHECKPOINT/DATASET/SUBSET/CONTROL` in the folder of weights.
-    keep : bool
-        Whether they stay in the hub's cache too.
-
-    Raises
-    ------
-    InputError
-        They cannot be downloaded, or are not those of the identity.
-    """
-    identity, of_checkpoint = read_record(identity_path), output.parents[2]
-    of_checkpoint.mkdir(parents=True, exist_ok=True)
-    with leased(of_checkpoint):
-        shutil.rmtree(output, ignore_errors=True)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        if not any(_linked(other, output) for other in _held(of_checkpoint)):
-            _download(identity, of_checkpoint / ".part", output, keep)
-    LOG.info("%s %s: weights in %s", identity["model_name"], identity["checkpoint"], output)
-
-
-def _held(of_checkpoint: Path) -> list[Path]:
-    """Return the folders that hold the weights of a checkpoint, one a run."""
-    found = (path for path in of_checkpoint.glob("*/*/*") if path.is_dir())
-    return sorted(path for path in found if not any(name.startswith(".") for name in path.parts[-3:]))
-
-
-def _linked(source: Path, output: Path) -> bool:
-    """Return whether the files of a folder could be linked into another; they may go meanwhile."""
-    aside = output.with_name(f".{output.name}")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        shutil.copytree(source, aside, symlinks=True, copy_function=os.link)
-    except (FileNotFoundError, shutil.Error):
-        return False
-    aside.rename(output)
-    return True
-
-
-def _download(identity: Mapping[str, Any], aside: Path, output: Path, keep: bool) -> None:
-    """Download weights; what a download that broke off brought stays for the next."""
-    repository, weights = identity["model_name"], identity["weights"]
-    settings = hub.download_settings(repository, identity["commit"])
-    hub.download_weights(repository, settings, weights, aside, keep)
-    for name, expected in weights.items():
-        if sha256(aside / name) != expected:
-            source = (aside / name).resolve()
-            source.unlink()
-            raise InputError(f"{source}: damaged: its hash is not the hub's; it is removed, run again")
-    aside.rename(output)
 
 
 def _derived(names: Mapping[str, str], request: SiteRequest, ctx_len: int, folder: Path) -> Path:

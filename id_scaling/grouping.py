@@ -12,6 +12,7 @@ import polars as pl
 
 from id_scaling.errors import ConfigError, StoreError, made_anew
 from id_scaling.files import canonical_json, sha256
+from id_scaling.logs import LOG
 from id_scaling.sealed import read_table
 
 MOST_VALUES, MOST_SHOWN = 1000, 50
@@ -66,6 +67,9 @@ def _group(contexts: pl.Series, records: list[dict[str, Any]], key: str, path: P
             f"dataset_config.group_by: {key!r} has {values.n_unique()} values in {path}, at most {MOST_VALUES} can be "
             "summarized; group by another field"
         )
+    typed = {(type(value), text) for value, text in zip(found, values, strict=True) if text is not None}
+    if len(typed) > values.drop_nulls().n_unique():
+        LOG.warning("%s: values of %r that are equal as text are of several types, and one group here", path, key)
     return pl.DataFrame([contexts]).with_columns(pl.lit(key).alias("group"), values)
 
 

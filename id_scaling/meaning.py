@@ -10,7 +10,7 @@ and the outputs of blocks are the model's own hidden states. Keys of any other n
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -22,7 +22,7 @@ from id_scaling.sites import ENTRIES, Site
 HELD = ("block", "attn", "mlp")
 BRANCHES = ("attn", "mlp")
 TOKENS_CHECKED = 128
-# Of a token's norm: two additions round by 1e-7 in float32, and by 1e-3 to 1e-2 in half precision.
+# Of the largest norm of a token's parts: two additions round by 1e-7 in float32, and by 1e-3 to 1e-2 in half precision.
 MOST_OFF, MOST_OFF_IN_HALF = 1e-4, 2e-2
 
 Finding = dict[str, Any]
@@ -49,8 +49,9 @@ def check_meaning(
     Returns
     -------
     dict
-        Module key -> `verdict`, `checked` or `unchecked`. A checked one has `worst`, the largest ‖difference‖/‖output‖
-        of a token, `layer`, where that is, and `allowed`; an unchecked one has a `reason`.
+        Module key -> `verdict`, `checked` or `unchecked`. A checked one has `worst`, the largest
+        difference of a token in the norm of its largest part, `layer`, where that is, and `allowed`; an unchecked one
+        has a `reason`.
 
     Raises
     ------
@@ -128,15 +129,17 @@ def _tokens(values: Any) -> torch.Tensor:
     return values.detach().float().cpu().reshape(-1, values.shape[-1]).clone()
 
 
-def _off(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """Return the largest ‖found - expected‖/‖expected‖ of a token whose `expected` is finite: NaN where there is none,
-    infinity for another shape or a `found` that is not finite.
+def _off(found: torch.Tensor, expected: torch.Tensor, parts: Iterable[torch.Tensor] = ()) -> float:
+    """Return the largest ‖found - expected‖ of a token with a finite `expected`, in the norm of its largest part.
+
+    NaN where there is no such token; infinity for another shape or a `found` that is not finite.
     """
     if found.shape != expected.shape:
         return float("inf")
     is_finite = expected.isfinite().all(dim=-1)
-    found, expected = found[is_finite], expected[is_finite]
-    off = (found - expected).norm(dim=-1) / expected.norm(dim=-1).clamp_min(torch.finfo(torch.float32).tiny)
+    norms = torch.stack([one.norm(dim=-1) for one in (expected, *parts)]).amax(dim=0)[is_finite]
+    differences = (found - expected).norm(dim=-1)[is_finite]
+    off = differences / norms.clamp_min(torch.finfo(torch.float32).tiny)
     return float(off.nan_to_num(nan=torch.inf).max()) if len(off) else math.nan
 
 
@@ -175,7 +178,8 @@ def _of_branches(seen: Seen, layers: Sequence[int], allowed: float, mapping: Map
         if before is None or after is None:
             return _unchecked("the mapping has no block to compare with")
         added = {key: _as_like(seen[key, layer], after) for key in BRANCHES if (key, layer) in seen}
-        off[layer] = _off(before + sum(added.values()), after)
+        # In half precision a sum rounds by its largest part, which a block may cancel.
+        off[layer] = _off(before + sum(added.values()), after, (before, *added.values()))
         if off[layer] > allowed and len(added) == len(BRANCHES):
             raise InputError(_unlike(added, after, layer, off[layer], allowed, mapping))
         if off[layer] > allowed:
@@ -202,8 +206,9 @@ def _unlike(
     paths = ", ".join(f"{key} is {_path(mapping, key, layer)}" for key in BRANCHES)
     return (
         f"model_config.module_name_mapping: attn and mlp are not what they say: in layer {layer} block input + attn + "
-        f"mlp differs from block output by {off:.2g} of its norm, allowed is {allowed:g} ({paths}{hint}); name the "
-        "modules whose outputs are added to the residual stream, or give the keys other names, which are not checked"
+        f"mlp differs from block output by {off:.2g} of the largest of their norms, allowed is {allowed:g} "
+        f"({paths}{hint}); name the modules whose outputs are added to the residual stream, or give the keys other "
+        "names, which are not checked"
     )
 
 

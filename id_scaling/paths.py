@@ -12,6 +12,7 @@ from typing import Any
 from id_scaling.files import digest
 
 RUN_KEYS = ("checkpoint", "dataset", "subset", "control")
+WEIGHTS_RECORD = "weights.json"
 MOST_PLAIN = 64  # characters of a name that stands in paths as it is
 
 
@@ -39,6 +40,11 @@ def ids_path(session: Path, run: Run, module: str, estimator: str) -> Path:
 def contexts_path(session: Path, run: Run, tokenizer: str) -> Path:
     """Return the contexts of a run, shared by all that have its shard, tokenizer and control."""
     return session / f"contexts/{run.dataset}/{run.subset}/{tokenizer}/{run.control}/contexts.parquet"
+
+
+def weights_record(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a folder of weights from the hub says in `WEIGHTS_RECORD` that it holds."""
+    return {key: identity[key] for key in ("model_name", "commit", "weights_sha256", "config_sha256")}
 
 
 def identity_path(session: Path, kind: str, *names: str) -> Path:

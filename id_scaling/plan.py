@@ -87,8 +87,10 @@ def _weights(rows: list[Row]) -> str:
     coming = [one for one in known if one.n_bytes]
     to_fetch = scaled(sum(one.n_bytes for one in coming), "B")
     folders = ", ".join(sorted({str(one.folder) for one in coming}))
-    do_stay = all(one.at_once == one.n_bytes for one in coming)
-    where = f" to {folders}, where {'they stay' if do_stay else 'each goes after its last use'}" if coming else ""
+    do_stay = all(one.do_stay for one in coming)
+    where = (
+        f" to {folders}, where {'they stay' if do_stay else 'those of a run go when it is extracted'}" if coming else ""
+    )
     how = "fetch or train" if any(row.name in embedded.TRAINED for row in rows) else "fetch"
     return f"weights    {least}{to_fetch} to {how}{where}"
 

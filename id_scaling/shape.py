@@ -14,6 +14,7 @@ from id_scaling.architecture import check_request, read_architecture
 from id_scaling.derived import is_derived
 from id_scaling.errors import InputError
 from id_scaling.fetch import RESOURCES, known_identity, model_folder, settings_folder
+from id_scaling.paths import Run, run_folder
 from id_scaling.sites import Site, SiteRequest, check_paths, request_of
 from id_scaling.study import Study
 
@@ -87,11 +88,12 @@ def is_made(model_name: str) -> bool:
 
 @dataclass(frozen=True)
 class Weights:
-    """Where the weights of a model come to, the bytes still to come, and the most of them that lie there at once."""
+    """Where the weights of a model come to, the bytes still to come, the most that lie there at once, do they stay."""
 
     folder: Path
     n_bytes: float
     at_once: float
+    do_stay: bool = True
 
 
 def weights_of(study: Study, model: str, shape: Shape) -> Weights:
@@ -100,17 +102,23 @@ def weights_of(study: Study, model: str, shape: Shape) -> Weights:
     missing = [one for one in study.models[model].model_checkpoint if not study.identity_path(model, one).is_file()]
     derived = [one for one in missing if is_derived(name, one)]
     n_derived = len(derived) * shape.n_parameters * BYTES_OF_FLOAT32
-    others = [one for one in missing if one not in derived]
     if name in embedded.MODELS and not is_made(name):
         n_bytes = n_derived + len(embedded.checkpoints_of(name)) * shape.weight_bytes
         return Weights(RESOURCES, n_bytes, n_bytes)
-    if not others or model_folder(name, others[0]) is not None:
-        return Weights(session, n_derived, n_derived)
-    each = _bytes_on_hub(study, model, others[0], shape)
-    n_bytes = n_derived + len(others) * each
+    # Each run that is not extracted brings its own, unless they are kept: then each checkpoint does.
+    lacking = [run for run in study.runs if run.model == model and not _has_weights(study, run)]
+    each = _bytes_on_hub(study, model, study.checkpoints[lacking[0].checkpoint], shape) if lacking else 0
     if study.config.keep_weights:
+        n_bytes = n_derived + len({run.checkpoint for run in lacking}) * each
         return Weights(_hub_cache(), n_bytes, n_bytes)
-    return Weights(session, n_bytes, n_derived + each)
+    return Weights(session, n_derived + len(lacking) * each, n_derived + each, do_stay=False)
+
+
+def _has_weights(study: Study, run: Run) -> bool:
+    """Return whether the weights of a run are there, or not needed: it is extracted, or they are made here."""
+    is_extracted = (run_folder(Path(study.session), run) / "manifest.json").is_file()
+    there = Path(study.session).joinpath("weights", *map(str, vars(run).values()))
+    return is_extracted or there.is_dir() or not study.is_on_hub(run.model, run.checkpoint)
 
 
 def _hub_cache() -> Path:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from id_scaling import embedded
-from id_scaling.architecture import Architecture, architecture_of, check_request
+from id_scaling.architecture import Architecture, architecture_of, check_request, config_digest
 from id_scaling.config import Config, ModelConfig, parse
 from id_scaling.derived import is_derived, is_gguf, seed_of
 from id_scaling.errors import ConfigError, IdScalingError, InputError
@@ -153,7 +153,7 @@ class Study:
         if name in embedded.MODELS:
             return [str(folder / "model.safetensors")]
         if seed_of(self.checkpoints[checkpoint]) is not None:
-            return [_literal(folder / "config.json")]
+            return []  # known by its config, see the settings: another checkpoint may become the first that has one
         weights = weight_files(folder, self.models[model].allow_pickle)
         return [_literal(path) for path in (folder / "config.json", *weights, *tokenizer_files(folder))]
 
@@ -200,13 +200,17 @@ class Study:
 
     def fetch_model_settings(self, model: str, checkpoint: str) -> str:
         """Return the settings of `fetch_model`."""
+        name, called = self.models[model].model_name, self.checkpoints[checkpoint]
+        folder = model_folder(name, called) if seed_of(called) is not None else None
+        is_known = folder is not None and name not in embedded.MODELS
         return _settings(
             ["id_scaling.fetch"],
-            model_name=self.models[model].model_name,
-            checkpoint=self.checkpoints[checkpoint],
+            model_name=name,
+            checkpoint=called,
             sites=self.sites(model),
             ctx_len=self.config.ctx_len,
             allow_pickle=self.models[model].allow_pickle,
+            config=config_digest(folder) if is_known else None,
         )
 
     def fetch_tokenizer_settings(self, tokenizer: str) -> str:

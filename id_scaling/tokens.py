@@ -2,8 +2,9 @@
 
 A tokenizer takes more than a hundred bytes for each byte of a text, so a long text is tokenised in pieces that overlap.
 Two pieces are joined at a token that both have at the same place of the text, in the middle of their overlap: the
-tokens are those of the whole text. Where they have none in common, as in a word as long as the overlap, the text is cut
-at the end of the first piece, and what follows is tokenised as a text of its own.
+tokens are those of the whole text, if its words are shorter than half of an overlap. Where two pieces have none in
+common, as in a word as long as the overlap, the text is cut at the end of the first, and what follows is tokenised as a
+text of its own.
 """
 
 from __future__ import annotations
@@ -139,9 +140,8 @@ def _join(first: Tokens, second: Tokens, edge: int) -> tuple[int, int] | None:
     those near its ends; where several tokens are of one character, at the first of them.
     """
     begin, stop = np.searchsorted(first.starts, edge - OVERLAP), np.searchsorted(second.starts, edge)
-    known = {
-        token: place for place, token in enumerate(zip(*(values[:stop].tolist() for values in second), strict=True))
-    }
+    theirs = list(enumerate(zip(*(values[:stop].tolist() for values in second), strict=True)))
+    known = {token: place for place, token in reversed(theirs)}
     ours = enumerate(zip(*(values[begin:].tolist() for values in first), strict=True), start=int(begin))
     joins = [(place, known[token]) for place, token in ours if token in known]
     return min(joins, key=lambda join: abs(first.starts[join[0]] - (edge - OVERLAP // 2)), default=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import gguf
@@ -10,13 +11,13 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from conftest import WORDS, Workflow, study
+from conftest import WORDS, Workflow, save_tokenizer, study
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from verbs import Session
 
 from id_scaling.cli import main
-from id_scaling.derived import seed_of
+from id_scaling.derived import convert_gguf, gguf_tokenizer, seed_of
 from id_scaling.errors import ConfigError, InputError
 from id_scaling.sealed import read_record
 from id_scaling.study import Study
@@ -43,7 +44,9 @@ def rotated(weight: np.ndarray, n_heads: int) -> np.ndarray:
     return weight.reshape(n_heads, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
 
 
-def save_gguf(model_folder: Path, path: Path) -> Path:
+def save_gguf(
+    model_folder: Path, path: Path, left_out: str = "", say: Callable[[gguf.GGUFWriter], None] | None = None
+) -> Path:
     """Save a Llama as a GGUF file in float32, with a byte-pair tokenizer whose pieces are words."""
     model = AutoModelForCausalLM.from_pretrained(model_folder)
     config = model.config
@@ -71,7 +74,10 @@ def save_gguf(model_folder: Path, path: Path) -> Path:
             values = rotated(values, n_heads)
         prefix, _, rest = layer.removeprefix("model.layers.").partition(".")
         known = NAMES[layer] if layer in NAMES else f"blk.{prefix}.{NAMES[rest]}"
-        writer.add_tensor(f"{known}.weight", np.ascontiguousarray(values))
+        if known != left_out:
+            writer.add_tensor(f"{known}.weight", np.ascontiguousarray(values))
+    if say is not None:
+        say(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -123,6 +129,43 @@ def test_a_gguf_file_that_is_cut_short_is_said(tmp_path: Path, gguf_file: Path, 
     assert "cut.gguf: transformers cannot read this GGUF file" in capsys.readouterr().err
 
 
+def test_a_gguf_file_without_a_tensor_is_refused(tmp_path: Path, tiny_llama: Path) -> None:
+    """transformers would fill it with random numbers."""
+    path = save_gguf(tiny_llama, tmp_path / "part.gguf", left_out="blk.1.ffn_up")
+    with pytest.raises(InputError, match=r"its tensors are not those of its architecture: .*layers\.1\.mlp\.up_proj"):
+        convert_gguf(path, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def scaled(writer: gguf.GGUFWriter) -> None:
+    writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+    writer.add_rope_scaling_factor(8.0)
+
+
+@pytest.mark.parametrize(
+    ("say", "what"),
+    [
+        (scaled, r"rope\.scaling\.type = yarn, .*factor = 8"),
+        (lambda writer: writer.add_tensor("rope_freqs.weight", np.ones(4, np.float32)), "rope_freqs.weight"),
+        (lambda writer: writer.add_tensor("blk.0.attn_q.bias", np.ones(32, np.float32)), "1 biases"),
+        (lambda writer: writer.add_uint16("split.count", 3), "split.count = 3"),
+    ],
+)
+def test_what_a_gguf_file_says_and_transformers_does_not_read_is_refused(
+    say: Callable, what: str, tmp_path: Path, tiny_llama: Path
+) -> None:
+    path = save_gguf(tiny_llama, tmp_path / "more.gguf", say=say)
+    with pytest.raises(InputError, match=f"transformers does not read .*{what}"):
+        convert_gguf(path, tmp_path / "model")
+
+
+def test_what_lies_beside_a_gguf_file_is_not_read(tmp_path: Path, gguf_file: Path) -> None:
+    alone = gguf_tokenizer(gguf_file)("the of and")["input_ids"]
+    beside = shutil.copy(gguf_file, tmp_path / "tiny.gguf")
+    save_tokenizer(tmp_path)
+    assert gguf_tokenizer(beside)("the of and")["input_ids"] == alone
+
+
 def test_describe_reads_a_gguf_file(gguf_file: Path, capsys) -> None:
     assert main(["describe", str(gguf_file)]) == 0
     said = capsys.readouterr().out
@@ -169,7 +212,14 @@ def test_untrained_weights_need_no_trained_ones(tmp_path: Path, tiny_llama: Path
     shutil.copytree(tiny_llama, tmp_path / "family" / "step1")
     (tmp_path / "family" / "step1" / "model.safetensors").unlink()
     config = study(tmp_path / "family", text_folder, model_config__model_checkpoint=["random-init", "random-init-1"])
-    Study(config).check()
+    made = Study(config)
+    made.check()
+    settings = made.fetch_model_settings(next(iter(made.models)), "random-init")
+    # One more checkpoint that becomes the first changes nothing, as long as it is of the same architecture.
+    shutil.copytree(tmp_path / "family" / "step1", tmp_path / "family" / "step0")
+    again = Study(config)
+    assert again.fetch_model_settings(next(iter(again.models)), "random-init") == settings
+    assert again.model_files(next(iter(again.models)), "random-init") == []
     config["cacheing_config"]["layer_idx_list"] = [2]
     with pytest.raises(ConfigError, match=r"at random-init: .*found layer 2, but the model has 2 layers"):
         Study(config).check()

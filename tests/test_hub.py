@@ -457,7 +457,7 @@ def test_weights_that_are_not_kept_leave_nothing_in_the_cache(
     hub.repository("owner/model").commit(early)
     folder = Path(fetch.model("main", keep=False)["path"])
     assert hash_of({"model.safetensors": (folder / "model.safetensors").read_bytes()}) == hash_of(early)
-    assert sorted(path.name for path in folder.iterdir()) == NEEDED
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*NEEDED, "weights.json"])
     assert not list((fetch.folder / "hf").rglob("*.safetensors"))
     # For another run they are linked, and what is in the cache already is not downloaded again either.
     hub.requests.clear()
@@ -472,6 +472,23 @@ def test_weights_that_are_not_kept_leave_nothing_in_the_cache(
     hub.requests.clear()
     assert fetch.weights("main") is None
     assert "model.safetensors" not in hub.downloads()
+
+
+def test_weights_of_a_commit_that_a_branch_has_left_are_not_linked(
+    hub: Hub, fetch: Fetcher, early: dict[str, bytes], late: dict[str, bytes]
+) -> None:
+    repository = hub.repository("owner/model")
+    repository.commit(early)
+    fetch.model("main", keep=False)
+    repository.commit(late)
+    identity = fetch.identity("main")
+    assert fetch.weights("main", subset=1) is None
+    content = (fetch.weights_folder("main", 1) / "model.safetensors").read_bytes()
+    assert {"model.safetensors": hashlib.sha256(content).hexdigest()} == identity["weights"]
+    # A folder that Snakemake was removing is not linked either.
+    (fetch.weights_folder("main", 1) / "model.safetensors").unlink()
+    assert fetch.weights("main", subset=2) is None
+    assert (fetch.weights_folder("main", 2) / "model.safetensors").is_file()
 
 
 def test_files_that_came_whole_are_kept_for_weights_that_are_not(

@@ -55,7 +55,9 @@ def test_half_precision_rounds_more_and_is_allowed_more(model_type: str, dtype: 
 @pytest.mark.parametrize("model_type", ["gemma2", "gemma3_text", "olmo2"])
 def test_branches_before_their_norm_are_refused(model_type: str) -> None:
     """These add a normed branch to the stream, so the branch itself is not what is added."""
-    with pytest.raises(InputError, match=r"in layer 0 .* differs from block output by [0-9.e+]+ of its norm") as caught:
+    with pytest.raises(
+        InputError, match=r"in layer 0 .* differs from block output by [0-9.e+]+ of the largest"
+    ) as caught:
         meaning(model_of(model_type), LLAMA, model_type)
     assert "attn is model.layers.0.self_attn, mlp is model.layers.0.mlp" in str(caught.value)
 
@@ -124,5 +126,21 @@ def test_a_branch_that_overflows_where_its_block_does_not_is_refused() -> None:
     model = model_of("llama")
     model.model.layers[1].register_forward_hook(lambda _module, _inputs, output: output.nan_to_num())
     model.model.layers[1].mlp.down_proj.weight.data[0].fill_(torch.nan)
-    with pytest.raises(InputError, match=r"in layer 1 .* by inf of its norm"):
+    with pytest.raises(InputError, match=r"in layer 1 .* by inf of the largest"):
         meaning(model, LLAMA)
+
+
+def test_a_block_that_cancels_a_massive_activation_may_round_by_it() -> None:
+    """As the last blocks of large models do with that of their first token: of what is left it is much."""
+    model = model_of("llama", torch.bfloat16)
+    size = 20_000.0
+
+    def massive(_module, inputs: tuple) -> tuple:
+        return (inputs[0].index_fill(-1, torch.tensor([3]), size), *inputs[1:])
+
+    model.model.layers[1].register_forward_pre_hook(massive)
+    model.model.layers[1].mlp.register_forward_hook(
+        lambda _module, _inputs, output: output.index_fill(-1, torch.tensor([3]), -size)
+    )
+    found = meaning(model, LLAMA, layers=(1,))
+    assert found["mlp"]["worst"] < found["mlp"]["allowed"]

@@ -201,7 +201,7 @@ def test_totals_are_lower_bounds_where_one_model_alone_is_known(tmp_path: Path) 
     assert re.search(r"pythia-70m +70.4 M +6 +19 +154 +≤ 200 ", text)
     assert re.search(r"^disk +at least \d", text, flags=re.MULTILINE)
     assert re.search(r"^weights +at least 43.4 GB to fetch", text, flags=re.MULTILINE)  # 154 x 70.4 M x 4 bytes
-    assert "where each goes after its last use" in text
+    assert "where those of a run go when it is extracted" in text
     assert "unknown: model EleutherAI/pythia-160m" in text
 
 

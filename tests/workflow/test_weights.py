@@ -67,10 +67,17 @@ def test_weights_come_when_nothing_is_left_to_extract_and_go_after_their_last_us
     assert "fetch_model" not in planned
     assert planned["estimate_dimension"] == 3
 
-    # One that is kept is linked to the cache.
+    # Those that are kept are links to the cache.
+    workflow.config["dataset_config"]["dataset_subset"] = [1]
     workflow.config["keep_weights"] = True
     workflow.write()
-    workflow.run("--until", "extract_activations")
+    workflow.run()
+    assert workflow.planned() == {}
+    workflow.config["dataset_config"]["dataset_subset"] = [0, 1]
+    workflow.write()
+    workflow.run()
+    # What the first shard gave is not made again for the second.
+    assert workflow.planned() == {}
     kept = list(workflow.session.glob("weights/**/model.safetensors"))
     assert len(kept) == 3
     assert all(path.is_symlink() for path in kept)
