@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 Arguments = argparse.Namespace
 
+# Characters of a setting in a log.
+MOST_SHOWN = 80
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; an error of the package is one message on standard error and exit status 1."""
@@ -33,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     start_logging(arguments.verbose)
     signal.signal(signal.SIGTERM, _end)
     try:
-        return VERBS[arguments.verb][0](arguments) or 0
+        return _run(arguments)
     except Ended:
         print("ended: the system asked for it (SIGTERM), as at the end of a job's time", file=sys.stderr)
         return 128 + signal.SIGTERM
@@ -43,6 +46,56 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {plain(str(shown))}", file=sys.stderr)
         return 1
+
+
+def _run(arguments: Arguments) -> int:
+    """Run one verb; the log of a job begins with its settings and ends with what was written."""
+    run, options = VERBS[arguments.verb]
+    if OUTPUTS.isdisjoint(options):
+        return run(arguments) or 0
+    LOG.info("%s", _started(arguments))
+    run(arguments)
+    LOG.info("%s", _written(arguments))
+    return 0
+
+
+def _started(arguments: Arguments) -> str:
+    """Return a verb and what it was given on one line: `estimate estimator=mle module=mlp … --output=…`."""
+    given = {key: value for key, value in vars(arguments).items() if key not in ("verb", "verbose") and value}
+    settings = {**given.pop("settings", {}), **given.pop("execution", {})}
+    pairs = {**settings, **{f"--{option}": value for option, value in given.items()}}
+    return " ".join([arguments.verb, *(f"{key}={_shown(value)}" for key, value in pairs.items())])
+
+
+def _shown(value: object) -> str:
+    """Return a value on one line, a long one without its end, but a path whole."""
+    if isinstance(value, Path):
+        return str(value)
+    text = (
+        value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), ensure_ascii=False, default=str)
+    )
+    text = plain(" ".join(text.split()))  # before it is cut: half a token would not be known for one
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
+
+
+def _written(arguments: Arguments) -> str:
+    """Return what a verb wrote: `wrote results/…/mle.parquet (96 rows)`."""
+    found = [value for key, value in vars(arguments).items() if f"--{key}" in OUTPUTS]
+    paths = [path for one in found for path in (one if isinstance(one, list) else [one])]
+    return f"wrote {', '.join(f'{path} ({_size(path)})' for path in paths)}"
+
+
+def _size(path: Path) -> str:
+    """Return how much is in an output: contexts, rows, files or bytes."""
+    if path.is_dir():
+        return f"{sum(one.is_file() for one in path.rglob('*'))} files"
+    if path.suffix == ".parquet":
+        import polars as pl
+
+        return f"{pl.scan_parquet(path, glob=False).select(pl.len()).collect().item()} rows"
+    if path.name == "manifest.json":
+        return f"{json.loads(path.read_text())['n_contexts']} contexts"
+    return f"{path.stat().st_size} bytes"
 
 
 def _end(*_: object) -> None:
@@ -214,6 +267,14 @@ def check(arguments: Arguments) -> int:
     return 0 if is_whole(findings) else 1
 
 
+def status(arguments: Arguments) -> None:
+    """Print how far a session is: jobs done, running and failed, contexts, the last errors, who works on it."""
+    from id_scaling.status import report, status_of
+
+    study = _study(arguments.config)
+    print(report(study, status_of(study)))
+
+
 def _study(path: Path) -> Study:
     """Return the study of a configuration file."""
     import yaml
@@ -317,6 +378,9 @@ OPTIONS: dict[str, dict] = {
     "name": {"metavar": "MODEL", "dest": "model", "help": "model folder or name"},
 }
 
+# What the verbs of jobs write.
+OUTPUTS = frozenset(("--output", "--outputs", "--parquet", "--csv", "--text"))
+
 VERBS: dict[str, tuple[Callable[[Arguments], int | None], tuple[str, ...]]] = {
     "prepare-model": (prepare_model, ("--output",)),
     "prepare-dataset": (prepare_dataset, ("--output",)),
@@ -333,6 +397,7 @@ VERBS: dict[str, tuple[Callable[[Arguments], int | None], tuple[str, ...]]] = {
     "plot": (plot, ("--summary", "--outputs")),
     "validate": (validate, ("config",)),
     "check": (check, ("config",)),
+    "status": (status, ("config",)),
     "plan": (plan, ("config", "--tflops", "--gpus")),
     "describe": (describe, ("name", "--checkpoint")),
     "document": (document, ("--root",)),

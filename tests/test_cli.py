@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import yaml
 from conftest import ROOT, study
 from verbs import Session
 
-from id_scaling.cli import VERBS, main
+from id_scaling.cli import VERBS, _shown, _size, main
+from id_scaling.logs import LOG
 from id_scaling.summarize import COLUMNS
 
 HEAVY = {"torch", "polars", "numpy", "pandas", "snakemake", "transformers", "h5py", "pyarrow", "pydantic", "yaml"}
@@ -53,6 +55,20 @@ def test_list_of_imports_shows_what_is_heavy() -> None:
 
 def test_importing_the_package_imports_nothing_heavy() -> None:
     assert imported("-c", "import id_scaling; id_scaling.__all__") & HEAVY == set()
+
+
+def test_status_of_thousands_of_jobs_is_quick_and_imports_little(tmp_path: Path) -> None:
+    code = "import sys; from id_scaling.cli import main; code = main(sys.argv[1:]); print(*sys.modules); sys.exit(code)"
+    start = time.monotonic()
+    done = python("-c", code, "status", ROOT / "config/pythia.yaml", folder=tmp_path)
+    seconds = time.monotonic() - start
+    assert done.returncode == 0, done.stderr
+    *report, modules = done.stdout.splitlines()
+    assert [line.split() for line in report if line.startswith("estimate")] == [["estimate", "0", "0", "0", "14,784"]]
+    names = {name.split(".")[0] for name in modules.split()}
+    assert names & {"torch", "transformers", "polars", "pandas", "snakemake", "pyarrow"} == set()
+    assert {"numpy", "pydantic"} <= names
+    assert seconds < 5  # about one on a quiet core
 
 
 def test_help_says_what_each_verb_does(capsys: pytest.CaptureFixture) -> None:
@@ -202,6 +218,57 @@ def test_describe_of_a_missing_model_is_one_message(tmp_path: Path) -> None:
     assert_refused(done, "nothing is not a folder")
 
 
+# ---- the log of a job ------------------------------------------------------------------------------------------
+
+SECRET = "hf_" + "Ab1" * 12
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("a b\nc", "a b c"),
+        (None, "null"),
+        ({"a": [1, 0.5], "b": True}, '{"a":[1,0.5],"b":true}'),
+        ("x" * 80, "x" * 80),
+        ("x" * 81, "x" * 80 + "…"),
+        ("x" * 70 + SECRET, "x" * 70 + "***"),
+        (f"https://me:{SECRET}@host/model", "https://***@host/model"),
+        ([Path("a"), Path("b")], '["a","b"]'),
+        (Path("x" * 100), "x" * 100),
+    ],
+)
+def test_settings_are_shown_on_one_line_cut_and_without_secrets(value: Any, shown: str) -> None:
+    assert _shown(value) == shown
+
+
+def test_log_of_a_job_begins_with_what_it_was_given_and_ends_with_what_it_wrote(
+    tmp_path: Path, text_folder: Path, capsys: pytest.CaptureFixture
+) -> None:
+    settings, output = json.dumps({"dataset_name": str(text_folder), "subset": 1}), tmp_path / "identity.json"
+    LOG.handlers.clear()
+    assert main(["fetch-dataset", "--settings", settings, "--output", str(output)]) == 0
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert first.split()[1:] == ["fetch-dataset", f"dataset_name={text_folder}", "subset=1", f"--output={output}"]
+    assert last.split(maxsplit=1)[1] == f"wrote {output} ({output.stat().st_size} bytes)"
+
+
+def test_what_was_written_is_counted(tmp_path: Path) -> None:
+    folder = tmp_path / "of [1]"
+    folder.mkdir()
+    pl.DataFrame({"a": [1, 2, 3]}).write_parquet(folder / "a.parquet")
+    (folder / "manifest.json").write_text('{"n_contexts": 24}')
+    assert [_size(path) for path in (folder, folder / "a.parquet", folder / "manifest.json")] == [
+        "2 files",
+        "3 rows",
+        "24 contexts",
+    ]
+
+
+def test_verbs_that_answer_log_nothing(config: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["status", str(config)]) == 0
+    assert capsys.readouterr().err == ""
+
+
 # ---- from one verb to the next ---------------------------------------------------------------------------------
 
 
@@ -236,7 +303,10 @@ def test_extraction_that_is_gone_is_one_message(extracted: Session, tmp_path: Pa
     shutil.copy(extracted.paths["manifest"], tmp_path / "manifest.json")
     arguments = extracted.estimate("block", "mle", tmp_path / "mle.parquet")
     arguments[arguments.index("--manifest") + 1] = str(tmp_path / "manifest.json")
-    assert_refused(python("-m", "id_scaling", *arguments), "layer_00.h5: missing, though the manifest names it")
+    done = python("-m", "id_scaling", *arguments)
+    started, _, done.stderr = done.stderr.partition("\n")
+    assert " estimate " in started
+    assert_refused(done, "layer_00.h5: missing, though the manifest names it")
 
 
 def test_model_without_a_tokenizer_runs_with_the_one_that_is_named(

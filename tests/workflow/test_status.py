@@ -1,0 +1,331 @@
+"""How far a session is: what `status` says before, during and after it, and that every log says what was done."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROOT, Workflow, save_text, save_tiny_llama, study
+
+from id_scaling.cli import main
+from id_scaling.lease import STALE, Lease
+from id_scaling.logs import LOG
+from id_scaling.paths import run_folder
+from id_scaling.status import MOST_ERRORS, Job, Status, jobs_of, report, status_of
+from id_scaling.study import Study
+
+LINE = r"\d\d:\d\d:\d\d "
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Workflow:
+    """A session of one run, at its end; not to be changed."""
+    folder = tmp_path_factory.mktemp("whole")
+    config = study(save_tiny_llama(folder / "model"), save_text(folder / "text"))
+    config["cacheing_config"] |= {"module_inblock_keys": ["mlp"], "module_outblock_keys": ["unemb"]}
+    config["cacheing_config"]["save_IDs_list"] = ["mle"]
+    workflow = Workflow(folder, config)
+    workflow.run()
+    return workflow
+
+
+@pytest.fixture
+def session(whole: Workflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workflow:
+    """A copy of that session, in the current directory, to be changed."""
+    shutil.copytree(whole.folder, tmp_path / "copy", symlinks=True)
+    monkeypatch.chdir(tmp_path / "copy")
+    return Workflow(tmp_path / "copy", json.loads(json.dumps(whole.config)))
+
+
+@pytest.fixture
+def hold() -> Any:
+    """Take leases, as if some seconds ago; they are given back at the end."""
+    leases = []
+
+    def take(folder: Path, seconds_ago: float = 0) -> None:
+        leases.append(Lease(folder / ".lease"))
+        assert leases[-1].take() is None
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time.time() - seconds_ago))
+        written = json.loads(leases[-1].path.read_text())
+        leases[-1].path.write_text(json.dumps({**written, "since": since}))
+
+    yield take
+    for lease in leases:
+        lease.release()
+
+
+def said(session: Workflow, capsys: pytest.CaptureFixture) -> str:
+    """Return what the verb prints; it must succeed and log nothing."""
+    LOG.handlers.clear()
+    capsys.readouterr()
+    assert main(["status", str(session.folder / "study.yaml")]) == 0
+    found = capsys.readouterr()
+    assert found.err == ""
+    return found.out
+
+
+def counts(text: str) -> dict[str, list[int]]:
+    """Return the numbers of the table: done, running, failed, to do, by stage."""
+    rows = re.findall(r"^(\w+) +([\d,]+) +([\d,]+) +([\d,]+) +([\d,]+)$", text, flags=re.MULTILINE)
+    return {stage: [int(number.replace(",", "")) for number in numbers] for stage, *numbers in rows}
+
+
+def job(session: Workflow, stage: str) -> Job:
+    """Return the first job of a stage."""
+    return next(one for one in jobs_of(Study(session.config)) if one.stage == stage)
+
+
+def leave(job: Job, log: str, seconds_ago: float = 0) -> None:
+    """Have a job without outputs, and with a log that was last written some seconds ago."""
+    for output in job.outputs:
+        output.unlink(missing_ok=True)
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    job.log.write_text(log)
+    os.utime(job.log, (time.time() - seconds_ago,) * 2)
+
+
+def state_of(session: Workflow, stage: str) -> str:
+    """Return the one state of the first job of a stage, of which there is no other without outputs."""
+    found = status_of(Study(session.config)).counts
+    (state,) = {state for (of, state), number in found.items() if of == stage and number and state != "done"}
+    return state
+
+
+# ---- a whole session -------------------------------------------------------------------------------------------
+
+
+def test_before_anything_all_is_to_do(tmp_path: Path, workflow: Workflow, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = said(workflow, capsys)
+    assert counts(text) == {
+        "fetch": [0, 0, 0, 3],
+        "chunk": [0, 0, 0, 1],
+        "extract": [0, 0, 0, 1],
+        "estimate": [0, 0, 0, 15],
+        "summarize": [0, 0, 0, 1],
+        "plot": [0, 0, 0, 1],
+    }
+    assert "held by    nobody" in text
+    assert "errors" not in text
+    assert not (tmp_path / "results").exists()
+
+
+def test_after_a_run_all_is_done(session: Workflow, capsys: pytest.CaptureFixture) -> None:
+    text = said(session, capsys)
+    rows = counts(text)
+    assert {stage: numbers[0] for stage, numbers in rows.items()} == {
+        **dict.fromkeys(("chunk", "extract", "summarize", "plot"), 1),
+        "fetch": 3,
+        "estimate": 2,
+    }
+    assert all(numbers[1:] == [0, 0, 0] for numbers in rows.values())
+    assert "held by    nobody" in text
+    assert "results/tiny/logs/" in text
+    assert "`check` verifies" in text
+
+
+def test_each_log_begins_with_the_settings_and_ends_with_what_was_written(session: Workflow) -> None:
+    logs = {path: path.read_text().splitlines() for path in Path("results/tiny/logs").rglob("*.log")}
+    assert len(logs) == 9
+    for log, (first, *_, last) in logs.items():
+        assert re.match(rf"{LINE}[a-z-]+ \S+=\S", first), (log, first)
+        assert re.match(rf"{LINE}wrote \S+ \(\d+ (rows|contexts|bytes)\)", last), (log, last)
+    (extracted,) = (lines for log, lines in logs.items() if "extract_activations" in log.parts)
+    run = Study(session.config).runs[0]
+    for word in ("extract", f"model={run.model}", "subset=0", "dtype=auto", "batch_size=2"):
+        assert word in extracted[0].split()
+    assert extracted[-1].endswith("/manifest.json (11 contexts)")
+    (estimated,) = (lines for log, lines in logs.items() if log.parts[-2:] == ("mlp", "mle.log"))
+    assert {"estimate", "module=mlp", "estimator=mle"} <= set(estimated[0].split())
+    assert estimated[-1].endswith("/ids/mlp/mle.parquet (44 rows)")  # 11 contexts, two layers, two views
+
+
+@pytest.mark.parametrize("name", ["embedded", "trained", "hub"])
+def test_jobs_are_those_of_the_workflow(name: str, tmp_path: Path, text_folder: Path, monkeypatch) -> None:
+    if name == "hub":
+        config = study(Path("EleutherAI/pythia-70m"), text_folder, model_config__model_checkpoint=["step0", "step1"])
+    else:
+        file = ROOT / "config" / {"embedded": "config.yaml", "trained": "training.yaml"}[name]
+        config = yaml.safe_load(file.read_text())
+    monkeypatch.chdir(tmp_path)
+    planned = Workflow(tmp_path, config).run("--dry-run")
+    logs = re.findall(r"^    log: (\S+)", planned, flags=re.MULTILINE)
+    jobs = list(jobs_of(Study(config)))
+    assert sorted(str(job.log) for job in jobs) == sorted(logs)
+    outputs = {path for line in re.findall(r"^    output: (.+)$", planned, re.MULTILINE) for path in line.split(", ")}
+    assert {str(path) for job in jobs for path in job.outputs} <= outputs
+
+
+# ---- a session that failed -------------------------------------------------------------------------------------
+
+
+def test_broken_estimate_is_shown_with_its_error_and_log(session: Workflow, capsys: pytest.CaptureFixture) -> None:
+    next(session.session.glob("runs/*/*/*/*/*/layer_00.h5")).unlink()
+    failed = [one for one in jobs_of(Study(session.config)) if one.stage == "estimate" and "mlp" in one.log.parts]
+    failed[0].outputs[0].unlink()
+    session.run("all", str(failed[0].outputs[0]), is_ok=False)
+    text = said(session, capsys)
+    assert counts(text)["estimate"] == [1, 0, 1, 0]
+    words = re.search(r"^  error: (.*)\n    \S+ \S+ (\S+)$", text, flags=re.MULTILINE)
+    assert "layer_00.h5: missing, though the manifest names it" in words[1]
+    assert words[2] == str(failed[0].log)
+
+
+@pytest.mark.parametrize(
+    ("log", "words"),
+    [
+        ("12:00:00 chunk\nerror: no text\n  in it\n", "error: no text"),
+        ("12:00:00 chunk\nended: the system asked for it\n", "ended: the system asked for it"),
+        ("Traceback (most recent call last):\n  File …\nValueError: odd\n", "error: ValueError: odd"),
+        (
+            "12:00:00 cut context 3\n",
+            "error: no output, and no error in the log; its last line: 12:00:00 cut context 3",
+        ),
+        ("", "error: no output, and no error in the log; its last line: (empty)"),
+        ("error: \x1b[2Jhttps://me:secret@host\n", "error: \\x1b[2Jhttps://***@host"),
+    ],
+    ids=["error", "ended", "traceback", "killed", "empty", "secret"],
+)
+def test_log_without_an_output_says_why(session: Workflow, log: str, words: str) -> None:
+    leave(job(session, "chunk"), log)
+    (failure,) = status_of(Study(session.config)).failures
+    assert failure.words == words
+
+
+def test_error_is_found_at_the_end_of_a_long_log(session: Workflow) -> None:
+    leave(job(session, "chunk"), "12:00:00 cut context\n" * 100_000 + "error: no more\n")
+    assert [one.words for one in status_of(Study(session.config)).failures] == ["error: no more"]
+
+
+def test_output_that_was_removed_is_to_do(session: Workflow) -> None:
+    job(session, "chunk").outputs[0].unlink()
+    assert state_of(session, "chunk") == "to do"
+
+
+def test_newest_errors_are_shown_and_the_others_counted(tmp_path: Path, workflow: Workflow, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    jobs = [one for one in jobs_of(Study(workflow.config)) if one.stage == "estimate"][: MOST_ERRORS + 2]
+    for number, one in enumerate(jobs):
+        leave(one, f"error: number {number}\n", seconds_ago=100 - number)
+    text = report(Study(workflow.config), status_of(Study(workflow.config)))
+    assert re.findall(r"error: number (\d)", text) == ["6", "5", "4", "3", "2"]
+    assert "… 2 more" in text
+
+
+# ---- a session that runs ---------------------------------------------------------------------------------------
+
+
+def extracting(session: Workflow, log: str, n_parts: int = 0, seconds_ago: float = 0) -> Path:
+    """Leave an extraction without its manifest, with some parts; return the folder of its run."""
+    leave(job(session, "extract"), log, seconds_ago)
+    folder = run_folder(Path("results/tiny"), Study(session.config).runs[0])
+    for part in range(n_parts):
+        (folder / f"parts/0123456789ab/contexts_{8 * part:07d}").mkdir(parents=True)
+    (folder / "parts/0123456789ab/.contexts_0000999.tmp-1").mkdir(parents=True)  # half a part
+    return folder
+
+
+BEGUN = "12:00:00 extract model=m\n12:00:01 200 contexts of 64 tokens, 0 already extracted\n"
+PACE = BEGUN + "".join(f"12:00:0{n} extracted context {n} of 200, 1.25 s each, {250 - n} s left\n" for n in (3, 8, 9))
+
+
+@pytest.mark.parametrize(
+    ("log", "n_parts", "words"),
+    [
+        ("", 0, "starting"),
+        (BEGUN, 0, "0 of 200 contexts, time left unknown"),
+        (BEGUN, 25, "200 of 200 contexts, time left unknown"),
+        (PACE, 1, "9 of 200 contexts, 8 of them kept in parts, 1.25 s each, 241 s left"),
+        (PACE.replace("200", "9"), 2, "9 of 9 contexts, 9 of them kept in parts, 1.25 s each, 241 s left"),
+    ],
+    ids=["started", "begun", "all parts", "progress", "last part is shorter"],
+)
+def test_extraction_that_runs_says_how_far_it_is(
+    session: Workflow, hold: Callable, capsys: pytest.CaptureFixture, log: str, n_parts: int, words: str
+) -> None:
+    hold(session.session)
+    hold(extracting(session, log, n_parts))
+    text = said(session, capsys)
+    assert counts(text)["extract"] == [0, 1, 0, 0]
+    (line,) = re.findall(r"^extracting\n  .* · main · .* · 0 · none: (.*)$", text, flags=re.MULTILINE)
+    assert line == words
+    assert re.search(rf"^held by    process {os.getpid()} on \S+ since 20", text, flags=re.MULTILINE)
+
+
+def test_extraction_whose_process_is_gone_has_failed(session: Workflow, hold: Callable) -> None:
+    hold(session.session, seconds_ago=10 * STALE)
+    folder = extracting(session, PACE, seconds_ago=2 * STALE)
+    assert state_of(session, "extract") == "failed"
+    hold(folder)
+    assert state_of(session, "extract") == "running"
+
+
+def test_extraction_that_has_no_lease_yet_starts(session: Workflow, hold: Callable) -> None:
+    hold(session.session)
+    extracting(session, "")
+    assert state_of(session, "extract") == "running"
+
+
+@pytest.mark.parametrize(("log", "state"), [("12:00:00 chunk\n", "running"), ("error: no text\n", "failed")])
+def test_job_of_a_session_that_is_held(session: Workflow, hold: Callable, log: str, state: str) -> None:
+    hold(session.session, seconds_ago=100)
+    leave(job(session, "chunk"), log, seconds_ago=50)
+    assert state_of(session, "chunk") == state
+
+
+def test_log_of_the_session_before_is_of_a_job_to_do(session: Workflow, hold: Callable) -> None:
+    hold(session.session, seconds_ago=100)
+    leave(job(session, "chunk"), "error: no text\n", seconds_ago=150)
+    assert state_of(session, "chunk") == "to do"
+
+
+def test_session_whose_process_is_gone_is_held_by_nobody(session: Workflow, python: Callable) -> None:
+    code = (
+        "import sys, os; from pathlib import Path; from id_scaling.lease import Lease; Lease(Path(sys.argv[1])).take()"
+    )
+    python(code, session.session / ".lease").wait()
+    assert (session.session / ".lease").is_file()
+    leave(job(session, "chunk"), "12:00:00 chunk\n")
+    assert status_of(Study(session.config)).holder is None
+    assert state_of(session, "chunk") == "failed"
+
+
+def test_lease_of_another_machine_that_is_not_touched_is_held_by_nobody(session: Workflow, hold: Callable) -> None:
+    hold(session.session)
+    lease = session.session / ".lease"
+    lease.write_text(json.dumps({**json.loads(lease.read_text()), "machine": "another", "host": "node7"}))
+    assert str(status_of(Study(session.config)).holder).startswith(f"process {os.getpid()} on node7 since ")
+    os.utime(lease, (time.time() - 2 * STALE,) * 2)
+    assert status_of(Study(session.config)).holder is None
+
+
+def test_weights_that_went_after_their_use_are_done(tmp_path: Path, text_folder: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    jobs = Study(study(Path("EleutherAI/pythia-70m"), text_folder))
+
+    def states() -> Status:
+        return status_of(jobs)
+
+    assert states().counts["fetch", "done"] == 0
+    manifest = run_folder(Path(jobs.session), jobs.runs[0]) / "manifest.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.touch()
+    assert states().counts["fetch", "done"] == 1
+
+
+# ---- the command -----------------------------------------------------------------------------------------------
+
+
+def test_wrong_configuration_is_one_message_and_exit_status_1(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text("session_name: [\n")
+    assert main(["status", str(path)]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {path}: ")
