@@ -12,12 +12,13 @@ import os
 import shlex
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import polars as pl
 
+from id_scaling.controls import NONE
 from id_scaling.errors import StoreError, UnsealedError
 from id_scaling.files import sha256
 from id_scaling.paths import Run, contexts_path, identity_path, ids_path, run_folder
@@ -171,10 +172,12 @@ class _Check:
             identity = self._identity("tokenizers", tokenizer)
             found = self._read(path, read_table)
             if found:
-                expected = self.study.chunk_settings(run.dataset, str(run.subset), tokenizer, run.control)
-                self._compare_settings(path, found[1]["settings"], expected)
+                self._compare_settings(path, found[1]["settings"], self.study.contexts_settings(run))
                 self._compare(path, "text", found[1]["shard_sha256"], shard and shard["sha256"])
                 self._compare(path, "tokenizer", found[1]["tokenizer_sha256"], identity and identity["sha256"])
+                if run.control != NONE:
+                    plain = self._check_contexts(replace(run, control=NONE))
+                    self._compare(path, "contexts", found[1]["contexts"], plain)
             self.contexts[path] = sha256(path) if found else None
         return self.contexts[path]
 

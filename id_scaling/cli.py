@@ -193,6 +193,13 @@ def chunk(arguments: Arguments) -> None:
     )
 
 
+def shuffle(arguments: Arguments) -> None:
+    """Permute blocks of tokens of each context, a control of the text."""
+    from id_scaling.controls import shuffle_contexts
+
+    shuffle_contexts(arguments.contexts, arguments.settings, arguments.output)
+
+
 def extract(arguments: Arguments) -> None:
     """Run the model over a run's contexts and store neighbors, loss and entropy."""
     # Before torch, which may be what there is no memory for: of a job whose log is empty Snakemake shows no other log.
@@ -391,6 +398,7 @@ VERBS: dict[str, tuple[Callable[[Arguments], int | None], tuple[str, ...]]] = {
     "fetch-tokenizer": (fetch_tokenizer, ("--settings", "--output")),
     "fetch-dataset": (fetch_dataset, ("--settings", "--output")),
     "chunk": (chunk, ("--settings", "--shard", "--tokenizer", "--output")),
+    "shuffle": (shuffle, ("--settings", "--contexts", "--output")),
     "extract": (extract, ("--settings", "--execution", "--threads", "--contexts", "--model", "--weights", "--output")),
     "estimate": (estimate, ("--settings", "--threads", "--manifest", "--output")),
     "summarize": (summarize, ("--settings", "--session", "--parquet", "--csv", "--text")),

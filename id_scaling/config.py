@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from id_scaling import embedded
+from id_scaling.controls import CONTROLS, SHUFFLE
 from id_scaling.errors import ConfigError, nearest
 from id_scaling.estimators import get_estimator
 from id_scaling.logs import plain
@@ -54,13 +55,13 @@ def _unrepeated(values: Any) -> Any:
 
 
 # Characters that end lines, and those that terminals obey.
-CONTROLS = r"\x00-\x1f\x7f-\x9f\u2028\u2029"
-Name = Annotated[str, Field(min_length=1, max_length=300, pattern=rf"^[^{CONTROLS}]+$")]
+UNPRINTED = r"\x00-\x1f\x7f-\x9f\u2028\u2029"
+Name = Annotated[str, Field(min_length=1, max_length=300, pattern=rf"^[^{UNPRINTED}]+$")]
 # Names that become folders, columns and groups of HDF5.
 KEY = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
 Key = Annotated[str, Field(max_length=60, pattern=KEY)]
 # Snakemake reads braces and angle brackets in a path as wildcards and variables.
-PLACE = rf"^[^{CONTROLS}{{}}<>]+$"
+PLACE = rf"^[^{UNPRINTED}{{}}<>]+$"
 _Place = Annotated[str, Field(min_length=1, max_length=300, pattern=PLACE)]
 SESSION = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 IN_WORDS = {
@@ -95,11 +96,18 @@ def _as_folder(name: str) -> str:
     return name
 
 
+def _other_than_none(name: Any) -> Any:
+    if name == f"{SHUFFLE}0":
+        raise ValueError(f"found {name!r}, which is the text as it is; write none")
+    return name
+
+
 # Bytes of a file's name.
 LONGEST = 255
 Source = Annotated[_Place, AfterValidator(_without_address)]
 Checkpoint = Annotated[Source, AfterValidator(_inside)]
 Folder = Annotated[_Place, AfterValidator(_as_folder)]
+Control = Annotated[Literal[CONTROLS], BeforeValidator(_other_than_none)]
 
 # Text that was meant as a number.
 NUMBER = r"[0-9][0-9_]*([.][0-9_]*)?([eE][+-]?[0-9]+)?"
@@ -293,6 +301,11 @@ class Config(_Section):
         "auto",
         description="whether each context starts with the tokenizer's beginning-of-sequence token; `auto`: where the "
         "tokenizer itself puts it before a text",
+    )
+    controls: _one_or_many(Control) = Field(
+        ["none"],
+        description="what is done to the text, one or a list, each a run of its own: `none`; `shuffle-1` to "
+        "`shuffle-5`, the blocks of each context permuted",
     )
     batch_size: int = Field(4, ge=1, description="contexts of a forward pass; at most 8 are taken at once")
     cacheing_config: CacheingConfig = Field(CacheingConfig(), description="what is read and saved")

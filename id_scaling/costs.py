@@ -10,12 +10,13 @@ import json
 import shutil
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
 from id_scaling import embedded
+from id_scaling.controls import NONE
 from id_scaling.errors import IdScalingError, StoreError
 from id_scaling.fetch import RESOURCES
 from id_scaling.paths import Run, contexts_path, file_of, run_folder
@@ -71,10 +72,13 @@ class Cost:
 
 
 def contexts_of(study: Study, run: Run) -> Contexts | None:
-    """Return how many contexts a run has, as far as can be known; None where nothing tells."""
-    dataset, subset, tokenizer = run.dataset, run.subset, study.tokenizer_of(run.model)
-    path = contexts_path(Path(study.session), run, tokenizer)
-    settings = json.loads(study.chunk_settings(dataset, str(subset), tokenizer, run.control))
+    """Return how many contexts a run has, as far as can be known; None where nothing tells.
+
+    A control has as many as `none`, which are cut first.
+    """
+    run, dataset, subset = replace(run, control=NONE), run.dataset, run.subset
+    path = contexts_path(Path(study.session), run, study.tokenizer_of(run.model))
+    settings = json.loads(study.contexts_settings(run))
     with contextlib.suppress(StoreError):  # what is not there, or not as it was written, will be cut anew
         table, facts = read_table(path, ["context"])
         if facts["settings"] == settings:
@@ -138,7 +142,8 @@ def jobs_of(study: Study) -> dict[str, int]:
         "fetch_model": len({(run.model, run.checkpoint) for run in runs}),
         "fetch_weights": sum(study.is_on_hub(run.model, run.checkpoint) for run in runs),
         "fetch_tokenizer": len(study.tokenizers),
-        "chunk_dataset": len({(run.dataset, run.subset, study.tokenizer_of(run.model), run.control) for run in runs}),
+        "chunk_dataset": len({_key(study, run) for run in runs}),
+        "shuffle_contexts": len({(*_key(study, run), run.control) for run in runs if run.control != NONE}),
         "extract_activations": len(runs),
         "estimate_dimension": len(study.tables()),
         "summarize": is_summed,
@@ -157,8 +162,8 @@ def n_submissions(study: Study) -> int:
     """Return how many submissions the Slurm profile makes of a study: what fetches runs where Snakemake does."""
     jobs = jobs_of(study)
     groups = len(study.runs) * ceil(len(study.modules) * len(study.estimators) / TABLES_A_SUBMISSION)
-    submitted = ("train_tokenizer", "train_model", "chunk_dataset", "extract_activations", "summarize", "plot")
-    return groups + sum(jobs.get(rule, 0) for rule in submitted)
+    submitted = ("train_tokenizer", "train_model", "chunk_dataset", "shuffle_contexts", "extract_activations")
+    return groups + sum(jobs.get(rule, 0) for rule in (*submitted, "summarize", "plot"))
 
 
 def shortages(to_come: Iterable[tuple[Path, float]]) -> list[tuple[Path, float, float]]:
@@ -211,9 +216,9 @@ def rows_of(study: Study) -> list[Row]:
     return [_row(study, model, counted) for model in study.models]
 
 
-def _key(study: Study, run: Run) -> tuple[str, int, str, str]:
-    """Return what the contexts of a run depend on."""
-    return run.dataset, run.subset, study.tokenizer_of(run.model), run.control
+def _key(study: Study, run: Run) -> tuple[str, int, str]:
+    """Return what the contexts of a run are cut from."""
+    return run.dataset, run.subset, study.tokenizer_of(run.model)
 
 
 def _row(study: Study, model: str, counted: dict[tuple, Contexts | None]) -> Row:

@@ -20,6 +20,8 @@ PANEL_WIDTH, PANEL_HEIGHT = 300, 220
 def plot_id_by_layer(summary_path: Path, outputs: list[Path]) -> None:
     """Draw the ID of the first view by layer, one panel per run and estimator, and write it in each format.
 
+    A control is a run: its panels stand beneath those of the plain text, with axes of the same height.
+
     Parameters
     ----------
     summary_path : Path
@@ -49,6 +51,8 @@ def id_by_layer(summary: pl.DataFrame) -> alt.Chart:
         (pl.col("mean") + pl.col("sd")).alias("high"),
         _abscissa().alias("x"),
     )
+    highest = pl.coalesce("high", "mean").max().over(*keys[:-1], "estimator")
+    table = table.with_columns(highest.alias("highest"))
     rows = [_row(table, run, view) for run in table["run"].unique(maintain_order=True)]
     return alt.vconcat(*rows).configure_view(stroke=None).configure_axis(grid=False, labelFontSize=11, titleFontSize=12)
 
@@ -78,7 +82,8 @@ def _panel(table: pl.DataFrame, estimator: str) -> alt.LayerChart:
     color = alt.Color("module:N", scale=alt.Scale(domain=modules, range=PALETTE[: len(modules)]), title="module")
     domain = [table["x"].min() - 0.5, table["x"].max() + 0.5]
     x = alt.X("x:Q", title="layer", scale=alt.Scale(domain=domain, nice=False), axis=_layer_axis(table))
-    y = alt.Y("mean:Q", title="intrinsic dimension", scale=alt.Scale(zero=True))
+    scale = alt.Scale(zero=True, domainMax=table["highest"].max(), nice=True)
+    y = alt.Y("mean:Q", title="intrinsic dimension", scale=scale)
     base = alt.Chart(table, title=estimator, width=PANEL_WIDTH, height=PANEL_HEIGHT)
     inside = alt.datum.layer != None  # noqa: E711  (a Vega expression, not Python)
     band = (

@@ -19,6 +19,7 @@ from typing import Any
 from id_scaling import embedded
 from id_scaling.architecture import Architecture, architecture_of, check_request, config_digest
 from id_scaling.config import Config, ModelConfig, parse
+from id_scaling.controls import NONE
 from id_scaling.derived import is_derived, is_gguf, seed_of
 from id_scaling.errors import ConfigError, IdScalingError, InputError
 from id_scaling.estimators import definition_of, get_estimator
@@ -42,7 +43,6 @@ from id_scaling.sites import request_of
 from id_scaling.statistics import GROUPS
 from id_scaling.trust import weight_files
 
-CONTROLS = ("none",)
 # Of settings: Linux takes arguments of up to 131,072 bytes, and a rule's whole command is one.
 MOST_BYTES = 120_000
 # Minutes that a first attempt at an extraction asks for.
@@ -88,7 +88,7 @@ class Study:
             for checkpoint in of_model.model_checkpoint
             for dataset, of_dataset in self.datasets.items()
             for subset in of_dataset.dataset_subset
-            for control in CONTROLS
+            for control in self.config.controls
         ]
 
     @property
@@ -249,6 +249,16 @@ class Study:
             },
         )
 
+    def shuffle_settings(self, dataset: str, subset: str, tokenizer: str, control: str) -> str:
+        """Return the settings of `shuffle_contexts`."""
+        names = {"dataset": dataset, "subset": int(subset), "tokenizer": tokenizer, "control": control}
+        return _settings(["id_scaling.controls"], **names)
+
+    def contexts_settings(self, run: Run) -> str:
+        """Return the settings of the job that makes the contexts of a run."""
+        of_control = self.chunk_settings if run.control == NONE else self.shuffle_settings
+        return of_control(run.dataset, str(run.subset), self.tokenizer_of(run.model), run.control)
+
     def extract_settings(self, run: Run) -> str:
         """Return the settings of `extract_activations`."""
         cacheing = self.config.cacheing_config
@@ -294,7 +304,7 @@ class Study:
             datasets=[
                 {"name": dataset, "subsets": of_dataset.dataset_subset} for dataset, of_dataset in self.datasets.items()
             ],
-            controls=list(CONTROLS),
+            controls=self.config.controls,
             group_by={dataset: one.group_by for dataset, one in self.datasets.items() if one.group_by},
             tokenizers={model: self.tokenizer_of(model) for model in self.models},
             extractions={

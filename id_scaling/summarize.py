@@ -43,7 +43,11 @@ COLUMNS = (
     ("checkpoint", "", "training checkpoint: revision, folder or `main`"),
     ("dataset", "", "`dataset_name` of the configuration"),
     ("subset", "", "index of the shard"),
-    ("control", "", "what was done to the text: `none`"),
+    (
+        "control",
+        "",
+        "what was done to the text: `none`, or `shuffle-S`: up to 4^S blocks of a context permuted",
+    ),
     (
         "group",
         "",

@@ -28,6 +28,7 @@ STAGES: dict[str, list[str]] = {
     "fetch": ["id_scaling.fetch"],
     "fetch_dataset": ["id_scaling.shards"],
     "chunk": ["id_scaling.datasets"],
+    "shuffle": ["id_scaling.controls"],
     "extract": ["id_scaling.extract"],
     **{f"estimate {name.split('.')[-1]}": ["id_scaling.ids", name] for name in ESTIMATORS},
     "summarize": ["id_scaling.summarize"],
@@ -192,6 +193,7 @@ ESTIMATES = {stage for stage in STAGES if stage.startswith("estimate ")}
     ("name", "stages"),
     [
         ("datasets.py", {"chunk"}),
+        ("controls.py", {"shuffle"}),
         ("training.py", {"train"}),
         ("mkl.py", {"train", "extract"}),
         ("models.py", {"extract"}),

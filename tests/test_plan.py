@@ -258,6 +258,31 @@ def test_jobs_and_submissions_of_several_runs_are_those_of_a_dry_run(workflow: W
     assert n_submissions(Study(workflow.config)) == len(submitted) == 2 + 2 + 2 + 1 + 1
 
 
+def test_jobs_and_submissions_of_controls_are_those_of_a_dry_run(workflow: Workflow) -> None:
+    """Two shards: each is cut once, for `none` and for both of the others."""
+    workflow.config["dataset_config"]["dataset_subset"] = [0, 1]
+    workflow.config["controls"] = ["none", "shuffle-1", "shuffle-5"]
+    workflow.write()
+    made = Study(workflow.config)
+    assert jobs_of(made) == workflow.planned()
+    assert {rule: jobs_of(made)[rule] for rule in ("chunk_dataset", "shuffle_contexts", "extract_activations")} == {
+        "chunk_dataset": 2,
+        "shuffle_contexts": 4,
+        "extract_activations": 6,
+    }
+    # Of cutting, shuffling, extractions, groups of estimates, the summary and the figures.
+    assert n_submissions(made) == 2 + 4 + 6 + 6 + 1 + 1
+
+
+def test_a_control_alone_is_counted_with_the_plain_contexts_it_is_made_of(workflow: Workflow) -> None:
+    workflow.config["controls"] = "shuffle-2"
+    workflow.write()
+    assert jobs_of(Study(workflow.config)) == workflow.planned()
+    workflow.run("--until", "chunk_dataset")
+    [row] = rows_of(Study(workflow.config))
+    assert [one.sign for one in row.contexts] == [""]
+
+
 def test_study_without_estimates_ends_with_its_runs(tmp_path: Path, tiny_llama: Path, text_folder: Path) -> None:
     config = study(tiny_llama, text_folder, cacheing_config__save_IDs=False)
     assert jobs_of(Study(config)) == Workflow(tmp_path, config).planned()

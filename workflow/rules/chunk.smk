@@ -1,4 +1,4 @@
-"""From a shard to contexts; one file for all checkpoints that share a tokenizer."""
+"""From a shard to contexts, plain and of each control; one file for all checkpoints that share a tokenizer."""
 
 
 rule chunk_dataset:
@@ -11,6 +11,8 @@ rule chunk_dataset:
         "<session>/logs/chunk_dataset/{dataset}/{subset}/{tokenizer}/{control}.log",
     benchmark:
         "<session>/benchmarks/chunk_dataset/{dataset}/{subset}/{tokenizer}/{control}.tsv"
+    wildcard_constraints:
+        control=NONE,
     conda:
         "../../environment.yml"
     threads: 4
@@ -25,6 +27,34 @@ rule chunk_dataset:
             --settings {params.settings:q} \
             --shard {input.shard:q} \
             --tokenizer {input.tokenizer:q} \
+            --output {output:q} \
+            2>&1 | tee {log:q}
+        """
+
+
+rule shuffle_contexts:
+    input:
+        f"<session>/contexts/{{dataset}}/{{subset}}/{{tokenizer}}/{NONE}/contexts.parquet",
+    output:
+        "<session>/contexts/{dataset}/{subset}/{tokenizer}/{control}/contexts.parquet",
+    log:
+        "<session>/logs/shuffle_contexts/{dataset}/{subset}/{tokenizer}/{control}.log",
+    benchmark:
+        "<session>/benchmarks/shuffle_contexts/{dataset}/{subset}/{tokenizer}/{control}.tsv"
+    wildcard_constraints:
+        control=one_of(name for name in STUDY.config.controls if name != NONE),
+    conda:
+        "../../environment.yml"
+    resources:
+        mem_mb=growing(2000),
+        runtime=growing(60),
+    params:
+        settings=get_shuffle_settings,
+    shell:
+        r"""
+        id_scaling shuffle \
+            --settings {params.settings:q} \
+            --contexts {input:q} \
             --output {output:q} \
             2>&1 | tee {log:q}
         """

@@ -8,6 +8,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from id_scaling import embedded
+from id_scaling.controls import NONE
 from id_scaling.errors import IdScalingError
 from id_scaling.logs import plain
 from id_scaling.paths import Run
@@ -51,7 +52,7 @@ wildcard_constraints:
     dataset=one_of(STUDY.datasets),
     subset=r"\d+",
     tokenizer=one_of(STUDY.tokenizers),
-    control="none",
+    control=one_of(STUDY.config.controls),
     module=one_of(STUDY.modules),
     estimator=r"[A-Za-z0-9_]+",
 
@@ -124,6 +125,10 @@ def get_fetch_dataset_settings(wildcards):
 
 def get_chunk_settings(wildcards):
     return STUDY.chunk_settings(**wildcards)
+
+
+def get_shuffle_settings(wildcards):
+    return STUDY.shuffle_settings(**wildcards)
 
 
 def get_extract_settings(wildcards):
