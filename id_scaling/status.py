@@ -10,10 +10,11 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from id_scaling import embedded
+from id_scaling.controls import NONE
 from id_scaling.fetch import RESOURCES
 from id_scaling.lease import STALE, Holder, read_holder
 from id_scaling.logs import plain
@@ -93,7 +94,8 @@ def jobs_of(study: Study) -> Iterator[Job]:
     yield from _prepared(study)
     yield from _fetched(study, session)
     for (dataset, subset, tokenizer, control), run in _texts(study).items():
-        log = _log(session, "chunk_dataset", dataset, subset, tokenizer, control)
+        rule = "chunk_dataset" if control == NONE else "shuffle_contexts"
+        log = _log(session, rule, dataset, subset, tokenizer, control)
         yield Job("chunk", (contexts_path(session, run, tokenizer),), log)
     for run in study.runs:
         manifest = run_folder(session, run) / "manifest.json"
@@ -186,8 +188,9 @@ def _fetched(study: Study, session: Path) -> Iterator[Job]:
 
 
 def _texts(study: Study) -> dict[tuple[str, str, str, str], Run]:
-    """Return what contexts are cut from, and a run that reads them."""
-    return {(run.dataset, str(run.subset), study.tokenizer_of(run.model), run.control): run for run in study.runs}
+    """Return what contexts are made from, and a run that reads them; those of a control are made of the plain ones."""
+    runs = [replace(run, control=control) for control in (NONE, *study.config.controls) for run in study.runs]
+    return {(run.dataset, str(run.subset), study.tokenizer_of(run.model), run.control): run for run in runs}
 
 
 def _names(run: Run) -> tuple[str, ...]:

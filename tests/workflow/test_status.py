@@ -148,9 +148,13 @@ def test_each_log_begins_with_the_settings_and_ends_with_what_was_written(sessio
     assert estimated[-1].endswith("/ids/mlp/mle.parquet (44 rows)")  # 11 contexts, two layers, two views
 
 
-@pytest.mark.parametrize("name", ["embedded", "trained", "hub"])
+@pytest.mark.parametrize("name", ["embedded", "trained", "hub", "controls"])
 def test_jobs_are_those_of_the_workflow(name: str, tmp_path: Path, text_folder: Path, monkeypatch) -> None:
-    if name == "hub":
+    if name == "controls":
+        config = study(ROOT / "nothing", text_folder, controls=["shuffle-1", "shuffle-3"])
+        config["model_config"]["model_name"] = "sotu-neox-64"
+        config["model_config"]["model_checkpoint"] = "step0"
+    elif name == "hub":
         config = study(Path("EleutherAI/pythia-70m"), text_folder, model_config__model_checkpoint=["step0", "step1"])
     else:
         file = ROOT / "config" / {"embedded": "config.yaml", "trained": "training.yaml"}[name]
