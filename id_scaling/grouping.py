@@ -1,4 +1,4 @@
-"""Groups of contexts: those of the documents whose records have one value in a field that `group_by` names."""
+"""The documents of contexts, and their groups: those whose records have one value in a field that `group_by` names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import polars as pl
 from id_scaling.errors import ConfigError, StoreError, made_anew
 from id_scaling.files import canonical_json, sha256
 from id_scaling.logs import LOG
-from id_scaling.sealed import read_table
+from id_scaling.sealed import check_seal, read_table
 
 MOST_VALUES, MOST_SHOWN = 1000, 50
 ABSENT = object()
@@ -44,11 +44,44 @@ def groups_of(path: Path, expected: str, keys: tuple[str, ...]) -> list[pl.DataF
     StoreError
         The contexts are others than those that are expected.
     """
-    contexts = read_table(path, ["context", "metadata"])[0]
-    if sha256(path) != expected:
-        raise StoreError(f"{path}: not the contexts that were extracted; {made_anew(path)}")
+    if not keys:
+        return []
+    contexts = _columns(path, expected, ["context", "metadata"])
     records = [json.loads(text or "{}") for text in contexts["metadata"]]
     return [_group(contexts["context"], records, key, path) for key in keys]
+
+
+@cache
+def documents_of(path: Path, expected: str) -> pl.DataFrame:
+    """Return the `document` of each `context`, sorted by both.
+
+    Parameters
+    ----------
+    path : Path
+        The contexts.
+    expected : str
+        The SHA-256 that their file has to have.
+
+    Raises
+    ------
+    StoreError
+        The contexts are others than those that are expected.
+    """
+    return _columns(path, expected, ["context", "document"]).sort("document", "context")
+
+
+def _columns(path: Path, expected: str, names: list[str]) -> pl.DataFrame:
+    """Return columns of the contexts that are expected."""
+    _check(path, expected)
+    return read_table(path, names)[0]
+
+
+@cache
+def _check(path: Path, expected: str) -> None:
+    """Raise a StoreError where contexts are others than those that are expected."""
+    check_seal(path)
+    if sha256(path) != expected:
+        raise StoreError(f"{path}: not the contexts that were extracted; {made_anew(path)}")
 
 
 def _group(contexts: pl.Series, records: list[dict[str, Any]], key: str, path: Path) -> pl.DataFrame:

@@ -1,7 +1,8 @@
 """One table from many: the intrinsic dimensions of a session beside loss and entropy of the same tokens.
 
 Refuses to mix estimates made by different code of one estimator, or of different extractions; mixed
-library versions are a column and a warning. Only estimates with status `ok` enter mean, median and sd.
+library versions are a column and a warning. Only estimates with status `ok` enter mean, median and sd, and what
+`intervals` adds of their uncertainty.
 """
 
 from __future__ import annotations
@@ -11,18 +12,23 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
+from id_scaling import intervals
 from id_scaling.errors import StoreError, UnsealedError, made_anew
 from id_scaling.files import writing
-from id_scaling.grouping import groups_of
+from id_scaling.grouping import documents_of, groups_of
 from id_scaling.logs import LOG, Progress
 from id_scaling.paths import Run, contexts_path, extraction_digest, ids_path, run_folder
 from id_scaling.sealed import read_record, read_table, write_table
 from id_scaling.views import leading_view
 
 GROUP = ["group", "group_value"]
-KEYS = [*GROUP, "view", "cloud", "layer", "module", "estimator"]
+SITE = ["view", "cloud", "layer", "module", "estimator"]
+KEYS = [*GROUP, *SITE]
+FAMILY = ["group", "view", "cloud", "estimator"]
+SCORES = ("loss", "entropy")
 COMPANIONS = (
     "n_points",
     "n_distinct",
@@ -65,6 +71,20 @@ COLUMNS = (
     ("mean", "", "mean ID over contexts with status `ok`"),
     ("median", "", "median ID over contexts with status `ok`"),
     ("sd", "", "standard deviation of the ID over contexts with status `ok`"),
+    ("n_documents", "documents", "documents of the contexts with status `ok`"),
+    (
+        "ci_low",
+        "",
+        "lower end of the 95 % interval of `mean`, with documents as the unit; empty under 5 documents",
+    ),
+    ("ci_high", "", "its upper end"),
+    (
+        "interval",
+        "",
+        "`t`, with 5 to 19 documents: `mean` ± Student's quantile of one degree of freedom less than documents × the "
+        "standard error of the jackknife over documents (Efron and Stein 1981); `bootstrap`, from 20: percentiles of "
+        "2000 draws of whole documents (Davison and Hinkley 1997); `too_few_documents`",
+    ),
     ("stderr", "", "median standard error within a cloud: the asymptotic formula times a simulated factor"),
     ("n_contexts", "contexts", "clouds estimated"),
     ("n_failed", "contexts", "clouds whose status is not `ok`; not in mean, median, sd"),
@@ -83,6 +103,56 @@ COLUMNS = (
     ("n_layers", "blocks", "blocks of the model"),
     ("mean_loss", "nats/token", "mean cross-entropy of the run's tokens, first token of a context left out"),
     ("mean_entropy", "nats/token", "mean entropy of the predictions of the same tokens"),
+    (
+        "spearman_loss",
+        "",
+        "Spearman's rank correlation, over contexts with status `ok`, of the ID with the mean loss of a context's "
+        "tokens, the first left out; empty under 5 documents, and where all values are equal",
+    ),
+    (
+        "spearman_loss_low",
+        "",
+        "lower end of its 95 % interval: Fisher's z ± 1.96 standard errors between documents of its influence function "
+        "(Croux and Dehon 2010); empty under 20 documents",
+    ),
+    ("spearman_loss_high", "", "its upper end"),
+    (
+        "p_loss",
+        "",
+        "two-sided p-value of `spearman_loss`: (b + 1)/(m + 1) of m = 999 permutations of whole documents among "
+        "those with equally many contexts (Phipson and Smyth 2010)",
+    ),
+    (
+        "q_loss",
+        "",
+        "`p_loss` adjusted for the false discovery rate (Benjamini and Hochberg 1995); a family is all rows of the "
+        "summary with one `group`, `view`, `cloud` and `estimator`",
+    ),
+    (
+        "spearman_entropy",
+        "",
+        "Spearman's rank correlation, over contexts with status `ok`, of the ID with the mean entropy of a context's "
+        "tokens, the first left out; empty under 5 documents, and where all values are equal",
+    ),
+    (
+        "spearman_entropy_low",
+        "",
+        "lower end of its 95 % interval: Fisher's z ± 1.96 standard errors between documents of its influence function "
+        "(Croux and Dehon 2010); empty under 20 documents",
+    ),
+    ("spearman_entropy_high", "", "its upper end"),
+    (
+        "p_entropy",
+        "",
+        "two-sided p-value of `spearman_entropy`: (b + 1)/(m + 1) of m = 999 permutations of whole documents among "
+        "those with equally many contexts (Phipson and Smyth 2010)",
+    ),
+    (
+        "q_entropy",
+        "",
+        "`p_entropy` adjusted for the false discovery rate (Benjamini and Hochberg 1995); a family is all rows of the "
+        "summary with one `group`, `view`, `cloud` and `estimator`",
+    ),
     ("dtype", "", "precision of the model's weights"),
     ("device", "", "where the model ran"),
     ("versions", "", "library versions of extraction and estimate"),
@@ -104,7 +174,7 @@ def summarize(session: Path, settings: Mapping[str, Any], parquet: Path, csv: Pa
     for run in runs:
         rows.append(_summarize_run(session, run, settings))
         progress.step()
-    summary = pl.concat(rows)
+    summary = pl.concat(rows).with_columns(_adjusted(score).over(FAMILY).alias(f"q_{score}") for score in SCORES)
     summary = summary.select([name for name, _, _ in COLUMNS])
     if summary["versions"].n_unique() > 1:
         LOG.warning("mixed library versions, see the column `versions`: %s", summary["versions"].unique().to_list())
@@ -205,11 +275,20 @@ def _summarize_run(session: Path, run: Run, settings: Mapping[str, Any]) -> pl.D
         for (module, (name, _)), (_, of_table) in zip(pairs, found, strict=True)
     ]
     tokens = read_table(folder / "tokens.parquet")[0].filter(pl.col("position") > 0)
-    groups = _groups(session, run, settings, manifest)
+    path = contexts_path(session, run, settings["tokenizers"][run.model])
+    groups = groups_of(path, manifest["contexts"], tuple(settings["group_by"].get(run.dataset, ())))
+    ids = pl.concat([table for table, _ in found])
     scores = _grouped(tokens, groups).group_by(GROUP, maintain_order=True)
     names = settings["names"]
     return (
-        _aggregated(_grouped(pl.concat([table for table, _ in found]), groups))
+        _aggregated(_grouped(ids, groups))
+        .join(
+            _uncertainty(ids, tokens, documents_of(path, manifest["contexts"]), groups),
+            on=KEYS,
+            how="left",
+            nulls_equal=True,
+            maintain_order="left",
+        )
         .join(
             scores.agg(_mean("loss"), _mean("entropy")), on=GROUP, how="left", nulls_equal=True, maintain_order="left"
         )
@@ -228,13 +307,6 @@ def _summarize_run(session: Path, run: Run, settings: Mapping[str, Any]) -> pl.D
     )
 
 
-def _groups(session: Path, run: Run, settings: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[pl.DataFrame]:
-    """Return which context of a run is in which groups."""
-    keys = tuple(settings["group_by"].get(run.dataset, ()))
-    path = contexts_path(session, run, settings["tokenizers"][run.model])
-    return groups_of(path, manifest["contexts"], keys) if keys else []
-
-
 def _grouped(table: pl.DataFrame, groups: list[pl.DataFrame]) -> pl.DataFrame:
     """Return a table of contexts with its rows again for each group that their context is in."""
     of_all = table.with_columns(pl.lit(None, pl.String).alias(name) for name in GROUP)
@@ -248,7 +320,7 @@ def _mean(score: str) -> pl.Expr:
 
 def _read_ids(path: Path, code: str, manifest: Mapping[str, Any]) -> tuple[pl.DataFrame, str]:
     """Return one ids table and the library versions behind it."""
-    table, facts = read_table(path, ["context", *KEYS[len(GROUP) :], "value", "stderr", "status", *COMPANIONS])
+    table, facts = read_table(path, ["context", *SITE, "value", "stderr", "status", *COMPANIONS])
     if facts["settings"]["code"] != code or facts["manifest"] != manifest["digest"]:
         raise StoreError(
             f"{path}: made by other code of its estimator, or from another extraction, than this session's; "
@@ -280,6 +352,51 @@ def _aggregated(ids: pl.DataFrame) -> pl.DataFrame:
         )
         .drop("_words", "_failures")
     )
+
+
+def _uncertainty(
+    ids: pl.DataFrame, tokens: pl.DataFrame, documents: pl.DataFrame, groups: list[pl.DataFrame]
+) -> pl.DataFrame:
+    """Return intervals and rank correlations of each row of a run, null where there are too few documents."""
+    means = tokens.group_by("context").agg(pl.col(score).cast(pl.Float64).mean() for score in SCORES)
+    contexts = documents.join(means, on="context", how="left", maintain_order="left")
+    sites, values = _table(ids, contexts["context"])
+    scores = {score: contexts[score].fill_null(float("nan")).to_numpy() for score in SCORES}
+    parts = [((None, None), contexts["context"])]
+    parts += [(of, part["context"]) for group in groups for of, part in group.group_by(GROUP, maintain_order=True)]
+    tables = []
+    for (group, group_value), members in parts:
+        is_in = contexts["context"].is_in(members.implode()).to_numpy()
+        of_part = {score: of_contexts[is_in] for score, of_contexts in scores.items()}
+        found = intervals.of_rows(values[:, is_in], contexts["document"].to_numpy()[is_in], of_part)
+        names = {"group": pl.lit(group, pl.String), "group_value": pl.lit(group_value, pl.String)}
+        tables.append(sites.with_columns(**names, **{name: pl.Series(column) for name, column in found.items()}))
+    return pl.concat(tables).fill_nan(None).with_columns(_interval())
+
+
+def _table(ids: pl.DataFrame, contexts: pl.Series) -> tuple[pl.DataFrame, np.ndarray]:
+    """Return the sites of a run, and the estimate of each and each context, NaN where it is not ok."""
+    value = pl.when(pl.col("status") == "ok").then("value").otherwise(float("nan"))
+    found = ids.group_by(SITE, maintain_order=True).agg("context", value)
+    columns = pl.DataFrame({"context": contexts}).with_row_index()
+    at = found["context"].explode().to_frame().join(columns, on="context", how="left", maintain_order="left")["index"]
+    values = np.full((len(found), len(contexts)), np.nan)
+    values[np.repeat(np.arange(len(found)), found["context"].list.len()), at] = found["value"].explode()
+    return found.select(SITE), values
+
+
+def _interval() -> pl.Expr:
+    """Return what kind of interval a number of documents allows."""
+    n = pl.col("n_documents")
+    is_few, is_resampled = n < intervals.LEAST_DOCUMENTS, n >= intervals.LEAST_RESAMPLED
+    kind = pl.when(is_few).then(pl.lit("too_few_documents")).when(is_resampled).then(pl.lit("bootstrap"))
+    return kind.otherwise(pl.lit("t")).alias("interval")
+
+
+def _adjusted(score: str) -> pl.Expr:
+    """Return the p-values of a family, adjusted."""
+    p = pl.col(f"p_{score}").fill_null(float("nan"))
+    return p.map_batches(lambda of: pl.Series(intervals.adjusted(of.to_numpy())), pl.Float64).fill_nan(None)
 
 
 def _counted(statuses: Mapping[str, list[str]]) -> str:

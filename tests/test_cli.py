@@ -320,11 +320,15 @@ def test_model_without_a_tokenizer_runs_with_the_one_that_is_named(
 
 
 def test_summary_of_the_estimates_has_a_row_per_site_and_view(extracted: Session, tmp_path: Path) -> None:
-    from id_scaling.paths import ids_path, run_folder
+    from id_scaling.paths import contexts_path, ids_path, run_folder
 
     folder = run_folder(tmp_path, extracted.run)
     folder.parent.mkdir(parents=True)
     folder.symlink_to(Path(extracted.paths["manifest"]).parent)
+    settings = extracted.study.summarize_settings()
+    contexts = contexts_path(tmp_path, extracted.run, json.loads(settings)["tokenizers"][extracted.run.model])
+    contexts.parent.mkdir(parents=True)
+    contexts.symlink_to(extracted.paths["contexts"])
     for module in extracted.study.modules:
         for estimator in extracted.study.estimators:
             output = ids_path(tmp_path, extracted.run, module, estimator)
@@ -332,7 +336,6 @@ def test_summary_of_the_estimates_has_a_row_per_site_and_view(extracted: Session
             assert main(extracted.estimate(module, estimator, output)) == 0
     outputs = {kind: str(tmp_path / f"summary.{kind}") for kind in ("parquet", "csv", "text")}
     options = [part for kind, path in outputs.items() for part in (f"--{kind}", path)]
-    settings = extracted.study.summarize_settings()
     assert main(["summarize", "--settings", settings, "--session", str(tmp_path), *options]) == 0
     summary = pl.read_parquet(outputs["parquet"])
     assert summary.columns == [name for name, _, _ in COLUMNS]

@@ -204,6 +204,7 @@ ESTIMATES = {stage for stage in STAGES if stage.startswith("estimate ")}
         ("records.py", {"chunk"}),
         ("tokens.py", {"chunk"}),
         ("grouping.py", {"summarize"}),
+        ("intervals.py", {"summarize"}),
         ("embedded.py", {"fetch", "fetch_dataset"}),
         ("hub.py", {"fetch", "fetch_dataset"}),
         ("summarize.py", {"summarize"}),

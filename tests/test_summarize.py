@@ -11,14 +11,17 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
+from scipy.stats import false_discovery_control, ttest_1samp
 
 from id_scaling import grouping, sealed
 from id_scaling.errors import ConfigError, StoreError
 from id_scaling.files import sha256
 from id_scaling.grouping import MOST_VALUES
 from id_scaling.ids import SCHEMA
+from id_scaling.intervals import mean_interval, rank_correlation
 from id_scaling.logs import LOG
 from id_scaling.paths import Run, contexts_path, extraction_digest, ids_path, run_folder
 from id_scaling.plots import id_by_layer
@@ -93,13 +96,14 @@ METADATA = [
     *['{"a.b":true,"lang":"en","meta":{"set":"Web"}}'] * 2,
     None,
 ]
+DOCUMENTS = [0, 0, 1, 1, 2]
 
 
 def write_contexts(session: Path, run: Run) -> str:
     """Write the contexts of a run, as far as a summary reads them; return their hash."""
     path = contexts_path(session, run, SETTINGS["tokenizers"][run.model])
     path.parent.mkdir(parents=True, exist_ok=True)
-    sealed.write_table(path, pl.DataFrame({"context": range(5), "metadata": METADATA}), {})
+    sealed.write_table(path, pl.DataFrame({"context": range(5), "document": DOCUMENTS, "metadata": METADATA}), {})
     return sha256(path)
 
 
@@ -297,7 +301,7 @@ def test_group_has_a_row_for_each_of_its_values_of_the_contexts_with_it(session:
 
 
 def test_loss_and_entropy_of_a_group_are_of_its_contexts(session: Path) -> None:
-    table = pl.DataFrame({"context": range(2), "metadata": ['{"n":1}', '{"n":2}']})
+    table = pl.DataFrame({"context": range(2), "document": range(2), "metadata": ['{"n":1}', '{"n":2}']})
     path = contexts_path(session, RUN, SETTINGS["tokenizers"][RUN.model])
     sealed.write_table(path, table, {})
     manifest = sealed.read_record(run_folder(session, RUN) / "manifest.json")
@@ -362,10 +366,129 @@ def test_more_values_than_can_be_summarized_are_an_error(n_values: int, tmp_path
 def test_contexts_that_are_not_those_of_the_extraction_are_refused(session: Path) -> None:
     path = contexts_path(session, RUN, SETTINGS["tokenizers"][RUN.model])
     sealed.write_table(path, pl.DataFrame({"context": range(5), "metadata": METADATA[::-1]}), {})
-    with pytest.raises(StoreError, match=r"contexts\.parquet: not the contexts that were extracted; remove it"):
-        summary_of(session, group_by={"words": ["lang"]})
-    # Nothing of them is read where there are no groups.
-    assert len(summary_of(session)) == len(VALUES)
+    for keys in ([], ["lang"]):
+        with pytest.raises(StoreError, match=r"contexts\.parquet: not the contexts that were extracted; remove it"):
+            summary_of(session, group_by={"words": keys})
+    path.unlink()
+    with pytest.raises(StoreError, match=r"contexts\.parquet"):
+        summary_of(session)
+
+
+# ---- documents -------------------------------------------------------------------------------------------------
+
+N_DOCUMENTS = 24
+
+
+def write_documents(session: Path, run: Run = RUN, n_documents: int = N_DOCUMENTS) -> pl.DataFrame:
+    """Write a run of documents of two contexts, which do not stand together; return the contexts."""
+    random = np.random.default_rng(0)
+    n = 2 * n_documents
+    contexts = pl.DataFrame(
+        {
+            "context": range(n),
+            "document": [number % n_documents for number in range(n)],
+            "metadata": [f'{{"half":{number % n_documents % 2}}}' for number in range(n)],
+            "entropy": random.standard_normal(n),
+            "loss": random.standard_normal(n),
+        }
+    )
+    path = contexts_path(session, run, SETTINGS["tokenizers"][run.model])
+    sealed.write_table(path, contexts.select("context", "document", "metadata"), {})
+    folder = run_folder(session, run)
+    write_record(folder / "manifest.json", {**sealed.read_record(folder / "manifest.json"), "contexts": sha256(path)})
+    tokens = pl.concat(
+        [contexts.select("context", "loss", "entropy", position=pl.lit(position)) for position in (0, 1)]
+    )
+    first = pl.when(pl.col("position") == 0).then(99.0)
+    tokens = tokens.with_columns(first.otherwise(name).alias(name) for name in ("loss", "entropy"))
+    sealed.write_table(folder / "tokens.parquet", tokens, {"digest": "d1"})
+    values = {
+        ("default", layer, "block"): [
+            (float(value), "ok" if number % 9 or layer else "degenerate")
+            for number, value in enumerate(10 + random.standard_normal(n) + layer * contexts["loss"].to_numpy())
+        ]
+        for layer in range(4)
+    }
+    values["default", None, "emb"] = [(5.0, "ok")] * n
+    for module in SETTINGS["modules"]:
+        write_table(session, run, table_of(module, values=values).sample(fraction=1, shuffle=True, seed=0))
+    return contexts
+
+
+UNCERTAIN = [name for name, _, _ in COLUMNS if name.split("_")[0] in {"ci", "spearman", "p", "q"}]
+
+
+def test_uncertainty_is_of_the_contexts_that_are_ok_in_the_order_of_documents(session: Path) -> None:
+    contexts = write_documents(session).sort("document", "context")
+    summary = summary_of(session)
+    tables = pl.concat([pl.read_parquet(ids_path(session, RUN, module, "mle")) for module in SETTINGS["modules"]])
+    for row in summary.iter_rows(named=True):
+        is_it = (pl.col("module") == row["module"]) & pl.col("layer").eq_missing(row["layer"])
+        found = contexts.join(tables.filter(is_it, pl.col("status") == "ok"), on="context", maintain_order="left")
+        assert row["n_documents"] == found["document"].n_unique() == N_DOCUMENTS
+        assert row["interval"] == "bootstrap"
+        assert row["mean"] == pytest.approx(found["value"].mean(), rel=1e-12)
+        sizes = np.unique(found["document"], return_counts=True)[1]
+        values = found["value"].to_numpy()[None]
+        assert (row["ci_low"], row["ci_high"]) == pytest.approx(tuple(np.ravel(mean_interval(values, sizes))), rel=1e-9)
+        for score in ("loss", "entropy"):
+            expected = np.ravel(rank_correlation(values, found[score].to_numpy(), sizes))
+            names = (f"spearman_{score}", f"spearman_{score}_low", f"spearman_{score}_high", f"p_{score}")
+            if row["module"] == "emb":
+                assert [row[name] for name in names] == [None] * 4
+            else:
+                assert [row[name] for name in names] == pytest.approx(expected, rel=1e-9)
+    assert row_of(summary, "default", 3, "block")["p_loss"] == 0.001
+
+
+def test_family_is_of_all_rows_of_a_group_view_cloud_and_estimator(session: Path) -> None:
+    other = Run("owner--model", "step-1", "words", 0, "none")
+    write_run(session, other)
+    for run in (RUN, other):
+        write_documents(session, run)
+    models = [{"name": "owner--model", "checkpoints": ["main", "step-1"]}]
+    summary = summary_of(session, models=models, group_by={"words": ["half"]})
+    for score, group in product(("loss", "entropy"), (None, "half")):
+        rows = summary.filter(pl.col("group").eq_missing(group))
+        p, q = (rows[f"{kind}_{score}"] for kind in "pq")
+        assert len(p.drop_nulls()) == 2 * 4 * (1 if group is None else 2)
+        assert q.drop_nulls().to_list() == pytest.approx(false_discovery_control(p.drop_nulls()), rel=1e-12)
+        assert (p.is_null() == q.is_null()).all()
+        assert (q != p).any()
+
+
+def test_group_has_the_uncertainty_of_its_own_documents(session: Path) -> None:
+    contexts = write_documents(session)
+    rows = summary_of(session, group_by={"words": ["half"]}).filter(pl.col("layer") == 3)
+    whole, even, odd = rows.iter_rows(named=True)
+    assert [row["n_documents"] for row in (whole, even, odd)] == [24, 12, 12]
+    assert [row["interval"] for row in (whole, even, odd)] == ["bootstrap", "t", "t"]
+    values = pl.read_parquet(ids_path(session, RUN, "block", "mle")).filter(pl.col("layer") == 3)
+    found = contexts.join(values, on="context").filter(pl.col("document") % 2 == 1)
+    found = found.group_by("document").agg(pl.col("value").mean())
+    # Documents have two contexts each, so that the mean is that of their means.
+    student = ttest_1samp(found["value"], 0).confidence_interval()
+    assert (odd["ci_low"], odd["ci_high"]) == pytest.approx((student.low, student.high), rel=1e-6)
+    assert even["ci_low"] < even["mean"] < even["ci_high"]
+    assert odd["spearman_loss_low"] is None
+    assert odd["p_loss"] is not None
+
+
+@pytest.mark.parametrize(("n_documents", "word"), [(4, "too_few_documents"), (5, "t"), (19, "t"), (20, "bootstrap")])
+def test_number_of_documents_says_which_interval(n_documents: int, word: str, session: Path) -> None:
+    write_documents(session, n_documents=n_documents)
+    row = row_of(summary_of(session), "default", 1, "block")
+    assert (row["n_documents"], row["interval"]) == (n_documents, word)
+    assert (row["ci_low"] is None) == (row["p_loss"] is None) == (n_documents < 5)
+
+
+def test_without_enough_documents_there_is_no_number(session: Path) -> None:
+    summary = summary_of(session, group_by={"words": ["lang"]})
+    assert summary["interval"].unique().to_list() == ["too_few_documents"]
+    assert summary.select(UNCERTAIN).null_count().row(0) == (len(summary),) * len(UNCERTAIN)
+    assert len(UNCERTAIN) == 12
+    assert row_of(summary.filter(pl.col("group").is_null()), "default", 1, "block")["n_documents"] == 2
+    assert row_of(summary.filter(pl.col("group").is_null()), "origin", 0, "block")["n_documents"] == 0
 
 
 # ---- what is never mixed ---------------------------------------------------------------------------------------
