@@ -222,10 +222,12 @@ def test_of_a_model_of_the_hub_the_settings_alone_are_fetched_and_weights_are_as
     [row] = rows_of(Study(config))
     assert {pattern for patterns in asked for pattern in patterns} == {"*.json", "*.model", "*.txt"}
     assert row.weights.n_bytes == 2 * 1000
-    identity = Study(config).identity_path("owner--model", "step1")
-    write_record(identity, {"path": str(tiny_llama)})
-    [row] = rows_of(Study(config))
-    assert row.weights.n_bytes == 1000
+    # Its identity is no weights; those that are there for a run are.
+    write_record(Study(config).identity_path("owner--model", "step1"), {"path": None})
+    assert rows_of(Study(config))[0].weights.n_bytes == 2 * 1000
+    [run] = [one for one in Study(config).runs if one.checkpoint == "step1"]
+    Path(Study(config).session).joinpath("weights", *map(str, vars(run).values())).mkdir(parents=True)
+    assert rows_of(Study(config))[0].weights.n_bytes == 1000
 
 
 # ---- jobs --------------------------------------------------------------------------------------------------------
