@@ -91,7 +91,7 @@ def test_an_architecture_without_a_preset_goes_with_the_paths_that_are_given(
     meaning = read_record(Path(session.paths["manifest"]))["meaning"]
     assert {key: finding["verdict"] for key, finding in meaning.items()} == {
         **dict.fromkeys(HELD, "checked"),
-        "o": "unchecked",
+        "heads": "unchecked",
     }
     ids = torch.tensor(read_table(Path(session.paths["contexts"]))[0]["input_ids"].to_list())
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
