@@ -35,9 +35,7 @@ rule fetch_weights:
         "results/models/{model}/{checkpoint}/identity.json",
         "results/contexts/{dataset}/{subset}/{model}/{control}/contexts.parquet",
     output:
-        temp(
-            directory("results/weights/{model}/{checkpoint}/{dataset}/{subset}/{control}")
-        ),
+        directory("results/weights/{model}/{checkpoint}/{dataset}/{subset}/{control}"),
     shell:
         "mkdir -p {output}"
 

@@ -74,7 +74,10 @@ class Side:
         names = [line.split("\t")[0] for line in listed if line.count("\t") > 3][1:]
         for path in (self.folder / name for name in names):
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_record(path, FETCHED)
+            if "/weights/" in str(path):
+                path.mkdir()
+            else:
+                write_record(path, {**FETCHED, "weights_sha256": str(path)})
         self.run("--touch", "--forceall", "--quiet", "all")
 
 
@@ -153,6 +156,8 @@ def _cut(folder: Path, n_checkpoints: int) -> Path:
     config = yaml.safe_load((ROOT / "config" / "pythia.yaml").read_text())
     for model in config["model_config"]:
         model["model_checkpoint"] = model["model_checkpoint"][:n_checkpoints]
+    # Weights that go after their use cannot be there when everything is built.
+    config["keep_weights"] = True
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump(config))
     return path
