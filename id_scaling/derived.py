@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from id_scaling.architecture import read_config
 from id_scaling.errors import InputError
 from id_scaling.files import writing_folder
 from id_scaling.logs import LOG
@@ -18,7 +19,7 @@ from id_scaling.logs import LOG
 GGUF = ".gguf"
 INSTEAD = "fetch it again, or name the model that it was made from"
 # Fields of a GGUF file that change a model, or say that it is a part of one.
-SAID_BEYOND = (".rope.scaling.type", ".rope.scaling.factor", "split.count")
+SAID_BEYOND = (".rope.scaling.type", ".rope.scaling.factor", ".rope.scale_linear", "split.count")
 RANDOM = re.compile(r"random-init(?:-([0-9]{1,9}))?")
 
 
@@ -116,15 +117,38 @@ def untrained(settings: Path, seed: int, folder: Path) -> None:
         transformers cannot build it without code that comes with it.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
 
     LOG.info("drawing untrained weights of %s with seed %d", settings, seed)
     torch.manual_seed(seed)
+    with writing_folder(folder) as whole:
+        built(settings, "cpu", dtype=torch.float32).save_pretrained(whole)
+
+
+def built(settings: Path, device: str, **options: Any) -> Any:
+    """Return a model of the config in a folder, on a device: on `meta` its tensors have shapes alone.
+
+    Raises
+    ------
+    InputError
+        transformers cannot build it without code that comes with it.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
     try:
         config = AutoConfig.from_pretrained(settings, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+        with torch.device(device):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
     # Whatever a config that someone else wrote makes of the architecture's own code.
     except (ValueError, ImportError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
-        raise InputError(f"{settings}: transformers cannot build this model: {error}") from error
-    with writing_folder(folder) as whole:
-        model.save_pretrained(whole)
+        raise InputError(f"{settings}: {_unbuildable(settings, error)}") from error
+
+
+def _unbuildable(settings: Path, error: Exception) -> str:
+    """Return what to say of a model that transformers cannot build by itself."""
+    if "auto_map" not in read_config(settings):
+        return f"transformers cannot build this model: {error}"
+    return (
+        "the model is made by Python code that comes with it, which is never run; name one of an architecture that "
+        "transformers has, or convert it to one"
+    )

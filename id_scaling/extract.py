@@ -178,6 +178,8 @@ def _read_inputs(inputs: Inputs, is_own_tokenizer: bool) -> tuple[pl.DataFrame, 
         )
     again = made_anew(inputs.weights or inputs.identity)
     if identity["path"] is None:
+        if inputs.weights is None:
+            raise InputError(f"{name}: its weights are on the hub, and none are given; `fetch-weights` brings them")
         identity["path"] = str(inputs.weights)
         record = inputs.weights / WEIGHTS_RECORD
         if not record.is_file() or read_record(record) != weights_record(identity):
@@ -219,12 +221,12 @@ def _extract_parts(
     input_ids = torch.from_numpy(flat.reshape(len(contexts), -1))
     parts = plan_parts(len(input_ids))
     missing = [part for part in parts if not _part(parts_folder, part).is_dir()]
+    n_done = len(input_ids) - sum(map(len, missing))
+    LOG.info("%d contexts of %d tokens, %d already extracted", *input_ids.shape, n_done)
     facts_path = parts_folder / "facts.json"
     if not missing and facts_path.is_file():
         with contextlib.suppress(StoreError):  # damaged: the model is loaded again to say them
             return read_record(facts_path)
-    n_done = len(input_ids) - sum(map(len, missing))
-    LOG.info("%d contexts of %d tokens, %d already extracted", *input_ids.shape, n_done)
     run = _Run(extraction, identity, execution, input_ids)
     write_record(facts_path, run.facts())
     progress = Progress("extracted context", len(input_ids), n_done)

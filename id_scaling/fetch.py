@@ -27,7 +27,7 @@ from id_scaling.architecture import (
     read_architecture,
     read_config,
 )
-from id_scaling.derived import convert_gguf, gguf_config, gguf_tokenizer, is_derived, is_gguf, seed_of, untrained
+from id_scaling.derived import built, convert_gguf, gguf_config, gguf_tokenizer, is_derived, is_gguf, seed_of, untrained
 from id_scaling.errors import InputError, StoreError, nearest
 from id_scaling.files import digest, read_json, sha256, writing_folder
 from id_scaling.lease import leased
@@ -89,7 +89,7 @@ def fetch_model(
     else:
         settings, weights = folder, {}
         for path in weight_files(folder, allow_pickle):
-            weights[path.name] = sha256(path)
+            weights[path.name] = _content_hash(path)
     check_model(settings, request, ctx_len, allow_pickle, has_weights=settings == folder)
     if is_pickled(weights):
         LOG.warning("%s: pickled weights, as allow_pickle says; they can run code of whoever made them", min(weights))
@@ -309,30 +309,6 @@ def tokenizer_digest(folder: Path) -> str:
     return digest(hashes)
 
 
-def module_names(folder: Path) -> set[str]:
-    """Return the paths of all modules of a model, built from its config without weights."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except (ValueError, ImportError) as error:
-        raise InputError(f"{folder}: {_unbuildable(folder, error)}") from error
-    return {name for name, _ in model.named_modules() if name}
-
-
-def _unbuildable(folder: Path, error: Exception) -> str:
-    """Return what to say of a model that transformers cannot build by itself."""
-    if "auto_map" not in read_config(folder):
-        return f"transformers cannot build this model: {error}"
-    return (
-        "the model is made by Python code that comes with it, which is never run; name one of an architecture that "
-        "transformers has, or convert it to one"
-    )
-
-
 def check_model(
     folder: Path, request: SiteRequest, ctx_len: int, allow_pickle: bool = False, has_weights: bool = True
 ) -> None:
@@ -352,7 +328,7 @@ def check_model(
         has_weights and "auto_map" not in config and {site.path for site in sites} <= modules_with_tensors(folder)
     )
     if not is_known:
-        check_paths(sites, module_names(folder))
+        check_paths(sites, {name for name, _ in built(folder, "meta").named_modules()})
 
 
 def _with_tokenizer(folder: Path, model_name: str) -> Path:

@@ -9,7 +9,7 @@ import difflib
 import glob
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -67,7 +67,7 @@ def _files_of(repository: str, folder: Path) -> list[Any]:
     return _call(ask, repository, folder.name)
 
 
-def download_weights(repository: str, folder: Path, names: Iterable[str], output: Path, keep: bool) -> None:
+def download_weights(repository: str, folder: Path, names: Collection[str], output: Path, keep: bool) -> None:
     """Put the files of these names and the settings of a commit's folder into another: links to those in the cache.
 
     Those not in the cache are downloaded to it when they are to be kept, and else to `output` itself.

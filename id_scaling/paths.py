@@ -32,6 +32,11 @@ def run_folder(session: Path, run: Run) -> Path:
     return session / f"runs/{run.model}/{run.checkpoint}/{run.dataset}/{run.subset}/{run.control}"
 
 
+def weights_folder(session: Path, run: Run) -> Path:
+    """Return the folder of the weights of a run, of a checkpoint of the hub."""
+    return session / f"weights/{run.model}/{run.checkpoint}/{run.dataset}/{run.subset}/{run.control}"
+
+
 def ids_path(session: Path, run: Run, module: str, estimator: str) -> Path:
     """Return the table of one module and estimator of a run."""
     return run_folder(session, run) / f"ids/{module}/{estimator}.parquet"

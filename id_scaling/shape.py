@@ -11,10 +11,10 @@ from typing import Any
 
 from id_scaling import embedded, hub
 from id_scaling.architecture import check_request, read_architecture
-from id_scaling.derived import is_derived
+from id_scaling.derived import built, is_derived
 from id_scaling.errors import InputError
 from id_scaling.fetch import RESOURCES, known_identity, model_folder, settings_folder
-from id_scaling.paths import Run, run_folder
+from id_scaling.paths import Run, run_folder, weights_folder
 from id_scaling.sites import Site, SiteRequest, check_paths, request_of
 from id_scaling.study import Study
 
@@ -111,14 +111,17 @@ def weights_of(study: Study, model: str, shape: Shape) -> Weights:
     if study.config.keep_weights:
         n_bytes = n_derived + len({run.checkpoint for run in lacking}) * each
         return Weights(_hub_cache(), n_bytes, n_bytes)
-    return Weights(session, n_derived + len(lacking) * each, n_derived + each, do_stay=False)
+    return Weights(session, n_derived + len(lacking) * each, n_derived + each, do_stay=not lacking)
 
 
 def _has_weights(study: Study, run: Run) -> bool:
     """Return whether the weights of a run are there, or not needed: it is extracted, or they are made here."""
     is_extracted = (run_folder(Path(study.session), run) / "manifest.json").is_file()
-    there = Path(study.session).joinpath("weights", *map(str, vars(run).values()))
-    return is_extracted or there.is_dir() or not study.is_on_hub(run.model, run.checkpoint)
+    return (
+        is_extracted
+        or weights_folder(Path(study.session), run).is_dir()
+        or not study.is_on_hub(run.model, run.checkpoint)
+    )
 
 
 def _hub_cache() -> Path:
@@ -156,17 +159,11 @@ def _config_folder(study: Study, model: str, aside: Path) -> Path:
 def _without_memory(folder: Path) -> tuple[Any, int]:
     """Return a model of the config in a folder whose tensors have a shape alone, and the bytes of a weight in files."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
-    options = {"attn_implementation": "eager", "dtype": torch.float32}
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        n_bytes = (config.get_text_config().dtype or torch.float32).itemsize
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options).eval(), n_bytes
-    # Whatever a config that someone else wrote makes of the architecture's own code.
-    except (ValueError, ImportError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
-        raise InputError(f"{folder}: transformers cannot build this model: {error}") from error
+    model = built(folder, "meta", attn_implementation="eager", dtype=torch.float32).eval()
+    said = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config().dtype
+    return model, (said or torch.float32).itemsize
 
 
 def _forward(model: Any, sites: Sequence[Site], ctx_len: int) -> tuple[float | None, dict[Site, int]]:

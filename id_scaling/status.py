@@ -18,7 +18,7 @@ from id_scaling.controls import NONE
 from id_scaling.fetch import RESOURCES
 from id_scaling.lease import STALE, Holder, read_holder
 from id_scaling.logs import plain
-from id_scaling.paths import Run, contexts_path, identity_path, ids_path, run_folder
+from id_scaling.paths import Run, contexts_path, identity_path, ids_path, run_folder, weights_folder
 from id_scaling.store import CONTEXTS_A_PART
 from id_scaling.study import Study
 
@@ -183,7 +183,7 @@ def _fetched(study: Study, session: Path) -> Iterator[Job]:
     for run in study.runs:
         if study.is_on_hub(run.model, run.checkpoint):
             manifest = run_folder(session, run) / "manifest.json"
-            output = manifest if manifest.is_file() else session.joinpath("weights", *_names(run))
+            output = manifest if manifest.is_file() else weights_folder(session, run)
             yield Job("fetch", (output,), _log(session, "fetch_weights", *_names(run)))
 
 

@@ -79,7 +79,7 @@ def _is_linked(source: Path, aside: Path, identity: Mapping[str, Any]) -> bool:
         shutil.copytree(source, aside, symlinks=True, copy_function=os.link, ignore=shutil.ignore_patterns(TIMESTAMP))
         if all((aside / name).is_file() for name in (*identity["weights"], "config.json", WEIGHTS_RECORD)):
             return True
-    except (StoreError, OSError, shutil.Error):  # Snakemake removes the folder meanwhile
+    except (StoreError, OSError):  # Snakemake removes the folder meanwhile
         pass
     shutil.rmtree(aside, ignore_errors=True)
     return False

@@ -145,6 +145,7 @@ def scaled(writer: gguf.GGUFWriter) -> None:
 @pytest.mark.parametrize(
     ("say", "what"),
     [
+        (lambda writer: writer.add_float32("llama.rope.scale_linear", 4.0), r"llama\.rope\.scale_linear = 4"),
         (scaled, r"rope\.scaling\.type = yarn, .*factor = 8"),
         (lambda writer: writer.add_tensor("rope_freqs.weight", np.ones(4, np.float32)), "rope_freqs.weight"),
         (lambda writer: writer.add_tensor("blk.0.attn_q.bias", np.ones(32, np.float32)), "1 biases"),

@@ -13,13 +13,13 @@ import pytest
 from conftest import WORDS, touch
 
 from id_scaling.architecture import Architecture, check_request, modules_with_tensors, read_architecture
+from id_scaling.derived import built
 from id_scaling.errors import ConfigError, IdScalingError, InputError
 from id_scaling.fetch import (
     check_model,
     fetch_model,
     fetch_tokenizer,
     model_folder,
-    module_names,
     settings_folder,
 )
 from id_scaling.files import read_json, sha256
@@ -219,12 +219,12 @@ def test_architecture_that_transformers_does_not_know_is_said(model: Path, tmp_p
 # ---- modules and architecture ----------------------------------------------------------------------------------
 
 
-def test_module_names_are_those_of_the_loaded_model(tiny_llama: Path) -> None:
+def test_modules_are_those_of_the_loaded_model(tiny_llama: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     loaded = AutoModelForCausalLM.from_pretrained(tiny_llama)
-    names = {name for name, _ in loaded.named_modules() if name}
-    assert module_names(tiny_llama) == names
+    names = {name for name, _ in loaded.named_modules()}
+    assert {name for name, _ in built(tiny_llama, "meta").named_modules()} == names
     quick = modules_with_tensors(tiny_llama)
     assert {"model", "model.layers.1", "model.layers.1.self_attn.q_proj", "lm_head"} <= quick <= names
 

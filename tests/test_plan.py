@@ -18,6 +18,7 @@ from conftest import ROOT, Workflow, study
 from id_scaling import embedded
 from id_scaling.cli import main
 from id_scaling.costs import Contexts, contexts_of, jobs_of, n_submissions, rows_of
+from id_scaling.paths import weights_folder
 from id_scaling.plan import duration, report, scaled
 from id_scaling.sealed import write_record
 from id_scaling.shape import shape_of
@@ -226,7 +227,7 @@ def test_of_a_model_of_the_hub_the_settings_alone_are_fetched_and_weights_are_as
     write_record(Study(config).identity_path("owner--model", "step1"), {"path": None})
     assert rows_of(Study(config))[0].weights.n_bytes == 2 * 1000
     [run] = [one for one in Study(config).runs if one.checkpoint == "step1"]
-    Path(Study(config).session).joinpath("weights", *map(str, vars(run).values())).mkdir(parents=True)
+    weights_folder(Path(Study(config).session), run).mkdir(parents=True)
     assert rows_of(Study(config))[0].weights.n_bytes == 1000
 
 

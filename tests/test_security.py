@@ -21,8 +21,9 @@ from conftest import ROOT, save_tiny_llama, study
 from safetensors.torch import load_file
 
 from id_scaling.cli import VERBS, main
+from id_scaling.derived import built
 from id_scaling.errors import ConfigError, InputError
-from id_scaling.fetch import check_model, fetch_model, module_names
+from id_scaling.fetch import check_model, fetch_model
 from id_scaling.files import read_json, sha256
 from id_scaling.logs import LOG, plain
 from id_scaling.models import load_model
@@ -203,7 +204,7 @@ def test_code_of_a_model_that_transformers_knows_is_ignored(with_code: Path, pwn
 
 def test_model_that_needs_its_own_code_is_refused_before_any_job(with_code: Path, pwned: Path) -> None:
     edit(with_code / "config.json", model_type="evil")
-    for attempt in (lambda: check_model(with_code, GIVEN, 64), lambda: module_names(with_code)):
+    for attempt in (lambda: check_model(with_code, GIVEN, 64), lambda: built(with_code, "meta")):
         with pytest.raises(InputError, match="Python code that comes with it, which is never run; name one"):
             attempt()
     assert not pwned.exists()

@@ -63,8 +63,10 @@ def hostile_study(folder: Path, names: list[str], model: Path, text: Path, sessi
             (folder / kind / name).symlink_to(target)
     models = [{"model_name": str(folder / "models" / name)} for name in names[::2]]
     models.append({"model_name": str(folder / "checkpoints"), "model_checkpoint": names[1::2]})
+    models.append({"model_name": "owner/model", "model_checkpoint": "a-revision", "tokenizer": str(model)})
     datasets = [{"dataset_name": str(folder / "texts" / name), "text_column": name} for name in names[:2]]
     config = study(model, text, model_config=models, dataset_config=datasets, session_path=session)
+    config["controls"] = ["none", "shuffle-1"]
     config["cacheing_config"] = {
         "save_IDs_list": ["mle"],
         "module_inblock_keys": ["block"],
@@ -101,7 +103,9 @@ def settings_expected(made: Study) -> dict[str, set[str]]:
         "fetch-model": {made.fetch_model_settings(*names) for names in checkpoints},
         "fetch-tokenizer": {made.fetch_tokenizer_settings(name) for name in tokenizers},
         "fetch-dataset": {made.fetch_dataset_settings(name, "0") for name in made.datasets},
+        "fetch-weights": {""},
         "chunk": {made.chunk_settings(name, "0", of, "none") for name in made.datasets for of in tokenizers},
+        "shuffle": {made.shuffle_settings(name, "0", of, "shuffle-1") for name in made.datasets for of in tokenizers},
         "extract": {made.extract_settings(run) for run in made.runs},
         "estimate": {made.estimate_settings(run, "block", "mle") for run in made.runs},
         "summarize": {made.summarize_settings()},
@@ -134,7 +138,7 @@ def test_every_hostile_name_is_one_argument_of_the_real_commands(
             check_paths(made.session, arguments)
             continue
         verb, *options = arguments
-        if verb == "extract":
+        if verb == "extract" and options[options.index("--weights") + 1].startswith("--"):
             options.remove("--weights")  # with nothing: those of a local model are where they are
         given_ = dict(zip(options[::2], options[1::2], strict=True)) if verb != "plot" else {}
         found.setdefault(verb, set()).add(given_.pop("--settings", ""))
