@@ -28,7 +28,7 @@ from id_scaling.errors import ConfigError, nearest
 from id_scaling.estimators import get_estimator
 from id_scaling.logs import plain
 from id_scaling.statistics import ALWAYS, DEFAULT_GROUPS, GROUPS, group_of
-from id_scaling.views import DEFAULT_VIEWS, default_ranks
+from id_scaling.views import DEFAULT_VIEWS, PREPROCESS, View, default_ranks
 
 T = TypeVar("T")
 
@@ -206,14 +206,51 @@ class ViewConfig(_Section):
     """Which points of a cloud count before neighbors are sought."""
 
     skip_first_tokens: int = Field(1, ge=0, description="tokens left out at the start of each context")
-    duplicates: Literal["distinct", "keep"] = Field(
-        "distinct", description="count the first of each set of equal points, or all of them"
+    duplicates: Literal["distinct", "keep", "one_per_token", "matched_subset"] = Field(
+        "distinct",
+        description="count the first of each set of equal points, all of them, of the distinct ones the first of each "
+        "token, or as many of them at random as there are tokens",
     )
-    preprocess: Literal["raw"] = Field("raw", description="how points are scaled; `raw` leaves them as they are")
+    decimate: int = Field(
+        0, ge=0, description="count so many of the points that would, at random; 0 counts all, and fewer have no ID"
+    )
+    draws: int = Field(
+        1,
+        ge=1,
+        le=100,
+        description="how often what is random is drawn: each draw is a view of its own, `NAME-0`, `NAME-1`, …",
+    )
+    preprocess: Annotated[str, Field(pattern=rf"^({PREPROCESS})$")] = Field(
+        "raw",
+        description="how points are scaled: `raw`, as they are; `standardised`, each coordinate to mean 0 and standard "
+        "deviation 1; `unit_norm`; `drop_top_C`, without the C leading principal components",
+    )
+    exclude_window: int = Field(
+        0, ge=0, description="points at most so many positions apart are no neighbors (a Theiler window); 0 for none"
+    )
+    null: Literal["none", "gaussian"] = Field(
+        "none", description="`gaussian` replaces the points by a Gaussian sample with their number, mean and covariance"
+    )
+
+    @model_validator(mode="after")
+    def _drawn(self) -> ViewConfig:
+        if self.draws > 1 and not self.draw(0).is_random:
+            raise ValueError(
+                f"draws: found {self.draws}, but nothing of the view is random: it decimates nothing, has no null and "
+                "no matched_subset"
+            )
+        return self
+
+    def draw(self, number: int) -> View:
+        """Return one draw of the view."""
+        return View(draw=number, **self.model_dump(exclude={"draws"}))
 
 
 def _default_views() -> dict[str, ViewConfig]:
-    return {name: ViewConfig(**vars(view)) for name, view in DEFAULT_VIEWS.items()}
+    return {
+        name: ViewConfig(skip_first_tokens=view.skip_first_tokens, duplicates=view.duplicates)
+        for name, view in DEFAULT_VIEWS.items()
+    }
 
 
 class CacheingConfig(_Section):
@@ -270,7 +307,19 @@ class CacheingConfig(_Section):
             raise ValueError(
                 f"found {', '.join(views) or 'none'}, expected at least one, none named mean or activations"
             )
+        drawn = [name for name, view in views.items() if view.draws > 1]
+        if both := sorted({f"{name}-{number}" for name in drawn for number in range(views[name].draws)} & views.keys()):
+            raise ValueError(f"{', '.join(both)}: a draw of another view has that name; expected each once")
         return views
+
+    @property
+    def drawn_views(self) -> dict[str, View]:
+        """Return all views by name, each draw being one."""
+        return {
+            f"{name}-{number}" if view.draws > 1 else name: view.draw(number)
+            for name, view in self.views.items()
+            for number in range(view.draws)
+        }
 
     @field_validator(
         "layer_idx_list",
@@ -378,11 +427,23 @@ def _check_points(config: Config) -> None:
     """Raise a ValueError when a view leaves an estimator too few points in every context."""
     cacheing = config.cacheing_config
     for (name, view), estimator in ((v, e) for v in cacheing.views.items() for e in cacheing.save_IDs_list):
-        n_points, needed = config.ctx_len - view.skip_first_tokens, get_estimator(estimator).min_points
-        if n_points < needed:
+        made, n_points = get_estimator(estimator), config.ctx_len - view.skip_first_tokens
+        n_counted = min(view.decimate or n_points, n_points) - 2 * view.exclude_window
+        if n_counted < made.min_points:
             raise ValueError(
-                f"cacheing_config.save_IDs_list: {estimator} needs at least {needed} points, but ctx_len "
-                f"{config.ctx_len} leaves {max(n_points, 0)} under the view {name!r}; raise ctx_len"
+                f"cacheing_config.save_IDs_list: {estimator} needs at least {made.min_points} points, but ctx_len "
+                f"{config.ctx_len} leaves {max(n_counted, 0)} under the view {name!r}; raise ctx_len"
+            )
+        if view.decimate > n_points:
+            raise ValueError(
+                f"cacheing_config.views.{name}.decimate: found {view.decimate}, but ctx_len {config.ctx_len} leaves "
+                f"{n_points} points to draw from; draw fewer"
+            )
+        if made.needs == "points" and (view.exclude_window or view.null != "none"):
+            key = "exclude_window" if view.exclude_window else "null"
+            raise ValueError(
+                f"cacheing_config.views.{name}.{key}: {estimator} reads saved clouds, which know nothing of it; leave "
+                "one of them out, or study them in a session of their own"
             )
 
 

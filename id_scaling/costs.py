@@ -98,7 +98,7 @@ def cost_of(study: Study, run: Run, shape: Shape, n_contexts: int) -> Cost:
     """Return what one run takes."""
     n_tokens, cacheing = study.config.ctx_len, study.config.cacheing_config
     files = layer_bytes(study, shape, n_contexts)
-    n_clouds = n_contexts * len(shape.widths) * len(cacheing.views)
+    n_clouds = n_contexts * len(shape.widths) * len(cacheing.drawn_views)
     disk = sum(files.values()) + n_contexts * n_tokens * BYTES_OF_SCORES
     disk += len(study.estimators) * (len(study.modules) * BYTES_A_TABLE + n_clouds * BYTES_A_ROW)
     search = SEARCH * n_contexts * n_tokens**2 * sum(shape.widths.values())
@@ -121,8 +121,8 @@ def layer_bytes(study: Study, shape: Shape, n_contexts: int) -> dict[str, float]
         of_cloud = n_tokens * BYTES_OF_FLOAT[cacheing.save_fp]
     files: dict[str, float] = defaultdict(lambda: BYTES_A_FILE)
     for site, width in shape.widths.items():
-        of_context = len(cacheing.views) * of_view + width * (of_mean + of_cloud)
-        files[file_of(site.layer)] += n_contexts * of_context + 3 * len(cacheing.views) * BYTES_A_DATASET
+        of_context = len(cacheing.drawn_views) * of_view + width * (of_mean + of_cloud)
+        files[file_of(site.layer)] += n_contexts * of_context + 3 * len(cacheing.drawn_views) * BYTES_A_DATASET
     return files
 
 

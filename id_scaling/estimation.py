@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from numbers import Real
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from id_scaling.estimators.base import Estimate, estimate_from_neighbors, estima
 from id_scaling.estimators.contained import DEFAULT_SECONDS
 from id_scaling.neighbors import Neighbors, find_neighbors, stacked
 from id_scaling.statistics import group_of
-from id_scaling.views import Duplicates, View
+from id_scaling.views import View
 
 if TYPE_CHECKING:
     import polars as pl
@@ -25,7 +25,7 @@ DEFAULT_ESTIMATORS = ("mle", "mind_ml", "twoNN_f10")
 def estimate(
     points: np.ndarray,
     estimators: Sequence[str] = DEFAULT_ESTIMATORS,
-    duplicates: Duplicates = "distinct",
+    duplicates: Literal["distinct", "keep"] = "distinct",
     max_seconds: float = DEFAULT_SECONDS,
 ) -> dict[str, Estimate]:
     """Estimate the intrinsic dimension of one point cloud.
@@ -63,7 +63,7 @@ def estimate(
 def estimate_batch(
     clouds: np.ndarray,
     estimators: Sequence[str] = DEFAULT_ESTIMATORS,
-    duplicates: Duplicates = "distinct",
+    duplicates: Literal["distinct", "keep"] = "distinct",
     max_seconds: float = DEFAULT_SECONDS,
 ) -> pl.DataFrame:
     """Estimate the intrinsic dimension of many point clouds of one size.
@@ -107,7 +107,7 @@ def estimate_batch(
     return pl.concat(tables).sort("cloud", maintain_order=True)
 
 
-def _estimates(clouds: np.ndarray, names: Sequence[str], duplicates: Duplicates, max_seconds: float):
+def _estimates(clouds: np.ndarray, names: Sequence[str], duplicates: str, max_seconds: float):
     """Yield (name, estimates, neighbors) for each estimator, all from one pass over the clouds."""
     is_names = isinstance(names, Iterable) and not isinstance(names, str | bytes)
     found = list(names) if is_names else []

@@ -26,6 +26,8 @@ from id_scaling.neighbors import Neighbors
 from id_scaling.paths import file_of
 from id_scaling.sealed import read_record, write_table
 from id_scaling.statistics import participation_ratio, participation_ratio_corrected
+from id_scaling.transforms import transform
+from id_scaling.views import View
 
 CONTEXTS_AT_ONCE = 32
 
@@ -154,6 +156,8 @@ def _estimate_block(
     with _reading(path) as file:
         neighbors = read_neighbors(file[module][view], manifest, rows, estimator.ranks)
         points = file[module]["activations"][rows.start : rows.stop] if estimator.needs == "points" else None
+    if points is not None:
+        points = _scaled(points, neighbors, View(**manifest["settings"]["views"][view]))
     if points is None:
         found = estimate_from_neighbors(estimator, neighbors, settings["has_local"])
     else:
@@ -185,6 +189,14 @@ def _estimate_block(
         return table
     local = pl.Series("local", found.local.tolist(), dtype=pl.List(pl.Float64))
     return table.with_columns(local.list.eval(pl.element().fill_nan(None)))
+
+
+def _scaled(clouds: np.ndarray, neighbors: Neighbors, view: View) -> np.ndarray | list[np.ndarray]:
+    """Return saved clouds as a view scales them."""
+    if view.is_as_made:
+        return clouds
+    selections = map(np.flatnonzero, np.isfinite(neighbors.r1))
+    return [transform(view, cloud, selection, None) for cloud, selection in zip(clouds, selections, strict=True)]
 
 
 def read_neighbors(group: h5py.Group, manifest: Mapping[str, Any], rows: range, ranks: tuple[int, ...]) -> Neighbors:

@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from id_scaling.search import LISTED, Cloud, find_nearest, survey
+from id_scaling.search import LISTED, Cloud, find_nearest, n_allowed, survey
 from id_scaling.statistics import N_LISTED, N_OVERLAP, Context, names_of, statistics_of
-from id_scaling.views import View
+from id_scaling.transforms import transform
+from id_scaling.views import View, select
 
 # Squared distances below this lose digits; beside coordinates of about one that is zero.
 LEAST_RESOLVED = 2.0**-960
@@ -83,13 +84,14 @@ def find_neighbors(
     points : (n_points, d) array
         numpy, or torch on any device; any floating dtype.
     views : sequence of View
-        All are selections of the same points, so they share one product.
+        Those that leave the points as they are share one product.
     ranks : sequence of int
         Neighbor ranks to keep, increasing.
     groups : sequence of str
         Groups of `id_scaling.statistics` to compute beside the counts.
     token_ids : (n_points,) array of int, optional
-        Token of each point, for the share of nearest neighbors with the same token.
+        Token of each point, for the share of nearest neighbors with the same token, and for views that choose by
+        token or at random.
     below : sequence of (n_points, 10) arrays of int, optional
         `nearest` of the site one layer down under each view, for the overlap.
 
@@ -98,38 +100,43 @@ def find_neighbors(
     list of Neighbors
         One a view, each with numpy arrays of the cloud's full length.
     """
-    cloud = survey(points)
-    found = []
+    as_made, found = survey(points), []
     for index, view in enumerate(views):
-        selection = _select(view, cloud)
+        cloud, selection = _under(view, points, as_made, token_ids)
         context = Context(token_ids, below[index] if below else None)
-        values, neighbors = _counts(view, selection, cloud), _nothing(cloud, ranks)
-        if len(selection) >= 2:
-            neighbors, values = _under_view(values, selection, cloud, np.asarray(ranks), groups, context)
+        values, neighbors = _counts(view, as_made, cloud, selection), _nothing(cloud, ranks)
+        if len(selection) >= 2 and n_allowed(selection, view.exclude_window).min() >= 1:
+            given = (selection, cloud, np.asarray(ranks), groups, context)
+            neighbors, values = _under_view(view.exclude_window, values, *given)
         statistics = {name: values.get(name, np.nan) for name in names_of(groups)}
         found.append(replace(neighbors, statistics=statistics))
     return found
 
 
-def _select(view: View, cloud: Cloud) -> np.ndarray:
-    """Return the indices of the points that count; none when one of the view's points is not finite."""
-    index = np.arange(view.skip_first_tokens, len(cloud.first))
-    if not cloud.is_finite[index].all():
-        return index[:0]
-    if view.duplicates == "keep" or cloud.is_distinct:
-        return index
-    return index[np.sort(np.unique(cloud.first[index], return_index=True)[1])]
+def _under(view: View, points: Any, cloud: Cloud, token_ids: np.ndarray | None) -> tuple[Cloud, np.ndarray]:
+    """Return a cloud as a view has it, and the indices of the points that count.
+
+    Points that a scaling made equal are equal, and one that it gives no direction is not finite.
+    """
+    selection = select(view, cloud.first, cloud.is_finite, token_ids)
+    if view.is_as_made or len(selection) < 2:
+        return cloud, selection
+    scaled = survey(transform(view, points, selection, token_ids))
+    if not scaled.is_finite[selection].all():
+        return scaled, selection[:0]
+    is_kept = view.duplicates == "keep"
+    return scaled, selection if is_kept else selection[np.unique(scaled.first[selection], return_index=True)[1]]
 
 
-def _under_view(counts, selection, cloud, ranks, groups, context) -> tuple[Neighbors, dict[str, float]]:
+def _under_view(window, counts, selection, cloud, ranks, groups, context) -> tuple[Neighbors, dict[str, float]]:
     """Return the neighbors among the selected points, spread over the cloud's full length, and their statistics."""
-    n, n_points = len(selection), len(cloud.first)
-    n_settled = min(max([*ranks[ranks <= LISTED], N_LISTED if groups else 1]), n - 1)
-    is_further = (ranks > n_settled) & (ranks < n)
-    found = find_nearest(cloud, selection, n_settled, ranks[is_further])
+    n_points, n_others = len(cloud.first), n_allowed(selection, window).min()
+    n_settled = min(max([*ranks[ranks <= LISTED], N_LISTED if groups else 1]), n_others)
+    is_further = (ranks > n_settled) & (ranks <= n_others)
+    found = find_nearest(cloud, selection, n_settled, ranks[is_further], window)
     found.squares[found.squares < LEAST_RESOLVED] = 0.0
     settled = found.squares.take(ranks[ranks <= n_settled] - 1, axis=1)
-    squares = np.hstack([settled, found.beyond, np.full((n, np.count_nonzero(ranks >= n)), np.nan)])
+    squares = np.hstack([settled, found.beyond, np.full((len(selection), np.count_nonzero(ranks > n_others)), np.nan)])
     neighbors = _nothing(cloud, ranks)
     with np.errstate(over="ignore"):
         neighbors.r1[selection] = np.minimum(np.sqrt(found.squares[:, 0]) * cloud.scale, np.finfo(np.float64).max)
@@ -154,13 +161,13 @@ def _log_ratio(squares: np.ndarray, nearest: np.ndarray) -> np.ndarray:
         return np.where(is_beyond, 0.5 * (np.log(squares) - np.log(nearest)), logs) if is_beyond.any() else logs
 
 
-def _counts(view: View, selection: np.ndarray, cloud: Cloud) -> dict[str, float]:
-    """Return the counts of a cloud under a view."""
-    index = np.arange(view.skip_first_tokens, len(cloud.first))
+def _counts(view: View, as_made: Cloud, cloud: Cloud, selection: np.ndarray) -> dict[str, float]:
+    """Return the counts of a cloud as the model made it, and of what a view has of it."""
+    index = np.arange(view.skip_first_tokens, len(as_made.first))
     return {
         "n_points": len(index),
-        "n_distinct": len(index) if cloud.is_distinct else len(np.unique(cloud.first[index])),
-        "n_nonfinite": np.count_nonzero(~cloud.is_finite[index]),
+        "n_distinct": len(index) if as_made.is_distinct else len(np.unique(as_made.first[index])),
+        "n_nonfinite": np.count_nonzero(~(as_made.is_finite & cloud.is_finite)[index]),
         "n_used": len(selection),
     }
 

@@ -170,6 +170,8 @@ class Nearest:
         Squared distances at further ranks.
     centred : Centred
         What the distances come from where they were not computed again.
+    window : int
+        Points at most so many positions apart are no neighbors.
     n_again, n_rows : int
         Points whose list, and whose whole row, was computed again.
     """
@@ -178,6 +180,7 @@ class Nearest:
     indices: np.ndarray
     beyond: np.ndarray
     centred: Centred
+    window: int = 0
     n_again: int = 0
     n_rows: int = 0
 
@@ -259,7 +262,13 @@ def first_occurrences(points: Any, keys: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(values).all(axis=1), index[inverse.ravel()], own)
 
 
-def find_nearest(cloud: Cloud, selection: np.ndarray, n_settled: int, further: np.ndarray) -> Nearest:
+def n_allowed(selection: np.ndarray, window: int) -> np.ndarray:
+    """Return how many of the selected points may be neighbors of each."""
+    near = np.searchsorted(selection, selection + window, side="right") - np.searchsorted(selection, selection - window)
+    return len(selection) - near
+
+
+def find_nearest(cloud: Cloud, selection: np.ndarray, n_settled: int, further: np.ndarray, window: int = 0) -> Nearest:
     """Return the nearest neighbors among the selected points of a cloud.
 
     Parameters
@@ -269,35 +278,37 @@ def find_nearest(cloud: Cloud, selection: np.ndarray, n_settled: int, further: n
     selection : (n,) array of int
         The points that count, two at least, all finite.
     n_settled : int
-        The first so many ranks are right, below n.
+        The first so many ranks are right, no more than each point has that may be neighbors of it.
     further : array of int
-        Further ranks, above `n_settled` and below n.
+        Further ranks, above `n_settled` and no more than that either.
+    window : int
+        Points at most so many positions apart are no neighbors.
     """
-    lengths = [min(n_settled + spare, len(selection) - 1) for spare in SPARES]
-    for length, centred in () if cloud.is_wide else _narrow(cloud, selection, n_settled, lengths, further):
-        if found := _nearest(cloud, centred, selection, n_settled, length, further):
+    lengths = [min(n_settled + spare, n_allowed(selection, window).min()) for spare in SPARES]
+    for length, centred in () if cloud.is_wide else _narrow(cloud, selection, n_settled, lengths, further, window):
+        if found := _nearest(cloud, centred, selection, n_settled, length, further, window):
             return found
-    return _nearest(cloud, cloud.about_mean(np.float64), selection, n_settled, lengths[0], further)
+    return _nearest(cloud, cloud.about_mean(np.float64), selection, n_settled, lengths[0], further, window)
 
 
-def _narrow(cloud, selection, n_settled, lengths, further) -> list[tuple[int, Centred]]:
+def _narrow(cloud, selection, n_settled, lengths, further, window) -> list[tuple[int, Centred]]:
     """Return how long lists must be for products in float32, and of which centred points, the shortest first."""
     found = []
     for about in (lambda: cloud.about_mean(np.float32), lambda: cloud.about_groups):
         if not found or found[0][0] > lengths[0]:
             centred = about()
-            least = _length_that_settles(cloud, centred, selection, n_settled, lengths, further)
+            least = _length_that_settles(cloud, centred, selection, n_settled, lengths, further, window)
             found += [(length, centred) for length in lengths[lengths.index(least) :]] if least else []
     return sorted(found, key=lambda one: one[0])
 
 
-def _nearest(cloud: Cloud, centred: Centred, selection, n_settled, n_listed, further) -> Nearest | None:
+def _nearest(cloud: Cloud, centred: Centred, selection, n_settled, n_listed, further, window) -> Nearest | None:
     """Return the nearest by products of centred points; None where float32 would leave too many rows to do again."""
     counts = np.zeros(len(cloud.first), dtype=bool)
     counts[selection] = True
-    found = cloud.kernels.nearest(centred.gram, centred.squared_norms, counts, n_listed, further)
-    found = Nearest(*(values[selection] for values in found), centred)
-    n_zeros = _n_equal(cloud.first[selection])
+    found = cloud.kernels.nearest(beyond_window(centred.gram, window), centred.squared_norms, counts, n_listed, further)
+    found = Nearest(*(values[selection] for values in found), centred, window)
+    n_zeros = _n_equal(cloud.first, selection, window)
     if n_zeros.any():
         _put_equals_first(found, cloud.first, selection, n_zeros)
     found.beyond[further <= n_zeros[:, None]] = 0.0
@@ -314,11 +325,27 @@ def _nearest(cloud: Cloud, centred: Centred, selection, n_settled, n_listed, fur
     return found
 
 
-def _n_equal(first: np.ndarray) -> np.ndarray:
-    """Return how many others of the selected points equal each."""
-    if (np.diff(first) > 0).all():
-        return np.zeros(len(first), dtype=int)
-    _, inverse, n_copies = np.unique(first, return_inverse=True, return_counts=True)
+def beyond_window(product: Any, window: int) -> Any:
+    """Return products with those of points at most so many positions apart at minus infinity, so at no distance."""
+    if not window:
+        return product
+    found, n = array_api_compat.array_namespace(product).asarray(product, copy=True), len(product)
+    flat = found.reshape(-1)
+    for offset in range(1, min(window, n - 1) + 1):
+        flat[offset :: n + 1][: n - offset] = -np.inf
+        flat[offset * n :: n + 1][: n - offset] = -np.inf
+    return found
+
+
+def _n_equal(first: np.ndarray, selection: np.ndarray, window: int) -> np.ndarray:
+    """Return how many others of the selected points equal each and may be neighbors of it."""
+    of_selected = first[selection]
+    if (np.diff(of_selected) > 0).all():
+        return np.zeros(len(selection), dtype=int)
+    if window:
+        is_allowed = np.abs(selection[:, None] - selection) > window
+        return np.count_nonzero((of_selected[:, None] == of_selected) & is_allowed, axis=1)
+    _, inverse, n_copies = np.unique(of_selected, return_inverse=True, return_counts=True)
     return n_copies[inverse] - 1
 
 
@@ -330,7 +357,8 @@ def _put_equals_first(found: Nearest, first: np.ndarray, selection: np.ndarray, 
     found.squares[:] = np.take_along_axis(found.squares, order, axis=1)
     found.indices[:] = np.take_along_axis(found.indices, order, axis=1)
     for row in np.flatnonzero((~is_other).sum(axis=1) < np.minimum(n_zeros, n_listed)):
-        equals = np.setdiff1d(selection[own == own[row]], selection[row])[:n_listed]
+        is_allowed = np.abs(selection - selection[row]) > found.window
+        equals = selection[(own == own[row]) & is_allowed][:n_listed]
         n_others = n_listed - len(equals)
         at = np.count_nonzero(~is_other[row]) + np.arange(n_others)
         found.squares[row, len(equals) :] = found.squares[row, at]
@@ -354,7 +382,8 @@ def _settle_lists(cloud, found, again, norms, selection, n_settled) -> tuple[np.
     found.squares[again] = np.take_along_axis(squares, order, axis=1)
     found.indices[again] = np.take_along_axis(found.indices[again], order, axis=1)
     settled = found.squares[again, n_settled - 1]
-    is_settled = (settled <= last - margin) | (settled == 0) | (listed.shape[1] == len(selection) - 1)
+    is_all = listed.shape[1] == n_allowed(selection, found.window)[again]
+    is_settled = (settled <= last - margin) | (settled == 0) | is_all
     if found.beyond.shape[1]:
         is_settled &= off <= 2 * cloud.tolerance.of_point * last
     return is_settled, settled + margin
@@ -386,26 +415,26 @@ def _settle_rows(cloud, found, some, selection, further, reach) -> None:
             is_out = norms[point] + norms[selection] - 2.0 * products[selection] > limit
             others = np.union1d(selection[~is_out], found.indices[row])
         squares = cloud.kernels.differences(cloud.points, np.array([point]), others[None], np.float64)[0]
-        squares[others == point] = np.inf
+        squares[np.abs(others - point) <= found.window] = np.inf
         order = np.argsort(squares, kind="stable")
         found.squares[row], found.indices[row] = squares[order[:n_listed]], others[order[:n_listed]]
         found.beyond[row] = squares[order[further - 1]]
 
 
 def _length_that_settles(
-    cloud: Cloud, centred: Centred, selection: np.ndarray, n_settled: int, lengths: list[int], further: np.ndarray
+    cloud: Cloud, centred: Centred, selection: np.ndarray, n_settled: int, lengths: list[int], further, window: int
 ) -> int | None:
     """Return how long lists must be for a float32 product, as a few points show; None where it is of no use."""
     is_seen = np.isin(cloud.probes, selection)
-    if lengths[0] == len(selection) - 1 or not is_seen.any():
+    if lengths[0] == n_allowed(selection, window).max() or not is_seen.any():
         return lengths[0]
     probes, norms = cloud.probes[is_seen], centred.squared_norms
-    own, places = np.arange(len(probes)), np.searchsorted(selection, probes)
+    places = np.searchsorted(selection, probes)
     products, error = centred.products_of(cloud.probes, is_seen)
     squares = norms[probes, None] + norms[selection] - 2.0 * products[:, selection]
-    squares[own, places] = np.inf
+    squares[np.abs(selection - probes[:, None]) <= window] = np.inf
     squares.sort(axis=1)
-    has_equal = _n_equal(cloud.first[selection])[places] > 0
+    has_equal = _n_equal(cloud.first, selection, window)[places] > 0
     for length in lengths:
         last = squares[:, length - 1]
         off = deviations(last, centred.guard_norms[probes], error)

@@ -16,7 +16,7 @@ import numpy as np
 
 from id_scaling.guard import deviations
 from id_scaling.kernels import kernels_of
-from id_scaling.search import Centred, Cloud, Nearest, centred_on
+from id_scaling.search import Centred, Cloud, Nearest, beyond_window, centred_on
 
 # group -> (statistic, meaning)
 GROUPS: dict[str, tuple[tuple[str, str], ...]] = {
@@ -224,7 +224,7 @@ def _correlation(cloud: Cloud, selection: np.ndarray, found: Nearest, _: Context
     NaN for too few points, and where products in float64 do not tell which pairs are nearer.
     """
     names = [name for name, _ in GROUPS["correlation"]]
-    if len(selection) <= CORRELATION_RANKS[-1]:
+    if found.squares.shape[1] < CORRELATION_RANKS[-1]:
         return dict.fromkeys(names, np.nan)
     radii = np.array([np.median(np.sqrt(found.squares[:, rank - 1])) for rank in CORRELATION_RANKS])
     centred, off = found.centred, _off_at(radii[0], found.centred, selection)
@@ -234,7 +234,8 @@ def _correlation(cloud: Cloud, selection: np.ndarray, found: Nearest, _: Context
     if not off <= EDGE:
         return dict.fromkeys(names, np.nan)
     limits = radii**2 * (1 - max(TIE, TIE_SIGMAS * off))
-    within = cloud.kernels.n_within(centred.gram, centred.squared_norms, _mask(cloud, selection), limits)
+    product = beyond_window(centred.gram, found.window)
+    within = cloud.kernels.n_within(product, centred.squared_norms, _mask(cloud, selection), limits)
     pairs = within.sum(axis=1) // 2
     with np.errstate(invalid="ignore", divide="ignore"):
         error = log_ratio_error(within, pairs) / np.log(radii[1] / radii[0])

@@ -268,7 +268,7 @@ class Study:
             sites=self.sites(run.model),
             dtype=self.models[run.model].dtype,
             is_own_tokenizer=self.models[run.model].tokenizer is None,
-            views={name: view.model_dump() for name, view in cacheing.views.items()},
+            views={name: vars(view) for name, view in cacheing.drawn_views.items()},
             ranks=None if cacheing.neighbor_ranks == "default" else sorted(cacheing.neighbor_ranks),
             groups=[group for group in GROUPS if group in cacheing.cloud_statistics],
             save_clouds=cacheing.save_cache_tensors,
@@ -287,7 +287,7 @@ class Study:
         return {
             "estimator": estimator,
             "parameters": definition_of(estimator).parameters,
-            "views": sorted(cacheing.views),
+            "views": sorted(cacheing.drawn_views),
             "has_local": cacheing.save_local_IDs and made.local is not None,
             "max_seconds": self.config.max_seconds_per_cloud if made.needs == "points" else None,
             "code": fingerprint(*_estimate_roots(estimator)),

@@ -62,8 +62,21 @@ COLUMNS = (
     ("group_value", "", "that value; empty where the documents have none"),
     ("view", "", "name of the view: which points count"),
     ("skip_first_tokens", "tokens", "tokens left out at the start of each context by the view"),
-    ("duplicates", "", "`distinct` or `keep`: what the view does with equal points"),
-    ("preprocess", "", "how the view scales points"),
+    (
+        "duplicates",
+        "",
+        "what the view does with equal points: `distinct` or `keep`; `one_per_token` counts the first of each token, "
+        "`matched_subset` as many at random",
+    ),
+    ("decimate", "points", "points that the view draws at random; 0: it counts all"),
+    ("draw", "", "number of the view's random draw"),
+    (
+        "preprocess",
+        "",
+        "how the view scales points: `raw`, `standardised`, `unit_norm`, or `drop_top_C` leading principal components",
+    ),
+    ("exclude_window", "positions", "points at most so far apart are no neighbors under the view; 0: all may be"),
+    ("null", "", "`gaussian`: points replaced by a Gaussian sample with their number, mean and covariance"),
     ("cloud", "", "`context`: the tokens of one context at one site"),
     ("layer", "", "index of the block; empty outside the blocks"),
     ("module", "", "module key"),

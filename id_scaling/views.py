@@ -1,36 +1,69 @@
-"""Views: which points of a cloud count before neighbors are sought.
+"""Views: which points of a cloud count, how they are scaled, and which of them may be neighbors.
 
-Attention sinks put the first token of a context at some 200 times the median norm, and it then sits
-in most neighbor lists; repeated tokens give equal points at the embedding. So the default view skips
-the first token and keeps one of each set of equal points; the origin's view keeps everything.
+Attention sinks put the first token of a context at some 200 times the median norm, and it then sits in most neighbor
+lists; repeated tokens give equal points at the embedding. So the default view skips the first token and keeps one of
+each set of equal points; the origin's view keeps everything.
+
+What is drawn at random depends on the tokens of the context and the number of the draw alone: all layers, models and
+checkpoints that see the same tokens have the same draw.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Duplicates = Literal["distinct", "keep"]
+import numpy as np
+
+Duplicates = Literal["distinct", "keep", "one_per_token", "matched_subset"]
+Null = Literal["none", "gaussian"]
+RAW = "raw"
+# `raw`, z-scores, directions, and what is left without the leading principal components.
+PREPROCESS = r"raw|standardised|unit_norm|drop_top_[1-9][0-9]{0,3}"
 
 
 @dataclass(frozen=True)
 class View:
-    """Which points of a cloud count.
+    """Which points of a cloud count, and how.
 
     Parameters
     ----------
     skip_first_tokens : int
         Tokens left out at the start of each context.
-    duplicates : {"distinct", "keep"}
-        `distinct` counts the first of each set of equal points, `keep` counts them all.
-    preprocess : {"raw"}
-        How the points are scaled; `raw` leaves them as the model made them.
+    duplicates : {"distinct", "keep", "one_per_token", "matched_subset"}
+        `distinct` counts the first of each set of equal points, `keep` counts them all, `one_per_token` counts of those
+        that `distinct` does the first of each token, and `matched_subset` as many of them at random.
+    decimate : int
+        How many points to draw at random of those that would count; 0 draws none. A cloud with fewer has no estimate.
+    draw : int
+        Number of the random draw.
+    preprocess : str
+        How the points are scaled, see `id_scaling.transforms`; `raw` leaves them as the model made them.
+    exclude_window : int
+        Points at most so many positions apart are no neighbors (Theiler 1986); 0 excludes none.
+    null : {"none", "gaussian"}
+        What the points are replaced by: a Gaussian sample with their number, mean and covariance.
     """
 
     skip_first_tokens: int = 1
     duplicates: Duplicates = "distinct"
-    preprocess: Literal["raw"] = "raw"
+    decimate: int = 0
+    draw: int = 0
+    preprocess: str = RAW
+    exclude_window: int = 0
+    null: Null = "none"
+
+    @property
+    def is_random(self) -> bool:
+        """Whether another draw gives other points."""
+        return self.duplicates == "matched_subset" or self.decimate > 0 or self.null != "none"
+
+    @property
+    def is_as_made(self) -> bool:
+        """Whether the points are those that the model made."""
+        return self.preprocess == RAW and self.null == "none"
 
 
 DEFAULT_VIEWS = {"default": View(), "origin": View(skip_first_tokens=0, duplicates="keep")}
@@ -47,3 +80,53 @@ def default_ranks(n_points: int) -> tuple[int, ...]:
     while ranks[-1] * 2 <= n_points // 2:
         ranks.append(ranks[-1] * 2)
     return tuple(rank for rank in ranks if rank < n_points)
+
+
+def select(view: View, first: np.ndarray, is_finite: np.ndarray, token_ids: np.ndarray | None) -> np.ndarray:
+    """Return the indices of the points that count; none where one of the view's points is not finite.
+
+    Parameters
+    ----------
+    first : (n_points,) array of int
+        For each point the first point equal to it.
+    is_finite : (n_points,) array of bool
+    token_ids : (n_points,) array of int, or None
+        What two kinds of `duplicates` and every draw need.
+    """
+    index = np.arange(view.skip_first_tokens, len(first))
+    if not is_finite[index].all():
+        return index[:0]
+    if view.duplicates in ("one_per_token", "matched_subset"):
+        of_tokens = _firsts(_firsts(index, token_ids), first)
+        if view.duplicates == "one_per_token":
+            index = of_tokens
+        else:
+            index = _at_random(_firsts(index, first), len(of_tokens), view.draw, token_ids)
+    elif view.duplicates == "distinct":
+        index = _firsts(index, first)
+    return _at_random(index, view.decimate, view.draw, token_ids) if view.decimate else index
+
+
+def generator(draw: int, token_ids: np.ndarray) -> np.random.Generator:
+    """Return the random numbers of one draw of a context."""
+    content = hashlib.sha256(np.ascontiguousarray(token_ids, np.int64).tobytes()).digest()
+    return np.random.default_rng([draw, *np.frombuffer(content, np.uint32).tolist()])
+
+
+def _firsts(index: np.ndarray, kinds: np.ndarray) -> np.ndarray:
+    """Return the indices of the first point of each kind."""
+    of_index = kinds[index]
+    if (np.diff(of_index) > 0).all():
+        return index
+    return index[np.sort(np.unique(of_index, return_index=True)[1])]
+
+
+def _at_random(index: np.ndarray, n_points: int, draw: int, token_ids: np.ndarray) -> np.ndarray:
+    """Return so many of some indices, ascending; none where there are fewer.
+
+    All positions are put in one order, whose first are taken: which of them count hardly changes a draw.
+    """
+    if len(index) < n_points:
+        return index[:0]
+    place = generator(draw, token_ids).permutation(len(token_ids))
+    return np.sort(index[np.argsort(place[index])[:n_points]])

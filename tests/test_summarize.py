@@ -27,11 +27,9 @@ from id_scaling.paths import Run, contexts_path, extraction_digest, ids_path, ru
 from id_scaling.plots import id_by_layer
 from id_scaling.sealed import write_record
 from id_scaling.summarize import COLUMNS, load_summary, readable, runs_of, summarize
+from id_scaling.views import DEFAULT_VIEWS
 
-VIEWS = {
-    "default": {"skip_first_tokens": 1, "duplicates": "distinct", "preprocess": "raw"},
-    "origin": {"skip_first_tokens": 0, "duplicates": "keep", "preprocess": "raw"},
-}
+VIEWS = {name: vars(view) for name, view in DEFAULT_VIEWS.items()}
 EXTRACTION = {"code": "code-of-extract", "views": VIEWS}
 SETTINGS: dict[str, Any] = {
     "models": [{"name": "owner--model", "checkpoints": ["main"]}],
