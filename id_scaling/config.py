@@ -228,7 +228,7 @@ class ViewConfig(_Section):
     exclude_window: int = Field(
         0, ge=0, description="points at most so many positions apart are no neighbors (a Theiler window); 0 for none"
     )
-    null: Literal["none", "gaussian"] = Field(
+    null_cloud: Literal["none", "gaussian"] = Field(
         "none", description="`gaussian` replaces the points by a Gaussian sample with their number, mean and covariance"
     )
 
@@ -439,8 +439,8 @@ def _check_points(config: Config) -> None:
                 f"cacheing_config.views.{name}.decimate: found {view.decimate}, but ctx_len {config.ctx_len} leaves "
                 f"{n_points} points to draw from; draw fewer"
             )
-        if made.needs == "points" and (view.exclude_window or view.null != "none"):
-            key = "exclude_window" if view.exclude_window else "null"
+        if made.needs == "points" and (view.exclude_window or view.null_cloud != "none"):
+            key = "exclude_window" if view.exclude_window else "null_cloud"
             raise ValueError(
                 f"cacheing_config.views.{name}.{key}: {estimator} reads saved clouds, which know nothing of it; leave "
                 "one of them out, or study them in a session of their own"

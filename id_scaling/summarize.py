@@ -76,7 +76,7 @@ COLUMNS = (
         "how the view scales points: `raw`, `standardised`, `unit_norm`, or `drop_top_C` leading principal components",
     ),
     ("exclude_window", "positions", "points at most so far apart are no neighbors under the view; 0: all may be"),
-    ("null", "", "`gaussian`: points replaced by a Gaussian sample with their number, mean and covariance"),
+    ("null_cloud", "", "`gaussian`: points replaced by a Gaussian sample with their number, mean and covariance"),
     ("cloud", "", "`context`: the tokens of one context at one site"),
     ("layer", "", "index of the block; empty outside the blocks"),
     ("module", "", "module key"),

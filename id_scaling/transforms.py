@@ -28,7 +28,7 @@ def transform(view: View, points: Any, selection: np.ndarray, token_ids: np.ndar
     xp, device = array_api_compat.array_namespace(points), array_api_compat.device(points)
     index = xp.asarray(selection, device=device)
     rows = preprocess(view.preprocess, xp.astype(xp.take(points, index, axis=0), xp.float64))
-    if view.null == "gaussian":
+    if view.null_cloud == "gaussian":
         rows = gaussian(rows, xp.asarray(_normals(view.draw, token_ids, len(selection)), device=device))
     found = xp.zeros(tuple(points.shape), dtype=xp.float64, device=device)
     found[index] = rows

@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 
 Duplicates = Literal["distinct", "keep", "one_per_token", "matched_subset"]
-Null = Literal["none", "gaussian"]
+NullCloud = Literal["none", "gaussian"]
 RAW = "raw"
 # `raw`, z-scores, directions, and what is left without the leading principal components.
 PREPROCESS = r"raw|standardised|unit_norm|drop_top_[1-9][0-9]{0,3}"
@@ -43,7 +43,7 @@ class View:
         How the points are scaled, see `id_scaling.transforms`; `raw` leaves them as the model made them.
     exclude_window : int
         Points at most so many positions apart are no neighbors (Theiler 1986); 0 excludes none.
-    null : {"none", "gaussian"}
+    null_cloud : {"none", "gaussian"}
         What the points are replaced by: a Gaussian sample with their number, mean and covariance.
     """
 
@@ -53,17 +53,17 @@ class View:
     draw: int = 0
     preprocess: str = RAW
     exclude_window: int = 0
-    null: Null = "none"
+    null_cloud: NullCloud = "none"
 
     @property
     def is_random(self) -> bool:
         """Whether another draw gives other points."""
-        return self.duplicates == "matched_subset" or self.decimate > 0 or self.null != "none"
+        return self.duplicates == "matched_subset" or self.decimate > 0 or self.null_cloud != "none"
 
     @property
     def is_as_made(self) -> bool:
         """Whether the points are those that the model made."""
-        return self.preprocess == RAW and self.null == "none"
+        return self.preprocess == RAW and self.null_cloud == "none"
 
 
 DEFAULT_VIEWS = {"default": View(), "origin": View(skip_first_tokens=0, duplicates="keep")}

@@ -205,6 +205,21 @@ WRONG_VALUES = [
         "cacheing_config.views.literal.duplicates",
         ["'kep'", "'keep'"],
     ),
+    (
+        {"cacheing_config__views": {"mine": {"preprocess": "drop_top_0"}}},
+        "cacheing_config.views.mine.preprocess",
+        ["'drop_top_0'", "drop_top_"],
+    ),
+    (
+        {"cacheing_config__views": {"mine": {"draws": 3}}},
+        "cacheing_config.views.mine",
+        ["draws: found 3", "nothing of the view is random"],
+    ),
+    (
+        {"cacheing_config__views": {"a": {"decimate": 50, "draws": 2}, "a-1": {}}},
+        "cacheing_config.views",
+        ["a-1: a draw of another view has that name"],
+    ),
 ]
 
 # What one entry cannot say alone.
@@ -243,6 +258,25 @@ INCONSISTENT = [
         {"ctx_len": 22, "cacheing_config__save_IDs_list": ["mle", "mind_ml"]},
         "cacheing_config.save_IDs_list",
         ["mind_ml needs at least 22 points", "ctx_len 22 leaves 21", "raise ctx_len"],
+    ),
+    (
+        {"cacheing_config__views": {"mine": {"exclude_window": 25}}, "cacheing_config__save_IDs_list": ["mle"]},
+        "cacheing_config.save_IDs_list",
+        ["mle needs at least 21 points", "leaves 13 under the view 'mine'"],
+    ),
+    (
+        {"cacheing_config__views": {"mine": {"decimate": 90}}, "cacheing_config__save_IDs_list": ["mle"]},
+        "cacheing_config.views.mine.decimate",
+        ["found 90", "leaves 63 points", "draw fewer"],
+    ),
+    (
+        {
+            "cacheing_config__views": {"mine": {"null_cloud": "gaussian"}},
+            "cacheing_config__save_IDs_list": ["tle"],
+            "cacheing_config__save_cache_tensors": True,
+        },
+        "cacheing_config.views.mine.null_cloud",
+        ["tle reads saved clouds", "session of their own"],
     ),
     ({"cacheing_config__layer_idx_list": [2, 0, 2]}, "cacheing_config.layer_idx_list", ["2", "more than once"]),
     ({"cacheing_config__module_inblock_keys": ["a", "a"]}, "cacheing_config.module_inblock_keys", ["a", "once"]),

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import h5py
 import numpy as np
+import polars as pl
 import pytest
 import torch
+from conftest import study
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler, normalize
+from verbs import Session
 
+from id_scaling import estimate
+from id_scaling.cli import main
 from id_scaling.neighbors import Neighbors, find_neighbors
+from id_scaling.sealed import read_record
 from id_scaling.statistics import DEFAULT_GROUPS
+from id_scaling.summarize import COLUMNS, _views
 from id_scaling.transforms import preprocess, transform
 from id_scaling.views import View, generator, select
 
@@ -284,7 +294,7 @@ def test_a_null_has_mean_and_covariance_of_the_cloud_and_is_gaussian() -> None:
     points = cloud()
     means, covariances, fourth = [], [], []
     for draw in range(200):
-        sample = transform(View(0, "keep", null="gaussian", draw=draw), points, np.arange(N), tokens())
+        sample = transform(View(0, "keep", null_cloud="gaussian", draw=draw), points, np.arange(N), tokens())
         means.append(sample.mean(axis=0))
         covariances.append(np.cov(sample.T))
         fourth.append(np.mean(((sample - points.mean(axis=0)) / points.std(axis=0, ddof=1)) ** 4))
@@ -297,7 +307,7 @@ def test_a_null_has_mean_and_covariance_of_the_cloud_and_is_gaussian() -> None:
 
 
 def test_a_null_of_torch_points_is_that_of_numpy_points() -> None:
-    view = View(1, "distinct", null="gaussian", draw=2)
+    view = View(1, "distinct", null_cloud="gaussian", draw=2)
     found, expected = of(torch.from_numpy(cloud()), view), of(cloud(), view)
     np.testing.assert_allclose(found.r1, expected.r1, rtol=1e-9)
     assert counted(found).tolist() == counted(expected).tolist()
@@ -306,13 +316,77 @@ def test_a_null_of_torch_points_is_that_of_numpy_points() -> None:
 def test_a_null_of_a_flat_cloud_stays_in_its_plane() -> None:
     rng = np.random.default_rng(0)
     points = rng.uniform(size=(N, 3)) @ rng.standard_normal((3, D))
-    found = of(points, View(0, "keep", null="gaussian"))
+    found = of(points, View(0, "keep", null_cloud="gaussian"))
     trace, frobenius = found.statistic("gram_trace"), found.statistic("gram_frobenius")
     assert 2 < (trace / frobenius) ** 2 <= 3 + 1e-9
 
 
 def test_views_together_are_views_apart() -> None:
-    views = [KEEP, *SUBSETS, View(exclude_window=3), View(preprocess="standardised"), View(null="gaussian")]
+    views = [KEEP, *SUBSETS, View(exclude_window=3), View(preprocess="standardised"), View(null_cloud="gaussian")]
     together = find_neighbors(cloud(), views, RANKS, DEFAULT_GROUPS, tokens())
     for view, found in zip(views, together, strict=True):
         np.testing.assert_array_equal(found.log_ratio, of(cloud(), view).log_ratio)
+
+
+# ---- through the pipeline ----
+
+
+VIEWS = {
+    "default": {},
+    "one": {"duplicates": "one_per_token"},
+    "half": {"decimate": 30, "draws": 2},
+    "standardised": {"preprocess": "standardised"},
+}
+
+
+@pytest.fixture(scope="module")
+def session(tiny_llama: Path, text_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Session:
+    """A study under several views, its clouds saved, extracted."""
+    config = study(tiny_llama, text_folder, cacheing_config__views=VIEWS)
+    config["cacheing_config"] |= {"save_cache_tensors": True, "save_fp": "float32", "save_IDs_list": ["mle", "tle"]}
+    return Session(tmp_path_factory.mktemp("views"), config)
+
+
+def test_every_draw_is_a_view_of_all_that_is_stored(session: Session) -> None:
+    folder = Path(session.paths["manifest"]).parent
+    ids = np.array(pl.read_parquet(session.paths["contexts"])["input_ids"].to_list())
+    with h5py.File(folder / "layer_01.h5") as file:
+        assert set(file["block"]) == {"activations", "default", "one", "half-0", "half-1", "standardised"}
+        clouds = file["block/activations"][:]
+        for name, view in session.study.config.cacheing_config.drawn_views.items():
+            ranks = read_record(Path(session.paths["manifest"]))["ranks"]
+            found = [find_neighbors(cloud, [view], ranks, (), of) for cloud, of in zip(clouds, ids, strict=True)]
+            np.testing.assert_allclose(file[f"block/{name}/r1"][:], [one.r1 for (one,) in found], rtol=1e-6)
+    n_counted = {name: np.isfinite(r1).sum(axis=1) for name, r1 in stored(folder).items()}
+    assert n_counted["one"].tolist() == [len(set(of[1:])) for of in ids.tolist()]
+    assert set(n_counted["half-0"]) == set(n_counted["half-1"]) == {30}
+
+
+def stored(folder: Path) -> dict[str, np.ndarray]:
+    """Return r_1 of the last block under each view."""
+    with h5py.File(folder / "layer_01.h5") as file:
+        return {name: file[f"block/{name}/r1"][:] for name in file["block"] if name != "activations"}
+
+
+@pytest.mark.parametrize("estimator", ["mle", "tle"])
+def test_estimates_of_a_scaled_cloud_are_those_of_its_scaled_points(
+    estimator: str, session: Session, tmp_path: Path
+) -> None:
+    """Of neighbors, and of saved points."""
+    assert main(session.estimate("block", estimator, tmp_path / "ids.parquet")) == 0
+    table = pl.read_parquet(tmp_path / "ids.parquet").filter(view="standardised", layer=1)
+    folder = Path(session.paths["manifest"]).parent
+    with h5py.File(folder / "layer_01.h5") as file:
+        clouds = file["block/activations"][:].astype(np.float64)
+    selections = np.isfinite(stored(folder)["standardised"])
+    for row, cloud, counts in zip(table.iter_rows(named=True), clouds, selections, strict=True):
+        expected = estimate(StandardScaler().fit_transform(cloud[counts]), [estimator])[estimator]
+        assert (row["value"], row["status"]) == (pytest.approx(expected.value, rel=1e-6), expected.status)
+
+
+def test_what_a_view_does_is_in_its_rows_of_the_summary(session: Session, tmp_path: Path) -> None:
+    assert main(session.estimate("block", "mle", tmp_path / "ids.parquet")) == 0
+    settings = _views(read_record(Path(session.paths["manifest"])))
+    rows = {row.pop("view"): row for row in settings.iter_rows(named=True)}
+    assert rows["half-1"] == {**vars(View()), "decimate": 30, "draw": 1}
+    assert set(rows["one"]) <= {name for name, _, _ in COLUMNS}
