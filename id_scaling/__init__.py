@@ -9,18 +9,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Estimate", "estimate", "estimate_batch", "load_summary"]
+__all__ = ["Estimate", "estimate", "estimate_batch", "load_contexts", "load_summary"]
 
 if TYPE_CHECKING:
     from id_scaling.estimation import estimate, estimate_batch
     from id_scaling.estimators.base import Estimate
-    from id_scaling.summarize import load_summary
+    from id_scaling.load import load_contexts, load_summary
 
 _HOMES = {
     "Estimate": "id_scaling.estimators.base",
     "estimate": "id_scaling.estimation",
     "estimate_batch": "id_scaling.estimation",
-    "load_summary": "id_scaling.summarize",
+    "load_contexts": "id_scaling.load",
+    "load_summary": "id_scaling.load",
 }
 
 

@@ -5,13 +5,13 @@ Each becomes a folder as transformers saves a model, in float32 safetensors, and
 
 from __future__ import annotations
 
-import re
 import struct
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from id_scaling.architecture import read_config
+from id_scaling.checkpoints import seed_of
 from id_scaling.errors import InputError
 from id_scaling.files import writing_folder
 from id_scaling.logs import LOG
@@ -20,18 +20,11 @@ GGUF = ".gguf"
 INSTEAD = "fetch it again, or name the model that it was made from"
 # Fields of a GGUF file that change a model, or say that it is a part of one.
 SAID_BEYOND = (".rope.scaling.type", ".rope.scaling.factor", ".rope.scale_linear", "split.count")
-RANDOM = re.compile(r"random-init(?:-([0-9]{1,9}))?")
 
 
 def is_gguf(model_name: str) -> bool:
     """Return whether a model's name is that of a GGUF file."""
     return model_name.endswith(GGUF)
-
-
-def seed_of(checkpoint: str) -> int | None:
-    """Return the seed of a checkpoint of untrained weights, `random-init` or `random-init-SEED`; None of any other."""
-    match = RANDOM.fullmatch(checkpoint)
-    return match and int(match[1] or 0)
 
 
 def is_derived(model_name: str, checkpoint: str) -> bool:

@@ -312,6 +312,7 @@ class _Run:
             "ranks": list(self.ranks),
             "statistics": list(names_of(self.extraction.groups)),
             "n_layers": self.n_layers,
+            "n_parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "sites": [[site.module, site.layer, site.path] for site in self.sites],
             "meaning": self.meaning,
         }

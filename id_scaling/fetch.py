@@ -27,7 +27,8 @@ from id_scaling.architecture import (
     read_architecture,
     read_config,
 )
-from id_scaling.derived import built, convert_gguf, gguf_config, gguf_tokenizer, is_derived, is_gguf, seed_of, untrained
+from id_scaling.checkpoints import seed_of
+from id_scaling.derived import built, convert_gguf, gguf_config, gguf_tokenizer, is_derived, is_gguf, untrained
 from id_scaling.errors import InputError, StoreError, nearest
 from id_scaling.files import digest, read_json, sha256, writing_folder
 from id_scaling.lease import leased

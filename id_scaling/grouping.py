@@ -53,7 +53,7 @@ def groups_of(path: Path, expected: str, keys: tuple[str, ...]) -> list[pl.DataF
 
 @cache
 def documents_of(path: Path, expected: str) -> pl.DataFrame:
-    """Return the `document` of each `context`, sorted by both.
+    """Return the `document` of each `context`, and the `token_start` of it there, sorted by both.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ def documents_of(path: Path, expected: str) -> pl.DataFrame:
     StoreError
         The contexts are others than those that are expected.
     """
-    return _columns(path, expected, ["context", "document"]).sort("document", "context")
+    return _columns(path, expected, ["context", "document", "token_start"]).sort("document", "context")
 
 
 def _columns(path: Path, expected: str, names: list[str]) -> pl.DataFrame:

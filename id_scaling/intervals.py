@@ -17,6 +17,8 @@ import numpy as np
 LEAST_DOCUMENTS, LEAST_RESAMPLED = 5, 20
 N_DRAWS, N_PERMUTATIONS, SEED = 2000, 999, 0
 ROWS_A_BLOCK = 256
+# What is smaller, beside ranks of variance one, is rounding.
+RESOLVED = 1e-9
 
 # The 0.975 quantiles of Student's t for LEAST_DOCUMENTS documents and up, and of the normal distribution.
 T_QUANTILES = [2.776445, 2.570582, 2.446912, 2.364624, 2.306004, 2.262157, 2.228139, 2.200985]
@@ -32,7 +34,9 @@ class Ranking(NamedTuple):
     last: np.ndarray
 
 
-def of_rows(values: np.ndarray, documents: np.ndarray, scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def of_rows(
+    values: np.ndarray, documents: np.ndarray, scores: Mapping[str, np.ndarray], covariates: np.ndarray
+) -> dict[str, np.ndarray]:
     """Return the statistics of each row of a table of contexts, NaN where there are too few documents.
 
     Parameters
@@ -43,11 +47,14 @@ def of_rows(values: np.ndarray, documents: np.ndarray, scores: Mapping[str, np.n
         The document of each context.
     scores : mapping of numpy.ndarray
         Scores of each context, by name; NaN where there is none.
+    covariates : numpy.ndarray
+        What partial correlations hold fixed: covariates × contexts, all finite.
 
     Returns
     -------
     dict of numpy.ndarray
-        `n_documents`, `ci_low`, `ci_high`, and of each score `spearman_…`, `spearman_…_low`, `spearman_…_high`, `p_…`.
+        `n_documents`, `ci_low`, `ci_high`, and of each score `spearman_…`, `spearman_…_low`, `spearman_…_high`, `p_…`
+        and `partial_…`.
     """
     names = ["ci_low", "ci_high", *chain.from_iterable(map(_names, scores))]
     found = {name: np.full(len(values), np.nan) for name in names}
@@ -64,7 +71,11 @@ def of_rows(values: np.ndarray, documents: np.ndarray, scores: Mapping[str, np.n
             sizes = _sizes(of_part[has_score])
             if len(sizes) < LEAST_DOCUMENTS:
                 continue
-            results = rank_correlation(part[:, has_score], score[is_there][has_score], sizes)
+            given = part[:, has_score], score[is_there][has_score]
+            results = (
+                *rank_correlation(*given, sizes),
+                partial_correlation(*given, covariates[:, is_there][:, has_score]),
+            )
             for column, result in zip(_names(name), results, strict=True):
                 found[column][rows] = result
     return found
@@ -135,6 +146,32 @@ def rank_correlation(
     return rho, np.tanh(center - half), np.tanh(center + half), p
 
 
+def partial_correlation(values: np.ndarray, score: np.ndarray, covariates: np.ndarray) -> np.ndarray:
+    """Return of each row Spearman's partial correlation with a score: that of what ranks of covariates leave of both.
+
+    It is the correlation of the residuals of the ranks, regressed on those of the covariates; NaN where these leave
+    nothing of one.
+
+    Parameters
+    ----------
+    values, score, covariates : numpy.ndarray
+        Rows × contexts, contexts, and covariates × contexts; all finite. A constant covariate explains nothing.
+    """
+    given = _standardized(_ranking(covariates))
+    given = given[np.isfinite(given).all(axis=1)]
+    _, sizes, directions = np.linalg.svd(given, full_matrices=False)
+    basis = directions[sizes > RESOLVED * sizes.max(initial=0)]
+    x, y = (_standardized(_ranking(of)) for of in (values, score[None]))
+    x, y = (of - of @ basis.T @ basis for of in (x, y))
+    norms = [np.where(norm > RESOLVED * np.sqrt(len(score)), norm, np.nan) for norm in map(_norms, (x, y))]
+    return (x @ y[0]) / (norms[0] * norms[1])
+
+
+def _norms(rows: np.ndarray) -> np.ndarray:
+    """Return the norm of each row."""
+    return np.sqrt((rows**2).sum(axis=1))
+
+
 def adjusted(p: np.ndarray) -> np.ndarray:
     """Return p-values of one family adjusted for the false discovery rate; NaN is of no family.
 
@@ -149,7 +186,7 @@ def adjusted(p: np.ndarray) -> np.ndarray:
 
 def _names(score: str) -> tuple[str, ...]:
     """Return the names of what there is of a score, in the order in which it is computed."""
-    return f"spearman_{score}", f"spearman_{score}_low", f"spearman_{score}_high", f"p_{score}"
+    return f"spearman_{score}", f"spearman_{score}_low", f"spearman_{score}_high", f"p_{score}", f"partial_{score}"
 
 
 def _patterns(is_there: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:

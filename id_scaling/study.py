@@ -18,9 +18,10 @@ from typing import Any
 
 from id_scaling import embedded
 from id_scaling.architecture import Architecture, architecture_of, check_request, config_digest
+from id_scaling.checkpoints import seed_of
 from id_scaling.config import Config, ModelConfig, parse
 from id_scaling.controls import NONE
-from id_scaling.derived import is_derived, is_gguf, seed_of
+from id_scaling.derived import is_derived, is_gguf
 from id_scaling.errors import ConfigError, IdScalingError, InputError
 from id_scaling.estimators import definition_of, get_estimator
 from id_scaling.fetch import (

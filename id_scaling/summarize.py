@@ -16,7 +16,8 @@ import numpy as np
 import polars as pl
 
 from id_scaling import intervals
-from id_scaling.errors import StoreError, UnsealedError, made_anew
+from id_scaling.checkpoints import training_step, training_tokens
+from id_scaling.errors import StoreError, made_anew
 from id_scaling.files import writing
 from id_scaling.grouping import documents_of, groups_of
 from id_scaling.logs import LOG, Progress
@@ -114,6 +115,23 @@ COLUMNS = (
     ("nn_within_5", "share", "share of points whose nearest neighbor is at most 5 positions away"),
     ("nn_overlap", "share", "share of the 10 nearest that are so at the same module one layer down too"),
     ("n_layers", "blocks", "blocks of the model"),
+    (
+        "relative_depth",
+        "",
+        "(`layer` + 1) / `n_layers`: the share of the blocks that a token has been through; 0 for `emb`, 1 for `unemb`",
+    ),
+    ("n_parameters", "", "parameters of the model, shared ones once"),
+    (
+        "training_step",
+        "updates",
+        "as the checkpoint's name says it (`step1000`, `checkpoint-500`); 0 for `random-init`",
+    ),
+    (
+        "training_tokens",
+        "tokens",
+        "as the checkpoint's name says it (`step1000-tokens4B`), or 2,097,152 an update for Pythia (Biderman et al. "
+        "2023) and 2,048 for the embedded `sotu-neox`",
+    ),
     ("mean_loss", "nats/token", "mean cross-entropy of the run's tokens, first token of a context left out"),
     ("mean_entropy", "nats/token", "mean entropy of the predictions of the same tokens"),
     (
@@ -129,6 +147,12 @@ COLUMNS = (
         "(Croux and Dehon 2010); empty under 20 documents",
     ),
     ("spearman_loss_high", "", "its upper end"),
+    (
+        "partial_loss",
+        "",
+        "Spearman's partial rank correlation of the same, given how many different tokens a context has and where in "
+        "its document it starts; of one source alone in the rows of `group_by`",
+    ),
     (
         "p_loss",
         "",
@@ -154,6 +178,12 @@ COLUMNS = (
         "(Croux and Dehon 2010); empty under 20 documents",
     ),
     ("spearman_entropy_high", "", "its upper end"),
+    (
+        "partial_entropy",
+        "",
+        "Spearman's partial rank correlation of the same, given how many different tokens a context has and where in "
+        "its document it starts; of one source alone in the rows of `group_by`",
+    ),
     (
         "p_entropy",
         "",
@@ -197,35 +227,6 @@ def summarize(session: Path, settings: Mapping[str, Any], parquet: Path, csv: Pa
     with writing(text) as aside:
         aside.write_text(readable(summary))
     LOG.info("%d rows in %s", len(summary), parquet)
-
-
-def load_summary(session_path: str | Path) -> pl.DataFrame:
-    """Return the summary of a session.
-
-    Parameters
-    ----------
-    session_path : path
-        The folder a session was saved in, `results/<session_name>` by default.
-
-    Returns
-    -------
-    polars.DataFrame
-        One row per model, checkpoint, dataset, subset, control, group and its value, view, cloud, layer, module and
-        estimator; rows without a group are of all contexts.
-
-    Raises
-    ------
-    StoreError
-        The session has no summary yet.
-    """
-    path = Path(session_path) / "summary.parquet"
-    if not path.is_file():
-        raise StoreError(f"{path}: not there; run snakemake on the session, or name the folder that holds it")
-    try:
-        return read_table(path)[0]
-    except UnsealedError as error:
-        LOG.warning("%s", error)
-        return pl.read_parquet(path)
 
 
 def runs_of(settings: Mapping[str, Any]) -> Iterator[Run]:
@@ -293,6 +294,7 @@ def _summarize_run(session: Path, run: Run, settings: Mapping[str, Any]) -> pl.D
     ids = pl.concat([table for table, _ in found])
     scores = _grouped(tokens, groups).group_by(GROUP, maintain_order=True)
     names = settings["names"]
+    model, checkpoint = (names[key].get(getattr(run, key), getattr(run, key)) for key in ("model", "checkpoint"))
     return (
         _aggregated(_grouped(ids, groups))
         .join(
@@ -308,16 +310,26 @@ def _summarize_run(session: Path, run: Run, settings: Mapping[str, Any]) -> pl.D
         .join(pl.DataFrame(versions), on=["module", "estimator"], how="left", maintain_order="left")
         .join(_views(manifest), on="view", how="left", maintain_order="left")
         .with_columns(
-            pl.lit(names["model"].get(run.model, run.model)).alias("model"),
-            pl.lit(names["checkpoint"].get(run.checkpoint, run.checkpoint)).alias("checkpoint"),
+            pl.lit(model).alias("model"),
+            pl.lit(checkpoint).alias("checkpoint"),
             pl.lit(names["dataset"].get(run.dataset, run.dataset)).alias("dataset"),
             pl.lit(run.subset).alias("subset"),
             pl.lit(run.control).alias("control"),
             pl.lit(manifest["n_layers"]).alias("n_layers"),
+            _relative_depth(manifest["n_layers"]),
+            pl.lit(manifest["n_parameters"], pl.Int64).alias("n_parameters"),
+            pl.lit(training_step(checkpoint), pl.Int64).alias("training_step"),
+            pl.lit(training_tokens(model, checkpoint), pl.Int64).alias("training_tokens"),
             pl.lit(manifest["dtype"]).alias("dtype"),
             pl.lit(manifest["device"]).alias("device"),
         )
     )
+
+
+def _relative_depth(n_layers: int) -> pl.Expr:
+    """Return the share of the blocks that a token has been through at a site."""
+    outside = pl.col("module").replace_strict({"emb": 0.0, "unemb": 1.0}, default=None, return_dtype=pl.Float64)
+    return pl.coalesce((pl.col("layer") + 1) / n_layers, outside).alias("relative_depth")
 
 
 def _grouped(table: pl.DataFrame, groups: list[pl.DataFrame]) -> pl.DataFrame:
@@ -371,17 +383,20 @@ def _uncertainty(
     ids: pl.DataFrame, tokens: pl.DataFrame, documents: pl.DataFrame, groups: list[pl.DataFrame]
 ) -> pl.DataFrame:
     """Return intervals and rank correlations of each row of a run, null where there are too few documents."""
-    means = tokens.group_by("context").agg(pl.col(score).cast(pl.Float64).mean() for score in SCORES)
+    of_tokens = tokens.group_by("context")
+    means = of_tokens.agg(*(pl.col(score).cast(pl.Float64).mean() for score in SCORES), pl.col("token").n_unique())
     contexts = documents.join(means, on="context", how="left", maintain_order="left")
     sites, values = _table(ids, contexts["context"])
     scores = {score: contexts[score].fill_null(float("nan")).to_numpy() for score in SCORES}
+    covariates = contexts.select(pl.col("token", "token_start").fill_null(0)).to_numpy().T.astype(float)
     parts = [((None, None), contexts["context"])]
     parts += [(of, part["context"]) for group in groups for of, part in group.group_by(GROUP, maintain_order=True)]
     tables = []
     for (group, group_value), members in parts:
         is_in = contexts["context"].is_in(members.implode()).to_numpy()
         of_part = {score: of_contexts[is_in] for score, of_contexts in scores.items()}
-        found = intervals.of_rows(values[:, is_in], contexts["document"].to_numpy()[is_in], of_part)
+        of_documents = contexts["document"].to_numpy()[is_in]
+        found = intervals.of_rows(values[:, is_in], of_documents, of_part, covariates[:, is_in])
         names = {"group": pl.lit(group, pl.String), "group_value": pl.lit(group_value, pl.String)}
         tables.append(sites.with_columns(**names, **{name: pl.Series(column) for name, column in found.items()}))
     return pl.concat(tables).fill_nan(None).with_columns(_interval())

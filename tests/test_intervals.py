@@ -7,7 +7,15 @@ import pytest
 from scipy import stats
 
 from id_scaling import intervals
-from id_scaling.intervals import LEAST_DOCUMENTS, LEAST_RESAMPLED, N_PERMUTATIONS, adjusted, mean_interval, of_rows
+from id_scaling.intervals import (
+    LEAST_DOCUMENTS,
+    LEAST_RESAMPLED,
+    N_PERMUTATIONS,
+    adjusted,
+    mean_interval,
+    of_rows,
+    partial_correlation,
+)
 from id_scaling.intervals import rank_correlation as correlate
 
 N_SIMULATED = 4000
@@ -251,23 +259,58 @@ def test_adjusted_p_values_are_those_of_scipy() -> None:
 # ---- rows ------------------------------------------------------------------------------------------------------
 
 
-def table(n_rows: int = 6, n_documents: int = 30) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """Return a table some of whose estimates are not there, the documents of its contexts, and their scores."""
+Table = tuple[np.ndarray, np.ndarray, dict[str, np.ndarray], np.ndarray]
+
+
+def table(n_rows: int = 6, n_documents: int = 30) -> Table:
+    """Return a table some of whose estimates are not there, and of its contexts documents, scores and covariates."""
     random = np.random.default_rng(0)
     sizes = random.integers(1, 4, n_documents)
     values, scores = clustered(random, sizes, n_rows), clustered(random, sizes, 2)
     values[1, ::5] = values[3, ::5] = values[4, 1::2] = np.nan
     scores[0, :3] = np.nan
-    return values, np.repeat(range(n_documents), sizes) * 7, dict(zip(("loss", "entropy"), scores, strict=True))
+    covariates = clustered(random, sizes, 2) + scores[1]
+    scores = dict(zip(("loss", "entropy"), scores, strict=True))
+    return values, np.repeat(range(n_documents), sizes) * 7, scores, covariates
+
+
+def partial(value: np.ndarray, score: np.ndarray, *covariates: np.ndarray) -> float:
+    """Return the partial rank correlation of two, from the inverse of the matrix of scipy's rank correlations."""
+    inverse = np.linalg.inv(stats.spearmanr(np.column_stack([value, score, *covariates])).statistic)
+    return -inverse[0, 1] / np.sqrt(inverse[0, 0] * inverse[1, 1])
+
+
+def test_what_a_covariate_makes_of_both_is_no_partial_correlation() -> None:
+    random = np.random.default_rng(0)
+    covariate = random.standard_normal(4000)
+    value, score = covariate + 0.5 * random.standard_normal((2, 4000))
+    assert stats.spearmanr(value, score).statistic > 0.7
+    # Of ranks, so nearly: three standard errors of 1 / sqrt(4000).
+    assert abs(partial_correlation(value[None], score, covariate[None])[0]) < 3 / 4000**0.5 + 0.03
+
+
+def test_a_constant_covariate_explains_nothing_and_one_twice_no_more_than_once() -> None:
+    random = np.random.default_rng(1)
+    value, score, covariate = random.standard_normal((3, 50)) + random.standard_normal(50)
+    expected = partial(value, score, covariate)
+    for given in ([covariate], [covariate, np.ones(50)], [covariate, 3 * covariate]):
+        assert partial_correlation(value[None], score, np.array(given)) == pytest.approx([expected], rel=1e-9)
+    plain = stats.spearmanr(value, score).statistic
+    assert partial_correlation(value[None], score, np.ones((1, 50))) == pytest.approx([plain], rel=1e-9)
+
+
+def test_a_value_that_is_a_covariate_has_no_partial_correlation() -> None:
+    value, score = np.random.default_rng(2).standard_normal((2, 30))
+    assert np.isnan(partial_correlation(value[None], score, np.exp(value)[None]))
 
 
 def test_row_is_as_if_alone_with_the_contexts_it_has() -> None:
-    values, documents, scores = table()
-    found = of_rows(values, documents, scores)
+    values, documents, scores, covariates = table()
+    found = of_rows(values, documents, scores, covariates)
     for number, row in enumerate(values):
         is_there = np.isfinite(row)
         of_row = {name: score[is_there] for name, score in scores.items()}
-        alone = of_rows(row[is_there][None], documents[is_there], of_row)
+        alone = of_rows(row[is_there][None], documents[is_there], of_row, covariates[:, is_there])
         assert {name: column[number] for name, column in found.items()} == pytest.approx(
             {name: column[0] for name, column in alone.items()}, rel=1e-9
         )
@@ -275,19 +318,22 @@ def test_row_is_as_if_alone_with_the_contexts_it_has() -> None:
         has_loss = is_there & np.isfinite(scores["loss"])
         rho = stats.spearmanr(row[has_loss], scores["loss"][has_loss]).statistic
         assert found["spearman_loss"][number] == pytest.approx(rho, rel=1e-9)
+        assert found["partial_loss"][number] == pytest.approx(
+            partial(row[has_loss], scores["loss"][has_loss], *covariates[:, has_loss]), rel=1e-9
+        )
 
 
 def test_rows_in_another_order_have_the_same_numbers() -> None:
-    values, documents, scores = table()
-    found, turned = of_rows(values, documents, scores), of_rows(values[::-1], documents, scores)
+    values, documents, scores, covariates = table()
+    found, turned = of_rows(values, documents, scores, covariates), of_rows(values[::-1], documents, scores, covariates)
     assert all(turned[name][::-1] == pytest.approx(found[name], rel=1e-9, nan_ok=True) for name in found)
 
 
 @pytest.mark.parametrize("n_documents", [1, LEAST_DOCUMENTS - 1, LEAST_DOCUMENTS])
 def test_too_few_documents_have_no_numbers(n_documents: int) -> None:
-    values, documents, scores = table(n_documents=n_documents)
+    values, documents, scores, covariates = table(n_documents=n_documents)
     scores = {"entropy": scores["entropy"]}
-    found = of_rows(values[:1], documents, scores)
+    found = of_rows(values[:1], documents, scores, covariates)
     assert found.pop("n_documents") == [n_documents]
     for name in ("ci_low", "ci_high", "spearman_entropy", "p_entropy"):
         assert np.isnan(found[name][0]) == (n_documents < LEAST_DOCUMENTS)

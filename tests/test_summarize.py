@@ -21,12 +21,13 @@ from id_scaling.errors import ConfigError, StoreError
 from id_scaling.files import sha256
 from id_scaling.grouping import MOST_VALUES
 from id_scaling.ids import SCHEMA
-from id_scaling.intervals import mean_interval, rank_correlation
+from id_scaling.intervals import mean_interval, partial_correlation, rank_correlation
+from id_scaling.load import load_summary
 from id_scaling.logs import LOG
 from id_scaling.paths import Run, contexts_path, extraction_digest, ids_path, run_folder
 from id_scaling.plots import id_by_layer
 from id_scaling.sealed import write_record
-from id_scaling.summarize import COLUMNS, load_summary, readable, runs_of, summarize
+from id_scaling.summarize import COLUMNS, readable, runs_of, summarize
 from id_scaling.views import DEFAULT_VIEWS
 
 VIEWS = {name: vars(view) for name, view in DEFAULT_VIEWS.items()}
@@ -95,13 +96,15 @@ METADATA = [
     None,
 ]
 DOCUMENTS = [0, 0, 1, 1, 2]
+STARTS = [0, 64, 0, 64, 0]
 
 
 def write_contexts(session: Path, run: Run) -> str:
     """Write the contexts of a run, as far as a summary reads them; return their hash."""
     path = contexts_path(session, run, SETTINGS["tokenizers"][run.model])
     path.parent.mkdir(parents=True, exist_ok=True)
-    sealed.write_table(path, pl.DataFrame({"context": range(5), "document": DOCUMENTS, "metadata": METADATA}), {})
+    columns = {"document": DOCUMENTS, "token_start": STARTS, "metadata": METADATA}
+    sealed.write_table(path, pl.DataFrame({"context": range(5), **columns}), {})
     return sha256(path)
 
 
@@ -114,6 +117,7 @@ def write_run(session: Path, run: Run, digest: str = "d1", **versions: str) -> N
         "contexts": write_contexts(session, run),
         "settings": EXTRACTION,
         "n_layers": 9,
+        "n_parameters": 70,
         "versions": {"torch": "2.6", **versions},
         "dtype": "float32",
         "device": "cpu",
@@ -121,6 +125,7 @@ def write_run(session: Path, run: Run, digest: str = "d1", **versions: str) -> N
     write_record(folder / "manifest.json", manifest)
     tokens = {
         "context": [0, 0, 0, 1, 1, 1],
+        "token": [5, 7, 7, 5, 6, 7],
         "position": [0, 1, 2, 0, 1, 2],
         # A first token has no loss; whatever stands there is left out.
         "loss": [NAN, 2.0, 4.0, NAN, 3.0, 7.0],
@@ -235,6 +240,19 @@ def test_loss_and_entropy_leave_out_the_first_token_of_each_context(session: Pat
     assert summary["mean_entropy"].unique().to_list() == [2.5]
 
 
+def test_depth_size_and_training_are_columns(session: Path) -> None:
+    write_run(session, replace(RUN, checkpoint="step4"), digest="d2")
+    for module in SETTINGS["modules"]:
+        write_table(session, replace(RUN, checkpoint="step4"), table_of(module), manifest="d2")
+    models = [{"name": "owner--model", "checkpoints": ["main", "step4"]}]
+    summary = summary_of(session, models=models)
+    depths = dict(summary.select(pl.coalesce(pl.col("layer").cast(str), "module"), "relative_depth").iter_rows())
+    assert depths == {"0": pytest.approx(1 / 9), "1": pytest.approx(2 / 9), "emb": 0.0}  # of nine blocks
+    assert summary["n_parameters"].unique().to_list() == [70]
+    of = dict(summary.select("checkpoint", pl.struct("training_step", "training_tokens")).iter_rows())
+    assert {name: tuple(found.values()) for name, found in of.items()} == {"main": (None, None), "step4": (4, None)}
+
+
 def test_rows_carry_the_names_of_the_configuration_and_the_settings_of_their_view(session: Path) -> None:
     summary = summary_of(session)
     names = summary.select("model", "checkpoint", "dataset", "subset", "control").unique().rows()
@@ -299,7 +317,8 @@ def test_group_has_a_row_for_each_of_its_values_of_the_contexts_with_it(session:
 
 
 def test_loss_and_entropy_of_a_group_are_of_its_contexts(session: Path) -> None:
-    table = pl.DataFrame({"context": range(2), "document": range(2), "metadata": ['{"n":1}', '{"n":2}']})
+    metadata = ['{"n":1}', '{"n":2}']
+    table = pl.DataFrame({"context": range(2), "document": range(2), "token_start": [0, 0], "metadata": metadata})
     path = contexts_path(session, RUN, SETTINGS["tokenizers"][RUN.model])
     sealed.write_table(path, table, {})
     manifest = sealed.read_record(run_folder(session, RUN) / "manifest.json")
@@ -385,17 +404,21 @@ def write_documents(session: Path, run: Run = RUN, n_documents: int = N_DOCUMENT
         {
             "context": range(n),
             "document": [number % n_documents for number in range(n)],
+            "token_start": [64 * (number // n_documents) for number in range(n)],
             "metadata": [f'{{"half":{number % n_documents % 2}}}' for number in range(n)],
             "entropy": random.standard_normal(n),
             "loss": random.standard_normal(n),
         }
     )
     path = contexts_path(session, run, SETTINGS["tokenizers"][run.model])
-    sealed.write_table(path, contexts.select("context", "document", "metadata"), {})
+    sealed.write_table(path, contexts.select("context", "document", "token_start", "metadata"), {})
     folder = run_folder(session, run)
     write_record(folder / "manifest.json", {**sealed.read_record(folder / "manifest.json"), "contexts": sha256(path)})
     tokens = pl.concat(
-        [contexts.select("context", "loss", "entropy", position=pl.lit(position)) for position in (0, 1)]
+        [
+            contexts.select("context", "loss", "entropy", token=pl.lit(position), position=pl.lit(position))
+            for position in (0, 1)
+        ]
     )
     first = pl.when(pl.col("position") == 0).then(99.0)
     tokens = tokens.with_columns(first.otherwise(name).alias(name) for name in ("loss", "entropy"))
@@ -413,7 +436,7 @@ def write_documents(session: Path, run: Run = RUN, n_documents: int = N_DOCUMENT
     return contexts
 
 
-UNCERTAIN = [name for name, _, _ in COLUMNS if name.split("_")[0] in {"ci", "spearman", "p", "q"}]
+UNCERTAIN = [name for name, _, _ in COLUMNS if name.split("_")[0] in {"ci", "spearman", "p", "q", "partial"}]
 
 
 def test_uncertainty_is_of_the_contexts_that_are_ok_in_the_order_of_documents(session: Path) -> None:
@@ -430,10 +453,14 @@ def test_uncertainty_is_of_the_contexts_that_are_ok_in_the_order_of_documents(se
         values = found["value"].to_numpy()[None]
         assert (row["ci_low"], row["ci_high"]) == pytest.approx(tuple(np.ravel(mean_interval(values, sizes))), rel=1e-9)
         for score in ("loss", "entropy"):
-            expected = np.ravel(rank_correlation(values, found[score].to_numpy(), sizes))
-            names = (f"spearman_{score}", f"spearman_{score}_low", f"spearman_{score}_high", f"p_{score}")
+            given = values, found[score].to_numpy()
+            # Each context has as many different tokens here: its start alone says anything.
+            partial = partial_correlation(*given, found["token_start"].to_numpy()[None].astype(float))
+            expected = np.ravel([*rank_correlation(*given, sizes), partial])
+            names = [f"{name}_{score}" for name in ("spearman", "spearman", "spearman", "p", "partial")]
+            names[1:3] = [f"spearman_{score}_low", f"spearman_{score}_high"]
             if row["module"] == "emb":
-                assert [row[name] for name in names] == [None] * 4
+                assert [row[name] for name in names] == [None] * 5
             else:
                 assert [row[name] for name in names] == pytest.approx(expected, rel=1e-9)
     assert row_of(summary, "default", 3, "block")["p_loss"] == 0.001
@@ -484,7 +511,7 @@ def test_without_enough_documents_there_is_no_number(session: Path) -> None:
     summary = summary_of(session, group_by={"words": ["lang"]})
     assert summary["interval"].unique().to_list() == ["too_few_documents"]
     assert summary.select(UNCERTAIN).null_count().row(0) == (len(summary),) * len(UNCERTAIN)
-    assert len(UNCERTAIN) == 12
+    assert len(UNCERTAIN) == 14
     assert row_of(summary.filter(pl.col("group").is_null()), "default", 1, "block")["n_documents"] == 2
     assert row_of(summary.filter(pl.col("group").is_null()), "origin", 0, "block")["n_documents"] == 0
 
@@ -561,7 +588,7 @@ def test_forty_thousand_tables_are_one_summary(tmp_path: Path) -> None:
     models = [{"name": "owner--model", "checkpoints": checkpoints}]
     summary = summary_of(tmp_path, models=models, estimators=[[name, "code-of-mle"] for name in names])
     assert summary["checkpoint"].unique(maintain_order=True).to_list() == checkpoints
-    first, *others = summary.drop("checkpoint").iter_slices(len(VALUES) * len(names))
+    first, *others = summary.drop("checkpoint", "training_step").iter_slices(len(VALUES) * len(names))
     assert len(others) == n_runs - 1
     assert all(other.equals(first, null_equal=True) for other in others)
 

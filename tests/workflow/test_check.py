@@ -17,10 +17,10 @@ from sessions import assert_same_contents
 from id_scaling.check import Finding, check_session, report
 from id_scaling.cli import main
 from id_scaling.errors import StoreError
+from id_scaling.load import load_summary
 from id_scaling.logs import LOG
 from id_scaling.sealed import read_record, read_table, write_record, write_table
 from id_scaling.study import Study
-from id_scaling.summarize import load_summary
 
 # Each kind of stored file, and the verb that reads it.
 READERS = {

@@ -11,6 +11,9 @@ import polars as pl
 import pytest
 from conftest import Workflow, random_text, study
 
+from id_scaling import load_contexts, load_summary
+from id_scaling.errors import ConfigError, StoreError
+
 
 def save_pile(folder: Path) -> None:
     """Save two shards with metadata as the Pile has it, in folders of their own."""
@@ -76,6 +79,33 @@ def test_mean_of_all_contexts_is_that_of_the_groups(workflow: Workflow) -> None:
         weighted = (groups[score] * groups["n_contexts"]).sum() / groups["n_contexts"].sum()
         assert weighted == pytest.approx(whole[score][0], rel=1e-12)
         assert groups[score].n_unique() == 3
+
+
+def test_rows_of_contexts_are_those_behind_the_summary(workflow: Workflow) -> None:
+    contexts = load_contexts(workflow.session)
+    summary = load_summary(workflow.session).filter(pl.col("group").is_null())
+    keys = ["model", "dataset", "subset", "view", "layer", "module", "estimator"]
+    scores = [pl.col("value").filter(status="ok").mean(), pl.col("loss", "entropy").mean(), pl.len()]
+    found = contexts.group_by(keys).agg(scores).sort(keys)
+    expected = summary.select(*keys, "mean", "mean_loss", "mean_entropy", "n_contexts").sort(keys)
+    assert found.select(keys).equals(expected.select(keys))
+    for ours, theirs in zip(found.columns[-4:], expected.columns[-4:], strict=True):
+        assert found[ours].to_list() == pytest.approx(expected[theirs].to_list(), rel=1e-9)
+    of_books = contexts.filter(pl.col("metadata").str.json_path_match("$.meta.pile_set_name") == "Books")
+    assert set(of_books["document"]) == {0, 2}
+
+
+def test_rows_of_contexts_are_read_of_some_axes_alone(workflow: Workflow) -> None:
+    some = load_contexts(workflow.session, subset=1, estimator=["mle"])
+    assert some["subset"].unique().to_list() == [1]
+    everything = load_contexts(str(workflow.session))
+    assert some.equals(everything.filter(subset=1), null_equal=True)
+    with pytest.raises(ConfigError, match=r"the session has no module 'mpl'; it has mlp"):
+        load_contexts(workflow.session, module="mpl")
+    with pytest.raises(ConfigError, match=r"layers is no axis; expected one of model, checkpoint, dataset, subset"):
+        load_contexts(workflow.session, layers=3)
+    with pytest.raises(StoreError, match=r"summary\.parquet: not there; run snakemake"):
+        load_contexts(workflow.folder)
 
 
 def test_other_groups_make_the_summary_and_the_figures_again_and_nothing_else(workflow: Workflow) -> None:

@@ -1,0 +1,123 @@
+"""What a session has measured, as polars tables: its summary, and the rows behind it, one for each context."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from id_scaling.errors import ConfigError, StoreError, UnsealedError
+from id_scaling.logs import LOG
+from id_scaling.paths import Run, contexts_path, ids_path, run_folder
+from id_scaling.sealed import read_table
+from id_scaling.summarize import SCORES, runs_of
+
+OF_CONTEXT = ["context", "document", "document_id", "chunk", "token_start", "token_stop", "metadata"]
+
+
+def load_summary(session_path: str | Path) -> pl.DataFrame:
+    """Return the summary of a session.
+
+    Parameters
+    ----------
+    session_path : path
+        The folder a session was saved in, `results/<session_name>` by default.
+
+    Returns
+    -------
+    polars.DataFrame
+        One row per model, checkpoint, dataset, subset, control, group and its value, view, cloud, layer, module and
+        estimator; rows without a group are of all contexts.
+
+    Raises
+    ------
+    StoreError
+        The session has no summary yet.
+    """
+    path = _summary_path(session_path)
+    try:
+        return read_table(path)[0]
+    except UnsealedError as error:
+        LOG.warning("%s", error)
+        return pl.read_parquet(path)
+
+
+def load_contexts(session_path: str | Path, **axes: str | int | Collection[str | int]) -> pl.DataFrame:
+    """Return the estimates of single contexts, beside their documents, losses and entropies.
+
+    Parameters
+    ----------
+    session_path : path
+        The folder a session was saved in, `results/<session_name>` by default.
+    **axes
+        What to read alone, a value or a list of values each: `model`, `checkpoint`, `dataset`, `subset`, `control`,
+        `module` and `estimator` as in the summary.
+
+    Returns
+    -------
+    polars.DataFrame
+        One row per model, checkpoint, dataset, subset, control, module, estimator, layer, view and context: `value`,
+        `stderr`, `status` and the companions of the estimate; `loss` and `entropy`, means of the context's tokens
+        without the first (nats/token); `document`, `document_id`, `chunk`, `token_start`, `token_stop`, and the
+        document's `metadata` as JSON.
+
+    Raises
+    ------
+    StoreError
+        The session has no summary yet, or a table is missing or damaged.
+    ConfigError
+        An axis is none of these, or the session has nothing of that name.
+    """
+    session = Path(session_path)
+    _, settings = read_table(_summary_path(session), [])
+    names = settings["names"]
+    chosen = _chosen(axes, settings)
+    tables = []
+    for run in runs_of(settings):
+        of_run = {key: names.get(key, {}).get(value, value) for key, value in vars(run).items()}
+        if all(of_run[key] in chosen.get(key, {of_run[key]}) for key in of_run):
+            axes_of_run = [pl.lit(value).alias(key) for key, value in of_run.items()]
+            tables.append(_of_run(session, run, settings, chosen).select(*axes_of_run, pl.all()))
+    return pl.concat(tables)
+
+
+def _summary_path(session_path: str | Path) -> Path:
+    """Return the summary of a session, once it is there."""
+    path = Path(session_path) / "summary.parquet"
+    if not path.is_file():
+        raise StoreError(f"{path}: not there; run snakemake on the session, or name the folder that holds it")
+    return path
+
+
+def _chosen(axes: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, set]:
+    """Return the values of each axis that are asked for, once the session is known to have them."""
+    names, runs = settings["names"], list(runs_of(settings))
+    has = {key: {names.get(key, {}).get(getattr(run, key), getattr(run, key)) for run in runs} for key in vars(runs[0])}
+    has |= {"module": set(settings["modules"]), "estimator": {name for name, _ in settings["estimators"]}}
+    chosen = {}
+    for axis, wanted in axes.items():
+        if axis not in has:
+            raise ConfigError(f"load_contexts: {axis} is no axis; expected one of {', '.join(has)}")
+        chosen[axis] = {wanted} if isinstance(wanted, str | int) else set(wanted)
+        if missing := chosen[axis] - has[axis]:
+            listed = ", ".join(map(str, sorted(has[axis])))
+            raise ConfigError(f"load_contexts: the session has no {axis} {missing.pop()!r}; it has {listed}")
+    return chosen
+
+
+def _of_run(session: Path, run: Run, settings: Mapping[str, Any], chosen: Mapping[str, set]) -> pl.DataFrame:
+    """Return the rows of one run."""
+    contexts, _ = read_table(contexts_path(session, run, settings["tokenizers"][run.model]), OF_CONTEXT)
+    tokens, _ = read_table(run_folder(session, run) / "tokens.parquet")
+    of_tokens = tokens.filter(pl.col("position") > 0).group_by("context")
+    scores = of_tokens.agg(pl.col(name).cast(pl.Float64).mean() for name in SCORES)
+    contexts = contexts.join(scores, on="context", how="left", maintain_order="left")
+    tables = [
+        read_table(ids_path(session, run, module, estimator))[0]
+        for module in settings["modules"]
+        for estimator, _ in settings["estimators"]
+        if module in chosen.get("module", {module}) and estimator in chosen.get("estimator", {estimator})
+    ]
+    return pl.concat(tables).join(contexts, on="context", how="left", maintain_order="left")
