@@ -250,10 +250,10 @@ def summarize(arguments: Arguments) -> None:
 
 
 def plot(arguments: Arguments) -> None:
-    """Draw intrinsic dimension against layer."""
-    from id_scaling.plots import plot_id_by_layer
+    """Draw the figures of a session, and its report."""
+    from id_scaling.plots.draw import plot
 
-    plot_id_by_layer(arguments.summary, arguments.output)
+    plot(arguments.session, arguments.output)
 
 
 def validate(arguments: Arguments) -> None:
@@ -369,7 +369,6 @@ OPTIONS: dict[str, dict] = {
     "--model": {"type": Path, "required": True, "help": "identity.json of the model"},
     "--manifest": {"type": Path, "required": True, "help": "manifest.json of the run"},
     "--session": {"type": Path, "required": True, "help": "folder of the session"},
-    "--summary": {"type": Path, "required": True, "help": "summary.parquet"},
     "--parquet": {"type": Path, "required": True, "help": "table to write"},
     "--csv": {"type": Path, "required": True, "help": "the same as text, to write"},
     "--text": {"type": Path, "required": True, "help": "readable summary to write"},
@@ -402,7 +401,7 @@ VERBS: dict[str, tuple[Callable[[Arguments], int | None], tuple[str, ...]]] = {
     "extract": (extract, ("--settings", "--execution", "--threads", "--contexts", "--model", "--weights", "--output")),
     "estimate": (estimate, ("--settings", "--threads", "--manifest", "--output")),
     "summarize": (summarize, ("--settings", "--session", "--parquet", "--csv", "--text")),
-    "plot": (plot, ("--summary", "--outputs")),
+    "plot": (plot, ("--session", "--outputs")),
     "validate": (validate, ("config",)),
     "check": (check, ("config",)),
     "status": (status, ("config",)),

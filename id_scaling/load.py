@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,16 +70,43 @@ def load_contexts(session_path: str | Path, **axes: str | int | Collection[str |
     ConfigError
         An axis is none of these, or the session has nothing of that name.
     """
-    session = Path(session_path)
+    return _of_runs(Path(session_path), axes, _contexts_of_run)
+
+
+def load_tokens(session_path: str | Path, **axes: str | int | Collection[str | int]) -> pl.DataFrame:
+    """Return the tokens of contexts with their losses and entropies.
+
+    Parameters
+    ----------
+    session_path : path
+        The folder a session was saved in, `results/<session_name>` by default.
+    **axes
+        What to read alone, a value or a list of values each: `model`, `checkpoint`, `dataset`, `subset` and `control`
+        as in the summary.
+
+    Returns
+    -------
+    polars.DataFrame
+        One row per model, checkpoint, dataset, subset, control, context and position: `token`, and `loss` and
+        `entropy` (nats) of the prediction of that token, so the first of a context has none.
+
+    Raises
+    ------
+    StoreError, ConfigError
+        As in `load_contexts`.
+    """
+    return _of_runs(Path(session_path), axes, _tokens_of_run)
+
+
+def _of_runs(session: Path, axes: Mapping[str, Any], rows_of: Callable[..., pl.DataFrame]) -> pl.DataFrame:
+    """Return the rows of the runs that are asked for, each with the names of its run."""
     _, settings = read_table(_summary_path(session), [])
-    names = settings["names"]
-    chosen = _chosen(axes, settings)
-    tables = []
+    names, chosen, tables = settings["names"], _chosen(axes, settings), []
     for run in runs_of(settings):
         of_run = {key: names.get(key, {}).get(value, value) for key, value in vars(run).items()}
         if all(of_run[key] in chosen.get(key, {of_run[key]}) for key in of_run):
-            axes_of_run = [pl.lit(value).alias(key) for key, value in of_run.items()]
-            tables.append(_of_run(session, run, settings, chosen).select(*axes_of_run, pl.all()))
+            rows = rows_of(session, run, settings, chosen)
+            tables.append(rows.select(*(pl.lit(value).alias(key) for key, value in of_run.items()), pl.all()))
     return pl.concat(tables)
 
 
@@ -107,8 +134,8 @@ def _chosen(axes: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, s
     return chosen
 
 
-def _of_run(session: Path, run: Run, settings: Mapping[str, Any], chosen: Mapping[str, set]) -> pl.DataFrame:
-    """Return the rows of one run."""
+def _contexts_of_run(session: Path, run: Run, settings: Mapping[str, Any], chosen: Mapping[str, set]) -> pl.DataFrame:
+    """Return the rows of the contexts of one run."""
     contexts, _ = read_table(contexts_path(session, run, settings["tokenizers"][run.model]), OF_CONTEXT)
     tokens, _ = read_table(run_folder(session, run) / "tokens.parquet")
     of_tokens = tokens.filter(pl.col("position") > 0).group_by("context")
@@ -121,3 +148,8 @@ def _of_run(session: Path, run: Run, settings: Mapping[str, Any], chosen: Mappin
         if module in chosen.get("module", {module}) and estimator in chosen.get("estimator", {estimator})
     ]
     return pl.concat(tables).join(contexts, on="context", how="left", maintain_order="left")
+
+
+def _tokens_of_run(session: Path, run: Run, _: Any, __: Any) -> pl.DataFrame:
+    """Return the rows of the tokens of one run."""
+    return read_table(run_folder(session, run) / "tokens.parquet")[0]

@@ -18,7 +18,7 @@ from typing import Any
 
 from id_scaling import embedded
 from id_scaling.architecture import Architecture, architecture_of, check_request, config_digest
-from id_scaling.checkpoints import seed_of
+from id_scaling.checkpoints import seed_of, training_step
 from id_scaling.config import Config, ModelConfig, parse
 from id_scaling.controls import NONE
 from id_scaling.derived import is_derived, is_gguf
@@ -38,6 +38,7 @@ from id_scaling.fetch import (
 from id_scaling.files import canonical_json
 from id_scaling.fingerprint import fingerprint
 from id_scaling.paths import Run, extraction_digest, identity_path, ids_path, run_folder, slug
+from id_scaling.plots.catalogue import figures_of
 from id_scaling.sealed import read_record
 from id_scaling.shards import dataset_files, shard_files
 from id_scaling.sites import request_of
@@ -123,8 +124,31 @@ class Study:
         """Return the files that the whole study ends in."""
         if not self.estimators:
             return self.manifests()
-        figures = [f"{self.session}/figures/id_by_layer.{kind}" for kind in ("html", "svg", "png")]
-        return [f"{self.session}/summary.{kind}" for kind in ("parquet", "csv", "txt")] + figures
+        return [
+            *(f"{self.session}/summary.{kind}" for kind in ("parquet", "csv", "txt")),
+            *self.figures(),
+            self.report(),
+        ]
+
+    def figures(self, *kinds: str) -> list[str]:
+        """Return the figures that the study has, of some kinds of files or of all."""
+        steps = (set(map(training_step, of_model.model_checkpoint)) - {None} for of_model in self.models.values())
+        n_values = {
+            "estimators": len(self.estimators),
+            "views": len(self.config.cacheing_config.drawn_views),
+            "controls": len(self.config.controls),
+            "models": len(self.models),
+            "steps": max(map(len, steps)),
+        }
+        return [
+            f"{self.session}/figures/{figure.name}.{kind}"
+            for figure in figures_of(n_values)
+            for kind in kinds or ("html", "svg", "png")
+        ]
+
+    def report(self) -> str:
+        """Return the page of all figures."""
+        return f"{self.session}/report.html"
 
     def identity_path(self, model: str, checkpoint: str) -> Path:
         """Return where a fetched checkpoint is described."""
@@ -329,7 +353,7 @@ class Study:
 
     def plot_settings(self) -> str:
         """Return the settings of `plot`."""
-        return _settings(["id_scaling.plots"])
+        return _settings(["id_scaling.plots.draw"])
 
     # ---- execution: how a job runs ----------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from id_scaling.datasets import Chunking, chunk_dataset
 from id_scaling.errors import ConfigError, StoreError
 from id_scaling.models import load_model
 from id_scaling.paths import Run
-from id_scaling.plots import id_by_layer
+from id_scaling.plots.by_layer import id_by_layer
 from id_scaling.sealed import read_table, write_table
 from id_scaling.study import Study
 from id_scaling.views import DEFAULT_VIEWS
@@ -265,7 +265,7 @@ def test_figure_has_a_panel_for_each_control_with_axes_of_one_height() -> None:
         data = drawn["datasets"][row["data"]["name"]]
         assert {point["control"] for point in data} == {control}
         scales = [layer["encoding"]["y"].get("scale") for layer in panel["layer"]]
-        assert {scale["domainMax"] for scale in scales if scale} == {31.0}
+        assert {tuple(scale["domain"]) for scale in scales} == {(0.0, 31.0)}
 
 
 # ---- a model -----------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from id_scaling.intervals import mean_interval, partial_correlation, rank_correl
 from id_scaling.load import load_summary
 from id_scaling.logs import LOG
 from id_scaling.paths import Run, contexts_path, extraction_digest, ids_path, run_folder
-from id_scaling.plots import id_by_layer
+from id_scaling.plots.by_layer import id_by_layer
 from id_scaling.sealed import write_record
 from id_scaling.summarize import COLUMNS, readable, runs_of, summarize
 from id_scaling.views import DEFAULT_VIEWS

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from id_scaling.cli import main
+from id_scaling.controls import NONE
+from id_scaling.paths import contexts_path, identity_path, ids_path, run_folder
 from id_scaling.study import Study
 
 
@@ -44,3 +47,45 @@ class Session:
         """Return the arguments of one estimate."""
         settings = self.study.estimate_settings(self.run, module, estimator)
         return ["estimate", "--settings", settings, "--manifest", self.paths["manifest"], "--output", str(output)]
+
+
+def run_study(config: dict[str, Any]) -> Path:
+    """Run a study of local models and texts in this process, from its shards to its report; return its session."""
+    study = Study(config)
+    session = Path(study.session)
+    for run in study.runs:
+        model = identity_path(session, "models", run.model, run.checkpoint)
+        tokenizer = identity_path(session, "tokenizers", study.tokenizer_of(run.model))
+        shard = identity_path(session, "datasets", run.dataset, str(run.subset))
+        plain = contexts_path(session, replace(run, control=NONE), study.tokenizer_of(run.model))
+        contexts = contexts_path(session, run, study.tokenizer_of(run.model))
+        manifest = run_folder(session, run) / "manifest.json"
+        execution = study.fetch_model_execution(run.model)
+        do("fetch-model", model, study.fetch_model_settings(run.model, run.checkpoint), execution=execution)
+        do("fetch-tokenizer", tokenizer, study.fetch_tokenizer_settings(study.tokenizer_of(run.model)))
+        do("fetch-dataset", shard, study.fetch_dataset_settings(run.dataset, str(run.subset)))
+        of_shard = run.dataset, str(run.subset), study.tokenizer_of(run.model)
+        do("chunk", plain, study.chunk_settings(*of_shard, NONE), shard=shard, tokenizer=tokenizer)
+        if run.control != NONE:
+            do("shuffle", contexts, study.shuffle_settings(*of_shard, run.control), contexts=plain)
+        execution = study.extract_execution(run.model)
+        do("extract", manifest, study.extract_settings(run), contexts=contexts, model=model, execution=execution)
+        for module in study.modules:
+            for estimator in study.estimators:
+                output = ids_path(session, run, module, estimator)
+                do("estimate", output, study.estimate_settings(run, module, estimator), manifest=manifest)
+    summary = [f"--{kind}={session}/summary.{suffix}" for kind, suffix in SUMMARIES.items()]
+    assert main(["summarize", "--settings", study.summarize_settings(), f"--session={session}", *summary]) == 0
+    figures = [*study.figures(), study.report()]
+    assert main(["plot", f"--session={session}", "--output", *figures]) == 0
+    return session
+
+
+SUMMARIES = {"parquet": "parquet", "csv": "csv", "text": "txt"}
+
+
+def do(verb: str, output: Path, settings: str, **inputs: object) -> None:
+    """Run one verb in this process, unless what it writes is there."""
+    if not output.is_file():
+        options = [f"--{name}={value}" for name, value in inputs.items()]
+        assert main([verb, "--settings", settings, *options, f"--output={output}"]) == 0

@@ -184,4 +184,4 @@ def print_summary():
     if STUDY.estimators and text.is_file():
         print(f"\n{text.read_text()}")
         print(f"table:  {STUDY.session}/summary.parquet and .csv")
-        print(f"figure: {STUDY.session}/figures/id_by_layer.html, .svg and .png")
+        print(f"report: {STUDY.report()}, and its figures in {STUDY.session}/figures")

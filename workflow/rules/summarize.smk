@@ -40,11 +40,16 @@ rule plot:
     input:
         "<session>/summary.parquet",
     output:
-        multiext("<session>/figures/id_by_layer", ".html", ".svg"),
-        report(
-            "<session>/figures/id_by_layer.png",
-            caption="../report/id_by_layer.rst",
+        files=STUDY.figures("html", "svg"),
+        figures=report(
+            STUDY.figures("png"),
+            caption="../report/figure.rst",
             category="Figures",
+        ),
+        report=report(
+            STUDY.report(),
+            caption="../report/report.rst",
+            category="Report",
         ),
     log:
         "<session>/logs/plot.log",
@@ -53,14 +58,14 @@ rule plot:
     conda:
         "../../environment.yml"
     resources:
-        mem_mb=growing(2000),
-        runtime=growing(30),
+        mem_mb=growing(4000),
+        runtime=growing(60),
     params:
         settings=get_plot_settings,
     shell:
         r"""
         id_scaling plot \
-            --summary {input:q} \
+            --session "$(dirname {input:q})" \
             --output {output:q} \
             2>&1 | tee {log:q}
         """

@@ -1,0 +1,94 @@
+"""Which figures a study has, in the order of a reader's questions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of a study.
+
+    Parameters
+    ----------
+    name : str
+        Its file's.
+    question : str
+        What it answers.
+    caption : str
+        What is seen in it.
+    of : str, optional
+        The axis of the study that has to have two values for it.
+    """
+
+    name: str
+    question: str
+    caption: str
+    of: str | None = None
+
+
+FIGURES = (
+    Figure(
+        "id_by_layer",
+        "How does the dimension change with depth?",
+        "Mean over contexts and a band of one standard deviation between them. Sites outside the blocks stand beside "
+        "them: `emb` before the first, the others after the last.",
+    ),
+    Figure(
+        "estimator_agreement",
+        "Do the estimators agree?",
+        "Means of all estimators in one panel a module. They look at different scales, so they differ by factors; a "
+        "finding should not hang on which is taken.",
+        of="estimators",
+    ),
+    Figure(
+        "id_by_view",
+        "Does it hang on which points count, and how they are scaled?",
+        "Means under each view. `one_per_token` beside `matched_subset` tells repeated tokens from fewer points; a "
+        "`null_cloud` is what a Gaussian of the same covariance gives.",
+        of="views",
+    ),
+    Figure(
+        "id_by_control",
+        "Does it hang on the order of the text?",
+        "Means under each control of the text: the more blocks are permuted, the less structure is left.",
+        of="controls",
+    ),
+    Figure(
+        "id_against_loss",
+        "Is it related to how well the model predicts?",
+        "Above, each context at the layer where Spearman's correlation with the loss is strongest, which is chosen by "
+        "looking, so no test; with a straight line fitted. Below, the correlation at every layer, with its 95 % "
+        "interval where there are 20 documents.",
+    ),
+    Figure(
+        "loss_by_position",
+        "How do loss and entropy change along a context?",
+        "Means over contexts and over positions within an eighth of an octave; the first token is not predicted.",
+    ),
+    Figure(
+        "id_by_step",
+        "How does it change over training?",
+        "Means at up to five layers, and the loss, against updates on a scale that is linear to 1 and logarithmic "
+        "beyond, so that it has 0.",
+        of="steps",
+    ),
+    Figure(
+        "id_by_layer_and_step",
+        "Where and when does it change over training?",
+        "Mean at each layer and checkpoint; checkpoints are evenly spaced, whatever their steps.",
+        of="steps",
+    ),
+    Figure(
+        "id_by_size",
+        "How does it change with the size of the model?",
+        "The largest mean of all layers, at each model's last checkpoint, against its parameters.",
+        of="models",
+    ),
+)
+
+
+def figures_of(n_values: Mapping[str, int]) -> list[Figure]:
+    """Return the figures of a study with so many values on each axis."""
+    return [figure for figure in FIGURES if figure.of is None or n_values[figure.of] > 1]

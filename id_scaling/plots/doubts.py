@@ -1,0 +1,87 @@
+"""How far the numbers of a session carry, as the columns of its summary say it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import polars as pl
+
+from id_scaling.intervals import LEAST_DOCUMENTS, LEAST_RESAMPLED
+from id_scaling.plots import style
+
+# Above it estimates from about a thousand points are compressed, the more the larger they are.
+COMPRESSED = 15
+# Shares of nearest neighbors of the same token, or nearby, that are worth a doubt.
+MANY = 0.2
+SIGNIFICANT = 0.05
+
+# Whether it is a doubt, and what it says.
+Remark = tuple[bool, str]
+
+
+def remarks(summary: pl.DataFrame) -> list[Remark]:
+    """Return what is to be said of the rows of the leading view, of all contexts."""
+    rows = style.leading(summary.filter(pl.col("group").is_null()))
+    found = [*_failures(rows), _documents(rows), _sizes(rows), *_neighbors(rows), *_findings(rows), _versions(rows)]
+    return [remark for remark in found if remark]
+
+
+def _failures(rows: pl.DataFrame) -> Iterator[Remark]:
+    """Yield of each estimator how many clouds have no estimate, and why."""
+    for estimator in style.unique(rows, "estimator"):
+        part = rows.filter(estimator=estimator)
+        n_failed, n_clouds = part["n_failed"].sum(), part["n_contexts"].sum()
+        counted = ", ".join(filter(None, part["statuses"])).split(", ")
+        words = ", ".join(sorted({word.split(":")[0] for word in counted}))
+        why = f": {words}; these are in no mean" if n_failed else ""
+        yield n_failed > 0, f"{estimator}: {n_failed:,} of {n_clouds:,} clouds have no estimate{why}."
+
+
+def _documents(rows: pl.DataFrame) -> Remark:
+    """Return how many documents there are, and what that allows."""
+    least, kinds = rows["n_documents"].min(), ", ".join(sorted(style.unique(rows, "interval")))
+    few = f"; under {LEAST_DOCUMENTS} there are no intervals, under {LEAST_RESAMPLED} none of correlations"
+    is_few = least < LEAST_RESAMPLED
+    return is_few, f"Rows are of {least} documents at least; intervals: {kinds}{few if is_few else ''}."
+
+
+def _sizes(rows: pl.DataFrame) -> Remark:
+    """Return how many means are so large that they are too low."""
+    means, n_points = rows["mean"].drop_nulls(), rows["n_used"].min() or 0
+    n_high = (means > COMPRESSED).sum()
+    what = "such values are too low, the more the larger they are, and so are differences between them"
+    why = f": from {n_points:.0f} points, the fewest of a row, {what}" if n_high else ""
+    return n_high > 0, f"{n_high} of {len(means)} means are above {COMPRESSED}{why}."
+
+
+def _neighbors(rows: pl.DataFrame) -> Iterator[Remark]:
+    """Yield what nearest neighbors are made of."""
+    for column, words, tells in (
+        ("nn_same_token", "are the same token", "The view `one_per_token` leaves these out."),
+        ("nn_within_5", "stand at most 5 positions away", "A view with `exclude_window` leaves these out."),
+    ):
+        known = rows.filter(pl.col(column).is_not_null())
+        if len(known):
+            largest = known.sort(column).row(-1, named=True)
+            layer, share = largest["layer"], largest[column]
+            where = f"{largest['module']}{'' if layer is None else f' of layer {layer}'}"
+            is_doubt = share > MANY
+            said = f"At most {share:.0%} of nearest neighbors {words} ({where})."
+            yield is_doubt, f"{said} {tells}" if is_doubt else said
+
+
+def _findings(rows: pl.DataFrame) -> Iterator[Remark]:
+    """Yield how many correlations are left once p-values are adjusted."""
+    for score in ("loss", "entropy"):
+        known = rows[f"q_{score}"].drop_nulls()
+        if len(known):
+            n_left = (known < SIGNIFICANT).sum()
+            family = "Benjamini and Hochberg 1995, a family is all rows of a view and estimator"
+            yield False, f"{n_left} of {len(known)} correlations with {score} have q < {SIGNIFICANT} ({family})."
+
+
+def _versions(rows: pl.DataFrame) -> Remark:
+    """Return whether all rows were made by the same versions of libraries."""
+    n_versions = rows["versions"].n_unique()
+    one = "All rows were made by the same versions of libraries."
+    return n_versions > 1, one if n_versions == 1 else f"Rows were made by {n_versions} sets of versions of libraries."

@@ -1,0 +1,86 @@
+"""Means against layer, by what else they hang on: estimators, views, controls."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import altair as alt
+import polars as pl
+
+from id_scaling.plots import style
+
+
+def estimator_agreement(summary: pl.DataFrame) -> alt.TopLevelMixin:
+    """Return the figure: all estimators in one panel a module, a row for each of a few runs."""
+    table = style.leading(style.of_all_contexts(summary))
+    runs, left_out = style.shown(style.unique(table, "run"), 3, "runs")
+    table = _inside(table).filter(pl.col("run").is_in(runs))
+
+    def titles(of_row: pl.DataFrame) -> tuple[str, str]:
+        return of_row["run"][0], f"view {of_row['view'][0]!r}{left_out}"
+
+    return style.configured(_by_layer(table, "run", "module", "estimator", titles))
+
+
+def id_by_view(summary: pl.DataFrame) -> alt.TopLevelMixin:
+    """Return the figure: all views in one panel an estimator, a row for each module, of the first run."""
+    table = style.of_all_contexts(summary)
+    # Draws of one view are lines of one colour.
+    table = _inside(table).with_columns(name="view", view=pl.col("view").str.replace(r"-\d+$", ""))
+    views = style.unique(table, "view")
+    lead, others = style.leading_view(views), [view for view in views if view != style.leading_view(views)]
+    size = style.MOST_LINES - 1
+    parts = [[lead, *others[start : start + size]] for start in range(0, len(others), size)]
+    drawn = [_of_first_run(table.filter(pl.col("view").is_in(part)), "view", detail="name") for part in parts]
+    return style.configured(alt.vconcat(*drawn).resolve_scale(color="independent", strokeDash="independent"))
+
+
+def id_by_control(summary: pl.DataFrame) -> alt.TopLevelMixin:
+    """Return the figure: all controls in one panel an estimator, a row for each module, of the first model."""
+    table = _inside(style.leading(style.of_all_contexts(summary)))
+    same = ["model", "checkpoint", "dataset", "subset"]
+    first = table.select(same).row(0)
+    table = table.filter(*(pl.col(key) == value for key, value in zip(same, first, strict=True)))
+    return style.configured(_of_first_run(table.with_columns(run=pl.lit(" · ".join(map(str, first)))), "control"))
+
+
+def _inside(table: pl.DataFrame) -> pl.DataFrame:
+    """Return the rows of sites inside the blocks; all where there are none."""
+    return table.filter(pl.col("module").is_in(style.modules_of(table)))
+
+
+def _of_first_run(table: pl.DataFrame, by: str, detail: str | None = None) -> alt.VConcatChart:
+    """Return a row for each module of the first run, with a line for each value of a column."""
+    runs = style.unique(table, "run")
+    of_run = table.filter(pl.col("run") == runs[0])
+    others = f"; 1 of {len(runs)} runs" if len(runs) > 1 else ""
+
+    def titles(of_row: pl.DataFrame) -> tuple[str, str]:
+        return of_row["module"][0], f"{runs[0]}, mean over contexts{others}"
+
+    return _by_layer(of_run, "module", "estimator", by, titles, detail)
+
+
+def _by_layer(table, rows, columns, by, titles, detail=None) -> alt.VConcatChart:
+    """Return a grid of panels of means against layer, with a line for each value of a column."""
+    values, left_out = style.shown(style.unique(table, by), style.MOST_LINES, f"{by}s")
+    table = table.filter(pl.col(by).is_in(values))
+
+    def said(of_row: pl.DataFrame) -> tuple[str, str]:
+        title, subtitle = titles(of_row)
+        return title, subtitle + left_out
+
+    panel = partial(_panel, by=by, values=values, detail=detail)
+    return style.grid(table, rows, columns, panel, said)
+
+
+def _panel(table: pl.DataFrame, by: str, values: list[str], detail: str | None) -> alt.LayerChart:
+    """Return lines and points against layer, one for each value of a column."""
+    base = alt.Chart(table).encode(
+        x=alt.X("layer:Q", title="layer", axis=style.layer_axis(table), scale=alt.Scale(nice=False)),
+        y=alt.Y("mean:Q", title=style.ID, scale=alt.Scale(zero=True)),
+        **style.coloured(by, values),
+        **({"detail": f"{detail}:N"} if detail else {}),
+    )
+    tooltip = [by, "layer", "mean", "sd", "n_contexts", "n_failed"]
+    return base.mark_line(strokeWidth=1.5) + base.mark_point(filled=True, size=20).encode(tooltip=tooltip)

@@ -1,0 +1,134 @@
+"""IDs of contexts against their losses, and losses along a context."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import altair as alt
+import polars as pl
+
+from id_scaling.load import load_contexts, load_tokens
+from id_scaling.plots import style
+from id_scaling.plots.style import RUN
+
+# Positions are averaged over an eighth of an octave.
+PARTS_OF_OCTAVE = 8
+OF_POINT = ["model", "checkpoint", "module", "estimator", "layer", "document_id", "chunk"]
+OF_POINT += ["loss", "entropy", "value", "stderr"]
+
+
+def id_against_loss(summary: pl.DataFrame, session: Path) -> alt.TopLevelMixin:
+    """Return the figure: contexts at the most correlated layer of each estimator, and the correlation by layer."""
+    table = style.leading(style.of_all_contexts(summary))
+    runs = style.unique(table, "run")
+    table = table.filter(pl.col("run") == runs[-1], pl.col("module").is_in(style.modules_of(table)))
+    module = style.modules_of(table)[0]
+    axes = dict(zip(RUN, table.select(RUN).row(0), strict=True))
+    contexts = load_contexts(session, **axes, module=module).filter(status="ok", view=table["view"][0])
+    others = f"; 1 of {len(runs)} runs" if len(runs) > 1 else ""
+    scatter = []
+    for estimator in style.unique(table, "estimator"):
+        strongest = _strongest(table.filter(estimator=estimator, module=module))
+        points = contexts.filter(pl.col("layer").eq_missing(strongest["layer"]), estimator=estimator).select(*OF_POINT)
+        scatter.append(points.with_columns(panel=pl.lit(f"{estimator}, layer {strongest['layer']}{_said(strongest)}")))
+    points = pl.concat(scatter).with_columns(row=pl.lit("all"))
+    title = f"{runs[-1]}{others}", f"module {module!r}, view {table['view'][0]!r}, a point for each context"
+    drawn = [style.grid(points, "row", "panel", _scatter, lambda _: title)]
+    correlated = table.filter(pl.col("spearman_loss").is_not_null(), pl.col("layer").is_not_null())
+    if len(correlated):
+        of_rows = correlated.with_columns(row=pl.lit("all"))
+        said = "Spearman's correlation of ID and loss by layer", _documents(correlated)
+        drawn.append(style.grid(of_rows, "row", "estimator", _correlations, lambda _: said))
+    return style.configured(alt.vconcat(*drawn))
+
+
+def loss_by_position(summary: pl.DataFrame, session: Path) -> alt.TopLevelMixin:
+    """Return the figure: mean loss and entropy of tokens at each position, a line for each of a few runs."""
+    table = style.of_all_contexts(summary)
+    runs, left_out = style.shown(style.unique(table, "run"), style.MOST_LINES, "runs")
+    means = []
+    for run in runs:
+        axes = dict(zip(RUN, table.filter(run=run).select(RUN).row(0), strict=True))
+        tokens = load_tokens(session, **axes).filter(pl.col("position") > 0)
+        binned = tokens.group_by(_octave().alias("octave")).agg(
+            pl.col("position").mean(), pl.col("loss", "entropy").cast(pl.Float64).mean()
+        )
+        names = {"run": run, "model": axes["model"], "checkpoint": axes["checkpoint"]}
+        binned = binned.sort("octave").drop("octave")
+        means.append(binned.with_columns(pl.lit(name).alias(key) for key, name in names.items()))
+    scores = pl.concat(means).unpivot(
+        ["loss", "entropy"], index=["run", "model", "checkpoint", "position"], variable_name="score"
+    )
+    scores = scores.with_columns(row=pl.lit("all"))
+    title = "Loss and entropy by position", f"mean over contexts{left_out}"
+    return style.configured(style.grid(scores, "row", "score", _by_position, lambda _: title))
+
+
+def _octave() -> pl.Expr:
+    """Return the part of an octave that a position is in."""
+    return (pl.col("position").log(2) * PARTS_OF_OCTAVE).floor()
+
+
+def _strongest(table: pl.DataFrame) -> dict:
+    """Return the row whose correlation with the loss is largest, or the middle layer's where there is none."""
+    known = table.filter(pl.col("spearman_loss").is_not_nan() & pl.col("spearman_loss").is_not_null())
+    chosen = known.sort(pl.col("spearman_loss").abs()).tail(1) if len(known) else table[[len(table) // 2]]
+    return chosen.row(0, named=True)
+
+
+def _said(row: dict) -> str:
+    """Return what a row says of the correlation."""
+    return "" if row["spearman_loss"] is None else f", ρ = {row['spearman_loss']:.2f}"
+
+
+def _documents(table: pl.DataFrame) -> str:
+    """Return how many documents correlations are of."""
+    least, most = table["n_documents"].min(), table["n_documents"].max()
+    return f"{least} documents" if least == most else f"{least} to {most} documents"
+
+
+def _scatter(table: pl.DataFrame) -> alt.LayerChart:
+    """Return contexts as points, with the line that fits them best."""
+    base = alt.Chart(table).encode(
+        x=alt.X("loss:Q", title="loss (nats/token)", scale=alt.Scale(zero=False)),
+        y=alt.Y("value:Q", title=style.ID, scale=alt.Scale(zero=False)),
+    )
+    tooltip = ["document_id", "chunk", "loss", "entropy", "value", "stderr"]
+    points = base.mark_circle(size=25, opacity=0.6, color=style.PALETTE[0]).encode(tooltip=tooltip)
+    return points + base.transform_regression("loss", "value").mark_line(color=style.PALETTE[1], strokeWidth=1.5)
+
+
+def _correlations(table: pl.DataFrame) -> alt.LayerChart:
+    """Return correlations by layer with their intervals, a line for each module."""
+    x = alt.X("layer:Q", title="layer", axis=style.layer_axis(table), scale=alt.Scale(nice=False))
+    scale = alt.Scale(domain=[-1, 1])
+    colours = style.coloured("module", style.unique(table, "module"))
+    base = alt.Chart(table)
+    band = (
+        base.transform_filter("isValid(datum.spearman_loss_low)")
+        .mark_area(opacity=0.15)
+        .encode(
+            x=x,
+            y=alt.Y("spearman_loss_low:Q", scale=scale, title="Spearman's ρ"),
+            y2="spearman_loss_high:Q",
+            color=colours["color"],
+        )
+    )
+    line = base.mark_line(point=True).encode(
+        x=x,
+        y=alt.Y("spearman_loss:Q", scale=scale, title="Spearman's ρ"),
+        **colours,
+        tooltip=["module", "layer", "spearman_loss", "partial_loss", "p_loss", "q_loss"],
+    )
+    zero = alt.Chart(pl.DataFrame({"zero": [0]})).mark_rule(color="#888").encode(y="zero:Q")
+    return zero + band + line
+
+
+def _by_position(table: pl.DataFrame) -> alt.LayerChart:
+    """Return a score against position, a line for each run."""
+    base = alt.Chart(table).encode(
+        x=alt.X("position:Q", title="position (tokens)", scale=alt.Scale(type="log", nice=False)),
+        y=alt.Y("value:Q", title=f"{table['score'][0]} (nats/token)", scale=alt.Scale(zero=True)),
+        **style.coloured("run", style.unique(table, "run")),
+    )
+    return alt.layer(base.mark_line(strokeWidth=1).encode(tooltip=["run", "position", "value"]))

@@ -1,0 +1,105 @@
+"""One self-contained page of a session: what was run, its figures in the order of questions, and what to doubt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from html import escape
+from pathlib import Path
+
+import altair as alt
+import polars as pl
+
+from id_scaling.plots import style
+from id_scaling.plots.catalogue import FIGURES
+from id_scaling.plots.doubts import remarks
+from id_scaling.plots.page import PAGE, SCRIPT, STYLE, as_script, libraries
+from id_scaling.views import RAW
+
+
+def write_report(summary: pl.DataFrame, charts: Mapping[str, alt.TopLevelMixin], path: Path) -> None:
+    """Write the report of a session whose figures are drawn."""
+    title = f"Intrinsic dimension of {_listed(style.unique(summary, 'model'), 3)}"
+    sections = [("what", "What was run", _what_was_run(summary))]
+    for figure in FIGURES:
+        if figure.name in charts:
+            sections.append((figure.name, figure.question, _figure(figure.name, figure.caption)))
+    sections.append(("trust", "How far to trust this", _trust(summary)))
+    page = PAGE.format(
+        title=escape(title),
+        style=STYLE,
+        contents="".join(f'<a href="#{name}">{escape(heading)}</a>' for name, heading, _ in sections),
+        sections="\n".join(
+            f'<section id="{name}"><h2>{escape(heading)}</h2>{body}</section>' for name, heading, body in sections
+        ),
+        libraries=libraries(),
+        specs=as_script({name: chart.to_dict() for name, chart in charts.items()}),
+        script=SCRIPT,
+    )
+    path.write_text(page, encoding="utf-8")
+
+
+def _figure(name: str, caption: str) -> str:
+    """Return the place of a figure."""
+    return (
+        f'<p>{escape(caption)}</p><div class="wide"><div class="figure" id="figure-{name}" role="figure" '
+        f'aria-label="{escape(name)}"></div></div><button data-figure="{name}">Data of this figure (CSV)</button>'
+    )
+
+
+def _listed(values: list, most: int) -> str:
+    """Return up to so many values in words."""
+    shown = ", ".join(map(str, values[:most]))
+    return shown if len(values) <= most else f"{shown} and {len(values) - most} more"
+
+
+def _table(rows: Iterable[tuple[str, str]]) -> str:
+    """Return named values as a table."""
+    lines = (f"<tr><th scope=row>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in rows)
+    return f'<div class="wide"><table>{"".join(lines)}</table></div>'
+
+
+def _what_was_run(summary: pl.DataFrame) -> str:
+    """Return the tables of what was run and of the views."""
+    return _table(_axes(summary)) + _table(_views(summary))
+
+
+def _axes(summary: pl.DataFrame) -> Iterator[tuple[str, str]]:
+    """Yield what the study is the product of, and how large it is."""
+    for model in style.unique(summary, "model"):
+        of_model = summary.filter(model=model)
+        n_parameters, n_layers = of_model["n_parameters"][0], of_model["n_layers"][0]
+        yield (
+            f"model {model}",
+            f"{n_layers} layers, {n_parameters:,} parameters, {_listed(style.unique(of_model, 'dtype'), 3)}",
+        )
+        yield "its checkpoints", _listed(style.unique(of_model, "checkpoint"), 12)
+    for dataset in style.unique(summary, "dataset"):
+        of_dataset = summary.filter(pl.col("group").is_null(), dataset=dataset)
+        of_subset = of_dataset.group_by("subset", maintain_order=True).agg(pl.col("n_contexts", "n_documents").max())
+        n_contexts, n_documents = of_subset["n_contexts"].sum(), of_subset["n_documents"].sum()
+        shards = _listed(style.unique(of_dataset, "subset"), 12)
+        yield f"dataset {dataset}", f"shards {shards}: {n_contexts:,} contexts of {n_documents:,} documents"
+    for key in ("control", "module", "estimator", "group", "device", "versions"):
+        values = [value for value in style.unique(summary, key) if value is not None]
+        if values:
+            yield f"{key}s".replace("versionss", "versions"), _listed(values, 12)
+    losses = summary.filter(pl.col("group").is_null(), control="none")["mean_loss"].drop_nulls()
+    if len(losses):
+        yield "mean loss", f"{losses.min():.3f} to {losses.max():.3f} nats/token"
+
+
+def _views(summary: pl.DataFrame) -> Iterator[tuple[str, str]]:
+    """Yield what each view does."""
+    columns = ["skip_first_tokens", "duplicates", "decimate", "draw", "preprocess", "exclude_window", "null_cloud"]
+    plain = {"decimate": 0, "draw": 0, "preprocess": RAW, "exclude_window": 0, "null_cloud": "none"}
+    for name, *values in summary.select("view", *columns).unique(maintain_order=True).iter_rows():
+        said = [f"{key} {value}" for key, value in zip(columns, values, strict=True) if plain.get(key) != value]
+        yield f"view {name}", ", ".join(said)
+
+
+def _trust(summary: pl.DataFrame) -> str:
+    """Return how far the numbers carry, as a list."""
+    view = style.leading(summary)["view"][0]
+    kinds = {True: "doubt", False: "fine"}
+    items = (f'<li class="{kinds[is_doubt]}">{escape(said)}</li>' for is_doubt, said in remarks(summary))
+    return f"<p>Of the view {escape(repr(view))}, which text and most figures show.</p><ul>{''.join(items)}</ul>"

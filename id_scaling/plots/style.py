@@ -1,0 +1,107 @@
+"""What all figures have in common: colours, sizes, panels in a grid, and which of many runs are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import altair as alt
+import polars as pl
+
+from id_scaling.views import leading_view
+
+T = TypeVar("T")
+
+# Okabe and Ito (2008): distinguishable by colour-blind eyes; shapes and dashes tell lines apart in grey.
+PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+DASHES = [[1, 0], [6, 3], [2, 2], [8, 2, 2, 2], [4, 4], [1, 3], [10, 4]]
+PANEL_WIDTH, PANEL_HEIGHT = 300, 220
+# More are no figure but a table.
+MOST_RUNS, MOST_LAYERS, MOST_LINES = 8, 5, 7
+# What figures show of a row of the summary.
+SHOWN = ["view", "layer", "module", "estimator", "mean", "sd", "n_contexts", "n_failed", "n_documents", "mean_loss"]
+SHOWN += ["mean_entropy", "spearman_loss", "spearman_loss_low", "spearman_loss_high", "partial_loss", "p_loss"]
+SHOWN += ["q_loss", "n_parameters", "training_step"]
+RUN = ["model", "checkpoint", "dataset", "subset", "control"]
+ID = "intrinsic dimension"
+
+
+def spread(values: Sequence[T], most: int) -> list[T]:
+    """Return up to so many of some values, evenly spread, first and last included."""
+    n = min(most, len(values))
+    return [values[round(step * (len(values) - 1) / max(n - 1, 1))] for step in range(n)]
+
+
+def unique(table: pl.DataFrame, column: str) -> list:
+    """Return the values of a column in the order in which they come."""
+    return table[column].unique(maintain_order=True).to_list()
+
+
+def of_all_contexts(summary: pl.DataFrame) -> pl.DataFrame:
+    """Return the rows of all contexts that have a mean, with what a run is called."""
+    is_shown = pl.col("group").is_null() & pl.col("mean").is_not_null()
+    return summary.filter(is_shown).select(*RUN, *SHOWN, pl.concat_str(RUN, separator=" · ").alias("run"))
+
+
+def leading(table: pl.DataFrame) -> pl.DataFrame:
+    """Return the rows of the leading view."""
+    return table.filter(view=leading_view(unique(table, "view")))
+
+
+def shown(values: Sequence[str], most: int, what: str) -> tuple[list[str], str]:
+    """Return some of many values, and what to say of those left out: nothing where there are none."""
+    some = spread(values, most)
+    return some, "" if len(some) == len(values) else f"; {len(some)} of {len(values)} {what}, evenly spread"
+
+
+def modules_of(table: pl.DataFrame) -> list[str]:
+    """Return the modules inside the blocks, or all where there are none."""
+    return unique(table.filter(pl.col("layer").is_not_null()), "module") or unique(table, "module")
+
+
+def coloured(column: str, values: Sequence[str]) -> dict[str, alt.SchemaBase]:
+    """Return the encodings that tell a few values apart, by colour and by dashes."""
+    palette, dashes = PALETTE[: len(values)], DASHES[: len(values)]
+    scale, dash = alt.Scale(domain=values, range=palette), alt.Scale(domain=values, range=dashes)
+    return {
+        "color": alt.Color(f"{column}:N", scale=scale, title=column, legend=alt.Legend(symbolType="stroke")),
+        "strokeDash": alt.StrokeDash(f"{column}:N", scale=dash, title=column),
+    }
+
+
+def grid(
+    table: pl.DataFrame,
+    rows: str,
+    columns: str,
+    panel: Callable[[pl.DataFrame], alt.LayerChart],
+    titles: Callable[[pl.DataFrame], tuple[str, str]],
+) -> alt.VConcatChart:
+    """Return a panel for each value of two columns, titled by the second, in rows that are titled."""
+    drawn = []
+    for row in unique(table, rows):
+        of_row = table.filter(pl.col(rows) == row)
+        title, subtitle = titles(of_row)
+        panels = [
+            panel(of_row.filter(pl.col(columns) == column)).properties(
+                title=str(column), width=PANEL_WIDTH, height=PANEL_HEIGHT
+            )
+            for column in unique(of_row, columns)
+        ]
+        drawn.append(alt.hconcat(*panels, title=alt.TitleParams(title, subtitle=subtitle, anchor="start")))
+    return alt.vconcat(*drawn)
+
+
+def configured(chart: alt.TopLevelMixin) -> alt.TopLevelMixin:
+    """Return a chart in the style of all."""
+    return (
+        chart.configure_view(stroke=None)
+        .configure_axis(grid=False, labelFontSize=11, titleFontSize=12)
+        .configure_legend(labelLimit=300, symbolStrokeWidth=2)
+    )
+
+
+def layer_axis(table: pl.DataFrame) -> alt.Axis:
+    """Return an axis that marks layers alone, not the places beside them."""
+    n_layers = (table["layer"].max() or 0) + 1
+    step = max(1, n_layers // 8)
+    return alt.Axis(values=list(range(0, n_layers, step)), format="d")
