@@ -10,10 +10,10 @@ import polars as pl
 
 from id_scaling.errors import ConfigError, StoreError, UnsealedError
 from id_scaling.logs import LOG
-from id_scaling.paths import Run, contexts_path, ids_path, run_folder
+from id_scaling.paths import Run, contexts_path, ids_path, run_folder, runs_of
 from id_scaling.sealed import read_table
-from id_scaling.summarize import SCORES, runs_of
 
+SCORES = ("loss", "entropy")
 OF_CONTEXT = ["context", "document", "document_id", "chunk", "token_start", "token_stop", "metadata"]
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,14 @@ class Run:
     dataset: str
     subset: int
     control: str
+
+
+def runs_of(settings: Mapping[str, Any]) -> Iterator[Run]:
+    """Yield the runs of a session from its axes."""
+    for model, dataset in product(settings["models"], settings["datasets"]):
+        axes = product(model["checkpoints"], dataset["subsets"], settings["controls"])
+        for checkpoint, subset, control in axes:
+            yield Run(model["name"], checkpoint, dataset["name"], subset, control)
 
 
 def run_folder(session: Path, run: Run) -> Path:

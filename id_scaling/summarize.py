@@ -7,7 +7,7 @@ library versions are a column and a warning. Only estimates with status `ok` ent
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from id_scaling.errors import StoreError, made_anew
 from id_scaling.files import writing
 from id_scaling.grouping import documents_of, groups_of
 from id_scaling.logs import LOG, Progress
-from id_scaling.paths import Run, contexts_path, extraction_digest, ids_path, run_folder
+from id_scaling.paths import Run, contexts_path, extraction_digest, ids_path, run_folder, runs_of
 from id_scaling.sealed import read_record, read_table, write_table
 from id_scaling.views import leading_view
 
@@ -227,14 +227,6 @@ def summarize(session: Path, settings: Mapping[str, Any], parquet: Path, csv: Pa
     with writing(text) as aside:
         aside.write_text(readable(summary))
     LOG.info("%d rows in %s", len(summary), parquet)
-
-
-def runs_of(settings: Mapping[str, Any]) -> Iterator[Run]:
-    """Yield the runs of a session from its axes."""
-    for model, dataset in product(settings["models"], settings["datasets"]):
-        axes = product(model["checkpoints"], dataset["subsets"], settings["controls"])
-        for checkpoint, subset, control in axes:
-            yield Run(model["name"], checkpoint, dataset["name"], subset, control)
 
 
 def readable(summary: pl.DataFrame) -> str:

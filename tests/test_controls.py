@@ -23,6 +23,7 @@ from id_scaling.errors import ConfigError, StoreError
 from id_scaling.models import load_model
 from id_scaling.paths import Run
 from id_scaling.plots.by_layer import id_by_layer
+from id_scaling.plots.style import SHOWN
 from id_scaling.sealed import read_table, write_table
 from id_scaling.study import Study
 from id_scaling.views import DEFAULT_VIEWS
@@ -253,7 +254,8 @@ def summary(controls: tuple[str, ...]) -> pl.DataFrame:
         for number, control in enumerate(controls)
         for layer in range(2)
     ]
-    return pl.DataFrame(table).with_columns(pl.lit(None, pl.String).alias("group"))
+    others = {name: pl.lit(None) for name in SHOWN if name not in {*columns, "layer", "mean"}}
+    return pl.DataFrame(table).with_columns(pl.lit(None, pl.String).alias("group"), **others)
 
 
 def test_figure_has_a_panel_for_each_control_with_axes_of_one_height() -> None:

@@ -32,7 +32,7 @@ STAGES: dict[str, list[str]] = {
     "extract": ["id_scaling.extract"],
     **{f"estimate {name.split('.')[-1]}": ["id_scaling.ids", name] for name in ESTIMATORS},
     "summarize": ["id_scaling.summarize"],
-    "plot": ["id_scaling.plots"],
+    "plot": ["id_scaling.plots.draw"],
 }
 
 # Modules that a stage imports inside a function alone: they are of its closure, and not loaded with it.
@@ -198,13 +198,16 @@ ESTIMATES = {stage for stage in STAGES if stage.startswith("estimate ")}
         ("mkl.py", {"train", "extract"}),
         ("models.py", {"extract"}),
         ("store.py", {"extract"}),
-        ("plots.py", {"plot"}),
+        ("plots/style.py", {"plot"}),
+        ("plots/page.py", {"plot"}),
+        ("load.py", {"plot"}),
+        ("checkpoints.py", {"fetch", "fetch_dataset", "summarize"}),
         ("fetch.py", {"fetch", "fetch_dataset"}),
         ("shards.py", {"fetch_dataset"}),
         ("records.py", {"chunk"}),
         ("tokens.py", {"chunk"}),
         ("grouping.py", {"summarize"}),
-        ("intervals.py", {"summarize"}),
+        ("intervals.py", {"summarize", "plot"}),
         ("embedded.py", {"fetch", "fetch_dataset"}),
         ("hub.py", {"fetch", "fetch_dataset"}),
         ("summarize.py", {"summarize"}),
@@ -254,8 +257,8 @@ def test_edit_makes_stale_the_stages_that_run_the_module(
 
 
 def test_order_of_roots_is_no_matter() -> None:
-    assert fingerprint("id_scaling.ids", "id_scaling.plots") == fingerprint("id_scaling.plots", "id_scaling.ids")
-    assert fingerprint("id_scaling.ids") != fingerprint("id_scaling.plots")
+    assert fingerprint("id_scaling.ids", "id_scaling.load") == fingerprint("id_scaling.load", "id_scaling.ids")
+    assert fingerprint("id_scaling.ids") != fingerprint("id_scaling.load")
 
 
 # ---- closures against what is loaded ---------------------------------------------------------------------------

@@ -24,10 +24,10 @@ from id_scaling.ids import SCHEMA
 from id_scaling.intervals import mean_interval, partial_correlation, rank_correlation
 from id_scaling.load import load_summary
 from id_scaling.logs import LOG
-from id_scaling.paths import Run, contexts_path, extraction_digest, ids_path, run_folder
+from id_scaling.paths import Run, contexts_path, extraction_digest, ids_path, run_folder, runs_of
 from id_scaling.plots.by_layer import id_by_layer
 from id_scaling.sealed import write_record
-from id_scaling.summarize import COLUMNS, readable, runs_of, summarize
+from id_scaling.summarize import COLUMNS, readable, summarize
 from id_scaling.views import DEFAULT_VIEWS
 
 VIEWS = {name: vars(view) for name, view in DEFAULT_VIEWS.items()}

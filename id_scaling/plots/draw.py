@@ -9,7 +9,6 @@ import altair as alt
 import polars as pl
 
 from id_scaling.files import writing
-from id_scaling.load import load_summary
 from id_scaling.logs import LOG
 from id_scaling.plots.by_layer import id_by_layer
 from id_scaling.plots.lines import estimator_agreement, id_by_control, id_by_view
@@ -17,6 +16,7 @@ from id_scaling.plots.loss import id_against_loss, loss_by_position
 from id_scaling.plots.page import FIGURE, as_script, libraries
 from id_scaling.plots.report import write_report
 from id_scaling.plots.training import id_by_layer_and_step, id_by_size, id_by_step
+from id_scaling.sealed import read_table
 
 REPORT = "report.html"
 # Of the summary alone, and of the rows behind it too.
@@ -42,7 +42,7 @@ def plot(session: Path, outputs: Sequence[Path]) -> None:
     outputs : sequence of Path
         Files to write: `NAME.html`, `.svg` or `.png` of figures, and `report.html`.
     """
-    summary = load_summary(session)
+    summary, _ = read_table(session / "summary.parquet")
     names = list(dict.fromkeys(output.stem for output in outputs if output.name != REPORT))
     charts = {name: chart_of(name, summary, session) for name in names}
     for output in outputs:

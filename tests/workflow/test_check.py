@@ -113,7 +113,7 @@ def arguments_of(verb: str, session: Workflow) -> list[str]:
             **{kind: f"results/tiny/summary.{kind}" for kind in ("parquet", "csv")},
             "text": "results/tiny/summary.txt",
         },
-        "plot": {"summary": "results/tiny/summary.parquet", "output": "results/tiny/figures/id_by_layer.svg"},
+        "plot": {"session": "results/tiny", "output": "results/tiny/figures/id_by_layer.svg"},
     }
     return [verb, *(part for key, value in options[verb].items() for part in (f"--{key}", value))]
 

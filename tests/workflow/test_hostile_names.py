@@ -140,7 +140,11 @@ def test_every_hostile_name_is_one_argument_of_the_real_commands(
         verb, *options = arguments
         if verb == "extract" and options[options.index("--weights") + 1].startswith("--"):
             options.remove("--weights")  # with nothing: those of a local model are where they are
-        given_ = dict(zip(options[::2], options[1::2], strict=True)) if verb != "plot" else {}
+        if verb == "plot":  # its figures stand one after the other
+            assert options[::2][:2] == ["--session", "--output"]
+            check_paths(made.session, [options[1], *options[3:]])
+            options = []
+        given_ = dict(zip(options[::2], options[1::2], strict=True))
         found.setdefault(verb, set()).add(given_.pop("--settings", ""))
         not_paths = ("--threads", "--execution")
         check_paths(made.session, [value for flag, value in given_.items() if flag not in not_paths])

@@ -171,7 +171,7 @@ CASES = {
         DOWN_FROM_EXTRACTION,
     ),
     "the style of figures": (
-        change_code("id_scaling/plots.py", "PANEL_WIDTH, PANEL_HEIGHT = 300", "PANEL_WIDTH, PANEL_HEIGHT = 320"),
+        change_code("id_scaling/plots/style.py", "PANEL_WIDTH, PANEL_HEIGHT = 300", "PANEL_WIDTH, PANEL_HEIGHT = 320"),
         {"plot": 1},
     ),
     "the command of a rule": (
