@@ -309,6 +309,13 @@ def plan(arguments: Arguments) -> None:
     print(report(study, arguments.tflops, arguments.gpus))
 
 
+def reproduce(arguments: Arguments) -> None:
+    """Run the protocol of a paper, and print ours beside what it published."""
+    from id_scaling.reproduce import reproduce
+
+    print(reproduce(arguments.config, arguments.only, arguments.profile, is_run=not arguments.no_run))
+
+
 def describe(arguments: Arguments) -> None:
     """Print the layers, width, positions and module paths of a model, without loading weights."""
     from id_scaling.architecture import read_architecture
@@ -380,6 +387,9 @@ OPTIONS: dict[str, dict] = {
         "help": "10¹² FLOPs a second of a GPU, an assumption",
     },
     "--gpus": {"type": _count, "default": 1, "help": "GPUs that extract beside each other"},
+    "--only": {"nargs": "+", "metavar": "MODEL", "help": "models of the file to run, all by default"},
+    "--profile": {"default": "profiles/local", "help": "profile that Snakemake runs under"},
+    "--no-run": {"action": "store_true", "help": "compare what was run before"},
     "config": {"type": Path, "help": "configuration file"},
     "name": {"metavar": "MODEL", "dest": "model", "help": "model folder or name"},
 }
@@ -406,6 +416,7 @@ VERBS: dict[str, tuple[Callable[[Arguments], int | None], tuple[str, ...]]] = {
     "check": (check, ("config",)),
     "status": (status, ("config",)),
     "plan": (plan, ("config", "--tflops", "--gpus")),
+    "reproduce": (reproduce, ("config", "--only", "--profile", "--no-run")),
     "describe": (describe, ("name", "--checkpoint")),
     "document": (document, ("--root",)),
 }

@@ -45,7 +45,7 @@ def problems(config: dict[str, Any]) -> list[str]:
 # ---- what is taken ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "llama2-7b.yaml"])
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "config").glob("*.yaml")))
 def test_configurations_that_come_with_the_project_are_valid(name: str) -> None:
     assert isinstance(parse(yaml.safe_load((ROOT / "config" / name).read_text())), Config)
 
