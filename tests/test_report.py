@@ -48,7 +48,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cacheing_config__views=VIEWS,
     )
     config["dataset_config"]["filter_and_chunk_config"] = {"max_chunks_from_a_document": 1}
-    config["cacheing_config"] |= {"save_IDs_list": ["mle", "twoNN_f10"], "module_outblock_keys": ["unemb"]}
+    config["cacheing_config"] |= {"save_IDs_list": ["mle", "twoNN_f10", "twoNN_f0"], "module_outblock_keys": ["unemb"]}
     config["cacheing_config"]["module_inblock_keys"] = ["block", "mlp"]
     return run_study(config)
 
@@ -170,7 +170,7 @@ def test_the_page_says_what_was_run_and_what_to_doubt(opened: Page, session: Pat
     assert f"mle: 0 of {n_clouds:,} clouds have no estimate." in trust
     assert "Rows are of 24 documents at least; intervals: bootstrap." in trust
     n_high = load_summary(session).filter(pl.col("mean") > 15, view="default").height
-    assert f"{n_high} of {2 * len(summary)} means are above 15" in trust
+    assert f"{n_high} of {3 * len(summary)} means are above 15" in trust
     assert "of nearest neighbors are the same token" in trust
 
 

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from id_scaling.views import View, leading_view
+
+# What the number at the end of an estimator's name is.
+SCALES = {"gride_n": "rank n, of n and 2n", "twoNN_f": "points discarded (%)", "mle_k": "neighbors k"}
+SCALED = re.compile(rf"({'|'.join(SCALES)})(\d+)")
+# What a view may not differ in from the leading one to differ in its number of points alone.
+SAME = ["skip_first_tokens", "duplicates", "preprocess", "exclude_window", "null_cloud"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,19 @@ FIGURES = (
         of="views",
     ),
     Figure(
+        "id_by_scale",
+        "Does it hang on the scale at which an estimator looks?",
+        "Means of one kind of estimator at several scales: at small ones noise counts, at large ones curvature and "
+        "density do. A dimension that no range of scales agrees on is not one number.",
+        of="scales",
+    ),
+    Figure(
+        "id_by_n_points",
+        "Does it hang on the number of points?",
+        "Means of random subsets: what still rises with the number of points has not converged.",
+        of="sizes",
+    ),
+    Figure(
         "id_by_control",
         "Does it hang on the order of the text?",
         "Means under each control of the text: the more blocks are permuted, the less structure is left.",
@@ -92,3 +114,16 @@ FIGURES = (
 def figures_of(n_values: Mapping[str, int]) -> list[Figure]:
     """Return the figures of a study with so many values on each axis."""
     return [figure for figure in FIGURES if figure.of is None or n_values[figure.of] > 1]
+
+
+def n_scales(estimators: Sequence[str]) -> int:
+    """Return the largest number of scales at which one kind of estimator looks."""
+    kinds = [match[1] for match in map(SCALED.fullmatch, estimators) if match]
+    return max(map(kinds.count, kinds), default=0)
+
+
+def n_sizes(views: Mapping[str, View]) -> int:
+    """Return how many sizes of clouds views have that differ from the leading one in that alone."""
+    lead = views[leading_view(list(views))]
+    alike = (view for view in views.values() if all(getattr(view, key) == getattr(lead, key) for key in SAME))
+    return len({view.decimate for view in alike})

@@ -15,6 +15,7 @@ from id_scaling.plots.lines import estimator_agreement, id_by_control, id_by_vie
 from id_scaling.plots.loss import id_against_loss, loss_by_position
 from id_scaling.plots.page import FIGURE, as_script, libraries
 from id_scaling.plots.report import write_report
+from id_scaling.plots.scales import id_by_n_points, id_by_scale
 from id_scaling.plots.training import id_by_layer_and_step, id_by_size, id_by_step
 from id_scaling.sealed import read_table
 
@@ -24,6 +25,8 @@ OF_SUMMARY = (
     id_by_layer,
     estimator_agreement,
     id_by_view,
+    id_by_scale,
+    id_by_n_points,
     id_by_control,
     id_by_step,
     id_by_layer_and_step,

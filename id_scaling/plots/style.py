@@ -37,10 +37,10 @@ def unique(table: pl.DataFrame, column: str) -> list:
     return table[column].unique(maintain_order=True).to_list()
 
 
-def of_all_contexts(summary: pl.DataFrame) -> pl.DataFrame:
-    """Return the rows of all contexts that have a mean, with what a run is called."""
+def of_all_contexts(summary: pl.DataFrame, *others: str) -> pl.DataFrame:
+    """Return the rows of all contexts that have a mean, with what a run is called, and some other columns."""
     is_shown = pl.col("group").is_null() & pl.col("mean").is_not_null()
-    return summary.filter(is_shown).select(*RUN, *SHOWN, pl.concat_str(RUN, separator=" · ").alias("run"))
+    return summary.filter(is_shown).select(*RUN, *SHOWN, *others, pl.concat_str(RUN, separator=" · ").alias("run"))
 
 
 def leading(table: pl.DataFrame) -> pl.DataFrame:
