@@ -9,12 +9,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Estimate", "estimate", "estimate_batch", "load_contexts", "load_summary"]
+__all__ = ["Estimate", "estimate", "estimate_batch", "load_contexts", "load_summary", "load_tokens"]
 
 if TYPE_CHECKING:
     from id_scaling.estimation import estimate, estimate_batch
     from id_scaling.estimators.base import Estimate
-    from id_scaling.load import load_contexts, load_summary
+    from id_scaling.load import load_contexts, load_summary, load_tokens
 
 _HOMES = {
     "Estimate": "id_scaling.estimators.base",
@@ -22,6 +22,7 @@ _HOMES = {
     "estimate_batch": "id_scaling.estimation",
     "load_contexts": "id_scaling.load",
     "load_summary": "id_scaling.load",
+    "load_tokens": "id_scaling.load",
 }
 
 

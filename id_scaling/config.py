@@ -241,6 +241,11 @@ class ViewConfig(_Section):
             )
         return self
 
+    @property
+    def n_dropped(self) -> int:
+        """How many principal components are left out."""
+        return int(self.preprocess.removeprefix("drop_top_")) if self.preprocess.startswith("drop_top_") else 0
+
     def draw(self, number: int) -> View:
         """Return one draw of the view."""
         return View(draw=number, **self.model_dump(exclude={"draws"}))
@@ -433,6 +438,11 @@ def _check_points(config: Config) -> None:
             raise ValueError(
                 f"cacheing_config.save_IDs_list: {estimator} needs at least {made.min_points} points, but ctx_len "
                 f"{config.ctx_len} leaves {max(n_counted, 0)} under the view {name!r}; raise ctx_len"
+            )
+        if view.n_dropped and view.n_dropped >= min(view.decimate or n_points, n_points) - 1:
+            raise ValueError(
+                f"cacheing_config.views.{name}.preprocess: found {view.preprocess}, but of {n_points} points no more "
+                "components are left; drop fewer"
             )
         if view.decimate > n_points:
             raise ValueError(

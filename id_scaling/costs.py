@@ -101,7 +101,8 @@ def cost_of(study: Study, run: Run, shape: Shape, n_contexts: int) -> Cost:
     n_clouds = n_contexts * len(shape.widths) * len(cacheing.drawn_views)
     disk = sum(files.values()) + n_contexts * n_tokens * BYTES_OF_SCORES
     disk += len(study.estimators) * (len(study.modules) * BYTES_A_TABLE + n_clouds * BYTES_A_ROW)
-    search = SEARCH * n_contexts * n_tokens**2 * sum(shape.widths.values())
+    n_products = 1 + sum(not view.is_as_made for view in cacheing.drawn_views.values())
+    search = SEARCH * n_products * n_contexts * n_tokens**2 * sum(shape.widths.values())
     is_done = (run_folder(Path(study.session), run) / "manifest.json").is_file()
     return Cost(disk, max(files.values()), n_contexts * shape.forward, search, n_clouds, is_done)
 

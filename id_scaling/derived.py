@@ -11,10 +11,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from id_scaling.architecture import read_config
-from id_scaling.checkpoints import seed_of
 from id_scaling.errors import InputError
 from id_scaling.files import writing_folder
 from id_scaling.logs import LOG
+from id_scaling.untrained import seed_of
 
 GGUF = ".gguf"
 INSTEAD = "fetch it again, or name the model that it was made from"

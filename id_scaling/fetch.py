@@ -27,7 +27,6 @@ from id_scaling.architecture import (
     read_architecture,
     read_config,
 )
-from id_scaling.checkpoints import seed_of
 from id_scaling.derived import built, convert_gguf, gguf_config, gguf_tokenizer, is_derived, is_gguf, untrained
 from id_scaling.errors import InputError, StoreError, nearest
 from id_scaling.files import digest, read_json, sha256, writing_folder
@@ -36,6 +35,7 @@ from id_scaling.logs import LOG
 from id_scaling.sealed import read_record, write_record
 from id_scaling.sites import SiteRequest, check_paths
 from id_scaling.trust import check_settings, is_pickled, weight_files
+from id_scaling.untrained import seed_of
 
 RESOURCES = Path("resources")
 # Beside the identity of a checkpoint that is made here: its weights.

@@ -72,16 +72,19 @@ def documents_of(path: Path, expected: str) -> pl.DataFrame:
 
 def _columns(path: Path, expected: str, names: list[str]) -> pl.DataFrame:
     """Return columns of the contexts that are expected."""
-    _check(path, expected)
+    _check_once(path, expected)
     return read_table(path, names)[0]
 
 
-@cache
-def _check(path: Path, expected: str) -> None:
+def check_contexts(path: Path, expected: str) -> None:
     """Raise a StoreError where contexts are others than those that are expected."""
     check_seal(path)
     if sha256(path) != expected:
         raise StoreError(f"{path}: not the contexts that were extracted; {made_anew(path)}")
+
+
+# Many runs share their contexts.
+_check_once = cache(check_contexts)
 
 
 def _group(contexts: pl.Series, records: list[dict[str, Any]], key: str, path: Path) -> pl.DataFrame:

@@ -72,10 +72,9 @@ def of_rows(
             if len(sizes) < LEAST_DOCUMENTS:
                 continue
             given = part[:, has_score], score[is_there][has_score]
-            results = (
-                *rank_correlation(*given, sizes),
-                partial_correlation(*given, covariates[:, is_there][:, has_score]),
-            )
+            partial = partial_correlation(*given, covariates[:, is_there][:, has_score])
+            is_enough = len(sizes) >= LEAST_RESAMPLED
+            results = *rank_correlation(*given, sizes), partial if is_enough else np.full(len(part), np.nan)
             for column, result in zip(_names(name), results, strict=True):
                 found[column][rows] = result
     return found

@@ -8,12 +8,14 @@ from typing import Any
 
 import polars as pl
 
-from id_scaling.errors import ConfigError, StoreError, UnsealedError
+from id_scaling.errors import ConfigError, StoreError, UnsealedError, made_anew
+from id_scaling.grouping import check_contexts
 from id_scaling.logs import LOG
 from id_scaling.paths import Run, contexts_path, ids_path, run_folder, runs_of
-from id_scaling.sealed import read_table
+from id_scaling.sealed import read_record, read_table
 
 SCORES = ("loss", "entropy")
+RUN_AXES = ("model", "checkpoint", "dataset", "subset", "control")
 OF_CONTEXT = ["context", "document", "document_id", "chunk", "token_start", "token_stop", "metadata"]
 
 
@@ -61,7 +63,7 @@ def load_contexts(session_path: str | Path, **axes: str | int | Collection[str |
         One row per model, checkpoint, dataset, subset, control, module, estimator, layer, view and context: `value`,
         `stderr`, `status` and the companions of the estimate; `loss` and `entropy`, means of the context's tokens
         without the first (nats/token); `document`, `document_id`, `chunk`, `token_start`, `token_stop`, and the
-        document's `metadata` as JSON.
+        document's `metadata` as JSON. Estimates at single tokens, `local`, are in the tables of `ids` alone.
 
     Raises
     ------
@@ -95,6 +97,8 @@ def load_tokens(session_path: str | Path, **axes: str | int | Collection[str | i
     StoreError, ConfigError
         As in `load_contexts`.
     """
+    if others := axes.keys() & {"module", "estimator"}:
+        raise ConfigError(f"{others.pop()} is no axis of tokens; expected some of {', '.join(RUN_AXES)}")
     return _of_runs(Path(session_path), axes, _tokens_of_run)
 
 
@@ -107,6 +111,8 @@ def _of_runs(session: Path, axes: Mapping[str, Any], rows_of: Callable[..., pl.D
         if all(of_run[key] in chosen.get(key, {of_run[key]}) for key in of_run):
             rows = rows_of(session, run, settings, chosen)
             tables.append(rows.select(*(pl.lit(value).alias(key) for key, value in of_run.items()), pl.all()))
+    if not tables:
+        raise ConfigError(f"no run of the session is of {', '.join(f'{axis} {axes[axis]!r}' for axis in axes)} at once")
     return pl.concat(tables)
 
 
@@ -126,23 +132,27 @@ def _chosen(axes: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, s
     chosen = {}
     for axis, wanted in axes.items():
         if axis not in has:
-            raise ConfigError(f"load_contexts: {axis} is no axis; expected one of {', '.join(has)}")
+            raise ConfigError(f"{axis} is no axis of a session; expected one of {', '.join(has)}")
         chosen[axis] = {wanted} if isinstance(wanted, str | int) else set(wanted)
+        if not chosen[axis]:
+            raise ConfigError(f"{axis}: found an empty list, expected values to read")
         if missing := chosen[axis] - has[axis]:
             listed = ", ".join(map(str, sorted(has[axis])))
-            raise ConfigError(f"load_contexts: the session has no {axis} {missing.pop()!r}; it has {listed}")
+            raise ConfigError(f"the session has no {axis} {missing.pop()!r}; it has {listed}")
     return chosen
 
 
 def _contexts_of_run(session: Path, run: Run, settings: Mapping[str, Any], chosen: Mapping[str, set]) -> pl.DataFrame:
     """Return the rows of the contexts of one run."""
-    contexts, _ = read_table(contexts_path(session, run, settings["tokenizers"][run.model]), OF_CONTEXT)
-    tokens, _ = read_table(run_folder(session, run) / "tokens.parquet")
-    of_tokens = tokens.filter(pl.col("position") > 0).group_by("context")
+    manifest = read_record(run_folder(session, run) / "manifest.json")
+    path = contexts_path(session, run, settings["tokenizers"][run.model])
+    check_contexts(path, manifest["contexts"])
+    contexts, _ = read_table(path, OF_CONTEXT)
+    of_tokens = _tokens_of_run(session, run).filter(pl.col("position") > 0).group_by("context")
     scores = of_tokens.agg(pl.col(name).cast(pl.Float64).mean() for name in SCORES)
     contexts = contexts.join(scores, on="context", how="left", maintain_order="left")
     tables = [
-        read_table(ids_path(session, run, module, estimator))[0]
+        _of_extraction(ids_path(session, run, module, estimator), "manifest", manifest)
         for module in settings["modules"]
         for estimator, _ in settings["estimators"]
         if module in chosen.get("module", {module}) and estimator in chosen.get("estimator", {estimator})
@@ -150,6 +160,17 @@ def _contexts_of_run(session: Path, run: Run, settings: Mapping[str, Any], chose
     return pl.concat(tables).join(contexts, on="context", how="left", maintain_order="left")
 
 
-def _tokens_of_run(session: Path, run: Run, _: Any, __: Any) -> pl.DataFrame:
+def _tokens_of_run(session: Path, run: Run, *_: Any) -> pl.DataFrame:
     """Return the rows of the tokens of one run."""
-    return read_table(run_folder(session, run) / "tokens.parquet")[0]
+    folder = run_folder(session, run)
+    return _of_extraction(folder / "tokens.parquet", "digest", read_record(folder / "manifest.json"))
+
+
+def _of_extraction(path: Path, key: str, manifest: Mapping[str, Any]) -> pl.DataFrame:
+    """Return a table without its lists, once it is known to be of the run's extraction."""
+    _, facts = read_table(path, [])
+    if facts[key] != manifest["digest"]:
+        raise StoreError(f"{path}: of another extraction than its run's; {made_anew(path)}")
+    return pl.read_parquet(
+        path, columns=[name for name, kind in pl.read_parquet_schema(path).items() if kind != pl.List]
+    )

@@ -18,7 +18,7 @@ from typing import Any
 
 from id_scaling import embedded
 from id_scaling.architecture import Architecture, architecture_of, check_request, config_digest
-from id_scaling.checkpoints import seed_of, training_step
+from id_scaling.checkpoints import training_step
 from id_scaling.config import Config, ModelConfig, parse
 from id_scaling.controls import NONE
 from id_scaling.derived import is_derived, is_gguf
@@ -44,6 +44,7 @@ from id_scaling.shards import dataset_files, shard_files
 from id_scaling.sites import request_of
 from id_scaling.statistics import GROUPS
 from id_scaling.trust import weight_files
+from id_scaling.untrained import seed_of
 
 # Of settings: Linux takes arguments of up to 131,072 bytes, and a rule's whole command is one.
 MOST_BYTES = 120_000

@@ -151,7 +151,7 @@ COLUMNS = (
         "partial_loss",
         "",
         "Spearman's partial rank correlation of the same, given how many different tokens a context has and where in "
-        "its document it starts; of one source alone in the rows of `group_by`",
+        "its document it starts; of one source alone in the rows of `group_by`; empty under 20 documents",
     ),
     (
         "p_loss",
@@ -182,7 +182,7 @@ COLUMNS = (
         "partial_entropy",
         "",
         "Spearman's partial rank correlation of the same, given how many different tokens a context has and where in "
-        "its document it starts; of one source alone in the rows of `group_by`",
+        "its document it starts; of one source alone in the rows of `group_by`; empty under 20 documents",
     ),
     (
         "p_entropy",
@@ -231,7 +231,7 @@ def summarize(session: Path, settings: Mapping[str, Any], parquet: Path, csv: Pa
 
 def readable(summary: pl.DataFrame) -> str:
     """Return the mean ID under the leading view at up to five layers, one line per run, module and estimator."""
-    view = leading_view(summary["view"].unique(maintain_order=True).to_list())
+    view = leading_view(dict(summary.select("view", "null_cloud").iter_rows()))
     lines = [f"Mean intrinsic dimension by layer (view {view!r}), loss and entropy in nats/token"]
     rows = summary.filter((pl.col("view") == view) & pl.col("group").is_null())
     keys = ["model", "checkpoint", "dataset", "subset", "control"]

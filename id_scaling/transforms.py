@@ -12,6 +12,9 @@ import numpy as np
 
 from id_scaling.views import RAW, View, generator
 
+# Of a norm, what sums in float64 may leave.
+ROUNDING = 1e-11
+
 
 def transform(view: View, points: Any, selection: np.ndarray, token_ids: np.ndarray | None) -> Any:
     """Return the points (n_points, d) as a view has them, in float64; those that do not count are zero.
@@ -26,11 +29,13 @@ def transform(view: View, points: Any, selection: np.ndarray, token_ids: np.ndar
         What a null is drawn by.
     """
     xp, device = array_api_compat.array_namespace(points), array_api_compat.device(points)
+    found = xp.zeros(tuple(points.shape), dtype=xp.float64, device=device)
+    if len(selection) < 2:
+        return found
     index = xp.asarray(selection, device=device)
     rows = preprocess(view.preprocess, xp.astype(xp.take(points, index, axis=0), xp.float64))
     if view.null_cloud == "gaussian":
         rows = gaussian(rows, xp.asarray(_normals(view.draw, token_ids, len(selection)), device=device))
-    found = xp.zeros(tuple(points.shape), dtype=xp.float64, device=device)
     found[index] = rows
     return found
 
@@ -61,7 +66,9 @@ def _without_leading(centred: Any, n_components: int) -> Any:
     xp, (n, d) = array_api_compat.array_namespace(centred), centred.shape
     product = centred @ centred.T if n <= d else centred.T @ centred
     leading = xp.linalg.eigh(product)[1][:, -n_components:]
-    return centred - (leading @ (leading.T @ centred) if n <= d else centred @ leading @ leading.T)
+    left = centred - (leading @ (leading.T @ centred) if n <= d else centred @ leading @ leading.T)
+    # Where components hold all of the variance, what rounding leaves is nothing.
+    return left if xp.sum(left * left) > ROUNDING**2 * xp.sum(centred * centred) else xp.zeros_like(left)
 
 
 def gaussian(rows: Any, normals: Any) -> Any:

@@ -11,7 +11,7 @@ checkpoints that see the same tokens have the same draw.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -69,9 +69,14 @@ class View:
 DEFAULT_VIEWS = {"default": View(), "origin": View(skip_first_tokens=0, duplicates="keep")}
 
 
-def leading_view(names: Sequence[str]) -> str:
-    """Return the view that text and figures show: `default` where there is one, else the first."""
-    return "default" if "default" in names else names[0]
+def leading_view(null_clouds: Mapping[str, str]) -> str:
+    """Return the view that text and figures show, of views and their `null_cloud`.
+
+    It is `default` where there is one, else the first by name, of those that are no null where there are such.
+    """
+    names = sorted(null_clouds)
+    real = [name for name in names if null_clouds[name] == "none"]
+    return "default" if "default" in names else (real or names)[0]
 
 
 def default_ranks(n_points: int) -> tuple[int, ...]:
@@ -97,11 +102,10 @@ def select(view: View, first: np.ndarray, is_finite: np.ndarray, token_ids: np.n
     if not is_finite[index].all():
         return index[:0]
     if view.duplicates in ("one_per_token", "matched_subset"):
-        of_tokens = _firsts(_firsts(index, token_ids), first)
-        if view.duplicates == "one_per_token":
-            index = of_tokens
-        else:
-            index = _at_random(_firsts(index, first), len(of_tokens), view.draw, token_ids)
+        distinct = _firsts(index, first)
+        of_tokens = _firsts(distinct, token_ids)
+        is_matched = view.duplicates == "matched_subset"
+        index = _at_random(distinct, len(of_tokens), view.draw, token_ids) if is_matched else of_tokens
     elif view.duplicates == "distinct":
         index = _firsts(index, first)
     return _at_random(index, view.decimate, view.draw, token_ids) if view.decimate else index

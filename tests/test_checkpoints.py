@@ -21,6 +21,13 @@ from id_scaling.checkpoints import training_step, training_tokens
         ("./mine", "random-init-3", 0, 0),
         ("./mine", "v2", None, None),
         ("./mine", "footstep7", None, None),
+        ("./mine", "step_50k", None, None),
+        ("./mine", "step1.5", None, None),
+        ("./mine", "checkpoint-2024-05-01", None, None),
+        ("./mine", "iter2/final", None, None),
+        ("./mine", "runs/step7", 7, None),
+        # Of a later stage they count from its start.
+        ("allenai/OLMo-2-1124-7B", "stage2-ingredient1-step1000-tokens3B", None, None),
         ("sotu-neox-64", "step256", 256, 256 * 8 * 256),
     ],
 )

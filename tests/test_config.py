@@ -270,6 +270,11 @@ INCONSISTENT = [
         ["found 90", "leaves 63 points", "draw fewer"],
     ),
     (
+        {"cacheing_config__views": {"mine": {"preprocess": "drop_top_62"}}},
+        "cacheing_config.views.mine.preprocess",
+        ["found drop_top_62", "of 63 points no more components are left"],
+    ),
+    (
         {
             "cacheing_config__views": {"mine": {"null_cloud": "gaussian"}},
             "cacheing_config__save_IDs_list": ["tle"],

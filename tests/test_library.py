@@ -433,7 +433,14 @@ def test_a_heavy_import_would_be_seen() -> None:
 
 
 def test_the_package_lists_its_public_names() -> None:
-    assert id_scaling.__all__ == ["Estimate", "estimate", "estimate_batch", "load_contexts", "load_summary"]
+    assert id_scaling.__all__ == [
+        "Estimate",
+        "estimate",
+        "estimate_batch",
+        "load_contexts",
+        "load_summary",
+        "load_tokens",
+    ]
     assert set(id_scaling.__all__) <= set(dir(id_scaling))
     assert "__version__" in dir(id_scaling)
     for name in id_scaling.__all__:
@@ -441,7 +448,7 @@ def test_the_package_lists_its_public_names() -> None:
 
 
 def test_an_unknown_name_of_the_package_is_answered_by_those_it_has() -> None:
-    names = "Estimate, estimate, estimate_batch, load_contexts, load_summary"
+    names = "Estimate, estimate, estimate_batch, load_contexts, load_summary, load_tokens"
     with pytest.raises(AttributeError, match=f"module 'id_scaling' has no attribute 'estimates'; it has {names}"):
         _ = id_scaling.estimates
     assert not hasattr(id_scaling, "nothing_of_the_kind")

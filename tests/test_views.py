@@ -16,7 +16,9 @@ from verbs import Session
 
 from id_scaling import estimate
 from id_scaling.cli import main
-from id_scaling.neighbors import Neighbors, find_neighbors
+from id_scaling.estimators import get_estimator
+from id_scaling.estimators.base import estimate_from_neighbors
+from id_scaling.neighbors import Neighbors, find_neighbors, stacked
 from id_scaling.sealed import read_record
 from id_scaling.statistics import DEFAULT_GROUPS
 from id_scaling.summarize import COLUMNS, _views
@@ -254,6 +256,30 @@ def test_leading_components_go_whichever_product_is_smaller(shape: tuple[int, in
     found = np.linalg.svd(left, compute_uv=False)
     np.testing.assert_allclose(found[:20], singular[4:24], rtol=1e-9)
     assert (found[-4:] < 1e-9 * singular[0]).all()
+
+
+@pytest.mark.parametrize(("shape", "n_dropped"), [((200, 64), 64), ((200, 64), 100), ((100, 300), 99)])
+def test_a_cloud_of_which_nothing_is_left_is_degenerate(shape: tuple[int, int], n_dropped: int) -> None:
+    """Not an ID of rounding."""
+    points = np.random.default_rng(0).standard_normal(shape)
+    view = View(0, "keep", preprocess=f"drop_top_{n_dropped}")
+    neighbors = stacked(find_neighbors(points, [view], range(1, 33)))
+    found = estimate_from_neighbors(get_estimator("mle"), neighbors)
+    assert found.status.tolist() == ["degenerate"]
+    assert np.isnan(found.value).all()
+
+
+def test_a_window_that_leaves_too_few_neighbors_says_so() -> None:
+    points = cloud()
+    points[40:] = points[np.arange(N - 40) % 40]  # forty points, and what may be neighbors of them
+    neighbors = stacked([of(points, View(0, "distinct", exclude_window=12), tuple(range(1, 33)))])
+    assert neighbors.statistic("n_used") == 40
+    assert estimate_from_neighbors(get_estimator("mle"), neighbors).status.tolist() == ["too_few_points"]
+
+
+def test_a_cloud_of_which_nothing_counts_is_scaled_to_nothing() -> None:
+    for name in ("standardised", "unit_norm", "drop_top_2"):
+        assert (transform(View(preprocess=name), cloud(), np.empty(0, int), None) == 0).all()
 
 
 def test_a_constant_coordinate_is_zero_standardised() -> None:

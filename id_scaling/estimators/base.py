@@ -197,6 +197,8 @@ def screen(estimator: Estimator, neighbors: Neighbors) -> np.ndarray:
     # A zero distance has no logarithm: the model behind these estimators excludes it.
     if estimator.needs in ("neighbors", "points"):
         status[(neighbors.r1 == 0).any(axis=1)] = DEGENERATE
+    if estimator.ranks:  # a window may leave too few others
+        status[np.isnan(neighbors.at(max(estimator.ranks))).all(axis=1)] = TOO_FEW_POINTS
     status[neighbors.statistic("n_used") < estimator.min_points] = TOO_FEW_POINTS
     status[neighbors.statistic("n_nonfinite") > 0] = NONFINITE
     return status

@@ -15,7 +15,7 @@ def id_by_layer(summary: pl.DataFrame) -> alt.TopLevelMixin:
     A control is a run: its panels stand beneath those of the plain text, with axes of the same height. Sites outside
     the blocks stand beside them, `emb` before the first layer and the others after the last.
     """
-    table = style.leading(style.of_all_contexts(summary))
+    table = style.of_all_contexts(style.leading(summary))
     runs, left_out = style.shown(style.unique(table, "run"), style.MOST_RUNS, "runs")
     table = table.filter(pl.col("run").is_in(runs)).with_columns(
         (pl.col("mean") - pl.col("sd")).alias("low"),
@@ -25,7 +25,7 @@ def id_by_layer(summary: pl.DataFrame) -> alt.TopLevelMixin:
     highest = pl.coalesce("high", "mean").max().over(*RUN[:-1], "estimator")
 
     def titles(of_run: pl.DataFrame) -> tuple[str, str]:
-        view, n_contexts = of_run["view"][0], of_run["n_contexts"].max()
+        view, n_contexts = of_run["view"][0], (of_run["n_contexts"] - of_run["n_failed"]).max()
         return of_run["run"][0], f"view {view!r}, mean ± 1 sd over {n_contexts} contexts{left_out}"
 
     return style.configured(style.grid(table.with_columns(highest=highest), "run", "estimator", _panel, titles))

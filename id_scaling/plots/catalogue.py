@@ -124,6 +124,6 @@ def n_scales(estimators: Sequence[str]) -> int:
 
 def n_sizes(views: Mapping[str, View]) -> int:
     """Return how many sizes of clouds views have that differ from the leading one in that alone."""
-    lead = views[leading_view(list(views))]
+    lead = views[leading_view({name: view.null_cloud for name, view in views.items()})]
     alike = (view for view in views.values() if all(getattr(view, key) == getattr(lead, key) for key in SAME))
     return len({view.decimate for view in alike})

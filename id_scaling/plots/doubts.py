@@ -9,6 +9,8 @@ import polars as pl
 from id_scaling.intervals import LEAST_DOCUMENTS, LEAST_RESAMPLED
 from id_scaling.plots import style
 
+# Estimators that are too low where the dimension is large.
+OF_DISTANCES = ("mle", "twoNN", "mind_ml", "gride", "mom", "mada", "tle", "corrint", "mst", "phd")
 # Above it estimates from about a thousand points are compressed, the more the larger they are.
 COMPRESSED = 15
 # Shares of nearest neighbors of the same token, or nearby, that are worth a doubt.
@@ -21,9 +23,10 @@ Remark = tuple[bool, str]
 
 def remarks(summary: pl.DataFrame) -> list[Remark]:
     """Return what is to be said of the rows of the leading view, of all contexts."""
-    rows = style.leading(summary.filter(pl.col("group").is_null()))
-    found = [*_failures(rows), _documents(rows), _sizes(rows), *_neighbors(rows), *_findings(rows), _versions(rows)]
-    return [remark for remark in found if remark]
+    of_all = summary.filter(pl.col("group").is_null())
+    rows = style.leading(of_all)
+    of_lead = [*_failures(rows), *_losses(rows), _documents(rows), _sizes(rows), *_neighbors(rows)]
+    return [*of_lead, *_failures_elsewhere(of_all), *_findings(rows), _versions(rows)]
 
 
 def _failures(rows: pl.DataFrame) -> Iterator[Remark]:
@@ -37,6 +40,22 @@ def _failures(rows: pl.DataFrame) -> Iterator[Remark]:
         yield n_failed > 0, f"{estimator}: {n_failed:,} of {n_clouds:,} clouds have no estimate{why}."
 
 
+def _failures_elsewhere(of_all: pl.DataFrame) -> Iterator[Remark]:
+    """Yield of each other view how many clouds have no estimate, where there are such."""
+    lead = style.leading(of_all)["view"][0]
+    for view in style.unique(of_all.filter((pl.col("view") != lead) & (pl.col("n_failed") > 0)), "view"):
+        part = of_all.filter(view=view)
+        n_failed, n_clouds = part["n_failed"].sum(), part["n_contexts"].sum()
+        yield True, f"View {view}: {n_failed:,} of {n_clouds:,} clouds have no estimate; these are in no mean."
+
+
+def _losses(rows: pl.DataFrame) -> Iterator[Remark]:
+    """Yield that losses are not finite, where they are not."""
+    runs = rows.filter(pl.col("mean_loss").is_null() | ~pl.col("mean_loss").is_finite()).select(style.RUN).unique()
+    if len(runs):
+        yield True, f"{len(runs)} runs have tokens whose loss is no number, so no mean loss; their figures lack it."
+
+
 def _documents(rows: pl.DataFrame) -> Remark:
     """Return how many documents there are, and what that allows."""
     least, kinds = rows["n_documents"].min(), ", ".join(sorted(style.unique(rows, "interval")))
@@ -47,11 +66,12 @@ def _documents(rows: pl.DataFrame) -> Remark:
 
 def _sizes(rows: pl.DataFrame) -> Remark:
     """Return how many means are so large that they are too low."""
+    rows = rows.filter(pl.col("estimator").str.contains(f"^({'|'.join(OF_DISTANCES)})"))
     means, n_points = rows["mean"].drop_nulls(), rows["n_used"].min() or 0
     n_high = (means > COMPRESSED).sum()
     what = "such values are too low, the more the larger they are, and so are differences between them"
     why = f": from {n_points:.0f} points, the fewest of a row, {what}" if n_high else ""
-    return n_high > 0, f"{n_high} of {len(means)} means are above {COMPRESSED}{why}."
+    return n_high > 0, f"{n_high} of {len(means)} means of estimators from distances are above {COMPRESSED}{why}."
 
 
 def _neighbors(rows: pl.DataFrame) -> Iterator[Remark]:

@@ -16,6 +16,7 @@ from id_scaling.plots.loss import id_against_loss, loss_by_position
 from id_scaling.plots.page import FIGURE, as_script, libraries
 from id_scaling.plots.report import write_report
 from id_scaling.plots.scales import id_by_n_points, id_by_scale
+from id_scaling.plots.style import NothingToShowError, nothing
 from id_scaling.plots.training import id_by_layer_and_step, id_by_size, id_by_step
 from id_scaling.sealed import read_table
 
@@ -46,6 +47,7 @@ def plot(session: Path, outputs: Sequence[Path]) -> None:
         Files to write: `NAME.html`, `.svg` or `.png` of figures, and `report.html`.
     """
     summary, _ = read_table(session / "summary.parquet")
+    alt.data_transformers.disable_max_rows()
     names = list(dict.fromkeys(output.stem for output in outputs if output.name != REPORT))
     charts = {name: chart_of(name, summary, session) for name in names}
     for output in outputs:
@@ -58,11 +60,14 @@ def plot(session: Path, outputs: Sequence[Path]) -> None:
 
 
 def chart_of(name: str, summary: pl.DataFrame, session: Path) -> alt.TopLevelMixin:
-    """Return the figure of a name."""
+    """Return the figure of a name; where it has no data, what says so."""
     of_summary = {draw.__name__: draw for draw in OF_SUMMARY}
-    if name in of_summary:
-        return of_summary[name](summary)
-    return {draw.__name__: draw for draw in OF_SESSION}[name](summary, session)
+    try:
+        if name in of_summary:
+            return of_summary[name](summary)
+        return {draw.__name__: draw for draw in OF_SESSION}[name](summary, session)
+    except NothingToShowError as error:
+        return nothing(str(error))
 
 
 def _save(name: str, chart: alt.TopLevelMixin, path: Path, kind: str) -> None:

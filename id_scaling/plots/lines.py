@@ -8,11 +8,12 @@ import altair as alt
 import polars as pl
 
 from id_scaling.plots import style
+from id_scaling.plots.catalogue import SAME
 
 
 def estimator_agreement(summary: pl.DataFrame) -> alt.TopLevelMixin:
     """Return the figure: all estimators in one panel a module, a row for each of a few runs."""
-    table = style.leading(style.of_all_contexts(summary))
+    table = style.of_all_contexts(style.leading(summary))
     runs, left_out = style.shown(style.unique(table, "run"), 3, "runs")
     table = _inside(table).filter(pl.col("run").is_in(runs))
 
@@ -23,25 +24,35 @@ def estimator_agreement(summary: pl.DataFrame) -> alt.TopLevelMixin:
 
 
 def id_by_view(summary: pl.DataFrame) -> alt.TopLevelMixin:
-    """Return the figure: all views in one panel an estimator, a row for each module, of the first run."""
-    table = style.of_all_contexts(summary)
-    # Draws of one view are lines of one colour.
-    table = _inside(table).with_columns(name="view", view=pl.col("view").str.replace(r"-\d+$", ""))
-    views = style.unique(table, "view")
-    lead, others = style.leading_view(views), [view for view in views if view != style.leading_view(views)]
+    """Return the figure: all views in one panel an estimator, a row for each module, of the leading run."""
+    table = _inside(style.of_all_contexts(summary, *SAME, "decimate", "draw"))
+    run = style.leading_run(table)
+    lead = style.leading(summary)["view"][0]
+    draws = pl.col("draw").n_unique().over(*SAME, "decimate")
+    table = table.filter(**run).with_columns(name="view", name_draws=draws)
+    table = table.with_columns(view=_without_draw()).drop("name_draws")
+    views = [lead, *(view for view in style.unique(table, "view") if view != lead)]
     size = style.MOST_LINES - 1
-    parts = [[lead, *others[start : start + size]] for start in range(0, len(others), size)]
-    drawn = [_of_first_run(table.filter(pl.col("view").is_in(part)), "view", detail="name") for part in parts]
+    parts = [[lead, *views[start : start + size]] for start in range(1, max(len(views), 2), size)]
+    drawn = [_of_run(table.filter(pl.col("view").is_in(part)), "view", detail="name") for part in parts]
     return style.configured(alt.vconcat(*drawn).resolve_scale(color="independent", strokeDash="independent"))
 
 
+def _without_draw() -> pl.Expr:
+    """Return what a view is called without the number of its draw: draws of one view are lines of one colour."""
+    number = pl.format("-{}", "draw")
+    stem = pl.col("view").str.strip_suffix(number)
+    is_draw = pl.col("view").str.ends_with(number) & (pl.col("name_draws") > 1)
+    return pl.when(is_draw).then(stem).otherwise("view")
+
+
 def id_by_control(summary: pl.DataFrame) -> alt.TopLevelMixin:
-    """Return the figure: all controls in one panel an estimator, a row for each module, of the first model."""
-    table = _inside(style.leading(style.of_all_contexts(summary)))
-    same = ["model", "checkpoint", "dataset", "subset"]
-    first = table.select(same).row(0)
-    table = table.filter(*(pl.col(key) == value for key, value in zip(same, first, strict=True)))
-    return style.configured(_of_first_run(table.with_columns(run=pl.lit(" · ".join(map(str, first)))), "control"))
+    """Return the figure: all controls in one panel an estimator, a row for each module, of the leading run's."""
+    table = _inside(style.of_all_contexts(style.leading(summary)))
+    run = style.leading_run(table)
+    same = {key: value for key, value in run.items() if key != "control"}
+    table = table.filter(**same).with_columns(run=pl.lit(" · ".join(map(str, same.values()))))
+    return style.configured(_of_run(table, "control"))
 
 
 def _inside(table: pl.DataFrame) -> pl.DataFrame:
@@ -49,14 +60,11 @@ def _inside(table: pl.DataFrame) -> pl.DataFrame:
     return table.filter(pl.col("module").is_in(style.modules_of(table)))
 
 
-def _of_first_run(table: pl.DataFrame, by: str, detail: str | None = None) -> alt.VConcatChart:
-    """Return a row for each module of the first run, with a line for each value of a column."""
-    runs = style.unique(table, "run")
-    of_run = table.filter(pl.col("run") == runs[0])
-    others = f"; 1 of {len(runs)} runs" if len(runs) > 1 else ""
+def _of_run(of_run: pl.DataFrame, by: str, detail: str | None = None) -> alt.VConcatChart:
+    """Return a row for each module of one run, with a line for each value of a column."""
 
     def titles(of_row: pl.DataFrame) -> tuple[str, str]:
-        return of_row["module"][0], f"{runs[0]}, mean over contexts{others}"
+        return of_row["module"][0], f"{of_row['run'][0]}, mean over contexts"
 
     return _by_layer(of_run, "module", "estimator", by, titles, detail)
 

@@ -19,21 +19,21 @@ OF_POINT += ["loss", "entropy", "value", "stderr"]
 
 def id_against_loss(summary: pl.DataFrame, session: Path) -> alt.TopLevelMixin:
     """Return the figure: contexts at the most correlated layer of each estimator, and the correlation by layer."""
-    table = style.leading(style.of_all_contexts(summary))
-    runs = style.unique(table, "run")
-    table = table.filter(pl.col("run") == runs[-1], pl.col("module").is_in(style.modules_of(table)))
-    module = style.modules_of(table)[0]
-    axes = dict(zip(RUN, table.select(RUN).row(0), strict=True))
-    contexts = load_contexts(session, **axes, module=module).filter(status="ok", view=table["view"][0])
-    others = f"; 1 of {len(runs)} runs" if len(runs) > 1 else ""
+    table = style.of_all_contexts(style.leading(summary))
+    run = style.leading_run(table)
+    table = table.filter(**run).filter(pl.col("module").is_in(style.modules_of(table)))
+    module, view, name = style.modules_of(table)[0], table["view"][0], table["run"][0]
     scatter = []
-    for estimator in style.unique(table, "estimator"):
+    for estimator in style.unique(table.filter(module=module), "estimator"):
         strongest = _strongest(table.filter(estimator=estimator, module=module))
-        points = contexts.filter(pl.col("layer").eq_missing(strongest["layer"]), estimator=estimator).select(*OF_POINT)
-        scatter.append(points.with_columns(panel=pl.lit(f"{estimator}, layer {strongest['layer']}{_said(strongest)}")))
-    points = pl.concat(scatter).with_columns(row=pl.lit("all"))
-    title = f"{runs[-1]}{others}", f"module {module!r}, view {table['view'][0]!r}, a point for each context"
-    drawn = [style.grid(points, "row", "panel", _scatter, lambda _: title)]
+        contexts = load_contexts(session, **run, module=module, estimator=estimator)
+        points = contexts.filter(pl.col("layer").eq_missing(strongest["layer"]), status="ok", view=view)
+        panel = f"{estimator}, {_where(strongest)}{_said(strongest)}"
+        some, left_out = style.shown(points["context"].to_list(), style.MOST_POINTS, "contexts")
+        points = points.filter(pl.col("context").is_in(some)).select(*OF_POINT)
+        scatter.append(points.with_columns(panel=pl.lit(panel + left_out), row=pl.lit("all")))
+    title = name, f"module {module!r}, view {view!r}, a point for each context"
+    drawn = [style.grid(pl.concat(scatter), "row", "panel", _scatter, lambda _: title)]
     correlated = table.filter(pl.col("spearman_loss").is_not_null(), pl.col("layer").is_not_null())
     if len(correlated):
         of_rows = correlated.with_columns(row=pl.lit("all"))
@@ -74,6 +74,11 @@ def _strongest(table: pl.DataFrame) -> dict:
     known = table.filter(pl.col("spearman_loss").is_not_nan() & pl.col("spearman_loss").is_not_null())
     chosen = known.sort(pl.col("spearman_loss").abs()).tail(1) if len(known) else table[[len(table) // 2]]
     return chosen.row(0, named=True)
+
+
+def _where(row: dict) -> str:
+    """Return the site of a row in words."""
+    return "outside the blocks" if row["layer"] is None else f"layer {row['layer']}"
 
 
 def _said(row: dict) -> str:

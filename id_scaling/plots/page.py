@@ -63,7 +63,8 @@ const KEYS = ["model", "checkpoint", "module", "estimator"];
 const chosen = {};
 
 function isChosen(row) {
-  return KEYS.every(key => !chosen[key] || row[key] == null || String(row[key]) === chosen[key]);
+  const isAnyway = key => !chosen[key] || row[key] == null || (key === "estimator" && row[key] === "loss");
+  return KEYS.every(key => isAnyway(key) || String(row[key]) === chosen[key]);
 }
 
 function filtered(spec) {
@@ -81,7 +82,7 @@ function pruned(node, datasets, inherited) {
     return node[kind].length ? node : null;
   }
   const names = [name, ...(node.layer || []).map(layer => layer.data && layer.data.name)].filter(Boolean);
-  return names.some(one => (datasets[one] || []).some(row => Object.keys(row).length > 1)) ? node : null;
+  return names.some(one => (datasets[one] || []).some(row => row.zero === undefined)) ? node : null;
 }
 
 async function draw(name) {
@@ -128,7 +129,7 @@ function csv(rows) {
 }
 
 function download(name) {
-  const rows = Object.values(SPECS[name].datasets).flat().filter(row => Object.keys(row).length > 1).filter(isChosen);
+  const rows = Object.values(SPECS[name].datasets).flat().filter(row => row.zero === undefined).filter(isChosen);
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([csv(rows)], {type: "text/csv"}));
   link.download = name + ".csv";

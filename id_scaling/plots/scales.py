@@ -10,8 +10,8 @@ from id_scaling.plots.catalogue import SAME, SCALED, SCALES
 
 
 def id_by_scale(summary: pl.DataFrame) -> alt.TopLevelMixin:
-    """Return the figure: a few layers against scale, a panel for each kind of estimator, of the first run."""
-    table = _of_first_run(style.leading(style.of_all_contexts(summary)))
+    """Return the figure: a few layers against scale, a panel for each kind of estimator, of the leading run."""
+    table = _of_leading_run(style.of_all_contexts(style.leading(summary)))
     named = table.with_columns(
         kind=pl.col("estimator").str.extract(SCALED.pattern, 1),
         scale=pl.col("estimator").str.extract(rf"^{SCALED.pattern}$", 2).cast(pl.Int64),
@@ -21,18 +21,18 @@ def id_by_scale(summary: pl.DataFrame) -> alt.TopLevelMixin:
 
 
 def id_by_n_points(summary: pl.DataFrame) -> alt.TopLevelMixin:
-    """Return the figure: a few layers against the number of points, a panel an estimator, of the first run."""
-    table = _of_first_run(style.of_all_contexts(summary, *SAME, "decimate", "draw", "n_used"))
-    lead = style.leading(table)
+    """Return the figure: a few layers against the number of points, a panel an estimator, of the leading run."""
+    table = _of_leading_run(style.of_all_contexts(summary, *SAME, "decimate", "draw", "n_used"))
+    lead = style.leading(summary)
     same = [pl.col(key) == lead[key][0] for key in SAME]
     means = ["model", "checkpoint", "run", "module", "estimator", "layer", "decimate"]
     drawn = table.filter(*same).group_by(means, maintain_order=True).agg(pl.col("mean", "n_used").mean(), pl.len())
     return style.configured(style.grid(drawn, "run", "estimator", _against_points, _titles))
 
 
-def _of_first_run(table: pl.DataFrame) -> pl.DataFrame:
-    """Return the rows of the first run and module, at a few layers."""
-    table = table.filter(pl.col("run") == table["run"][0], module=style.modules_of(table)[0])
+def _of_leading_run(table: pl.DataFrame) -> pl.DataFrame:
+    """Return the rows of the leading run and the first module, at a few layers."""
+    table = table.filter(**style.leading_run(table)).filter(module=style.modules_of(table)[0])
     layers = style.spread(sorted(table["layer"].drop_nulls().unique()), style.MOST_LAYERS)
     return table.filter(pl.col("layer").is_in(layers) | pl.col("layer").is_null())
 

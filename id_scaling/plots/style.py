@@ -17,7 +17,7 @@ PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 DASHES = [[1, 0], [6, 3], [2, 2], [8, 2, 2, 2], [4, 4], [1, 3], [10, 4]]
 PANEL_WIDTH, PANEL_HEIGHT = 300, 220
 # More are no figure but a table.
-MOST_RUNS, MOST_LAYERS, MOST_LINES = 8, 5, 7
+MOST_RUNS, MOST_LAYERS, MOST_LINES, MOST_POINTS = 8, 5, 7, 2000
 # What figures show of a row of the summary.
 SHOWN = ["view", "layer", "module", "estimator", "mean", "sd", "n_contexts", "n_failed", "n_documents", "mean_loss"]
 SHOWN += ["mean_entropy", "spearman_loss", "spearman_loss_low", "spearman_loss_high", "partial_loss", "p_loss"]
@@ -38,14 +38,54 @@ def unique(table: pl.DataFrame, column: str) -> list:
 
 
 def of_all_contexts(summary: pl.DataFrame, *others: str) -> pl.DataFrame:
-    """Return the rows of all contexts that have a mean, with what a run is called, and some other columns."""
+    """Return the rows of all contexts that have a mean, with what a run is called, and some other columns.
+
+    Raises
+    ------
+    NothingToShowError
+        There is none.
+    """
     is_shown = pl.col("group").is_null() & pl.col("mean").is_not_null()
-    return summary.filter(is_shown).select(*RUN, *SHOWN, *others, pl.concat_str(RUN, separator=" · ").alias("run"))
+    table = summary.filter(is_shown).select(*RUN, *SHOWN, *others, pl.concat_str(RUN, separator=" · ").alias("run"))
+    if not len(table):
+        raise NothingToShowError("no estimate has a mean")
+    return table
 
 
-def leading(table: pl.DataFrame) -> pl.DataFrame:
-    """Return the rows of the leading view."""
-    return table.filter(view=leading_view(unique(table, "view")))
+class NothingToShowError(Exception):
+    """A figure has no data; why, in words."""
+
+
+def leading(summary: pl.DataFrame) -> pl.DataFrame:
+    """Return the rows of the leading view, which is that of the whole summary, whether it has estimates or not."""
+    return summary.filter(view=leading_view(dict(summary.select("view", "null_cloud").iter_rows())))
+
+
+def of_last_checkpoints(table: pl.DataFrame) -> pl.DataFrame:
+    """Return the rows of plain text, or the first control, at each model's last checkpoint, of one shard.
+
+    The last is the one of the largest step; one whose step is not known, like `main`, comes after all.
+    """
+    if not len(table):
+        raise NothingToShowError("no estimate has a mean")
+    controls = unique(table, "control")
+    one = {"control": "none" if "none" in controls else controls[0]}
+    one |= {key: table[key][0] for key in ("dataset", "subset")}
+    table = table.filter(**one)
+    last = table.sort("training_step", nulls_last=True, maintain_order=True)
+    last = last.group_by("model", maintain_order=True).agg(pl.col("checkpoint").last())
+    return table.join(last, on=["model", "checkpoint"], how="semi", maintain_order="left")
+
+
+def leading_run(table: pl.DataFrame) -> dict[str, str | int]:
+    """Return the run that a figure of one run shows: of the first model, see `of_last_checkpoints`."""
+    return dict(zip(RUN, of_last_checkpoints(table).select(RUN).row(0), strict=True))
+
+
+def finite(table: pl.DataFrame) -> pl.DataFrame:
+    """Return a table whose numbers that are not finite are empty: no figure shows them."""
+    floats = pl.selectors.float()
+    return table.with_columns(pl.when(floats.is_finite()).then(floats))
 
 
 def shown(values: Sequence[str], most: int, what: str) -> tuple[list[str], str]:
@@ -75,9 +115,20 @@ def grid(
     columns: str,
     panel: Callable[[pl.DataFrame], alt.LayerChart],
     titles: Callable[[pl.DataFrame], tuple[str, str]],
+    **scales: str,
 ) -> alt.VConcatChart:
-    """Return a panel for each value of two columns, titled by the second, in rows that are titled."""
-    drawn = []
+    """Return a panel for each value of two columns, titled by the second, in rows that are titled.
+
+    `scales` says of a channel that it is `independent` in each panel.
+
+    Raises
+    ------
+    NothingToShowError
+        There are no rows.
+    """
+    drawn, table = [], finite(table)
+    if not len(table):
+        raise NothingToShowError("no estimate has a mean")
     for row in unique(table, rows):
         of_row = table.filter(pl.col(rows) == row)
         title, subtitle = titles(of_row)
@@ -87,7 +138,8 @@ def grid(
             )
             for column in unique(of_row, columns)
         ]
-        drawn.append(alt.hconcat(*panels, title=alt.TitleParams(title, subtitle=subtitle, anchor="start")))
+        row = alt.hconcat(*panels, title=alt.TitleParams(title, subtitle=subtitle, anchor="start"))
+        drawn.append(row.resolve_scale(**scales) if scales else row)
     return alt.vconcat(*drawn)
 
 
@@ -98,6 +150,12 @@ def configured(chart: alt.TopLevelMixin) -> alt.TopLevelMixin:
         .configure_axis(grid=False, labelFontSize=11, titleFontSize=12)
         .configure_legend(labelLimit=300, symbolStrokeWidth=2)
     )
+
+
+def nothing(words: str) -> alt.TopLevelMixin:
+    """Return what stands in the place of a figure that has no data."""
+    said = alt.Chart(pl.DataFrame({"nothing": [f"Nothing to show: {words}"]}), width=PANEL_WIDTH, height=40)
+    return configured(said.mark_text(align="left", x=0, fontSize=13).encode(text="nothing:N"))
 
 
 def layer_axis(table: pl.DataFrame) -> alt.Axis:

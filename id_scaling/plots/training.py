@@ -13,44 +13,41 @@ STEP = "training step (updates)"
 def id_by_step(summary: pl.DataFrame) -> alt.TopLevelMixin:
     """Return the figure: a few layers against step, a panel an estimator and one for the loss, a row a model."""
     table = _over_training(summary)
-    layers = style.spread(sorted(table["layer"].unique()), style.MOST_LAYERS)
+    layers = style.spread(sorted(table["layer"].drop_nulls().unique()), style.MOST_LAYERS) or [None]
     losses = table.unique(["model", "checkpoint"], maintain_order=True).with_columns(
         estimator=pl.lit("loss"), mean="mean_loss", layer=pl.lit(None, pl.Int64), sd=pl.lit(None, pl.Float64)
     )
-    table = pl.concat([table.filter(pl.col("layer").is_in(layers)), losses.select(table.columns)])
+    table = pl.concat([table.filter(pl.col("layer").is_in(layers, nulls_equal=True)), losses.select(table.columns)])
     return style.configured(style.grid(table, "model", "estimator", _against_step, _titles))
 
 
 def id_by_layer_and_step(summary: pl.DataFrame) -> alt.TopLevelMixin:
     """Return the figure: a heat map of layer and checkpoint, a panel an estimator, a row a model."""
-    return style.configured(style.grid(_over_training(summary), "model", "estimator", _heat, _titles)).resolve_scale(
-        color="independent"
-    )
+    grid = style.grid(_over_training(summary), "model", "estimator", _heat, _titles, color="independent")
+    return style.configured(grid)
 
 
 def id_by_size(summary: pl.DataFrame) -> alt.TopLevelMixin:
     """Return the figure: the largest mean of all layers of each model's last checkpoint, a panel an estimator."""
-    table = style.leading(style.of_all_contexts(summary)).filter(pl.col("control") == "none")
+    table = style.of_last_checkpoints(style.of_all_contexts(style.leading(summary)))
     table = table.filter(pl.col("module").is_in(style.modules_of(table)))
-    last = table.group_by("model", maintain_order=True).agg(pl.col("checkpoint").last())
     sizes = (
-        table.join(last, on=["model", "checkpoint"], maintain_order="left")
-        .group_by("model", "checkpoint", "n_parameters", "module", "estimator", maintain_order=True)
-        .agg(pl.col("mean").max(), pl.col("layer").sort_by("mean").last(), pl.col("mean_loss").mean())
+        table.group_by("model", "checkpoint", "n_parameters", "module", "estimator", maintain_order=True)
+        .agg(pl.col("mean").max(), pl.col("layer").sort_by("mean").last(), pl.col("mean_loss").first())
         .with_columns(row=pl.lit("all"))
     )
-    said = "the largest mean of all layers, last checkpoint of each model, plain text"
+    dataset, subset, control = (table[key][0] for key in ("dataset", "subset", "control"))
+    said = f"the largest mean of all layers, last checkpoint of each model, {dataset} · {subset} · {control}"
     return style.configured(style.grid(sizes, "row", "estimator", _against_size, lambda _: ("", said)))
 
 
 def _over_training(summary: pl.DataFrame) -> pl.DataFrame:
-    """Return the rows of plain text and one module at checkpoints whose step is known, of a few models."""
-    table = style.leading(style.of_all_contexts(summary))
-    table = table.filter(pl.col("training_step").is_not_null() & (pl.col("control") == "none"))
-    table = table.filter(module=style.modules_of(table)[0])
-    same = ["dataset", "subset"]
-    first = table.select(same).row(0)
-    table = table.filter(*(pl.col(key) == value for key, value in zip(same, first, strict=True)))
+    """Return the rows of one control, shard and module at checkpoints whose step is known, of a few models."""
+    table = style.of_all_contexts(style.leading(summary))
+    same = {key: value for key, value in style.leading_run(table).items() if key in ("dataset", "subset", "control")}
+    table = table.filter(**same, module=style.modules_of(table)[0])
+    n_unknown = pl.col("checkpoint").filter(pl.col("training_step").is_null()).n_unique().over("model")
+    table = table.with_columns(n_unknown=n_unknown).filter(pl.col("training_step").is_not_null())
     models, _ = style.shown(style.unique(table, "model"), style.MOST_RUNS, "models")
     return table.filter(pl.col("model").is_in(models))
 
@@ -58,8 +55,9 @@ def _over_training(summary: pl.DataFrame) -> pl.DataFrame:
 def _titles(of_row: pl.DataFrame) -> tuple[str, str]:
     """Return the title of a model's row."""
     module, dataset, subset = (of_row[key][0] for key in ("module", "dataset", "subset"))
-    n_steps = of_row["training_step"].n_unique()
-    return of_row["model"][0], f"module {module!r}, {dataset} · {subset}, {n_steps} checkpoints"
+    n_steps, n_unknown = of_row["training_step"].n_unique(), of_row["n_unknown"][0]
+    more = f", {n_unknown} more without a known step" if n_unknown else ""
+    return of_row["model"][0], f"module {module!r}, {dataset} · {subset}, {n_steps} checkpoints{more}"
 
 
 def _against_step(table: pl.DataFrame) -> alt.LayerChart:

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 from conftest import Workflow, random_text, study
 
-from id_scaling import load_contexts, load_summary
+from id_scaling import load_contexts, load_summary, load_tokens
 from id_scaling.errors import ConfigError, StoreError
 
 
@@ -102,10 +102,25 @@ def test_rows_of_contexts_are_read_of_some_axes_alone(workflow: Workflow) -> Non
     assert some.equals(everything.filter(subset=1), null_equal=True)
     with pytest.raises(ConfigError, match=r"the session has no module 'mpl'; it has mlp"):
         load_contexts(workflow.session, module="mpl")
-    with pytest.raises(ConfigError, match=r"layers is no axis; expected one of model, checkpoint, dataset, subset"):
+    with pytest.raises(
+        ConfigError, match=r"layers is no axis of a session; expected one of model, checkpoint"
+    ):
         load_contexts(workflow.session, layers=3)
+    with pytest.raises(ConfigError, match=r"module: found an empty list"):
+        load_contexts(workflow.session, module=[])
+    with pytest.raises(ConfigError, match=r"no run of the session is of dataset .*texts', subset 1 at once"):
+        load_contexts(workflow.session, dataset=str(workflow.folder / "texts"), subset=1)
+    with pytest.raises(ConfigError, match=r"module is no axis of tokens; expected some of model"):
+        load_tokens(workflow.session, module="mlp")
     with pytest.raises(StoreError, match=r"summary\.parquet: not there; run snakemake"):
         load_contexts(workflow.folder)
+
+
+def test_tokens_have_the_losses_of_the_summary(workflow: Workflow) -> None:
+    tokens = load_tokens(workflow.session, subset=1).filter(pl.col("position") > 0)
+    summary = load_summary(workflow.session).filter(pl.col("group").is_null(), subset=1)
+    assert tokens["loss"].cast(pl.Float64).mean() == pytest.approx(summary["mean_loss"][0], rel=1e-12)
+    assert tokens.group_by("context").len()["len"].unique().to_list() == [63]
 
 
 def test_other_groups_make_the_summary_and_the_figures_again_and_nothing_else(workflow: Workflow) -> None:

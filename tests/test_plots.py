@@ -1,0 +1,164 @@
+"""Figures of sessions in which something is missing, and which of much they show."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import altair as alt
+import polars as pl
+import pytest
+from conftest import save_text, save_tiny_llama, study
+from verbs import run_study
+
+from id_scaling.load import load_contexts, load_summary
+from id_scaling.plots.catalogue import FIGURES
+from id_scaling.plots.doubts import remarks
+from id_scaling.plots.draw import OF_SUMMARY, chart_of
+from id_scaling.plots.page import as_script
+from id_scaling.views import leading_view
+
+VIEWS = {
+    "default": {},
+    "window-5": {"exclude_window": 5},
+    "window-9": {"exclude_window": 9},
+    "half": {"decimate": 30, "draws": 2},
+    "gaussian": {"null_cloud": "gaussian"},
+}
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A session of one model at two steps and a last checkpoint, some estimates of which have no error."""
+    folder = tmp_path_factory.mktemp("plots")
+    checkpoints = ["step0", "final", "step10"]
+    for seed, name in enumerate(checkpoints):
+        save_tiny_llama(folder / "model" / name, seed)
+    config = study(folder / "model", save_text(folder / "text"), session_path=str(folder / "session"))
+    config["model_config"]["model_checkpoint"] = checkpoints
+    config["controls"] = ["shuffle-1", "none"]
+    config["cacheing_config"] = {
+        "module_inblock_keys": ["block"],
+        "module_outblock_keys": ["unemb"],
+        "save_IDs_list": ["mle", "twoNN_f10", "pca_90"],
+        "cloud_statistics": ["moments", "spectrum"],
+        "save_local_IDs": True,
+        "views": VIEWS,
+    }
+    return run_study(config)
+
+
+def drawn(name: str, summary: pl.DataFrame, session: Path) -> str:
+    """Return a figure as text, which holds no number that is not finite."""
+    chart = chart_of(name, summary, session)
+    assert isinstance(chart, alt.TopLevelMixin)
+    text = as_script(chart.to_dict())
+    json.loads(text)
+    return text
+
+
+NAMES = [figure.name for figure in FIGURES]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_figure_without_data_says_so(name: str, session: Path) -> None:
+    summary = load_summary(session).with_columns(mean=pl.lit(None, pl.Float64))
+    assert "Nothing to show: no estimate has a mean" in drawn(name, summary, session)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_no_number_is_in_no_figure(name: str, session: Path) -> None:
+    summary = load_summary(session).with_columns(mean_loss=pl.lit(float("nan")), sd=pl.lit(float("inf")))
+    assert "NaN" not in drawn(name, summary, session)
+    assert (True, "6 runs have tokens whose loss is no number, so no mean loss; their figures lack it.") in remarks(
+        summary
+    )
+
+
+@pytest.mark.parametrize("name", [draw.__name__ for draw in OF_SUMMARY])
+def test_a_study_of_a_control_alone_and_of_sites_outside_the_blocks_is_drawn(name: str, session: Path) -> None:
+    summary = load_summary(session).filter(control="shuffle-1", module="unemb")
+    text = drawn(name, summary, session)
+    if name != "id_by_scale":  # no kind of estimator looks at two scales
+        assert "Nothing to show" not in text
+
+
+def test_the_leading_view_is_no_null_and_has_estimates_or_not(session: Path) -> None:
+    assert leading_view({"gaussian": "gaussian", "z": "none", "main": "none"}) == "main"
+    assert leading_view({"gaussian": "gaussian"}) == "gaussian"
+    summary = load_summary(session)
+    is_default = pl.col("view") == "default"
+    without = summary.with_columns(mean=pl.when(~is_default).then("mean"))
+    assert "Nothing to show" in drawn("id_by_layer", without, session)
+
+
+def test_views_whose_names_end_in_numbers_are_not_draws(session: Path) -> None:
+    chart = chart_of("id_by_view", load_summary(session), session).to_dict()
+    rows = [row for rows in chart["datasets"].values() for row in rows]
+    assert {row["view"] for row in rows} == {"default", "gaussian", "half", "window-5", "window-9"}
+    assert {row["name"] for row in rows if row["view"] == "half"} == {"half-0", "half-1"}
+
+
+@pytest.mark.parametrize("name", ["id_by_view", "id_against_loss", "id_by_n_points", "id_by_size"])
+def test_a_figure_of_one_run_is_of_plain_text_and_the_last_checkpoint(name: str, session: Path) -> None:
+    """The one whose step is not known comes after all."""
+    chart = chart_of(name, load_summary(session), session).to_dict()
+    rows = [row for rows in chart["datasets"].values() for row in rows if "checkpoint" in row]
+    assert {row["checkpoint"] for row in rows} == {"final"}
+    assert {row["control"] for row in rows if "control" in row} <= {"none"}
+    known = load_summary(session).filter(pl.col("training_step").is_not_null())
+    rows = [row for rows in chart_of(name, known, session).to_dict()["datasets"].values() for row in rows]
+    assert {row["checkpoint"] for row in rows if "checkpoint" in row} == {"step10"}
+
+
+def test_checkpoints_without_a_step_are_counted(session: Path) -> None:
+    assert "2 checkpoints, 1 more without a known step" in drawn("id_by_step", load_summary(session), session)
+
+
+def test_a_heat_map_of_many_checkpoints_and_layers_is_drawn_each_estimator_in_colours_of_its_own(session: Path) -> None:
+    one = load_summary(session).filter(view="default", checkpoint="step10", module="block", layer=0, control="none")
+    grid = [
+        one.with_columns(checkpoint=pl.lit(f"step{s}"), training_step=pl.lit(s, pl.Int64), layer=pl.lit(k, pl.Int64))
+        for s in range(154)
+        for k in range(36)
+    ]
+    alt.data_transformers.disable_max_rows()
+    chart = chart_of("id_by_layer_and_step", pl.concat(grid), session).to_dict()
+    (row,) = chart["vconcat"]
+    assert row["resolve"] == {"scale": {"color": "independent"}}
+    assert {len(chart["datasets"][panel["data"]["name"]]) for panel in row["hconcat"]} == {154 * 36}
+
+
+def test_clouds_of_other_views_without_an_estimate_are_said(session: Path) -> None:
+    failed = pl.when(pl.col("view") == "window-9").then(2).otherwise("n_failed")
+    said = [words for is_doubt, words in remarks(load_summary(session).with_columns(n_failed=failed)) if is_doubt]
+    assert any(words.startswith("View window-9: ") and "clouds have no estimate" in words for words in said)
+
+
+def test_means_above_what_points_can_tell_are_of_estimators_from_distances_alone(session: Path) -> None:
+    summary = load_summary(session).with_columns(mean=pl.when(estimator="pca_90").then(40.0).otherwise(3.0))
+    said = [words for _, words in remarks(summary) if "are above 15" in words]
+    n_rows = summary.filter(pl.col("estimator") != "pca_90", view="default").height
+    assert said == [f"0 of {n_rows} means of estimators from distances are above 15."]
+
+
+def test_rows_of_contexts_are_of_one_extraction(session: Path) -> None:
+    from id_scaling.errors import StoreError
+    from id_scaling.sealed import read_table, write_table
+
+    path = next(session.glob("runs/*/step0/*/*/none/ids/block/mle.parquet"))
+    content = path.read_bytes()
+    table, facts = read_table(path)
+    assert "local" in table.columns
+    assert "local" not in load_contexts(session, checkpoint="step0").columns
+    write_table(path, table, {**facts, "manifest": "of another"})
+    with pytest.raises(StoreError, match=r"mle\.parquet: of another extraction than its run's"):
+        load_contexts(session, checkpoint="step0")
+    path.write_bytes(content)
+    contexts = next(session.glob("contexts/*/*/*/none/contexts.parquet"))
+    content = contexts.read_bytes()
+    table, facts = read_table(contexts)
+    write_table(contexts, table.with_columns(pl.col("document_id").reverse()), facts)
+    with pytest.raises(StoreError, match=r"contexts\.parquet: not the contexts that were extracted"):
+        load_contexts(session, control="none")
+    contexts.write_bytes(content)
