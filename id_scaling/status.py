@@ -106,9 +106,8 @@ def jobs_of(study: Study) -> Iterator[Job]:
                 log = _log(session, "estimate_dimension", *_names(run), module, estimator)
                 yield Job("estimate", (ids_path(session, run, module, estimator),), log)
     if study.estimators:
-        targets = [Path(target) for target in study.targets()]
-        yield Job("summarize", tuple(path for path in targets if path.parent == session), _log(session, "summarize"))
-        yield Job("plot", tuple(path for path in targets if path.parent != session), _log(session, "plot"))
+        yield Job("summarize", tuple(map(Path, study.summaries())), _log(session, "summarize"))
+        yield Job("plot", tuple(map(Path, [*study.figures(), study.report()])), _log(session, "plot"))
 
 
 def status_of(study: Study) -> Status:

@@ -125,11 +125,11 @@ class Study:
         """Return the files that the whole study ends in."""
         if not self.estimators:
             return self.manifests()
-        return [
-            *(f"{self.session}/summary.{kind}" for kind in ("parquet", "csv", "txt")),
-            *self.figures(),
-            self.report(),
-        ]
+        return [*self.summaries(), *self.figures(), self.report()]
+
+    def summaries(self) -> list[str]:
+        """Return the summary in each format."""
+        return [f"{self.session}/summary.{kind}" for kind in ("parquet", "csv", "txt")]
 
     def figures(self, *kinds: str) -> list[str]:
         """Return the figures that the study has, of some kinds of files or of all."""

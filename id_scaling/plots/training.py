@@ -38,7 +38,7 @@ def id_by_size(summary: pl.DataFrame) -> alt.TopLevelMixin:
     )
     dataset, subset, control = (table[key][0] for key in ("dataset", "subset", "control"))
     said = f"the largest mean of all layers, last checkpoint of each model, {dataset} · {subset} · {control}"
-    return style.configured(style.grid(sizes, "row", "estimator", _against_size, lambda _: ("", said)))
+    return style.configured(style.grid(sizes, "row", "estimator", _against_size, lambda _: ("Size of the model", said)))
 
 
 def _over_training(summary: pl.DataFrame) -> pl.DataFrame:
@@ -62,13 +62,15 @@ def _titles(of_row: pl.DataFrame) -> tuple[str, str]:
 
 def _against_step(table: pl.DataFrame) -> alt.LayerChart:
     """Return lines against step, a colour for each layer."""
-    title = "loss (nats/token)" if table["estimator"][0] == "loss" else style.ID
+    is_loss = table["estimator"][0] == "loss"
+    title = "loss (nats/token)" if is_loss else style.ID
+    of_layer = alt.Color("layer:O", scale=alt.Scale(scheme="viridis"), title="layer")
     scale = alt.Scale(type="symlog", constant=1)
     values = [0, *(10**power for power in range(12) if 10**power <= table["training_step"].max())]
     base = alt.Chart(table).encode(
         x=alt.X("training_step:Q", title=STEP, scale=scale, axis=alt.Axis(values=values, format="~s")),
-        y=alt.Y("mean:Q", title=title, scale=alt.Scale(zero=title == style.ID)),
-        color=alt.Color("layer:O", scale=alt.Scale(scheme="viridis"), title="layer"),
+        y=alt.Y("mean:Q", title=title, scale=alt.Scale(zero=not is_loss)),
+        color=alt.value("black") if is_loss else of_layer,
     )
     tooltip = ["checkpoint", "layer", "mean", "sd"]
     return base.mark_line(strokeWidth=1.5) + base.mark_point(filled=True, size=20).encode(tooltip=tooltip)

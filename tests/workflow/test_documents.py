@@ -102,9 +102,7 @@ def test_rows_of_contexts_are_read_of_some_axes_alone(workflow: Workflow) -> Non
     assert some.equals(everything.filter(subset=1), null_equal=True)
     with pytest.raises(ConfigError, match=r"the session has no module 'mpl'; it has mlp"):
         load_contexts(workflow.session, module="mpl")
-    with pytest.raises(
-        ConfigError, match=r"layers is no axis of a session; expected one of model, checkpoint"
-    ):
+    with pytest.raises(ConfigError, match=r"layers is no axis of a session; expected one of model, checkpoint"):
         load_contexts(workflow.session, layers=3)
     with pytest.raises(ConfigError, match=r"module: found an empty list"):
         load_contexts(workflow.session, module=[])
