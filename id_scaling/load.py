@@ -116,6 +116,16 @@ def _of_runs(session: Path, axes: Mapping[str, Any], rows_of: Callable[..., pl.D
     return pl.concat(tables)
 
 
+def run_named(session: Path, names: Mapping[str, str | int]) -> Run:
+    """Return the run of a session that the summary calls by these names."""
+    _, settings = read_table(_summary_path(session), [])
+    said = settings["names"]
+    for run in runs_of(settings):
+        if {key: said.get(key, {}).get(value, value) for key, value in vars(run).items()} == dict(names):
+            return run
+    raise ConfigError(f"the session has no run {', '.join(map(str, names.values()))}")
+
+
 def _summary_path(session_path: str | Path) -> Path:
     """Return the summary of a session, once it is there."""
     path = Path(session_path) / "summary.parquet"

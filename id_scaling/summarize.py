@@ -17,6 +17,7 @@ import polars as pl
 
 from id_scaling import intervals
 from id_scaling.checkpoints import training_step, training_tokens
+from id_scaling.equivalents import DISTRIBUTIONS, equivalent
 from id_scaling.errors import StoreError, made_anew
 from id_scaling.files import writing
 from id_scaling.grouping import documents_of, groups_of
@@ -100,6 +101,20 @@ COLUMNS = (
         "2000 draws of whole documents (Davison and Hinkley 1997); `too_few_documents`",
     ),
     ("stderr", "", "median standard error within a cloud: the asymptotic formula times a simulated factor"),
+    (
+        "value_gaussian_equivalent",
+        "",
+        "no estimate: the dimension of the normal distribution whose clouds of `n_used` points give this `mean`, from "
+        "simulations of 1 to 200 dimensions and 64 to 4096 points",
+    ),
+    ("value_ball_equivalent", "", "the same of the uniform distribution in a ball"),
+    ("value_sphere_equivalent", "", "the same of that on a sphere, of the dimension of its surface"),
+    (
+        "equivalent_status",
+        "",
+        "of the first: `ok`; `out_of_range`, above or below all that was simulated; `not_calibrated`, an estimator "
+        "that was not",
+    ),
     ("n_contexts", "contexts", "clouds estimated"),
     ("n_failed", "contexts", "clouds whose status is not `ok`; not in mean, median, sd"),
     ("statuses", "", "count of each status that is not `ok`"),
@@ -218,7 +233,7 @@ def summarize(session: Path, settings: Mapping[str, Any], parquet: Path, csv: Pa
         rows.append(_summarize_run(session, run, settings))
         progress.step()
     summary = pl.concat(rows).with_columns(_adjusted(score).over(FAMILY).alias(f"q_{score}") for score in SCORES)
-    summary = summary.select([name for name, _, _ in COLUMNS])
+    summary = summary.with_columns(_equivalents(summary)).select([name for name, _, _ in COLUMNS])
     if summary["versions"].n_unique() > 1:
         LOG.warning("mixed library versions, see the column `versions`: %s", summary["versions"].unique().to_list())
     write_table(parquet, summary, settings)
@@ -411,6 +426,21 @@ def _interval() -> pl.Expr:
     is_few, is_resampled = n < intervals.LEAST_DOCUMENTS, n >= intervals.LEAST_RESAMPLED
     kind = pl.when(is_few).then(pl.lit("too_few_documents")).when(is_resampled).then(pl.lit("bootstrap"))
     return kind.otherwise(pl.lit("t")).alias("interval")
+
+
+def _equivalents(summary: pl.DataFrame) -> list[pl.Series]:
+    """Return the dimensions of simple distributions whose clouds give the means of rows; null where there is none."""
+    columns = {f"value_{name}_equivalent": [] for name in DISTRIBUTIONS}
+    statuses = []
+    for mean, n_points, estimator in summary.select("mean", "n_used", "estimator").iter_rows():
+        found = [
+            (None, None) if mean is None else equivalent(mean, n_points, estimator, name) for name in DISTRIBUTIONS
+        ]
+        statuses.append(found[DISTRIBUTIONS.index("gaussian")][1])
+        for values, (value, _) in zip(columns.values(), found, strict=True):
+            values.append(value)
+    made = [pl.Series(name, values, pl.Float64).fill_nan(None) for name, values in columns.items()]
+    return [*made, pl.Series("equivalent_status", statuses, pl.String)]
 
 
 def _adjusted(score: str) -> pl.Expr:

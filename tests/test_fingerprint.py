@@ -201,6 +201,8 @@ ESTIMATES = {stage for stage in STAGES if stage.startswith("estimate ")}
         ("plots/style.py", {"plot"}),
         ("plots/page.py", {"plot"}),
         ("load.py", {"plot"}),
+        ("equivalents.py", {"summarize"}),
+        ("equivalent_tables.py", {"summarize"}),
         ("checkpoints.py", {"summarize"}),
         ("untrained.py", {"fetch", "fetch_dataset", "summarize"}),
         ("fetch.py", {"fetch", "fetch_dataset"}),

@@ -111,6 +111,16 @@ def test_a_figure_of_one_run_is_of_plain_text_and_the_last_checkpoint(name: str,
     assert {row["checkpoint"] for row in rows if "checkpoint" in row} == {"step10"}
 
 
+def test_the_slope_of_the_fit_is_the_dimension_of_twonn(session: Path) -> None:
+    chart = chart_of("twonn_fit", load_summary(session), session).to_dict()
+    titles = [panel["title"] for panel in chart["vconcat"][0]["hconcat"]]
+    rows = load_contexts(session, checkpoint="final", control="none", estimator="twoNN_f10", module="block")
+    rows = rows.filter(view="default", context=0).sort("layer")
+    assert titles == [f"layer {layer}, slope {value:.2f}" for layer, value in rows.select("layer", "value").iter_rows()]
+    points = [row for of in chart["datasets"].values() for row in of]
+    assert all(row["line"] == pytest.approx(row["log_mu"] * rows["value"][0], rel=1e-5) for row in points[:40])
+
+
 def test_checkpoints_without_a_step_are_counted(session: Path) -> None:
     assert "2 checkpoints, 1 more without a known step" in drawn("id_by_step", load_summary(session), session)
 

@@ -257,7 +257,11 @@ class Store:
         files = {self.path.name: {"bytes": self.path.stat().st_size, "sha256": sha256(self.path)}}
         sites = [[site.module, site.layer, site.path] for site in SITES[:1]]
         known = {"digest": "d1", "sites": sites, "n_contexts": 3, "files": files}
-        known |= {"ranks": list(RANKS), "statistics": list(names_of(()))}
+        known |= {
+            "ranks": list(RANKS),
+            "statistics": list(names_of(())),
+            "settings": {"views": {"default": vars(View())}},
+        }
         write_record(self.manifest, {**known, **changes})
 
     def estimate(self, name: str = "mle", has_local: bool = False) -> pl.DataFrame:

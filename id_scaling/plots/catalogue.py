@@ -52,6 +52,13 @@ FIGURES = (
         of="estimators",
     ),
     Figure(
+        "twonn_fit",
+        "Do the distances fit the model behind TwoNN?",
+        "Points of one context in the order of µ, the ratio of the distances to the two nearest; F is their share. "
+        "Where density is even about each point they lie on the line, whose slope is TwoNN's dimension; a bend says "
+        "that small and large ratios tell different dimensions.",
+    ),
+    Figure(
         "id_by_view",
         "Does it hang on which points count, and how they are scaled?",
         "Means under each view. `one_per_token` beside `matched_subset` tells repeated tokens from fewer points; a "

@@ -11,6 +11,7 @@ import polars as pl
 from id_scaling.files import writing
 from id_scaling.logs import LOG
 from id_scaling.plots.by_layer import id_by_layer
+from id_scaling.plots.fit import twonn_fit
 from id_scaling.plots.lines import estimator_agreement, id_by_control, id_by_view
 from id_scaling.plots.loss import id_against_loss, loss_by_position
 from id_scaling.plots.page import FIGURE, as_script, libraries
@@ -33,7 +34,7 @@ OF_SUMMARY = (
     id_by_layer_and_step,
     id_by_size,
 )
-OF_SESSION = (id_against_loss, loss_by_position)
+OF_SESSION = (twonn_fit, id_against_loss, loss_by_position)
 
 
 def plot(session: Path, outputs: Sequence[Path]) -> None:
