@@ -202,6 +202,10 @@ class DatasetConfig(_Section):
         return _unrepeated(keys)
 
 
+SCALING = rf"^({PREPROCESS})$"
+IN_WORDS[SCALING] = "raw, standardised, unit_norm or drop_top_C, with C from 1"
+
+
 class ViewConfig(_Section):
     """Which points of a cloud count before neighbors are sought."""
 
@@ -220,7 +224,7 @@ class ViewConfig(_Section):
         le=100,
         description="how often what is random is drawn: each draw is a view of its own, `NAME-0`, `NAME-1`, …",
     )
-    preprocess: Annotated[str, Field(pattern=rf"^({PREPROCESS})$")] = Field(
+    preprocess: Annotated[str, Field(pattern=SCALING)] = Field(
         "raw",
         description="how points are scaled: `raw`, as they are; `standardised`, each coordinate to mean 0 and standard "
         "deviation 1; `unit_norm`; `drop_top_C`, without the C leading principal components",
@@ -236,8 +240,8 @@ class ViewConfig(_Section):
     def _drawn(self) -> ViewConfig:
         if self.draws > 1 and not self.draw(0).is_random:
             raise ValueError(
-                f"draws: found {self.draws}, but nothing of the view is random: it decimates nothing, has no null and "
-                "no matched_subset"
+                f"draws: found {self.draws}, but nothing of the view is random: it has no decimate, no null_cloud and "
+                "no duplicates: matched_subset"
             )
         return self
 
@@ -437,7 +441,8 @@ def _check_points(config: Config) -> None:
         if n_counted < made.min_points:
             raise ValueError(
                 f"cacheing_config.save_IDs_list: {estimator} needs at least {made.min_points} points, but ctx_len "
-                f"{config.ctx_len} leaves {max(n_counted, 0)} under the view {name!r}; raise ctx_len"
+                f"{config.ctx_len} leaves {max(n_counted, 0)} under the view {name!r}; raise ctx_len, or have the view "
+                "leave more"
             )
         if view.n_dropped and view.n_dropped >= min(view.decimate or n_points, n_points) - 1:
             raise ValueError(
@@ -534,7 +539,7 @@ def _allowed(problem: dict[str, Any]) -> str:
         "model_type": "a mapping of keys",
         "dict_type": "a mapping of keys",
         "string_type": "text",
-        "invalid_key": "keys that are text",
+        "invalid_key": "keys that are text (YAML reads null and ~ as nothing; the null of a view is `null_cloud`)",
         "list_type": "a list",
         "too_short": "at least one",
         "string_too_short": "text that is not empty",

@@ -281,7 +281,9 @@ def _embedded_folder(model_name: str, checkpoint: str) -> Path:
     checkpoints = embedded.checkpoints_of(model_name)
     if checkpoint not in checkpoints:
         listed = ", ".join(map(repr, checkpoints))
-        raise InputError(f"model_checkpoint: {model_name} has {listed} alone, found {checkpoint!r}; name one it has")
+        raise InputError(
+            f"model_checkpoint: {model_name} has {listed} alone, found {checkpoint!r}; name one it has, or random-init"
+        )
     return RESOURCES / model_name if checkpoint == "main" else RESOURCES / model_name / checkpoint
 
 

@@ -89,9 +89,9 @@ def _weights(rows: list[Row]) -> str:
     folders = ", ".join(sorted({str(one.folder) for one in coming}))
     do_stay = all(one.do_stay for one in coming)
     where = (
-        f" to {folders}, where {'they stay' if do_stay else 'those of a run go when it is extracted'}" if coming else ""
+        f" in {folders}, where {'they stay' if do_stay else 'those of a run go when it is extracted'}" if coming else ""
     )
-    how = "fetch or train" if any(row.name in embedded.TRAINED for row in rows) else "fetch"
+    how = "fetch or train" if any(row.name in embedded.TRAINED for row in rows) else "fetch or make"
     return f"weights    {least}{to_fetch} to {how}{where}"
 
 

@@ -144,7 +144,7 @@ def test_embedded_default_is_known_before_anything_is_prepared(capsys: pytest.Ca
     assert main(["plan", str(ROOT / "config" / "config.yaml")]) == 0
     text = capsys.readouterr().out
     assert re.search(r"smollm2-135m-instruct +135 M +30 +92 +1 +≤ 24 ", text)
-    assert "538 MB to fetch to resources" in text  # 4 bytes a parameter
+    assert "538 MB to fetch or make in resources" in text  # 4 bytes a parameter
     assert "prepare_model 1" in text
 
 
@@ -162,7 +162,7 @@ def test_models_to_be_trained_are_known_before_they_are(
     assert main(["plan", str(ROOT / "config" / "training.yaml")]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert re.search(r"sotu-neox-160 2.51 M 6 20 6 ≤ 24 ", text)
-    assert "99.3 MB to fetch or train to resources" in text
+    assert "99.3 MB to fetch or train in resources" in text
     assert (
         "prepare_dataset 1, train_tokenizer 1, train_model 3, fetch_dataset 1, fetch_model 18, fetch_tokenizer 1"
         in text

@@ -75,7 +75,7 @@ FIGURES = (
     Figure(
         "id_by_n_points",
         "Does it hang on the number of points?",
-        "Means of random subsets: what still rises with the number of points has not converged.",
+        "Means of random subsets: what still changes with the number of points has not converged.",
         of="sizes",
     ),
     Figure(

@@ -24,7 +24,7 @@ def twonn_fit(summary: pl.DataFrame, session: Path) -> alt.TopLevelMixin:
     F is the share of points up to each; TwoNN's dimension is the slope of a line through the origin.
     """
     table = style.of_all_contexts(style.leading(summary))
-    run = style.leading_run(table)
+    run, others = style.leading_run(table), style.one_of(table)
     table = table.filter(**run)
     module, view = style.modules_of(table)[0], table["view"][0]
     layers = style.spread(sorted(table.filter(module=module)["layer"].drop_nulls().unique()), style.MOST_LAYERS)
@@ -39,7 +39,7 @@ def twonn_fit(summary: pl.DataFrame, session: Path) -> alt.TopLevelMixin:
     points = points.with_columns(module=pl.lit(module))
     title = (
         table["run"][0],
-        f"module {module!r}, view {view!r}, the first context; the last tenth of the points left out",
+        f"module {module!r}, view {view!r}, the first context, without the last tenth of its points{others}",
     )
     return style.configured(style.grid(points.with_columns(row=pl.lit("all")), "row", "layer", _panel, lambda _: title))
 

@@ -9,6 +9,10 @@ import polars as pl
 
 from id_scaling.plots import style
 from id_scaling.plots.catalogue import SAME
+from id_scaling.views import View
+
+# Settings by which views are put in order, those that scale points after those that choose them.
+LATER = ["null_cloud", "preprocess", "exclude_window"]
 
 
 def estimator_agreement(summary: pl.DataFrame) -> alt.TopLevelMixin:
@@ -29,13 +33,24 @@ def id_by_view(summary: pl.DataFrame) -> alt.TopLevelMixin:
     run = style.leading_run(table)
     lead = style.leading(summary)["view"][0]
     draws = pl.col("draw").n_unique().over(*SAME, "decimate")
+    others = style.one_of(table)
     table = table.filter(**run).with_columns(name="view", name_draws=draws)
     table = table.with_columns(view=_without_draw()).drop("name_draws")
-    views = [lead, *(view for view in style.unique(table, "view") if view != lead)]
-    size = style.MOST_LINES - 1
-    parts = [[lead, *views[start : start + size]] for start in range(1, max(len(views), 2), size)]
-    drawn = [_of_run(table.filter(pl.col("view").is_in(part)), "view", detail="name") for part in parts]
+    # Like beside like: first those that choose points, then those that scale them.
+    near = table.sort(pl.col("view") != lead, *(pl.col(key) != _plain(key) for key in LATER), maintain_order=True)
+    views, size = style.unique(near, "view"), style.MOST_LINES - 1
+    starts = range(1, max(len(views), 2), size)
+    drawn = []
+    for number, start in enumerate(starts, 1):
+        of_part = near.filter(pl.col("view").is_in([lead, *views[start : start + size]]))
+        part = f", part {number} of {len(starts)}" if len(starts) > 1 else ""
+        drawn.append(_of_run(of_part, "view", others + part, detail="name"))
     return style.configured(alt.vconcat(*drawn).resolve_scale(color="independent", strokeDash="independent"))
+
+
+def _plain(key: str) -> str | int:
+    """Return what a view has of a key that it does not give."""
+    return getattr(View(), key)
 
 
 def _without_draw() -> pl.Expr:
@@ -51,8 +66,9 @@ def id_by_control(summary: pl.DataFrame) -> alt.TopLevelMixin:
     table = _inside(style.of_all_contexts(style.leading(summary)))
     run = style.leading_run(table)
     same = {key: value for key, value in run.items() if key != "control"}
+    others = style.one_of(table.with_columns(run=pl.concat_str(list(same), separator=" · ")))
     table = table.filter(**same).with_columns(run=pl.lit(" · ".join(map(str, same.values()))))
-    return style.configured(_of_run(table, "control"))
+    return style.configured(_of_run(table, "control", others))
 
 
 def _inside(table: pl.DataFrame) -> pl.DataFrame:
@@ -60,11 +76,11 @@ def _inside(table: pl.DataFrame) -> pl.DataFrame:
     return table.filter(pl.col("module").is_in(style.modules_of(table)))
 
 
-def _of_run(of_run: pl.DataFrame, by: str, detail: str | None = None) -> alt.VConcatChart:
+def _of_run(of_run: pl.DataFrame, by: str, more: str, detail: str | None = None) -> alt.VConcatChart:
     """Return a row for each module of one run, with a line for each value of a column."""
 
     def titles(of_row: pl.DataFrame) -> tuple[str, str]:
-        return of_row["module"][0], f"{of_row['run'][0]}, mean over contexts"
+        return of_row["module"][0], f"{of_row['run'][0]}, mean over contexts{more}"
 
     return _by_layer(of_run, "module", "estimator", by, titles, detail)
 

@@ -20,7 +20,7 @@ OF_POINT += ["loss", "entropy", "value", "stderr"]
 def id_against_loss(summary: pl.DataFrame, session: Path) -> alt.TopLevelMixin:
     """Return the figure: contexts at the most correlated layer of each estimator, and the correlation by layer."""
     table = style.of_all_contexts(style.leading(summary))
-    run = style.leading_run(table)
+    run, others = style.leading_run(table), style.one_of(table)
     table = table.filter(**run).filter(pl.col("module").is_in(style.modules_of(table)))
     module, view, name = style.modules_of(table)[0], table["view"][0], table["run"][0]
     scatter = []
@@ -32,7 +32,7 @@ def id_against_loss(summary: pl.DataFrame, session: Path) -> alt.TopLevelMixin:
         some, left_out = style.shown(points["context"].to_list(), style.MOST_POINTS, "contexts")
         points = points.filter(pl.col("context").is_in(some)).select(*OF_POINT)
         scatter.append(points.with_columns(panel=pl.lit(panel + left_out), row=pl.lit("all")))
-    title = name, f"module {module!r}, view {view!r}, a point for each context"
+    title = name, f"module {module!r}, view {view!r}, a point for each context{others}"
     drawn = [style.grid(pl.concat(scatter), "row", "panel", _scatter, lambda _: title)]
     correlated = table.filter(pl.col("spearman_loss").is_not_null(), pl.col("layer").is_not_null())
     if len(correlated):

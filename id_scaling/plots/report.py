@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from html import escape
 from pathlib import Path
@@ -41,9 +42,14 @@ def write_report(summary: pl.DataFrame, charts: Mapping[str, alt.TopLevelMixin],
 def _figure(name: str, caption: str) -> str:
     """Return the place of a figure."""
     return (
-        f'<p>{escape(caption)}</p><div class="wide"><div class="figure" id="figure-{name}" role="figure" '
+        f'<p>{_marked(caption)}</p><div class="wide"><div class="figure" id="figure-{name}" role="figure" '
         f'aria-label="{escape(name)}"></div></div><button data-figure="{name}">Data of this figure (CSV)</button>'
     )
+
+
+def _marked(text: str) -> str:
+    """Return text for the page, what stands in backticks as code."""
+    return re.sub(r"`([^`]*)`", r"<code>\1</code>", escape(text))
 
 
 def _listed(values: list, most: int) -> str:
@@ -85,7 +91,7 @@ def _axes(summary: pl.DataFrame) -> Iterator[tuple[str, str]]:
             yield f"{key}s".replace("versionss", "versions"), _listed(values, 12)
     losses = summary.filter(pl.col("group").is_null(), control="none")["mean_loss"].drop_nulls()
     if len(losses):
-        yield "mean loss", f"{losses.min():.3f} to {losses.max():.3f} nats/token"
+        yield "mean loss, plain text", f"{losses.min():.3f} to {losses.max():.3f} nats/token"
 
 
 def _views(summary: pl.DataFrame) -> Iterator[tuple[str, str]]:
@@ -101,5 +107,5 @@ def _trust(summary: pl.DataFrame) -> str:
     """Return how far the numbers carry, as a list."""
     view = style.leading(summary)["view"][0]
     kinds = {True: "doubt", False: "fine"}
-    items = (f'<li class="{kinds[is_doubt]}">{escape(said)}</li>' for is_doubt, said in remarks(summary))
+    items = (f'<li class="{kinds[is_doubt]}">{_marked(said)}</li>' for is_doubt, said in remarks(summary))
     return f"<p>Of the view {escape(repr(view))}, which text and most figures show.</p><ul>{''.join(items)}</ul>"

@@ -25,13 +25,14 @@ def id_by_n_points(summary: pl.DataFrame) -> alt.TopLevelMixin:
     table = _of_leading_run(style.of_all_contexts(summary, *SAME, "decimate", "draw", "n_used"))
     lead = style.leading(summary)
     same = [pl.col(key) == lead[key][0] for key in SAME]
-    means = ["model", "checkpoint", "run", "module", "estimator", "layer", "decimate"]
+    means = ["model", "checkpoint", "run", "module", "estimator", "layer", "decimate", "others"]
     drawn = table.filter(*same).group_by(means, maintain_order=True).agg(pl.col("mean", "n_used").mean(), pl.len())
     return style.configured(style.grid(drawn, "run", "estimator", _against_points, _titles))
 
 
 def _of_leading_run(table: pl.DataFrame) -> pl.DataFrame:
     """Return the rows of the leading run and the first module, at a few layers."""
+    table = table.with_columns(others=pl.lit(style.one_of(table)))
     table = table.filter(**style.leading_run(table)).filter(module=style.modules_of(table)[0])
     layers = style.spread(sorted(table["layer"].drop_nulls().unique()), style.MOST_LAYERS)
     return table.filter(pl.col("layer").is_in(layers) | pl.col("layer").is_null())
@@ -39,9 +40,8 @@ def _of_leading_run(table: pl.DataFrame) -> pl.DataFrame:
 
 def _titles(of_row: pl.DataFrame) -> tuple[str, str]:
     """Return the title of a run's row."""
-    return of_row["run"][
-        0
-    ], f"module {of_row['module'][0]!r}, mean over contexts, {len(of_row['layer'].unique())} layers"
+    n_layers, module, others = of_row["layer"].n_unique(), of_row["module"][0], of_row["others"][0]
+    return of_row["run"][0], f"module {module!r}, mean over contexts, {n_layers} layers{others}"
 
 
 def _against_scale(table: pl.DataFrame) -> alt.LayerChart:

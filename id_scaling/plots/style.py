@@ -82,6 +82,12 @@ def leading_run(table: pl.DataFrame) -> dict[str, str | int]:
     return dict(zip(RUN, of_last_checkpoints(table).select(RUN).row(0), strict=True))
 
 
+def one_of(table: pl.DataFrame) -> str:
+    """Return what to say of a figure of one run of those of a table: nothing where there is one."""
+    n_runs = table["run"].n_unique()
+    return f"; 1 of {n_runs} runs" if n_runs > 1 else ""
+
+
 def finite(table: pl.DataFrame) -> pl.DataFrame:
     """Return a table whose numbers that are not finite are empty: no figure shows them."""
     floats = pl.selectors.float()
@@ -147,8 +153,8 @@ def configured(chart: alt.TopLevelMixin) -> alt.TopLevelMixin:
     """Return a chart in the style of all."""
     return (
         chart.configure_view(stroke=None)
-        .configure_axis(grid=False, labelFontSize=11, titleFontSize=12)
-        .configure_legend(labelLimit=300, symbolStrokeWidth=2)
+        .configure_axis(grid=False, labelFontSize=11, titleFontSize=12, labelOverlap=True, labelSeparation=6)
+        .configure_legend(labelLimit=300, symbolStrokeWidth=2, symbolOpacity=1)
     )
 
 
@@ -160,6 +166,7 @@ def nothing(words: str) -> alt.TopLevelMixin:
 
 def layer_axis(table: pl.DataFrame) -> alt.Axis:
     """Return an axis that marks layers alone, not the places beside them."""
+    layers = sorted(table["layer"].drop_nulls().unique())
     n_layers = (table["layer"].max() or 0) + 1
     step = max(1, n_layers // 8)
-    return alt.Axis(values=list(range(0, n_layers, step)), format="d")
+    return alt.Axis(values=layers if len(layers) <= 8 else list(range(0, n_layers, step)), format="d")
