@@ -68,6 +68,7 @@ def report(findings: list[Finding]) -> str:
     if targets:
         listed, n_more = shlex.join(targets[:MOST_MENDED]), len(targets) - MOST_MENDED
         then = f"; then check again, for {n_more} more" if n_more > 0 else ""
+        lines.append("… below is for the options that you run Snakemake with, such as --profile and --configfile")
         lines.append(f"to mend    rm -f {listed} && snakemake … all {listed}{then}")
     counts = ", ".join(f"{sum(one.kind == kind for one in findings)} {kind}" for kind in KINDS)
     return "\n".join([*lines, counts])

@@ -43,10 +43,11 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def write_table(path: Path, table: pl.DataFrame, facts: Any) -> None:
-    """Write a table and its facts, whole or not at all."""
+def write_table(path: Path, table: pl.DataFrame, facts: Any, **notes: Any) -> None:
+    """Write a table, its facts, and notes by their names in its metadata as JSON, whole or not at all."""
     with writing(path) as aside:
-        table.write_parquet(aside, metadata=table_metadata(facts))
+        said = {name: json.dumps(note, ensure_ascii=False) for name, note in notes.items()}
+        table.write_parquet(aside, metadata={**said, **table_metadata(facts)})
         seal(aside)
 
 

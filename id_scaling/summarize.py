@@ -236,7 +236,8 @@ def summarize(session: Path, settings: Mapping[str, Any], parquet: Path, csv: Pa
     summary = summary.with_columns(_equivalents(summary)).select([name for name, _, _ in COLUMNS])
     if summary["versions"].n_unique() > 1:
         LOG.warning("mixed library versions, see the column `versions`: %s", summary["versions"].unique().to_list())
-    write_table(parquet, summary, settings)
+    columns = {name: {"unit": unit, "meaning": meaning} for name, unit, meaning in COLUMNS}
+    write_table(parquet, summary, settings, columns=columns)
     with writing(csv) as aside:
         summary.write_csv(aside)
     with writing(text) as aside:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -238,6 +239,14 @@ def test_loss_and_entropy_leave_out_the_first_token_of_each_context(session: Pat
     summary = summary_of(session)
     assert summary["mean_loss"].unique().to_list() == [4.0]
     assert summary["mean_entropy"].unique().to_list() == [2.5]
+
+
+def test_every_column_is_documented_in_the_file_itself(session: Path) -> None:
+    summary = summary_of(session)
+    said = json.loads(pl.read_parquet_metadata(session / "summary.parquet")["columns"])
+    assert list(said) == summary.columns
+    assert said["mean_loss"]["unit"] == "nats/token"
+    assert all(column["meaning"] for column in said.values())
 
 
 def test_depth_size_and_training_are_columns(session: Path) -> None:

@@ -18,7 +18,7 @@ LATER = ["null_cloud", "preprocess", "exclude_window"]
 def estimator_agreement(summary: pl.DataFrame) -> alt.TopLevelMixin:
     """Return the figure: all estimators in one panel a module, a row for each of a few runs."""
     table = style.of_all_contexts(style.leading(summary))
-    runs, left_out = style.shown(style.unique(table, "run"), 3, "runs")
+    runs, left_out = style.shown(style.unique(table, "run"), style.MOST_RUNS, "runs")
     table = _inside(table).filter(pl.col("run").is_in(runs))
 
     def titles(of_row: pl.DataFrame) -> tuple[str, str]:
