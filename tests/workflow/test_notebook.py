@@ -45,7 +45,7 @@ def test_the_notebook_ends_with_a_table_and_figures_of_its_study(done: tuple) ->
     folder, names, values = done
     summary = names["summary"]
     assert set(summary["control"]) == {"none", "shuffle-5"}
-    assert set(summary["layer"]) == {0, 10, 20, 29}
+    assert set(summary["layer"]) == {0, 15, 29}
     plain, shuffled = (summary.filter(control=control)["mean_loss"][0] for control in ("none", "shuffle-5"))
     assert plain < shuffled
     assert (folder / "results" / "notebook" / "report.html").is_file()
