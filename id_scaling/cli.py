@@ -282,19 +282,27 @@ def status(arguments: Arguments) -> None:
     print(report(study, status_of(study)))
 
 
-def _study(path: Path) -> Study:
-    """Return the study of a configuration file."""
+def _mapping(path: Path) -> dict:
+    """Return what a YAML file holds."""
     import yaml
 
     from id_scaling.errors import ConfigError
-    from id_scaling.study import Study
 
     try:
-        config = yaml.safe_load(path.read_text())
+        found = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
-    if not isinstance(config, dict):
+    if not isinstance(found, dict):
         raise ConfigError(f"{path}: found no mapping of keys, expected a configuration")
+    return found
+
+
+def _study(path: Path) -> Study:
+    """Return the study of a configuration file."""
+    from id_scaling.errors import ConfigError
+    from id_scaling.study import Study
+
+    config = _mapping(path)
     if "__use_yte__" in config:
         raise ConfigError(f"{path}: __use_yte__ has Snakemake run Python that stands in the file")
     return Study(config)
@@ -313,7 +321,8 @@ def reproduce(arguments: Arguments) -> None:
     """Run the protocol of a paper, and print ours beside what it published."""
     from id_scaling.reproduce import reproduce
 
-    print(reproduce(arguments.config, arguments.only, arguments.profile, is_run=not arguments.no_run))
+    said = _mapping(arguments.config)
+    print(reproduce(arguments.config, said, arguments.only, arguments.profile, is_run=not arguments.no_run))
 
 
 def describe(arguments: Arguments) -> None:

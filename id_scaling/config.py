@@ -28,7 +28,7 @@ from id_scaling.errors import ConfigError, nearest
 from id_scaling.estimators import get_estimator
 from id_scaling.logs import plain
 from id_scaling.statistics import ALWAYS, DEFAULT_GROUPS, GROUPS, group_of
-from id_scaling.views import DEFAULT_VIEWS, PREPROCESS, View, default_ranks
+from id_scaling.views import DEFAULT_VIEWS, PREPROCESS, Duplicates, NullCloud, View, default_ranks
 
 T = TypeVar("T")
 
@@ -64,7 +64,9 @@ Key = Annotated[str, Field(max_length=60, pattern=KEY)]
 PLACE = rf"^[^{UNPRINTED}{{}}<>]+$"
 _Place = Annotated[str, Field(min_length=1, max_length=300, pattern=PLACE)]
 SESSION = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+SCALING = rf"^({PREPROCESS})$"
 IN_WORDS = {
+    SCALING: "raw, standardised, unit_norm or drop_top_C, with C from 1",
     KEY: "letters, digits, '_', '.' and '-' alone",
     PLACE: "text without control characters, braces and angle brackets",
     SESSION: "letters, digits, '_', '.' and '-' alone, the first a letter or a digit",
@@ -202,15 +204,11 @@ class DatasetConfig(_Section):
         return _unrepeated(keys)
 
 
-SCALING = rf"^({PREPROCESS})$"
-IN_WORDS[SCALING] = "raw, standardised, unit_norm or drop_top_C, with C from 1"
-
-
 class ViewConfig(_Section):
     """Which points of a cloud count before neighbors are sought."""
 
     skip_first_tokens: int = Field(1, ge=0, description="tokens left out at the start of each context")
-    duplicates: Literal["distinct", "keep", "one_per_token", "matched_subset"] = Field(
+    duplicates: Duplicates = Field(
         "distinct",
         description="count the first of each set of equal points, all of them, of the distinct ones the first of each "
         "token, or as many of them at random as there are tokens",
@@ -232,7 +230,7 @@ class ViewConfig(_Section):
     exclude_window: int = Field(
         0, ge=0, description="points at most so many positions apart are no neighbors (a Theiler window); 0 for none"
     )
-    null_cloud: Literal["none", "gaussian"] = Field(
+    null_cloud: NullCloud = Field(
         "none", description="`gaussian` replaces the points by a Gaussian sample with their number, mean and covariance"
     )
 
@@ -444,9 +442,10 @@ def _check_points(config: Config) -> None:
                 f"{config.ctx_len} leaves {max(n_counted, 0)} under the view {name!r}; raise ctx_len, or have the view "
                 "leave more"
             )
-        if view.n_dropped and view.n_dropped >= min(view.decimate or n_points, n_points) - 1:
+        n_drawn = min(view.decimate or n_points, n_points)
+        if view.n_dropped and view.n_dropped >= n_drawn - 1:
             raise ValueError(
-                f"cacheing_config.views.{name}.preprocess: found {view.preprocess}, but of {n_points} points no more "
+                f"cacheing_config.views.{name}.preprocess: found {view.preprocess}, but of {n_drawn} points no more "
                 "components are left; drop fewer"
             )
         if view.decimate > n_points:

@@ -105,9 +105,9 @@ def load_tokens(session_path: str | Path, **axes: str | int | Collection[str | i
 def _of_runs(session: Path, axes: Mapping[str, Any], rows_of: Callable[..., pl.DataFrame]) -> pl.DataFrame:
     """Return the rows of the runs that are asked for, each with the names of its run."""
     _, settings = read_table(_summary_path(session), [])
-    names, chosen, tables = settings["names"], _chosen(axes, settings), []
+    chosen, tables = _chosen(axes, settings), []
     for run in runs_of(settings):
-        of_run = {key: names.get(key, {}).get(value, value) for key, value in vars(run).items()}
+        of_run = _names_of(run, settings)
         if all(of_run[key] in chosen.get(key, {of_run[key]}) for key in of_run):
             rows = rows_of(session, run, settings, chosen)
             tables.append(rows.select(*(pl.lit(value).alias(key) for key, value in of_run.items()), pl.all()))
@@ -119,11 +119,15 @@ def _of_runs(session: Path, axes: Mapping[str, Any], rows_of: Callable[..., pl.D
 def run_named(session: Path, names: Mapping[str, str | int]) -> Run:
     """Return the run of a session that the summary calls by these names."""
     _, settings = read_table(_summary_path(session), [])
-    said = settings["names"]
     for run in runs_of(settings):
-        if {key: said.get(key, {}).get(value, value) for key, value in vars(run).items()} == dict(names):
+        if _names_of(run, settings) == dict(names):
             return run
     raise ConfigError(f"the session has no run {', '.join(map(str, names.values()))}")
+
+
+def _names_of(run: Run, settings: Mapping[str, Any]) -> dict[str, str | int]:
+    """Return what the configuration, and so the summary, calls a run."""
+    return {key: settings["names"].get(key, {}).get(value, value) for key, value in vars(run).items()}
 
 
 def _summary_path(session_path: str | Path) -> Path:
@@ -136,8 +140,8 @@ def _summary_path(session_path: str | Path) -> Path:
 
 def _chosen(axes: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, set]:
     """Return the values of each axis that are asked for, once the session is known to have them."""
-    names, runs = settings["names"], list(runs_of(settings))
-    has = {key: {names.get(key, {}).get(getattr(run, key), getattr(run, key)) for run in runs} for key in vars(runs[0])}
+    named = [_names_of(run, settings) for run in runs_of(settings)]
+    has = {key: {of_run[key] for of_run in named} for key in RUN_AXES}
     has |= {"module": set(settings["modules"]), "estimator": {name for name, _ in settings["estimators"]}}
     chosen = {}
     for axis, wanted in axes.items():

@@ -23,18 +23,16 @@ from id_scaling.study import Study
 KEYS = {"protocol", "published"}
 
 
-def read_reproduction(path: Path, models: list[str] | None) -> tuple[Study, dict[str, Any]]:
-    """Return the study of a protocol, of some of its models or all, and what was published of these.
+def read_reproduction(path: Path, said: Mapping, models: list[str] | None) -> tuple[Study, dict[str, Any]]:
+    """Return the study of a protocol, of some of its models or all, and what was published, from what a file says.
 
     Raises
     ------
     ConfigError
         The file has other keys, or a model is none of its.
     """
-    said = yaml.safe_load(path.read_text())
-    if not isinstance(said, dict) or said.keys() != KEYS:
-        found = ", ".join(map(str, said)) if isinstance(said, dict) else type(said).__name__
-        raise ConfigError(f"{path}: found {found}, expected the keys {' and '.join(sorted(KEYS))}")
+    if said.keys() != KEYS:
+        raise ConfigError(f"{path}: found {', '.join(map(str, said))}, expected the keys {' and '.join(sorted(KEYS))}")
     protocol, published = said["protocol"], said["published"]
     entries = protocol["model_config"] if isinstance(protocol["model_config"], list) else [protocol["model_config"]]
     names = [entry["model_name"] for entry in entries]
@@ -112,7 +110,7 @@ def _of_profile(rows: pl.DataFrame, profile: Mapping[str, Any], n_theirs: int) -
         )
     for number, (row, theirs) in enumerate(zip(states.iter_rows(named=True), profile["mean"], strict=True), 1):
         n_ours, z = row["n_contexts"] - row["n_failed"], None
-        if row["sd"]:
+        if row["mean"] is not None and row["sd"]:
             z = (row["mean"] - theirs) / (row["sd"] * math.sqrt(1 / n_ours + 1 / n_theirs))
         yield (*keys.values(), number, row["mean"], theirs, z)
 
@@ -121,22 +119,27 @@ def report(table: pl.DataFrame) -> str:
     """Return the comparison as text, and a line on each profile."""
     lines = []
     for (model, control, what), part in table.group_by("model", "control", "what", maintain_order=True):
-        differences, z = part["difference"], part["z"].drop_nulls()
-        said = f"largest difference {differences.abs().max():.2f}"
+        differences, z = part["difference"].drop_nulls(), part["z"].drop_nulls()
+        said = f"largest difference {differences.abs().max():.2f}" if len(differences) else "no estimate of ours"
         said += f", {(z.abs() > 2).sum()} of {len(z)} beyond two standard errors" if len(z) else ""
         lines.append(f"{model} · {control} · {what}: {said}")
         if what != "loss":
             lines.append(f"  {'hidden state':>12}{'ours':>9}{'theirs':>9}{'difference':>12}{'z':>7}")
         for row in part.iter_rows(named=True):
             state = "" if row["hidden_state"] is None else row["hidden_state"]
-            z_said = "" if row["z"] is None else f"{row['z']:.1f}"
-            lines.append(f"  {state:>12}{row['ours']:>9.2f}{row['theirs']:>9.2f}{row['difference']:>12.2f}{z_said:>7}")
+            numbers = f"{_cell(row['ours'], 2):>9}{row['theirs']:>9.2f}{_cell(row['difference'], 2):>12}"
+            lines.append(f"  {state:>12}{numbers}{_cell(row['z'], 1):>7}")
     return "\n".join(lines)
 
 
-def reproduce(path: Path, models: list[str] | None, profile: str, is_run: bool) -> str:
+def _cell(number: float | None, n_digits: int) -> str:
+    """Return a number as text, a dash where there is none."""
+    return "–" if number is None else f"{number:.{n_digits}f}"
+
+
+def reproduce(path: Path, said: Mapping, models: list[str] | None, profile: str, is_run: bool) -> str:
     """Run a protocol, unless it was run before, and return ours beside theirs."""
-    study, published = read_reproduction(path, models)
+    study, published = read_reproduction(path, said, models)
     if is_run:
         run(study, profile)
     return report(compared(load_summary(study.session), published))

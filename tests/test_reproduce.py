@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import yaml
 from conftest import ROOT, study
@@ -13,8 +14,8 @@ from scipy import stats
 from verbs import run_study
 
 from id_scaling.cli import main
-from id_scaling.load import load_contexts
-from id_scaling.reproduce import read_reproduction, run
+from id_scaling.load import load_contexts, load_summary
+from id_scaling.reproduce import compared, read_reproduction, report, run
 from id_scaling.study import Study
 
 TOKENS_2025 = ROOT / "config" / "reproduce" / "tokens-2025.yaml"
@@ -65,6 +66,14 @@ def test_ours_stand_beside_theirs(made: dict, tmp_path: Path, capsys: pytest.Cap
     assert "2.00" not in {line.split()[1] for line in said if len(line.split()) == 3}  # shuffle-1 was not run
 
 
+def test_a_mean_that_is_not_there_is_a_dash(made: dict, tmp_path: Path) -> None:
+    summary = load_summary(made["protocol"]["session_path"]).with_columns(mean=pl.lit(None, pl.Float64))
+    said = report(compared(summary, made["published"])).splitlines()
+    at = said.index(next(line for line in said if "none · twoNN_ml" in line))
+    assert said[at].endswith("no estimate of ours")
+    assert said[at + 2].split() == ["1", "–", "3.00", "–", "–"]
+
+
 def test_a_profile_of_another_depth_is_refused(made: dict, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     profiles = [{**made["published"]["profiles"][0], "mean": [1.0, 2.0, 3.0]}]
     assert main(["reproduce", str(save(made, tmp_path, profiles=profiles)), "--no-run"]) == 1
@@ -89,18 +98,22 @@ def test_the_protocol_is_what_snakemake_runs(made: dict, tmp_path: Path, monkeyp
 
 
 def test_the_protocol_of_tokens_2025_is_a_study_of_the_models_asked_for() -> None:
-    whole, published = read_reproduction(TOKENS_2025, None)
+    whole, published = read_reproduction(TOKENS_2025, yaml.safe_load(TOKENS_2025.read_text()), None)
     assert len(whole.runs) == 3 * 6
     assert {profile["model"] for profile in published["profiles"]} == set(published["losses"])
     assert [len(profile["mean"]) for profile in published["profiles"]] == [32] * 5
-    one, published = read_reproduction(TOKENS_2025, ["EleutherAI/pythia-6.9b"])
+    one, published = read_reproduction(TOKENS_2025, yaml.safe_load(TOKENS_2025.read_text()), ["EleutherAI/pythia-6.9b"])
     assert [model.model_name for model in one.models.values()] == ["EleutherAI/pythia-6.9b"]
     assert len(published["profiles"]) == 3
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("a: 1", "found a, expected the keys protocol and published"), ("- a", "found list, expected the keys")],
+    [
+        ("a: 1", "found a, expected the keys protocol and published"),
+        ("- a", "found no mapping of keys, expected a configuration"),
+        ("{", "cannot be read as YAML"),
+    ],
 )
 def test_a_file_of_something_else_is_refused(text: str, words: str, tmp_path: Path, capsys) -> None:
     (tmp_path / "other.yaml").write_text(text)

@@ -9,8 +9,8 @@ import polars as pl
 from id_scaling.intervals import LEAST_DOCUMENTS, LEAST_RESAMPLED
 from id_scaling.plots import style
 
-# Estimators that are too low where the dimension is large.
-OF_DISTANCES = ("mle", "twoNN", "mind_ml", "gride", "mom", "mada", "tle", "corrint", "mst", "phd")
+# Estimators that are too low where the dimension is large, as `id_scaling.equivalents` has it of them.
+OF_DISTANCES = ("mle", "twoNN", "mind_ml", "gride")
 # Above it estimates from about a thousand points are compressed, the more the larger they are.
 COMPRESSED = 15
 # Shares of nearest neighbors of the same token, or nearby, that are worth a doubt.

@@ -48,7 +48,9 @@ def _of_layer(path: Path, name: str, column: int, layer: int | None) -> pl.DataF
     """Return points of the fit of one layer's first context, and where their line is."""
     with h5py.File(path, "r") as file:
         logs = file[name][0, :, column].astype(np.float64)
-    logs = np.sort(logs[np.isfinite(logs)])
+    logs = np.sort(logs[~np.isnan(logs)])
+    if np.isinf(logs).any():  # a point at no distance from another: no estimate either
+        logs = logs[:0]
     kept = logs[: len(logs) * KEPT_PERCENT // 100]
     rise = -np.log1p(-np.arange(1, len(kept) + 1) / max(len(logs), 1))
     slope = float(kept @ rise / (kept @ kept)) if len(kept) and kept @ kept > 0 else float("nan")

@@ -1,6 +1,6 @@
 """The mean estimates of clouds of known dimension, by simulation.
 
-`python -m tests.full.tabulate_equivalents` writes `id_scaling/equivalent_tables.py`, in ten minutes of two cores: for
+`python -m tests.full.tabulate_equivalents` writes `id_scaling/equivalent_tables.py`, in three minutes of two cores: for
 each distribution, d and n the mean over N_CLOUDS clouds of what each estimator gives. The distributions:
 
 gaussian  the standard normal distribution in d dimensions;
