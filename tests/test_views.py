@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 import torch
 from conftest import study
+from scipy.spatial.distance import pdist
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler, normalize
 from verbs import Session
@@ -22,7 +23,7 @@ from id_scaling.neighbors import Neighbors, find_neighbors, stacked
 from id_scaling.sealed import read_record
 from id_scaling.statistics import DEFAULT_GROUPS
 from id_scaling.summarize import COLUMNS, _views
-from id_scaling.transforms import preprocess, transform
+from id_scaling.transforms import gaussian, preprocess, transform
 from id_scaling.views import View, generator, select
 
 N, D = 300, 24
@@ -345,6 +346,29 @@ def test_a_null_of_a_flat_cloud_stays_in_its_plane() -> None:
     found = of(points, View(0, "keep", null_cloud="gaussian"))
     trace, frobenius = found.statistic("gram_trace"), found.statistic("gram_frobenius")
     assert 2 < (trace / frobenius) ** 2 <= 3 + 1e-9
+
+
+@pytest.mark.parametrize("kind", [torch.from_numpy, np.asarray])
+def test_a_null_of_many_coordinates_is_the_same_in_fewer(kind) -> None:
+    """Distances, norms and angles are those of Z X / √(n - 1) in all coordinates."""
+    rng = np.random.default_rng(0)
+    points = rng.standard_normal((60, 400)) * np.arange(1, 401) ** -0.7 + 3 * rng.standard_normal(400)
+    points[0] *= 100
+    normals, mean = rng.standard_normal((60, 60)), points.mean(axis=0)
+    expected = mean + normals @ (points - mean) / np.sqrt(59)
+    found = np.asarray(gaussian(kind(points), kind(normals)))
+    assert found.shape == (60, 60)
+    assert np.abs(found @ found.T / (expected @ expected.T) - 1).max() < 1e-9  # rounding beside a norm of 100
+    np.testing.assert_allclose(pdist(found), pdist(expected), rtol=1e-9)
+
+
+@pytest.mark.parametrize("kind", [torch.from_numpy, np.asarray])
+def test_a_null_of_points_that_depend_on_each_other_is_in_all_coordinates(kind) -> None:
+    points = np.random.default_rng(0).standard_normal((20, 400))
+    points[7] = points[3]
+    found = np.asarray(gaussian(kind(points), kind(np.eye(20))))
+    expected = points.mean(axis=0) + (points - points.mean(axis=0)) / np.sqrt(19)
+    np.testing.assert_allclose(pdist(found), pdist(expected), rtol=1e-7, atol=1e-6)
 
 
 def test_views_together_are_views_apart() -> None:

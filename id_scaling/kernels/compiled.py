@@ -453,6 +453,14 @@ def centred_spectrum(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.linalg.eigh(gram - means[:, None] - means[None, :] + means.mean())
 
 
+def turned(points: np.ndarray) -> np.ndarray | None:
+    """Return points (n, d) in n coordinates, with the same products; None where one depends on the others."""
+    try:
+        return np.linalg.cholesky(points @ points.T)
+    except np.linalg.LinAlgError:
+        return None
+
+
 def weighted_squares(matrix: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return the sum of each row's squares times the weights of the columns."""
     return np.square(matrix) @ weights

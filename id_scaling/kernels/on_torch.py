@@ -139,6 +139,12 @@ def centred_spectrum(gram: torch.Tensor) -> tuple[np.ndarray, torch.Tensor]:
     return _host(values), vectors
 
 
+def turned(points: torch.Tensor) -> torch.Tensor | None:
+    """Return points (n, d) in n coordinates, with the same products; None where one depends on the others."""
+    factor, failed_at = torch.linalg.cholesky_ex(points @ points.T)
+    return None if failed_at else factor
+
+
 def weighted_squares(matrix: torch.Tensor, weights: np.ndarray) -> np.ndarray:
     """Return the sum of each row's squares times the weights of the columns."""
     return _host(matrix.square() @ torch.from_numpy(weights).to(matrix.device, matrix.dtype))
