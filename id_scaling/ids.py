@@ -30,6 +30,8 @@ from id_scaling.transforms import transform
 from id_scaling.views import View
 
 CONTEXTS_AT_ONCE = 32
+# Of the median distance to the nearest neighbor: what is below is next to nothing.
+TINY = 0.01
 
 SCHEMA = {
     "view": pl.String,
@@ -46,9 +48,11 @@ SCHEMA = {
     "n_nonfinite": pl.Int64,
     "n_used": pl.Int64,
     "median_r1": pl.Float64,
+    "tiny_r1": pl.Float64,
     "median_norm": pl.Float64,
     "participation_ratio": pl.Float64,
     "participation_ratio_corrected": pl.Float64,
+    "effective_rank": pl.Float64,
     "mean_cosine": pl.Float64,
     "nn_same_token": pl.Float64,
     "nn_within_5": pl.Float64,
@@ -172,7 +176,7 @@ def _estimate_block(
         "value": found.value,
         "stderr": found.stderr,
         "status": [str(word) for word in found.status],
-        "median_r1": _median(neighbors.r1),
+        **_nearness(neighbors.r1),
         **{name: values for name, values in neighbors.statistics.items() if name in SCHEMA},
     }
     if {"gram_trace", "gram_frobenius"} <= neighbors.statistics.keys():
@@ -207,6 +211,12 @@ def read_neighbors(group: h5py.Group, manifest: Mapping[str, Any], rows: range, 
     return Neighbors(tuple(stored[columns]), group["r1"][part], group["log_ratio"][part, :, columns], statistics)
 
 
-def _median(r1: np.ndarray) -> list[float]:
-    """Return the median of each row over the points that count."""
-    return [float(np.median(row[np.isfinite(row)])) if np.isfinite(row).any() else np.nan for row in r1]
+def _nearness(r1: np.ndarray) -> dict[str, list[float]]:
+    """Return of each row the median over the points that count, and the share of them far below it."""
+    rows = [row[np.isfinite(row)] for row in r1]
+    medians = [float(np.median(row)) if len(row) else np.nan for row in rows]
+    tiny = [
+        float(np.mean((row == 0) | (row < TINY * median))) if len(row) else np.nan
+        for row, median in zip(rows, medians, strict=True)
+    ]
+    return {"median_r1": medians, "tiny_r1": tiny}

@@ -78,8 +78,10 @@ def table_of(module: str, estimator: str = "mle", values: dict | None = None) ->
             "n_nonfinite": 0,
             "n_used": 60,
             "median_r1": 1.0 + context,
+            "tiny_r1": 0.1,
             "median_norm": 2.0,
             "participation_ratio": 3.0,
+            "effective_rank": 3.5,
             "nn_same_token": 0.25,
             "nn_within_5": 0.5,
         }
@@ -233,6 +235,7 @@ def test_companions_are_means_over_all_contexts(session: Path) -> None:
     assert (partial["n_points"], partial["n_distinct"], partial["n_used"]) == (63.0, 62.0, 60.0)
     assert (partial["median_r1"], partial["median_norm"], partial["participation_ratio"]) == (3.0, 2.0, 3.0)
     assert (partial["nn_same_token"], partial["nn_within_5"]) == (0.25, 0.5)
+    assert (partial["tiny_r1"], partial["effective_rank"]) == (0.1, 3.5)
 
 
 def test_loss_and_entropy_leave_out_the_first_token_of_each_context(session: Path) -> None:
