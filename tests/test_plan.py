@@ -113,17 +113,17 @@ def test_flops_of_a_llama_are_those_of_its_products(tiny_llama: Path) -> None:
     of_layer = 2 * width * width + 2 * width * (n_shared * 8) + 3 * width * inner
     weights = layers * of_layer + width * n_vocabulary
     attention = layers * 4 * n_tokens**2 * width
-    shape = shape_of(tiny_llama, LLAMA, n_tokens)
+    shape = shape_of(tiny_llama, LLAMA, [n_tokens])
     assert shape.is_counted
     # Versions of torch may count the angles of positions, too.
-    assert shape.forward == pytest.approx(2 * weights * n_tokens + attention, rel=1e-3)
+    assert shape.forward[n_tokens] == pytest.approx(2 * weights * n_tokens + attention, rel=1e-3)
     norms = (2 * layers + 1) * width
     assert shape.n_parameters == weights + width * n_vocabulary + norms
 
 
 def test_widths_are_those_of_the_modules(tiny_llama: Path) -> None:
     mapping = {"up": "model.layers.{layer}.mlp.up_proj", "unemb": "model.norm"}
-    shape = shape_of(tiny_llama, SiteRequest(None, ("up",), ("unemb",), mapping), 64)
+    shape = shape_of(tiny_llama, SiteRequest(None, ("up",), ("unemb",), mapping), [64])
     assert {(site.module, site.layer): width for site, width in shape.widths.items()} == {
         ("up", 0): 64,
         ("up", 1): 64,
@@ -135,8 +135,8 @@ def test_experts_are_not_counted_but_said_to_be_all_used(tmp_path: Path, text_fo
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     more = {"num_key_value_heads": 2, "num_local_experts": 4, "vocab_size": 100, "max_position_embeddings": 128}
     folder = save_config(tmp_path / "model", model_type="mixtral", **sizes, **more)
-    shape = shape_of(folder, LLAMA, 64)
-    assert (shape.is_counted, shape.forward) == (False, 2 * shape.n_parameters * 64)
+    shape = shape_of(folder, LLAMA, [64])
+    assert (shape.is_counted, shape.forward[64]) == (False, 2 * shape.n_parameters * 64)
 
 
 def test_embedded_default_is_known_before_anything_is_prepared(capsys: pytest.CaptureFixture) -> None:

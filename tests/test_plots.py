@@ -156,7 +156,7 @@ def test_rows_of_contexts_are_of_one_extraction(session: Path) -> None:
     from id_scaling.errors import StoreError
     from id_scaling.sealed import read_table, write_table
 
-    path = next(session.glob("runs/*/step0/*/*/none/ids/block/mle.parquet"))
+    path = next(session.glob("runs/*/step0/*/*/*/none/ids/block/mle.parquet"))
     content = path.read_bytes()
     table, facts = read_table(path)
     assert "local" in table.columns
@@ -165,7 +165,7 @@ def test_rows_of_contexts_are_of_one_extraction(session: Path) -> None:
     with pytest.raises(StoreError, match=r"mle\.parquet: of another extraction than its run's"):
         load_contexts(session, checkpoint="step0")
     path.write_bytes(content)
-    contexts = next(session.glob("contexts/*/*/*/none/contexts.parquet"))
+    contexts = next(session.glob("contexts/*/*/*/*/none/contexts.parquet"))
     content = contexts.read_bytes()
     table, facts = read_table(contexts)
     write_table(contexts, table.with_columns(pl.col("document_id").reverse()), facts)
