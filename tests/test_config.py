@@ -270,9 +270,9 @@ INCONSISTENT = [
         ["mle needs at least 21 points", "ctx_len 21 leaves 20"],
     ),
     (
-        {"ctx_len": [256, 128], "cacheing_config__save_IDs_list": ["gride_n64"]},
+        {"ctx_len": [512, 200], "cacheing_config__save_IDs_list": ["gride_n64"]},
         "cacheing_config.neighbor_ranks",
-        ["gride_n64 needs the ranks 64, 128, found 1-32, 64;", "half the 128 points of ctx_len 128"],
+        ["gride_n64 needs the ranks 64, 128, found 1-32, 64;", "half the 200 points of ctx_len 200"],
     ),
     (
         {"ctx_len": [128, 64], "cacheing_config__views": {"mine": {"decimate": 90}}},
