@@ -129,6 +129,7 @@ def assert_refused(done: subprocess.CompletedProcess, *words: str) -> None:
     [
         ({"ctx_len": "64"}, ["ctx_len: found '64' (text)"]),
         ({"ctx_len": 256}, ["ctx_len: found 256, but the model has 128 positions"]),
+        ({"ctx_len": [64, 256, 96]}, ["ctx_len: found 256, but the model has 128 positions"]),
         ({"cacheing_config__layer_idx_list": [0, 5]}, ["found layer 5, but the model has 2 layers"]),
         ({"cacheing_config__module_inblock_keys": ["atn"]}, ["'atn'", "did you mean 'attn'"]),
         (

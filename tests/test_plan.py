@@ -309,6 +309,29 @@ def test_a_disk_that_is_too_small_is_a_warning_and_no_error(
     assert "WARNING" not in capsys.readouterr().out
 
 
+def test_each_length_has_costs_of_its_own_which_are_those_of_it_alone(tiny_llama: Path, text_folder: Path) -> None:
+    both = Study(study(tiny_llama, text_folder, ctx_len=[32, 128]))
+    [row] = rows_of(both)
+    alone = [rows_of(Study(study(tiny_llama, text_folder, ctx_len=n)))[0] for n in (32, 128)]
+    assert row.costs == [cost for one in alone for cost in one.costs]
+    assert [part.costs for part in row.by_length()] == [one.costs for one in alone]
+    assert row.contexts == [Contexts(round(one.number), "≈") for one in row.contexts]
+    said = report(both, 100, 1)
+    # Of a name, the length, what the model is, how many runs, and how many contexts each has.
+    table = re.findall(r"tiny-llama +([\d,]+) +\S+ k +2 +8 +1 +≈ (\d+) ", said)
+    assert [int(n) for n, _ in table] == [32, 128]
+    assert int(table[0][1]) == pytest.approx(4 * int(table[1][1]), abs=4)
+    assert "ctx_len" not in report(Study(study(tiny_llama, text_folder)), 100, 1)
+
+
+def test_jobs_and_submissions_of_several_lengths_are_those_of_a_dry_run(workflow: Workflow) -> None:
+    workflow.config |= {"ctx_len": [48, 64], "controls": ["none", "shuffle-1"]}
+    workflow.write()
+    assert jobs_of(Study(workflow.config)) == workflow.planned()
+    # Of cutting, shuffling, extractions, groups of estimates, the summary and the figures.
+    assert n_submissions(Study(workflow.config)) == 2 + 2 + 4 + 4 + 1 + 1
+
+
 def test_a_run_longer_than_its_job_may_take_is_a_warning(tiny_llama: Path, text_folder: Path) -> None:
     made = Study(study(tiny_llama, text_folder))
     [row] = rows_of(made)
