@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import altair as alt
@@ -149,6 +150,15 @@ def test_ranks_are_those_of_the_points_of_each_length(of_lengths: Path) -> None:
     manifests = of_lengths.glob("runs/*/step0/*/*/*/none/manifest.json")
     ranks = {int(path.parts[-3]): json.loads(path.read_text())["ranks"] for path in manifests}
     assert ranks == {40: [*range(1, 33)], 128: [*range(1, 33), 64]}
+
+
+def test_the_report_counts_the_contexts_of_each_length(of_lengths: Path) -> None:
+    """A document of 100 to 300 words has two chunks of 40 tokens at most, and from 128 words on one of 128."""
+    report = (of_lengths / "report.html").read_text()
+    assert re.findall(r"shards 0: ([^<]*)<", report) == [
+        "7 contexts of 5 documents; 128 tokens a context",
+        "12 contexts of 6 documents; 40 tokens a context",
+    ]
 
 
 def test_of_one_length_nothing_is_said(session: Path) -> None:
