@@ -143,7 +143,7 @@ def assert_refused(done: subprocess.CompletedProcess, *words: str) -> None:
         ({"model_config__model_checkpoint": "step1"}, ["step1", "no config.json"]),
         ({"dataset_config__dataset_subset": [2]}, ["no shard 2", "00.jsonl, 01.jsonl"]),
     ],
-    ids=["type", "positions", "layer", "key", "path", "checkpoint", "shard"],
+    ids=["type", "positions", "positions of one of several lengths", "layer", "key", "path", "checkpoint", "shard"],
 )
 def test_configuration_that_cannot_run_is_refused_before_any_job(
     changes: dict,
