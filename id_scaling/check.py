@@ -241,7 +241,7 @@ class _Check:
     def _check_leftovers(self) -> None:
         """Find what killed jobs left, and runs that the study does not ask for."""
         asked = {run_folder(self.session, run) for run in self.study.runs}
-        for path in sorted(self.session.glob("runs/*/*/*/*/*/")):
+        for path in sorted(self.session.glob("runs/*/*/*/*/*/*/")):
             if path not in asked:
                 self._add("suspicious", path, "a run that this study does not ask for")
             elif (path / "parts").is_dir():

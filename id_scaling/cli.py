@@ -138,14 +138,14 @@ def fetch_model(arguments: Arguments) -> None:
     from id_scaling import fetch
     from id_scaling.sites import request_of
 
-    settings, unlike, output = arguments.settings, arguments.execution["unlike"], arguments.output
+    settings, execution, output = arguments.settings, arguments.execution, arguments.output
     request = request_of(settings["sites"])
-    others = [output.parent.parent / checkpoint / output.name for checkpoint in unlike]
+    others = [output.parent.parent / checkpoint / output.name for checkpoint in execution["unlike"]]
     fetch.fetch_model(
         settings["model_name"],
         settings["checkpoint"],
         request,
-        settings["ctx_len"],
+        execution["ctx_len"],
         output,
         settings["allow_pickle"],
         [path for path in others if path != output],

@@ -352,7 +352,9 @@ class Config(_Section):
     datasets: _one_or_many(DatasetConfig) = Field(
         alias="dataset_config", description="a dataset, or a list of datasets"
     )
-    ctx_len: int = Field(1024, ge=4, description="tokens of a context")
+    ctx_len: _one_or_many(Annotated[int, Field(ge=4)]) = Field(
+        [1024], description="tokens of a context, one number or a list, each a run of its own"
+    )
     add_bos: Literal["auto", "always", "never"] = Field(
         "auto",
         description="whether each context starts with the tokenizer's beginning-of-sequence token; `auto`: where the "
@@ -384,8 +386,9 @@ class Config(_Section):
     @model_validator(mode="after")
     def _consistent(self) -> Config:
         _check_modules(self.cacheing_config)
-        _check_points(self)
-        _check_needs(self.cacheing_config, self.ctx_len)
+        for ctx_len in self.ctx_len:
+            _check_points(self.cacheing_config, ctx_len)
+            _check_needs(self.cacheing_config, ctx_len)
         return self
 
 
@@ -430,27 +433,26 @@ def _check_modules(cacheing: CacheingConfig) -> None:
         )
 
 
-def _check_points(config: Config) -> None:
-    """Raise a ValueError when a view leaves an estimator too few points in every context."""
-    cacheing = config.cacheing_config
+def _check_points(cacheing: CacheingConfig, ctx_len: int) -> None:
+    """Raise a ValueError when a view leaves an estimator too few points of contexts of a length."""
     for (name, view), estimator in ((v, e) for v in cacheing.views.items() for e in cacheing.save_IDs_list):
-        made, n_points = get_estimator(estimator), config.ctx_len - view.skip_first_tokens
+        made, n_points = get_estimator(estimator), ctx_len - view.skip_first_tokens
         n_counted = min(view.decimate or n_points, n_points) - 2 * view.exclude_window
         if n_counted < made.min_points:
             raise ValueError(
                 f"cacheing_config.save_IDs_list: {estimator} needs at least {made.min_points} points, but ctx_len "
-                f"{config.ctx_len} leaves {max(n_counted, 0)} under the view {name!r}; raise ctx_len, or have the view "
+                f"{ctx_len} leaves {max(n_counted, 0)} under the view {name!r}; raise ctx_len, or have the view "
                 "leave more"
             )
         n_drawn = min(view.decimate or n_points, n_points)
         if view.n_dropped and view.n_dropped >= n_drawn - 1:
             raise ValueError(
                 f"cacheing_config.views.{name}.preprocess: found {view.preprocess}, but of {n_drawn} points no more "
-                "components are left; drop fewer"
+                f"components are left (ctx_len {ctx_len}); drop fewer"
             )
         if view.decimate > n_points:
             raise ValueError(
-                f"cacheing_config.views.{name}.decimate: found {view.decimate}, but ctx_len {config.ctx_len} leaves "
+                f"cacheing_config.views.{name}.decimate: found {view.decimate}, but ctx_len {ctx_len} leaves "
                 f"{n_points} points to draw from; draw fewer"
             )
         if made.needs == "points" and (view.exclude_window or view.null_cloud != "none"):
@@ -462,7 +464,7 @@ def _check_points(config: Config) -> None:
 
 
 def _check_needs(cacheing: CacheingConfig, ctx_len: int) -> None:
-    """Raise a ValueError when an estimator needs what the extraction does not store."""
+    """Raise a ValueError when an estimator needs what the extraction of contexts of a length does not store."""
     n_points = ctx_len - min(view.skip_first_tokens for view in cacheing.views.values())
     ranks = default_ranks(n_points) if cacheing.neighbor_ranks == "default" else cacheing.neighbor_ranks
     for name in cacheing.save_IDs_list:
@@ -483,7 +485,8 @@ def _check_needs(cacheing: CacheingConfig, ctx_len: int) -> None:
             raise ValueError(
                 f"cacheing_config.neighbor_ranks: {name} needs the ranks {in_ranges(estimator.ranks)}, found "
                 f"{in_ranges(ranks)}; list all of both, each as a number ([1, 2, 3], not 1-3), which extracts again, "
-                "or leave the estimator out ('default' is 1 to 32 and powers of two to half the points)"
+                f"or leave the estimator out ('default' is 1 to 32 and powers of two to half the {n_points} points of "
+                f"ctx_len {ctx_len})"
             )
 
 

@@ -11,6 +11,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import compress
 from math import ceil
 from pathlib import Path
 from typing import NamedTuple
@@ -57,8 +58,8 @@ class Cost:
         Bytes of its files, and of the largest layer file, which stands beside its parts for a moment.
     forward, search : float
         FLOPs of forward passes, and of the search for neighbors.
-    n_clouds : int
-        Clouds that each estimator of a site estimates.
+    n_tokens : int
+        Tokens of the clouds that each estimator estimates.
     is_done : bool
         Whether the run is extracted already.
     """
@@ -67,7 +68,7 @@ class Cost:
     largest: float
     forward: float
     search: float
-    n_clouds: int
+    n_tokens: int
     is_done: bool
 
 
@@ -90,26 +91,27 @@ def contexts_of(study: Study, run: Run) -> Contexts | None:
     files = [path for path in map(Path, study.shard_files(dataset, subset)) if path.is_file()]
     if files:
         n_bytes = sum(path.stat().st_size * (1 if path.suffix in (".jsonl", ".txt") else INFLATION) for path in files)
-        found.append(Contexts(max(1, n_bytes // BYTES_A_TOKEN // study.config.ctx_len), "≈"))
+        found.append(Contexts(max(1, n_bytes // BYTES_A_TOKEN // run.ctx_len), "≈"))
     return min(found, default=None)
 
 
 def cost_of(study: Study, run: Run, shape: Shape, n_contexts: int) -> Cost:
     """Return what one run takes."""
-    n_tokens, cacheing = study.config.ctx_len, study.config.cacheing_config
-    files = layer_bytes(study, shape, n_contexts)
+    n_tokens, cacheing = run.ctx_len, study.config.cacheing_config
+    files = layer_bytes(study, shape, n_contexts, n_tokens)
     n_clouds = n_contexts * len(shape.widths) * len(cacheing.drawn_views)
     disk = sum(files.values()) + n_contexts * n_tokens * BYTES_OF_SCORES
     disk += len(study.estimators) * (len(study.modules) * BYTES_A_TABLE + n_clouds * BYTES_A_ROW)
     n_products = 1 + sum(not view.is_as_made for view in cacheing.drawn_views.values())
     search = SEARCH * n_products * n_contexts * n_tokens**2 * sum(shape.widths.values())
     is_done = (run_folder(Path(study.session), run) / "manifest.json").is_file()
-    return Cost(disk, max(files.values()), n_contexts * shape.forward, search, n_clouds, is_done)
+    forward = n_contexts * shape.forward[n_tokens]
+    return Cost(disk, max(files.values()), forward, search, n_clouds * n_tokens, is_done)
 
 
-def layer_bytes(study: Study, shape: Shape, n_contexts: int) -> dict[str, float]:
+def layer_bytes(study: Study, shape: Shape, n_contexts: int, n_tokens: int) -> dict[str, float]:
     """Return the bytes of each layer file of a run, as `id_scaling.store` lays them out."""
-    n_tokens, cacheing = study.config.ctx_len, study.config.cacheing_config
+    cacheing = study.config.cacheing_config
     n_points = n_tokens - min(view.skip_first_tokens for view in cacheing.views.values())
     ranks = default_ranks(n_points) if cacheing.neighbor_ranks == "default" else cacheing.neighbor_ranks
     # Ranks are stored in whole chunks.
@@ -191,6 +193,8 @@ class Row:
     ----------
     name : str
         `model_name` of the configuration.
+    lengths : list of int
+        Tokens of a context of each run.
     contexts : list of Contexts or None
         Of each run.
     shape : Shape or None
@@ -204,11 +208,22 @@ class Row:
     """
 
     name: str
+    lengths: list[int]
     contexts: list[Contexts | None]
     shape: Shape | None = None
     costs: list[Cost] | None = None
     weights: Weights | None = None
     unknown: str = ""
+
+    def by_length(self) -> list[Row]:
+        """Return a row for each length of the runs."""
+        return [self._of([one == ctx_len for one in self.lengths]) for ctx_len in dict.fromkeys(self.lengths)]
+
+    def _of(self, is_in: list[bool]) -> Row:
+        """Return the row of some of the runs."""
+        lengths, contexts = list(compress(self.lengths, is_in)), list(compress(self.contexts, is_in))
+        costs = None if self.costs is None else list(compress(self.costs, is_in))
+        return replace(self, lengths=lengths, contexts=contexts, costs=costs)
 
 
 def rows_of(study: Study) -> list[Row]:
@@ -217,21 +232,22 @@ def rows_of(study: Study) -> list[Row]:
     return [_row(study, model, counted) for model in study.models]
 
 
-def _key(study: Study, run: Run) -> tuple[str, int, str]:
-    """Return what the contexts of a run are cut from."""
-    return run.dataset, run.subset, study.tokenizer_of(run.model)
+def _key(study: Study, run: Run) -> tuple[str, int, str, int]:
+    """Return what the contexts of a run are cut from, and their length."""
+    return run.dataset, run.subset, study.tokenizer_of(run.model), run.ctx_len
 
 
 def _row(study: Study, model: str, counted: dict[tuple, Contexts | None]) -> Row:
     """Return what the runs of one model take."""
     name, runs = study.models[model].model_name, [run for run in study.runs if run.model == model]
-    contexts = [counted[_key(study, run)] for run in runs]
+    lengths, contexts = [run.ctx_len for run in runs], [counted[_key(study, run)] for run in runs]
     try:
         shape = shape_in(study, model)
     except IdScalingError as error:
-        return Row(name, contexts, unknown=str(error))
+        return Row(name, lengths, contexts, unknown=str(error))
     weights = weights_of(study, model, shape)
     if None in contexts:
-        return Row(name, contexts, shape, weights=weights, unknown=f"{name}: how many contexts its shards give; {CUT}")
+        unknown = f"{name}: how many contexts its shards give; {CUT}"
+        return Row(name, lengths, contexts, shape, weights=weights, unknown=unknown)
     costs = [cost_of(study, run, shape, one.number) for run, one in zip(runs, contexts, strict=True)]
-    return Row(name, contexts, shape, costs, weights)
+    return Row(name, lengths, contexts, shape, costs, weights)

@@ -15,7 +15,7 @@ from id_scaling.paths import Run, contexts_path, ids_path, run_folder, runs_of
 from id_scaling.sealed import read_record, read_table
 
 SCORES = ("loss", "entropy")
-RUN_AXES = ("model", "checkpoint", "dataset", "subset", "control")
+RUN_AXES = ("model", "checkpoint", "dataset", "subset", "ctx_len", "control")
 OF_CONTEXT = ["context", "document", "document_id", "chunk", "token_start", "token_stop", "metadata"]
 
 
@@ -30,8 +30,8 @@ def load_summary(session_path: str | Path) -> pl.DataFrame:
     Returns
     -------
     polars.DataFrame
-        One row per model, checkpoint, dataset, subset, control, group and its value, view, cloud, layer, module and
-        estimator; rows without a group are of all contexts.
+        One row per model, checkpoint, dataset, subset, ctx_len, control, group and its value, view, cloud, layer,
+        module and estimator; rows without a group are of all contexts.
 
     Raises
     ------
@@ -54,15 +54,15 @@ def load_contexts(session_path: str | Path, **axes: str | int | Collection[str |
     session_path : path
         The folder a session was saved in, `results/<session_name>` by default.
     **axes
-        What to read alone, a value or a list of values each: `model`, `checkpoint`, `dataset`, `subset`, `control`,
-        `module` and `estimator` as in the summary.
+        What to read alone, a value or a list of values each: `model`, `checkpoint`, `dataset`, `subset`, `ctx_len`,
+        `control`, `module` and `estimator` as in the summary.
 
     Returns
     -------
     polars.DataFrame
-        One row per model, checkpoint, dataset, subset, control, module, estimator, layer, view and context: `value`,
-        `stderr`, `status` and the companions of the estimate; `loss` and `entropy`, means of the context's tokens
-        without the first (nats/token); `document`, `document_id`, `chunk`, `token_start`, `token_stop`, and the
+        One row per model, checkpoint, dataset, subset, ctx_len, control, module, estimator, layer, view and context:
+        `value`, `stderr`, `status` and the companions of the estimate; `loss` and `entropy`, means of the context's
+        tokens without the first (nats/token); `document`, `document_id`, `chunk`, `token_start`, `token_stop`, and the
         document's `metadata` as JSON. Estimates at single tokens, `local`, are in the tables of `ids` alone.
 
     Raises
@@ -83,13 +83,13 @@ def load_tokens(session_path: str | Path, **axes: str | int | Collection[str | i
     session_path : path
         The folder a session was saved in, `results/<session_name>` by default.
     **axes
-        What to read alone, a value or a list of values each: `model`, `checkpoint`, `dataset`, `subset` and `control`
-        as in the summary.
+        What to read alone, a value or a list of values each: `model`, `checkpoint`, `dataset`, `subset`, `ctx_len` and
+        `control` as in the summary.
 
     Returns
     -------
     polars.DataFrame
-        One row per model, checkpoint, dataset, subset, control, context and position: `token`, and `loss` and
+        One row per model, checkpoint, dataset, subset, ctx_len, control, context and position: `token`, and `loss` and
         `entropy` (nats) of the prediction of that token, so the first of a context has none.
 
     Raises

@@ -12,38 +12,45 @@ from typing import Any
 
 from id_scaling.files import digest
 
-RUN_KEYS = ("checkpoint", "dataset", "subset", "control")
+RUN_KEYS = ("checkpoint", "dataset", "subset", "ctx_len", "control")
 WEIGHTS_RECORD = "weights.json"
 MOST_PLAIN = 64  # characters of a name that stands in paths as it is
 
 
 @dataclass(frozen=True)
 class Run:
-    """One model, at one checkpoint, on one shard under one control, by names that are safe in paths."""
+    """A model at a checkpoint, a shard, a length of contexts and a control, by names that are safe in paths."""
 
     model: str
     checkpoint: str
     dataset: str
     subset: int
+    ctx_len: int
     control: str
 
 
 def runs_of(settings: Mapping[str, Any]) -> Iterator[Run]:
     """Yield the runs of a session from its axes."""
     for model, dataset in product(settings["models"], settings["datasets"]):
-        axes = product(model["checkpoints"], dataset["subsets"], settings["controls"])
-        for checkpoint, subset, control in axes:
-            yield Run(model["name"], checkpoint, dataset["name"], subset, control)
+        axes = product(model["checkpoints"], dataset["subsets"], settings["lengths"], settings["controls"])
+        for checkpoint, subset, ctx_len, control in axes:
+            yield Run(model["name"], checkpoint, dataset["name"], subset, ctx_len, control)
+
+
+def called(names: Mapping[str, Any], is_length_said: bool) -> str:
+    """Return what a run of these names is called: `gpt2 · main · sotu · 0 · none`, with its length if it is said."""
+    said = {**names, "ctx_len": f"{names['ctx_len']} tokens"}
+    return " · ".join(str(name) for key, name in said.items() if is_length_said or key != "ctx_len")
 
 
 def run_folder(session: Path, run: Run) -> Path:
     """Return the folder of a run."""
-    return session / f"runs/{run.model}/{run.checkpoint}/{run.dataset}/{run.subset}/{run.control}"
+    return session / f"runs/{run.model}/{run.checkpoint}/{run.dataset}/{run.subset}/{run.ctx_len}/{run.control}"
 
 
 def weights_folder(session: Path, run: Run) -> Path:
     """Return the folder of the weights of a run, of a checkpoint of the hub."""
-    return session / f"weights/{run.model}/{run.checkpoint}/{run.dataset}/{run.subset}/{run.control}"
+    return session / f"weights/{run.model}/{run.checkpoint}/{run.dataset}/{run.subset}/{run.ctx_len}/{run.control}"
 
 
 def ids_path(session: Path, run: Run, module: str, estimator: str) -> Path:
@@ -52,8 +59,8 @@ def ids_path(session: Path, run: Run, module: str, estimator: str) -> Path:
 
 
 def contexts_path(session: Path, run: Run, tokenizer: str) -> Path:
-    """Return the contexts of a run, shared by all that have its shard, tokenizer and control."""
-    return session / f"contexts/{run.dataset}/{run.subset}/{tokenizer}/{run.control}/contexts.parquet"
+    """Return the contexts of a run, shared by all that have its shard, tokenizer, length and control."""
+    return session / f"contexts/{run.dataset}/{run.subset}/{tokenizer}/{run.ctx_len}/{run.control}/contexts.parquet"
 
 
 def weights_record(identity: Mapping[str, Any]) -> dict[str, Any]:

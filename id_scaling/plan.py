@@ -43,10 +43,14 @@ def report(study: Study, tflops: float, n_gpus: int) -> str:
 
 
 def _table(rows: list[Row], tflops: float) -> list[str]:
-    """Return the lines of the table by model."""
+    """Return the lines of the table by model, and by length where there are several."""
     above = ["", "", "", "", "", "contexts", "disk", "disk", "forward", "forward", "GPU time"]
     below = ["model", "parameters", "layers", "sites", "runs", "a run", "a run", "in all", "a run", "in all", "in all"]
-    cells = [above, below, *(_cells(row, tflops) for row in rows)]
+    parts = [part for row in rows for part in row.by_length()]
+    cells = [above, below, *(_cells(part, tflops) for part in parts)]
+    if len({part.lengths[0] for part in parts}) > 1:
+        tokens = ["", "ctx_len", *(f"{part.lengths[0]:,}" for part in parts)]
+        cells = [[line[0], said, *line[1:]] for line, said in zip(cells, tokens, strict=True)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     aligned = ([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in cells)
     return ["  ".join(line) for line in aligned]
@@ -104,7 +108,7 @@ def _runs(study: Study, rows: list[Row], tflops: float, n_gpus: int) -> list[str
     disk, largest = sum(cost.disk for cost in costs), max(cost.largest for cost in costs)
     forward, search = sum(cost.forward for cost in costs), sum(cost.search for cost in costs)
     on_gpus = sum(_seconds(cost, tflops) for cost in costs)
-    n_tokens = sum(cost.n_clouds for cost in costs) * len(study.estimators) * study.config.ctx_len
+    n_tokens = sum(cost.n_tokens for cost in costs) * len(study.estimators)
     on_cores = len(study.tables()) * SECONDS_A_START + n_tokens * SECONDS_A_TOKEN
     beside = f" ({duration(on_gpus / n_gpus)} on {n_gpus} GPUs)" if n_gpus > 1 else ""
     return [

@@ -29,7 +29,7 @@ def read_reproduction(path: Path, said: Mapping, models: list[str] | None) -> tu
     Raises
     ------
     ConfigError
-        The file has other keys, or a model is none of its.
+        The file has other keys, several lengths of contexts, or a model is none of its.
     """
     if said.keys() != KEYS:
         raise ConfigError(f"{path}: found {', '.join(map(str, said))}, expected the keys {' and '.join(sorted(KEYS))}")
@@ -42,7 +42,13 @@ def read_reproduction(path: Path, said: Mapping, models: list[str] | None) -> tu
     protocol["model_config"] = [entry for entry in entries if entry["model_name"] in chosen]
     published["profiles"] = [one for one in published["profiles"] if one["model"] in chosen]
     published["losses"] = {name: losses for name, losses in published["losses"].items() if name in chosen}
-    return Study(protocol), published
+    study = Study(protocol)
+    if len(study.config.ctx_len) > 1:
+        raise ConfigError(
+            f"{path}: protocol.ctx_len: found {', '.join(map(str, study.config.ctx_len))}, expected one, that of what "
+            "was published; write a file for each"
+        )
+    return study, published
 
 
 def run(study: Study, profile: str) -> None:

@@ -33,8 +33,8 @@ class Shape:
         Blocks, parameters, and their bytes in the precision that the config names.
     widths : mapping of Site to int
         Dimension of the activations at each site.
-    forward : float
-        FLOPs of a forward pass over one context.
+    forward : mapping of int to float
+        FLOPs of a forward pass over one context, by its number of tokens.
     is_counted : bool
         Whether these were counted operation by operation; else they are 2 x parameters x tokens.
     """
@@ -43,7 +43,7 @@ class Shape:
     n_parameters: int
     weight_bytes: int
     widths: Mapping[Site, int]
-    forward: float
+    forward: Mapping[int, float]
     is_counted: bool
 
 
@@ -62,21 +62,23 @@ def shape_in(study: Study, model: str) -> Shape:
         return shape_of(folder, request_of(study.sites(model)), study.config.ctx_len)
 
 
-def shape_of(folder: Path, request: SiteRequest, ctx_len: int) -> Shape:
-    """Return the shape of the model whose config is in a folder, with the sites that are asked for."""
+def shape_of(folder: Path, request: SiteRequest, lengths: Sequence[int]) -> Shape:
+    """Return the shape of the model whose config is in a folder, with the sites and lengths that are asked for."""
     architecture = read_architecture(folder)
-    sites = check_request(request, ctx_len, architecture)
+    sites = check_request(request, max(lengths), architecture)
     model, weight_bytes = _without_memory(folder)
     check_paths(sites, {name for name, _ in model.named_modules()})
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
-    flops, seen = _forward(model, sites, ctx_len)
+    counted = {ctx_len: _forward(model, sites, ctx_len) for ctx_len in lengths}
+    is_counted = all(flops is not None for flops, _ in counted.values())
+    seen = counted[max(lengths)][1]
     return Shape(
         n_layers=architecture.n_layers,
         n_parameters=n_parameters,
         weight_bytes=n_parameters * weight_bytes,
         widths={site: seen.get(site, architecture.width) for site in sites},
-        forward=2 * n_parameters * ctx_len if flops is None else flops,
-        is_counted=flops is not None,
+        forward={n: flops if is_counted else 2 * n_parameters * n for n, (flops, _) in counted.items()},
+        is_counted=is_counted,
     )
 
 

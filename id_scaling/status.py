@@ -18,7 +18,7 @@ from id_scaling.controls import NONE
 from id_scaling.fetch import RESOURCES
 from id_scaling.lease import STALE, Holder, read_holder
 from id_scaling.logs import plain
-from id_scaling.paths import Run, contexts_path, identity_path, ids_path, run_folder, weights_folder
+from id_scaling.paths import Run, called, contexts_path, identity_path, ids_path, run_folder, weights_folder
 from id_scaling.store import CONTEXTS_A_PART
 from id_scaling.study import Study
 
@@ -93,10 +93,10 @@ def jobs_of(study: Study) -> Iterator[Job]:
     session = Path(study.session)
     yield from _prepared(study)
     yield from _fetched(study, session)
-    for (dataset, subset, tokenizer, control), run in _texts(study).items():
-        rule = "chunk_dataset" if control == NONE else "shuffle_contexts"
-        log = _log(session, rule, dataset, subset, tokenizer, control)
-        yield Job("chunk", (contexts_path(session, run, tokenizer),), log)
+    for names, run in _texts(study).items():
+        rule = "chunk_dataset" if run.control == NONE else "shuffle_contexts"
+        contexts = contexts_path(session, run, study.tokenizer_of(run.model))
+        yield Job("chunk", (contexts,), _log(session, rule, *names))
     for run in study.runs:
         manifest = run_folder(session, run) / "manifest.json"
         yield Job("extract", (manifest,), _log(session, "extract_activations", *_names(run)), run)
@@ -115,13 +115,15 @@ def status_of(study: Study) -> Status:
     session = Path(study.session)
     holder = _holder(session)
     counts, extracting, failures = Counter(), [], []
+    has_lengths = len(study.config.ctx_len) > 1
     for job in jobs_of(study):
         state, words = _state(session, job, holder)
         counts[job.stage, state] += 1
         if state == "failed":
             failures.append(Failure(job.log.stat().st_mtime, job.log, words))
         if state == "running" and job.run:
-            extracting.append(f"{' · '.join(_names(job.run))}: {_progress(run_folder(session, job.run), job.log)}")
+            name = called(vars(job.run), has_lengths)
+            extracting.append(f"{name}: {_progress(run_folder(session, job.run), job.log)}")
     return Status(counts, extracting, sorted(failures, key=lambda one: -one.when), holder)
 
 
@@ -186,15 +188,16 @@ def _fetched(study: Study, session: Path) -> Iterator[Job]:
             yield Job("fetch", (output,), _log(session, "fetch_weights", *_names(run)))
 
 
-def _texts(study: Study) -> dict[tuple[str, str, str, str], Run]:
+def _texts(study: Study) -> dict[tuple[str, ...], Run]:
     """Return what contexts are made from, and a run that reads them; those of a control are made of the plain ones."""
     runs = [replace(run, control=control) for control in (NONE, *study.config.controls) for run in study.runs]
-    return {(run.dataset, str(run.subset), study.tokenizer_of(run.model), run.control): run for run in runs}
+    names = [(run.dataset, run.subset, study.tokenizer_of(run.model), run.ctx_len, run.control) for run in runs]
+    return dict(zip((tuple(map(str, one)) for one in names), runs, strict=True))
 
 
 def _names(run: Run) -> tuple[str, ...]:
     """Return the names of a run in paths."""
-    return run.model, run.checkpoint, run.dataset, str(run.subset), run.control
+    return tuple(map(str, vars(run).values()))
 
 
 def _log(folder: Path, rule: str, *names: str) -> Path:

@@ -86,11 +86,12 @@ class Study:
     def runs(self) -> list[Run]:
         """Every run of the study."""
         return [
-            Run(model, slug(checkpoint), dataset, subset, control)
+            Run(model, slug(checkpoint), dataset, subset, ctx_len, control)
             for model, of_model in self.models.items()
             for checkpoint in of_model.model_checkpoint
             for dataset, of_dataset in self.datasets.items()
             for subset in of_dataset.dataset_subset
+            for ctx_len in self.config.ctx_len
             for control in self.config.controls
         ]
 
@@ -139,6 +140,7 @@ class Study:
             "scales": n_scales(self.estimators),
             "views": len(self.config.cacheing_config.drawn_views),
             "sizes": n_sizes(self.config.cacheing_config.drawn_views),
+            "lengths": len(self.config.ctx_len),
             "controls": len(self.config.controls),
             "models": len(self.models),
             "steps": max(map(len, steps)),
@@ -236,7 +238,6 @@ class Study:
             model_name=name,
             checkpoint=called,
             sites=self.sites(model),
-            ctx_len=self.config.ctx_len,
             allow_pickle=self.models[model].allow_pickle,
             config=config_digest(folder) if is_known else None,
         )
@@ -254,7 +255,7 @@ class Study:
         name = self.datasets[dataset].dataset_name
         return _settings(["id_scaling.shards"], dataset_name=name, subset=int(subset))
 
-    def chunk_settings(self, dataset: str, subset: str, tokenizer: str, control: str) -> str:
+    def chunk_settings(self, dataset: str, subset: str, tokenizer: str, ctx_len: str, control: str) -> str:
         """Return the settings of `chunk_dataset`."""
         of_dataset = self.datasets[dataset]
         filtering = of_dataset.filter_and_chunk_config
@@ -265,7 +266,7 @@ class Study:
             tokenizer=tokenizer,
             control=control,
             chunking={
-                "ctx_len": self.config.ctx_len,
+                "ctx_len": int(ctx_len),
                 "min_chunks": filtering.min_chunks_from_a_document,
                 "max_chunks": filtering.max_chunks_from_a_document,
                 "max_documents": of_dataset.max_dataset_size,
@@ -277,15 +278,15 @@ class Study:
             },
         )
 
-    def shuffle_settings(self, dataset: str, subset: str, tokenizer: str, control: str) -> str:
+    def shuffle_settings(self, dataset: str, subset: str, tokenizer: str, ctx_len: str, control: str) -> str:
         """Return the settings of `shuffle_contexts`."""
-        names = {"dataset": dataset, "subset": int(subset), "tokenizer": tokenizer, "control": control}
-        return _settings(["id_scaling.controls"], **names)
+        names = {"dataset": dataset, "subset": int(subset), "tokenizer": tokenizer, "ctx_len": int(ctx_len)}
+        return _settings(["id_scaling.controls"], **names, control=control)
 
     def contexts_settings(self, run: Run) -> str:
         """Return the settings of the job that makes the contexts of a run."""
         of_control = self.chunk_settings if run.control == NONE else self.shuffle_settings
-        return of_control(run.dataset, str(run.subset), self.tokenizer_of(run.model), run.control)
+        return of_control(run.dataset, str(run.subset), self.tokenizer_of(run.model), str(run.ctx_len), run.control)
 
     def extract_settings(self, run: Run) -> str:
         """Return the settings of `extract_activations`."""
@@ -332,6 +333,7 @@ class Study:
             datasets=[
                 {"name": dataset, "subsets": of_dataset.dataset_subset} for dataset, of_dataset in self.datasets.items()
             ],
+            lengths=self.config.ctx_len,
             controls=self.config.controls,
             group_by={dataset: one.group_by for dataset, one in self.datasets.items() if one.group_by},
             tokenizers={model: self.tokenizer_of(model) for model in self.models},
@@ -362,9 +364,13 @@ class Study:
 
     @cache  # noqa: B019  as above
     def fetch_model_execution(self, model: str) -> str:
-        """Return which checkpoints of a model, as they stand in paths, have to have weights of their own."""
+        """Return what a checkpoint of a model is held against: others, as they stand in paths, and the longest context.
+
+        One more of either makes no checkpoint stale: those that are fetched are held against it before any job.
+        """
         is_free = self.config.allow_identical_checkpoints
-        return canonical_json({"unlike": [] if is_free else list(map(slug, self.models[model].model_checkpoint))})
+        unlike = [] if is_free else list(map(slug, self.models[model].model_checkpoint))
+        return canonical_json({"unlike": unlike, "ctx_len": max(self.config.ctx_len)})
 
     def fetch_weights_execution(self) -> str:
         """Return how weights are brought."""
@@ -405,17 +411,18 @@ class Study:
     def _check_model(self, name: str, model: ModelConfig, checkpoint: str) -> None:
         """Check one checkpoint by its folder, or by what was found when it was fetched from the hub."""
         folder, request = model_folder(model.model_name, checkpoint), request_of(self.sites(name))
+        ctx_len = max(self.config.ctx_len)
         identity = self.identity_path(name, checkpoint)
         try:
             if folder is not None and (folder / "config.json").is_file():
                 has_weights = seed_of(checkpoint) is None
-                check_model(folder, request, self.config.ctx_len, model.allow_pickle, has_weights)
+                check_model(folder, request, ctx_len, model.allow_pickle, has_weights)
                 self.model_files(name, slug(checkpoint))
             elif folder is not None:  # an embedded one that is yet to be made
                 config = embedded.config_of(model.model_name)
-                check_request(request, self.config.ctx_len, architecture_of(config, folder / "config.json"))
+                check_request(request, ctx_len, architecture_of(config, folder / "config.json"))
             elif fetched := known_identity(identity):
-                check_request(request, self.config.ctx_len, Architecture(**fetched["architecture"]))
+                check_request(request, ctx_len, Architecture(**fetched["architecture"]))
         except IdScalingError as error:
             raise type(error)(f"{model.model_name} at {checkpoint}: {error}") from None
 
@@ -437,6 +444,7 @@ class Study:
             "checkpoint": self.checkpoints[run.checkpoint],
             "dataset": run.dataset,
             "subset": int(run.subset),
+            "ctx_len": run.ctx_len,
             "control": run.control,
         }
 

@@ -22,7 +22,7 @@ from id_scaling.errors import StoreError, made_anew
 from id_scaling.files import writing
 from id_scaling.grouping import documents_of, groups_of
 from id_scaling.logs import LOG, Progress
-from id_scaling.paths import Run, contexts_path, extraction_digest, ids_path, run_folder, runs_of
+from id_scaling.paths import Run, called, contexts_path, extraction_digest, ids_path, run_folder, runs_of
 from id_scaling.sealed import read_record, read_table, write_table
 from id_scaling.views import leading_view
 
@@ -53,6 +53,7 @@ COLUMNS = (
     ("checkpoint", "", "training checkpoint: revision, folder or `main`"),
     ("dataset", "", "`dataset_name` of the configuration"),
     ("subset", "", "index of the shard"),
+    ("ctx_len", "tokens", "tokens of a context"),
     (
         "control",
         "",
@@ -263,13 +264,15 @@ def readable(summary: pl.DataFrame) -> str:
     view = leading_view(dict(summary.select("view", "null_cloud").iter_rows()))
     lines = [f"Mean intrinsic dimension by layer (view {view!r}), loss and entropy in nats/token"]
     rows = summary.filter((pl.col("view") == view) & pl.col("group").is_null())
-    keys = ["model", "checkpoint", "dataset", "subset", "control"]
+    keys = ["model", "checkpoint", "dataset", "subset", "ctx_len", "control"]
+    has_lengths = summary["ctx_len"].n_unique() > 1
     for run, table in rows.group_by(keys, maintain_order=True):
         loss, entropy = table["mean_loss"][0], table["mean_entropy"][0]
         layers = _spread(sorted(table["layer"].drop_nulls().unique()))
         marks = "".join(f"{f'layer {layer}':>10}" for layer in layers) + f"{'outside':>10}"
         n_layers = table["n_layers"][0]
-        lines += ["", f"{' · '.join(map(str, run))}: {n_layers} layers, loss {loss:.3f}, entropy {entropy:.3f}"]
+        name = called(dict(zip(keys, run, strict=True)), has_lengths)
+        lines += ["", f"{name}: {n_layers} layers, loss {loss:.3f}, entropy {entropy:.3f}"]
         lines.append(f"  {'module':<8}{'estimator':<14}{marks}   not ok")
         for (module, estimator), part in table.group_by(["module", "estimator"], maintain_order=True):
             means = dict(zip(part["layer"], part["mean"], strict=True))
@@ -335,6 +338,7 @@ def _summarize_run(session: Path, run: Run, settings: Mapping[str, Any]) -> pl.D
             pl.lit(checkpoint).alias("checkpoint"),
             pl.lit(names["dataset"].get(run.dataset, run.dataset)).alias("dataset"),
             pl.lit(run.subset).alias("subset"),
+            pl.lit(run.ctx_len).alias("ctx_len"),
             pl.lit(run.control).alias("control"),
             pl.lit(manifest["n_layers"]).alias("n_layers"),
             _relative_depth(manifest["n_layers"]),

@@ -129,6 +129,7 @@ def assert_refused(done: subprocess.CompletedProcess, *words: str) -> None:
     [
         ({"ctx_len": "64"}, ["ctx_len: found '64' (text)"]),
         ({"ctx_len": 256}, ["ctx_len: found 256, but the model has 128 positions"]),
+        ({"ctx_len": [64, 256, 96]}, ["ctx_len: found 256, but the model has 128 positions"]),
         ({"cacheing_config__layer_idx_list": [0, 5]}, ["found layer 5, but the model has 2 layers"]),
         ({"cacheing_config__module_inblock_keys": ["atn"]}, ["'atn'", "did you mean 'attn'"]),
         (
@@ -142,7 +143,7 @@ def assert_refused(done: subprocess.CompletedProcess, *words: str) -> None:
         ({"model_config__model_checkpoint": "step1"}, ["step1", "no config.json"]),
         ({"dataset_config__dataset_subset": [2]}, ["no shard 2", "00.jsonl, 01.jsonl"]),
     ],
-    ids=["type", "positions", "layer", "key", "path", "checkpoint", "shard"],
+    ids=["type", "positions", "positions of one of several lengths", "layer", "key", "path", "checkpoint", "shard"],
 )
 def test_configuration_that_cannot_run_is_refused_before_any_job(
     changes: dict,

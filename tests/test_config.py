@@ -58,7 +58,7 @@ def test_dictionary_of_the_documented_study_means_what_it_says() -> None:
     assert model.module_name_mapping["attn"] == "model.layers.{layer}.self_attn"
     assert (dataset.dataset_subset, dataset.max_dataset_size) == ([0], 10000)
     assert dataset.filter_and_chunk_config.min_chunks_from_a_document == 5
-    assert (config.ctx_len, config.batch_size, config.multiprocessing_num_cpus) == (1024, 2, 25)
+    assert (config.ctx_len, config.batch_size, config.multiprocessing_num_cpus) == ([1024], 2, 25)
     assert cacheing.layer_idx_list == [0, 1, 2, 5]
     assert cacheing.save_fp == "float16"
     assert cacheing.save_cache_tensors
@@ -70,6 +70,7 @@ def test_dictionary_of_the_documented_study_means_what_it_says() -> None:
     [
         ({"model_config__model_checkpoint": "step1"}, {"model_config__model_checkpoint": ["step1"]}),
         ({"dataset_config__dataset_subset": 3}, {"dataset_config__dataset_subset": [3]}),
+        ({"ctx_len": 96}, {"ctx_len": [96]}),
         ({"model_config": {"model_name": "m"}}, {"model_config": [{"model_name": "m"}]}),
         ({"dataset_config": {"dataset_name": "t"}}, {"dataset_config": [{"dataset_name": "t"}]}),
         ({"cacheing_config__save_fp": "torch.float16"}, {"cacheing_config__save_fp": "float16"}),
@@ -79,7 +80,7 @@ def test_dictionary_of_the_documented_study_means_what_it_says() -> None:
 )
 def test_two_ways_to_write_it_are_one_configuration(scalar: dict, listed: dict) -> None:
     assert parse(small(**scalar)) == parse(small(**listed))
-    assert parse(small(**scalar)) != parse(small(ctx_len=65, **scalar))
+    assert parse(small(**scalar)) != parse(small(batch_size=7, **scalar))
 
 
 def test_whole_number_is_taken_where_a_number_is_meant() -> None:
@@ -149,6 +150,9 @@ WRONG_VALUES = [
     ({"ctx_len": 64.5}, "ctx_len", ["64.5 (a number)", "integer"]),
     ({"ctx_len": 3}, "ctx_len", ["found 3", "greater than or equal to 4"]),
     ({"ctx_len": None}, "ctx_len", ["(nothing)", "integer"]),
+    ({"ctx_len": []}, "ctx_len", ["[] (a list)", "at least one"]),
+    ({"ctx_len": [64, 3]}, "ctx_len[1]", ["found 3", "greater than or equal to 4"]),
+    ({"ctx_len": [64, "128"]}, "ctx_len[1]", ["'128' (text)", "integer"]),
     ({"batch_size": 0}, "batch_size", ["found 0", "greater than or equal to 1"]),
     ({"multiprocessing": "yes"}, "multiprocessing", ["'yes' (text)", "boolean"]),
     ({"session_name": False}, "session_name", ["False (a yes/no value)", "quote"]),
@@ -259,6 +263,27 @@ INCONSISTENT = [
         "cacheing_config.save_IDs_list",
         ["mind_ml needs at least 22 points", "ctx_len 22 leaves 21", "raise ctx_len"],
     ),
+    # Of several lengths the one that is too short is named.
+    (
+        {"ctx_len": [64, 21, 96], "cacheing_config__save_IDs_list": ["mle"]},
+        "cacheing_config.save_IDs_list",
+        ["mle needs at least 21 points", "ctx_len 21 leaves 20"],
+    ),
+    (
+        {"ctx_len": [512, 200], "cacheing_config__save_IDs_list": ["gride_n64"]},
+        "cacheing_config.neighbor_ranks",
+        ["gride_n64 needs the ranks 64, 128, found 1-32, 64;", "half the 200 points of ctx_len 200"],
+    ),
+    (
+        {"ctx_len": [128, 64], "cacheing_config__views": {"mine": {"decimate": 90}}},
+        "cacheing_config.views.mine.decimate",
+        ["found 90", "ctx_len 64 leaves 63 points"],
+    ),
+    (
+        {"ctx_len": [128, 64], "cacheing_config__views": {"mine": {"preprocess": "drop_top_62"}}},
+        "cacheing_config.views.mine.preprocess",
+        ["of 63 points no more components are left (ctx_len 64)"],
+    ),
     (
         {"cacheing_config__views": {"mine": {"exclude_window": 25}}, "cacheing_config__save_IDs_list": ["mle"]},
         "cacheing_config.save_IDs_list",
@@ -290,6 +315,7 @@ INCONSISTENT = [
     ({"cacheing_config__neighbor_ranks": [1, 2, 2]}, "cacheing_config.neighbor_ranks", ["2", "more than once"]),
     # Each would be run, and counted, twice.
     ({"dataset_config__dataset_subset": [0, 0]}, "dataset_config.dataset_subset", ["0", "once"]),
+    ({"ctx_len": [64, 96, 64]}, "ctx_len", ["64 stands there more than once"]),
     ({"dataset_config__group_by": ["a", "a"]}, "dataset_config.group_by", ["a", "once"]),
     ({"model_config__model_checkpoint": ["a", "a"]}, "model_config.model_checkpoint", ["a", "once"]),
     (

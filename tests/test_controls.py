@@ -236,7 +236,7 @@ def test_each_control_is_a_run_beside_that_of_the_plain_text() -> None:
     plain = Study(study(Path("owner/m"), Path("owner/t")))
     both = Study(study(Path("owner/m"), Path("owner/t"), controls=["none", "shuffle-2"]))
     [run] = plain.runs
-    assert both.runs == [run, Run(run.model, run.checkpoint, run.dataset, run.subset, "shuffle-2")]
+    assert both.runs == [run, Run(run.model, run.checkpoint, run.dataset, run.subset, 64, "shuffle-2")]
     assert both.contexts_settings(run) == plain.contexts_settings(run)
     assert both.extract_settings(run) == plain.extract_settings(run)
     assert json.loads(both.contexts_settings(both.runs[1]))["control"] == "shuffle-2"
@@ -247,7 +247,14 @@ def test_each_control_is_a_run_beside_that_of_the_plain_text() -> None:
 
 def summary(controls: tuple[str, ...]) -> pl.DataFrame:
     """Return a summary of two layers, in which each control has an ID of its own."""
-    columns = {"model": "m", "checkpoint": "main", "dataset": "t", "subset": 0, "view": next(iter(DEFAULT_VIEWS))}
+    columns = {
+        "model": "m",
+        "checkpoint": "main",
+        "dataset": "t",
+        "subset": 0,
+        "ctx_len": 64,
+        "view": next(iter(DEFAULT_VIEWS)),
+    }
     columns |= {"module": "block", "estimator": "mle", "sd": 1.0, "n_contexts": 3, "n_failed": 0, "null_cloud": "none"}
     table = [
         {**columns, "control": control, "layer": layer, "mean": 10.0 * (number + 1)}

@@ -374,7 +374,7 @@ def settings_of(**changes: Any) -> dict[str, str]:
     (run,) = made.runs
     return {
         "fetch_dataset": made.fetch_dataset_settings(run.dataset, "0"),
-        "chunk": made.chunk_settings(run.dataset, "0", made.tokenizer_of(run.model), "none"),
+        "chunk": made.contexts_settings(run),
         "extract": made.extract_settings(run),
         "estimate": made.estimate_settings(run, "mlp", "mle"),
         "summarize": made.summarize_settings(),

@@ -96,7 +96,7 @@ class Fetcher:
 
     def weights_folder(self, revision: str, subset: int = 0) -> Path:
         """Return where the weights of a revision of `owner/model` lie for a run."""
-        return self.folder / "weights" / "model" / revision / "texts" / str(subset) / "none"
+        return self.folder / "weights" / "model" / revision / "texts" / str(subset) / "64" / "none"
 
     def weights(self, revision: str, keep: bool = False, subset: int = 0, **more: str) -> str | None:
         """Bring the weights of a revision of `owner/model`; return the error, if there is one."""
@@ -114,8 +114,8 @@ class Fetcher:
         output = self.folder / "models" / "model" / revision / "identity.json"
         output.unlink(missing_ok=True)
         sites = {"layers": layers, "inblock": ["block"], "outblock": [], "mapping": None}
-        settings = {"model_name": "owner/model", "checkpoint": revision, "sites": sites, "ctx_len": 64}
-        execution = {"unlike": [*unlike, revision]}
+        settings = {"model_name": "owner/model", "checkpoint": revision, "sites": sites}
+        execution = {"unlike": [*unlike, revision], "ctx_len": 64}
         said = self.run(
             "fetch-model",
             output,
@@ -572,14 +572,14 @@ def test_commits_stand_in_what_is_extracted(
     contexts = str(tmp_path / "contexts.parquet")
     shard = str(session / "datasets/owner--texts/1/identity.json")
     tokenizer = str(session / "tokenizers/owner--model/identity.json")
-    chunk = ["--settings", made.chunk_settings("owner--texts", "1", "owner--model", "none"), "--shard", shard]
+    chunk = ["--settings", made.contexts_settings(made.runs[0]), "--shard", shard]
     assert main(["chunk", *chunk, "--tokenizer", tokenizer, "--output", contexts]) == 0
     manifests = []
     for run in made.runs:
         manifests.append(tmp_path / run.checkpoint / "manifest.json")
         model = str(session / f"models/owner--model/{run.checkpoint}/identity.json")
         how = ["--settings", made.extract_settings(run), "--execution", made.extract_execution(run.model)]
-        weights = str(session / f"weights/owner--model/{run.checkpoint}/owner--texts/1/none")
+        weights = str(session / f"weights/owner--model/{run.checkpoint}/owner--texts/1/64/none")
         given = ["--contexts", contexts, "--model", model, "--weights", weights, "--output", str(manifests[-1])]
         assert main(["extract", *how, *given]) == 0
     step1, last = map(read_record, manifests)

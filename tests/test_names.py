@@ -177,12 +177,12 @@ def test_names_that_differ_in_case_alone_are_refused(changes: dict[str, Any], ke
 @many
 @given(names=st.lists(st.tuples(HOSTILE, HOSTILE, HOSTILE), min_size=2, max_size=4))
 def test_every_run_has_a_folder_of_its_own_which_names_it(names: list[tuple[str, str, str]]) -> None:
-    runs = {Run(slug(m), slug(c), slug(d), n, "none") for n, (m, c, d) in enumerate(_encodable(names))}
+    runs = {Run(slug(m), slug(c), slug(d), n, 64, "none") for n, (m, c, d) in enumerate(_encodable(names))}
     paths = {str(ids_path(Path("s"), run, "block", "mle")): run for run in runs}
     assert len(paths) == len(runs)
     for path, run in paths.items():
-        found = re.fullmatch(r"s/runs/([^/]+)/([^/]+)/([^/]+)/(\d+)/([^/]+)/ids/block/mle\.parquet", path)
-        assert Run(found[1], found[2], found[3], int(found[4]), found[5]) == run
+        found = re.fullmatch(r"s/runs/([^/]+)/([^/]+)/([^/]+)/(\d+)/64/([^/]+)/ids/block/mle\.parquet", path)
+        assert Run(found[1], found[2], found[3], int(found[4]), 64, found[5]) == run
 
 
 @many
@@ -196,7 +196,7 @@ def test_names_that_are_no_paths_reach_the_job_unchanged(name: str) -> None:
         for key in ("dataset_config.text_column", "dataset_config.id_column", "model_config.module_name_mapping.block"):
             assert key in refusal
         return
-    chunking = made.chunk_settings("t", "0", "m", "none")
+    chunking = made.contexts_settings(made.runs[0])
     assert chunking.isascii()
     assert chunking.isprintable()
     assert json.loads(chunking)["chunking"]["text_column"] == name

@@ -113,17 +113,17 @@ def test_flops_of_a_llama_are_those_of_its_products(tiny_llama: Path) -> None:
     of_layer = 2 * width * width + 2 * width * (n_shared * 8) + 3 * width * inner
     weights = layers * of_layer + width * n_vocabulary
     attention = layers * 4 * n_tokens**2 * width
-    shape = shape_of(tiny_llama, LLAMA, n_tokens)
+    shape = shape_of(tiny_llama, LLAMA, [n_tokens])
     assert shape.is_counted
     # Versions of torch may count the angles of positions, too.
-    assert shape.forward == pytest.approx(2 * weights * n_tokens + attention, rel=1e-3)
+    assert shape.forward[n_tokens] == pytest.approx(2 * weights * n_tokens + attention, rel=1e-3)
     norms = (2 * layers + 1) * width
     assert shape.n_parameters == weights + width * n_vocabulary + norms
 
 
 def test_widths_are_those_of_the_modules(tiny_llama: Path) -> None:
     mapping = {"up": "model.layers.{layer}.mlp.up_proj", "unemb": "model.norm"}
-    shape = shape_of(tiny_llama, SiteRequest(None, ("up",), ("unemb",), mapping), 64)
+    shape = shape_of(tiny_llama, SiteRequest(None, ("up",), ("unemb",), mapping), [64])
     assert {(site.module, site.layer): width for site, width in shape.widths.items()} == {
         ("up", 0): 64,
         ("up", 1): 64,
@@ -135,8 +135,8 @@ def test_experts_are_not_counted_but_said_to_be_all_used(tmp_path: Path, text_fo
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     more = {"num_key_value_heads": 2, "num_local_experts": 4, "vocab_size": 100, "max_position_embeddings": 128}
     folder = save_config(tmp_path / "model", model_type="mixtral", **sizes, **more)
-    shape = shape_of(folder, LLAMA, 64)
-    assert (shape.is_counted, shape.forward) == (False, 2 * shape.n_parameters * 64)
+    shape = shape_of(folder, LLAMA, [64])
+    assert (shape.is_counted, shape.forward[64]) == (False, 2 * shape.n_parameters * 64)
 
 
 def test_embedded_default_is_known_before_anything_is_prepared(capsys: pytest.CaptureFixture) -> None:
@@ -307,6 +307,28 @@ def test_a_disk_that_is_too_small_is_a_warning_and_no_error(
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(0, 0, 1e15))
     assert main(["plan", "study.yaml"]) == 0
     assert "WARNING" not in capsys.readouterr().out
+
+
+def test_each_length_has_costs_of_its_own_which_are_those_of_it_alone(tiny_llama: Path, text_folder: Path) -> None:
+    both = Study(study(tiny_llama, text_folder, ctx_len=[32, 128]))
+    [row] = rows_of(both)
+    alone = [rows_of(Study(study(tiny_llama, text_folder, ctx_len=n)))[0] for n in (32, 128)]
+    assert row.costs == [cost for one in alone for cost in one.costs]
+    assert [part.costs for part in row.by_length()] == [one.costs for one in alone]
+    said = report(both, 100, 1)
+    # Of a name, the length, what the model is, how many runs, and how many contexts each has.
+    table = re.findall(r"tiny-llama +([\d,]+) +\S+ k +2 +8 +1 +≈ (\d+) ", said)
+    assert [int(n) for n, _ in table] == [32, 128]
+    assert int(table[0][1]) == pytest.approx(4 * int(table[1][1]), abs=4)
+    assert "ctx_len" not in report(Study(study(tiny_llama, text_folder)), 100, 1)
+
+
+def test_jobs_and_submissions_of_several_lengths_are_those_of_a_dry_run(workflow: Workflow) -> None:
+    workflow.config |= {"ctx_len": [48, 64], "controls": ["none", "shuffle-1"]}
+    workflow.write()
+    assert jobs_of(Study(workflow.config)) == workflow.planned()
+    # Of cutting, shuffling, extractions, groups of estimates, the summary and the figures.
+    assert n_submissions(Study(workflow.config)) == 2 + 2 + 4 + 4 + 1 + 1
 
 
 def test_a_run_longer_than_its_job_may_take_is_a_warning(tiny_llama: Path, text_folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import altair as alt
@@ -48,6 +49,21 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_study(config)
 
 
+@pytest.fixture(scope="module")
+def of_lengths(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A session of two checkpoints, two lengths and two controls; the last length is the shorter."""
+    folder = tmp_path_factory.mktemp("lengths")
+    checkpoints = ["step0", "step10"]
+    for seed, name in enumerate(checkpoints):
+        save_tiny_llama(folder / "model" / name, seed)
+    config = study(folder / "model", save_text(folder / "text"), session_path=str(folder / "session"))
+    config |= {"ctx_len": [128, 40], "controls": ["none", "shuffle-1"]}
+    config["model_config"]["model_checkpoint"] = checkpoints
+    modules = {"module_inblock_keys": ["block"], "module_outblock_keys": []}
+    config["cacheing_config"] = {**modules, "save_IDs_list": ["mle", "twoNN_f10"]}
+    return run_study(config)
+
+
 def drawn(name: str, summary: pl.DataFrame, session: Path) -> str:
     """Return a figure as text, which holds no number that is not finite."""
     chart = chart_of(name, summary, session)
@@ -81,6 +97,73 @@ def test_a_study_of_a_control_alone_and_of_sites_outside_the_blocks_is_drawn(nam
     text = drawn(name, summary, session)
     if name != "id_by_scale":  # no kind of estimator looks at two scales
         assert "Nothing to show" not in text
+
+
+def test_lengths_are_lines_of_the_last_checkpoint_of_plain_text(of_lengths: Path) -> None:
+    summary = load_summary(of_lengths)
+    chart = chart_of("id_by_length", summary, of_lengths).to_dict()
+    rows = [row for rows in chart["datasets"].values() for row in rows]
+    expected = summary.filter(view="default", checkpoint="step10", control="none")
+    columns = ["estimator", "layer", "ctx_len", "mean"]
+    assert sorted(tuple(row[key] for key in columns) for row in rows) == sorted(expected.select(columns).rows())
+    (title,) = {row["run"] for row in rows}
+    assert title == f"{summary['model'][0]} · step10 · {summary['dataset'][0]} · 0 · none"
+    assert "1 of 4 runs" in json.dumps(chart)
+    assert {tuple(one["scale"]["domain"]) for one in encodings(chart, "color")} == {(40, 128)}
+
+
+def encodings(chart: object, channel: str) -> list[dict]:
+    """Return the encodings of a channel, wherever they stand in a chart."""
+    parts = chart.values() if isinstance(chart, dict) else chart if isinstance(chart, list) else []
+    own = [chart["encoding"][channel]] if isinstance(chart, dict) and channel in chart.get("encoding", {}) else []
+    return own + [one for part in parts for one in encodings(part, channel)]
+
+
+OF_ONE_LENGTH = ["id_by_control", "id_by_view", "id_by_n_points", "id_by_step", "id_by_layer_and_step", "id_by_size"]
+
+
+@pytest.mark.parametrize("name", [*OF_ONE_LENGTH, "id_against_loss", "twonn_fit"])
+def test_a_figure_that_joins_runs_is_of_the_largest_length_which_its_title_names(name: str, of_lengths: Path) -> None:
+    summary = load_summary(of_lengths)
+    text = drawn(name, summary, of_lengths)
+    assert "0 · 128 tokens" in text
+    assert "40 tokens" not in text
+    of_largest = chart_of(name, summary.filter(ctx_len=128), of_lengths).to_dict()["datasets"].values()
+    found = chart_of(name, summary, of_lengths).to_dict()["datasets"].values()
+    plain = {"run", "text", "others"}  # what is said of a run
+    assert [[{k: v for k, v in row.items() if k not in plain} for row in rows] for rows in found] == [
+        [{k: v for k, v in row.items() if k not in plain} for row in rows] for rows in of_largest
+    ]
+
+
+def test_figures_of_several_runs_have_a_row_or_a_line_for_each_length(of_lengths: Path) -> None:
+    summary = load_summary(of_lengths)
+    for name in ("id_by_layer", "estimator_agreement", "loss_by_position"):
+        chart = chart_of(name, summary, of_lengths).to_dict()
+        runs = {row["run"] for rows in chart["datasets"].values() for row in rows}
+        said = {run.partition(" · 0 · ")[2] for run in runs}
+        assert said == {f"{n} tokens · {control}" for n in (40, 128) for control in ("none", "shuffle-1")}
+
+
+def test_ranks_are_those_of_the_points_of_each_length(of_lengths: Path) -> None:
+    """To half the points, but to 32 at least."""
+    manifests = of_lengths.glob("runs/*/step0/*/*/*/none/manifest.json")
+    ranks = {int(path.parts[-3]): json.loads(path.read_text())["ranks"] for path in manifests}
+    assert ranks == {40: [*range(1, 33)], 128: [*range(1, 33), 64]}
+
+
+def test_the_report_counts_the_contexts_of_each_length(of_lengths: Path) -> None:
+    """A document of 100 to 300 words has two chunks of 40 tokens at most, and from 128 words on one of 128."""
+    report = (of_lengths / "report.html").read_text()
+    assert re.findall(r"shards 0: ([^<]*)<", report) == [
+        "7 contexts of 5 documents; 128 tokens a context",
+        "12 contexts of 6 documents; 40 tokens a context",
+    ]
+
+
+def test_of_one_length_nothing_is_said(session: Path) -> None:
+    for name in NAMES:
+        assert "64 tokens" not in drawn(name, load_summary(session), session)
 
 
 def test_the_leading_view_is_no_null_and_has_estimates_or_not(session: Path) -> None:
@@ -156,7 +239,7 @@ def test_rows_of_contexts_are_of_one_extraction(session: Path) -> None:
     from id_scaling.errors import StoreError
     from id_scaling.sealed import read_table, write_table
 
-    path = next(session.glob("runs/*/step0/*/*/none/ids/block/mle.parquet"))
+    path = next(session.glob("runs/*/step0/*/*/*/none/ids/block/mle.parquet"))
     content = path.read_bytes()
     table, facts = read_table(path)
     assert "local" in table.columns
@@ -165,7 +248,7 @@ def test_rows_of_contexts_are_of_one_extraction(session: Path) -> None:
     with pytest.raises(StoreError, match=r"mle\.parquet: of another extraction than its run's"):
         load_contexts(session, checkpoint="step0")
     path.write_bytes(content)
-    contexts = next(session.glob("contexts/*/*/*/none/contexts.parquet"))
+    contexts = next(session.glob("contexts/*/*/*/*/none/contexts.parquet"))
     content = contexts.read_bytes()
     table, facts = read_table(contexts)
     write_table(contexts, table.with_columns(pl.col("document_id").reverse()), facts)

@@ -29,7 +29,7 @@ VIEWS = {"default": {}, "one_per_token": {"duplicates": "one_per_token"}, "half"
 
 @pytest.fixture(scope="module")
 def session(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A session with all figures: two models at two steps, two controls, three views."""
+    """A session with all figures: two models at two steps, two lengths, two controls, three views."""
     folder = tmp_path_factory.mktemp("report")
     models = [folder / "small", folder / AMPERSAND]
     for model, n_layers in zip(models, (2, 3), strict=True):
@@ -44,6 +44,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text,
         model_config=[{"model_name": str(model), "model_checkpoint": steps} for model in models],
         session_path=str(folder / "session"),
+        ctx_len=[64, 48],
         controls=["none", "shuffle-1"],
         cacheing_config__views=VIEWS,
     )
@@ -192,7 +193,7 @@ def test_every_figure_stands_alone_too(browser: Browser, session: Path) -> None:
 def test_a_sweep_over_many_checkpoints_has_figures_of_a_few_runs(session: Path, tmp_path: Path) -> None:
     """154 checkpoints, as Pythia has."""
     summary = load_summary(session)
-    one = summary.filter(pl.col("model") == summary["model"][0], checkpoint="step10", control="none")
+    one = summary.filter(pl.col("model") == summary["model"][0], checkpoint="step10", ctx_len=64, control="none")
     steps = [0, *(2**power for power in range(10)), *range(1000, 144000, 1000)]
     many = [one.with_columns(checkpoint=pl.lit(f"step{step}"), training_step=pl.lit(step, pl.Int64)) for step in steps]
     from id_scaling.plots.draw import OF_SUMMARY
@@ -214,10 +215,10 @@ def test_contexts_of_the_scatter_are_those_of_the_strongest_correlation(session:
     drawn_ = id_against_loss(summary, session).to_dict()
     points = [row for rows in drawn_["datasets"].values() for row in rows if row.get("panel", "").startswith("mle")]
     of = summary.filter(pl.col("group").is_null(), view="default", estimator="mle", module="block")
-    of = of.filter(model=points[0]["model"], checkpoint="step10", control="none")
+    of = of.filter(model=points[0]["model"], checkpoint="step10", ctx_len=64, control="none")
     strongest = of.sort(pl.col("spearman_loss").abs()).row(-1, named=True)
     assert {row["layer"] for row in points} == {strongest["layer"]}
-    axes = {key: strongest[key] for key in ("model", "checkpoint", "control", "module", "estimator")}
+    axes = {key: strongest[key] for key in ("model", "checkpoint", "ctx_len", "control", "module", "estimator")}
     contexts = load_contexts(session, **axes).filter(view="default", layer=strongest["layer"], status="ok")
     assert sorted(row["value"] for row in points) == pytest.approx(sorted(contexts["value"]))
 

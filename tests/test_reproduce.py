@@ -107,6 +107,12 @@ def test_the_protocol_of_tokens_2025_is_a_study_of_the_models_asked_for() -> Non
     assert len(published["profiles"]) == 3
 
 
+def test_a_protocol_of_several_lengths_is_refused(made: dict, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = save({**made, "protocol": {**made["protocol"], "ctx_len": [64, 96]}}, tmp_path)
+    assert main(["reproduce", str(path), "--no-run"]) == 1
+    assert "protocol.ctx_len: found 64, 96, expected one" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

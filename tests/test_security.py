@@ -354,9 +354,16 @@ def hub(tmp_path: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("way", ["plain", "traceback"])
 def test_secrets_are_in_nothing_that_a_failing_fetch_says(way: str, hub: dict[str, str], tmp_path: Path) -> None:
-    settings = {"model_name": "owner/model", "checkpoint": "main", "ctx_len": 64, "allow_pickle": False}
+    settings = {"model_name": "owner/model", "checkpoint": "main", "allow_pickle": False}
     settings["sites"] = {"layers": None, "inblock": ["block"], "outblock": [], "mapping": None}
-    verb = ["fetch-model", "--verbose", "--settings", json.dumps(settings), "--execution", '{"unlike": []}']
+    verb = [
+        "fetch-model",
+        "--verbose",
+        "--settings",
+        json.dumps(settings),
+        "--execution",
+        '{"unlike": [], "ctx_len": 64}',
+    ]
     verb += ["--output", tmp_path / "identity.json"]
     command = ["-m", "id_scaling", *verb]
     if way == "traceback":  # an error that nobody foresaw, which holds the address and the token

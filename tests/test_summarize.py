@@ -36,6 +36,7 @@ EXTRACTION = {"code": "code-of-extract", "views": VIEWS}
 SETTINGS: dict[str, Any] = {
     "models": [{"name": "owner--model", "checkpoints": ["main"]}],
     "datasets": [{"name": "words", "subsets": [0]}],
+    "lengths": [64],
     "controls": ["none"],
     "group_by": {},
     "tokenizers": {"owner--model": "owner--tokenizer"},
@@ -146,7 +147,7 @@ def write_table(session: Path, run: Run, table: pl.DataFrame, **facts: Any) -> P
     return path
 
 
-RUN = Run("owner--model", "main", "words", 0, "none")
+RUN = Run("owner--model", "main", "words", 0, 64, "none")
 
 
 @pytest.fixture
@@ -267,8 +268,8 @@ def test_depth_size_and_training_are_columns(session: Path) -> None:
 
 def test_rows_carry_the_names_of_the_configuration_and_the_settings_of_their_view(session: Path) -> None:
     summary = summary_of(session)
-    names = summary.select("model", "checkpoint", "dataset", "subset", "control").unique().rows()
-    assert names == [("owner/model", "main", "./words", 0, "none")]
+    names = summary.select("model", "checkpoint", "dataset", "subset", "ctx_len", "control").unique().rows()
+    assert names == [("owner/model", "main", "./words", 0, 64, "none")]
     assert summary.select("dtype", "device").unique().rows() == [("float32", "cpu")]
     views = summary.select("view", "skip_first_tokens", "duplicates", "preprocess").unique(maintain_order=True).rows()
     assert sorted(views) == [("default", 1, "distinct", "raw"), ("origin", 0, "keep", "raw")]
@@ -279,19 +280,21 @@ def test_runs_are_the_product_of_the_axes() -> None:
     axes = {
         "models": [{"name": "a", "checkpoints": ["x", "y"]}, {"name": "b", "checkpoints": ["z"]}],
         "datasets": [{"name": "d", "subsets": [0, 2]}, {"name": "e", "subsets": [1]}],
+        "lengths": [48, 64],
         "controls": ["none"],
     }
     expected = [
-        Run(model, checkpoint, dataset, subset, "none")
+        Run(model, checkpoint, dataset, subset, ctx_len, "none")
         for model, checkpoint in (("a", "x"), ("a", "y"), ("b", "z"))
         for dataset, subset in (("d", 0), ("d", 2), ("e", 1))
+        for ctx_len in (48, 64)
     ]
     found = list(runs_of(axes))
     assert sorted(found, key=str) == sorted(expected, key=str)
 
 
 def test_every_run_and_estimator_of_the_session_is_in_the_summary(session: Path) -> None:
-    other = Run("owner--model", "step-1", "words", 0, "none")
+    other = Run("owner--model", "step-1", "words", 0, 64, "none")
     write_run(session, other)
     for run in (RUN, other):
         for module in SETTINGS["modules"]:
@@ -479,7 +482,7 @@ def test_uncertainty_is_of_the_contexts_that_are_ok_in_the_order_of_documents(se
 
 
 def test_family_is_of_all_rows_of_a_group_view_cloud_and_estimator(session: Path) -> None:
-    other = Run("owner--model", "step-1", "words", 0, "none")
+    other = Run("owner--model", "step-1", "words", 0, 64, "none")
     write_run(session, other)
     for run in (RUN, other):
         write_documents(session, run)
@@ -572,7 +575,7 @@ def test_mixed_versions_of_extractions_are_a_column_and_a_warning(
     library: str, session: Path, warnings: pytest.LogCaptureFixture
 ) -> None:
     """Estimates are made by one version of numpy, the two extractions by two."""
-    other = Run("owner--model", "step-1", "words", 0, "none")
+    other = Run("owner--model", "step-1", "words", 0, 64, "none")
     write_run(session, other, **{library: "0.0.1"})
     for module in SETTINGS["modules"]:
         write_table(session, other, table_of(module))

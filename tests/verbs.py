@@ -25,7 +25,7 @@ class Session:
             ("fetch-model", self.study.fetch_model_settings(model, self.run.checkpoint), "model"),
             ("fetch-tokenizer", self.study.fetch_tokenizer_settings(self.study.tokenizer_of(model)), "tokenizer"),
             ("fetch-dataset", self.study.fetch_dataset_settings(dataset, "0"), "shard"),
-            ("chunk", self.study.chunk_settings(dataset, "0", self.study.tokenizer_of(model), "none"), "contexts"),
+            ("chunk", self.study.contexts_settings(self.run), "contexts"),
             ("extract", self.study.extract_settings(self.run), "manifest"),
         ):
             self.do(verb, settings, output)
@@ -64,10 +64,10 @@ def run_study(config: dict[str, Any]) -> Path:
         do("fetch-model", model, study.fetch_model_settings(run.model, run.checkpoint), execution=execution)
         do("fetch-tokenizer", tokenizer, study.fetch_tokenizer_settings(study.tokenizer_of(run.model)))
         do("fetch-dataset", shard, study.fetch_dataset_settings(run.dataset, str(run.subset)))
-        of_shard = run.dataset, str(run.subset), study.tokenizer_of(run.model)
-        do("chunk", plain, study.chunk_settings(*of_shard, NONE), shard=shard, tokenizer=tokenizer)
+        of_plain = study.contexts_settings(replace(run, control=NONE))
+        do("chunk", plain, of_plain, shard=shard, tokenizer=tokenizer)
         if run.control != NONE:
-            do("shuffle", contexts, study.shuffle_settings(*of_shard, run.control), contexts=plain)
+            do("shuffle", contexts, study.contexts_settings(run), contexts=plain)
         execution = study.extract_execution(run.model)
         do("extract", manifest, study.extract_settings(run), contexts=contexts, model=model, execution=execution)
         for module in study.modules:

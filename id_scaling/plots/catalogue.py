@@ -79,6 +79,13 @@ FIGURES = (
         of="sizes",
     ),
     Figure(
+        "id_by_length",
+        "Does it hang on the length of contexts?",
+        "Means for each `ctx_len`, which cuts the documents anew. Longer contexts have more points, which changes an "
+        "estimate by itself: a view with `decimate` gives all of them as many.",
+        of="lengths",
+    ),
+    Figure(
         "id_by_control",
         "Does it hang on the order of the text?",
         "Means under each control of the text: the more blocks are permuted, the less structure is left.",

@@ -12,7 +12,7 @@ from id_scaling.files import writing
 from id_scaling.logs import LOG
 from id_scaling.plots.by_layer import id_by_layer
 from id_scaling.plots.fit import twonn_fit
-from id_scaling.plots.lines import estimator_agreement, id_by_control, id_by_view
+from id_scaling.plots.lines import estimator_agreement, id_by_control, id_by_length, id_by_view
 from id_scaling.plots.loss import id_against_loss, loss_by_position
 from id_scaling.plots.page import FIGURE, as_script, libraries
 from id_scaling.plots.report import write_report
@@ -29,6 +29,7 @@ OF_SUMMARY = (
     id_by_view,
     id_by_scale,
     id_by_n_points,
+    id_by_length,
     id_by_control,
     id_by_step,
     id_by_layer_and_step,

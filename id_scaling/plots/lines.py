@@ -1,4 +1,4 @@
-"""Means against layer, by what else they hang on: estimators, views, controls."""
+"""Means against layer, by what else they hang on: estimators, views, lengths of contexts, controls."""
 
 from __future__ import annotations
 
@@ -63,12 +63,20 @@ def _without_draw() -> pl.Expr:
 
 def id_by_control(summary: pl.DataFrame) -> alt.TopLevelMixin:
     """Return the figure: all controls in one panel an estimator, a row for each module, of the leading run's."""
+    return _of_axis(summary, "control")
+
+
+def id_by_length(summary: pl.DataFrame) -> alt.TopLevelMixin:
+    """Return the figure: all lengths in one panel an estimator, a row for each module, of the leading run's."""
+    return _of_axis(summary.sort("ctx_len", maintain_order=True), "ctx_len")
+
+
+def _of_axis(summary: pl.DataFrame, axis: str) -> alt.TopLevelMixin:
+    """Return a line for each value of an axis of runs, of those that are the leading run but for it."""
     table = _inside(style.of_all_contexts(style.leading(summary)))
-    run = style.leading_run(table)
-    same = {key: value for key, value in run.items() if key != "control"}
-    others = style.one_of(table.with_columns(run=pl.concat_str(list(same), separator=" · ")))
-    table = table.filter(**same).with_columns(run=pl.lit(" · ".join(map(str, same.values()))))
-    return style.configured(_of_run(table, "control", others))
+    same = {key: value for key, value in style.leading_run(table).items() if key != axis}
+    table = table.with_columns(style.called(summary, list(same)).alias("run"))
+    return style.configured(_of_run(table.filter(**same), axis, style.one_of(table)))
 
 
 def _inside(table: pl.DataFrame) -> pl.DataFrame:

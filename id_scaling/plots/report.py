@@ -79,12 +79,14 @@ def _axes(summary: pl.DataFrame) -> Iterator[tuple[str, str]]:
             f"{n_layers} layers, {n_parameters:,} parameters, {_listed(style.unique(of_model, 'dtype'), 3)}",
         )
         yield "its checkpoints", _listed(style.unique(of_model, "checkpoint"), 12)
-    for dataset in style.unique(summary, "dataset"):
-        of_dataset = summary.filter(pl.col("group").is_null(), dataset=dataset)
+    has_lengths = summary["ctx_len"].n_unique() > 1
+    for dataset, ctx_len in summary.select("dataset", "ctx_len").unique(maintain_order=True).iter_rows():
+        of_dataset = summary.filter(pl.col("group").is_null(), dataset=dataset, ctx_len=ctx_len)
         of_subset = of_dataset.group_by("subset", maintain_order=True).agg(pl.col("n_contexts", "n_documents").max())
         n_contexts, n_documents = of_subset["n_contexts"].sum(), of_subset["n_documents"].sum()
-        shards = _listed(style.unique(of_dataset, "subset"), 12)
-        yield f"dataset {dataset}", f"shards {shards}: {n_contexts:,} contexts of {n_documents:,} documents"
+        said = f"{n_contexts:,} contexts of {n_documents:,} documents"
+        said += f"; {ctx_len} tokens a context" if has_lengths else ""
+        yield f"dataset {dataset}", f"shards {_listed(style.unique(of_dataset, 'subset'), 12)}: {said}"
     for key in ("control", "module", "estimator", "group", "device", "versions"):
         values = [value for value in style.unique(summary, key) if value is not None]
         if values:

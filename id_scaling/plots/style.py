@@ -22,7 +22,7 @@ MOST_RUNS, MOST_LAYERS, MOST_LINES, MOST_POINTS = 8, 5, 7, 2000
 SHOWN = ["view", "layer", "module", "estimator", "mean", "sd", "n_contexts", "n_failed", "n_documents", "mean_loss"]
 SHOWN += ["mean_entropy", "spearman_loss", "spearman_loss_low", "spearman_loss_high", "partial_loss", "p_loss"]
 SHOWN += ["q_loss", "n_parameters", "training_step"]
-RUN = ["model", "checkpoint", "dataset", "subset", "control"]
+RUN = ["model", "checkpoint", "dataset", "subset", "ctx_len", "control"]
 ID = "intrinsic dimension"
 
 
@@ -46,10 +46,18 @@ def of_all_contexts(summary: pl.DataFrame, *others: str) -> pl.DataFrame:
         There is none.
     """
     is_shown = pl.col("group").is_null() & pl.col("mean").is_not_null()
-    table = summary.filter(is_shown).select(*RUN, *SHOWN, *others, pl.concat_str(RUN, separator=" · ").alias("run"))
+    table = summary.filter(is_shown).select(*RUN, *SHOWN, *others, called(summary, RUN).alias("run"))
     if not len(table):
         raise NothingToShowError("no estimate has a mean")
     return table
+
+
+def called(summary: pl.DataFrame, keys: Sequence[str]) -> pl.Expr:
+    """Return what is shared by runs of the same `keys`, in words; the length too where the summary has several."""
+    has_lengths = summary["ctx_len"].n_unique() > 1
+    tokens = pl.format("{} tokens", "ctx_len")
+    names = [tokens if key == "ctx_len" else pl.col(key) for key in keys if has_lengths or key != "ctx_len"]
+    return pl.concat_str(names, separator=" · ")
 
 
 class NothingToShowError(Exception):
@@ -62,16 +70,17 @@ def leading(summary: pl.DataFrame) -> pl.DataFrame:
 
 
 def of_last_checkpoints(table: pl.DataFrame) -> pl.DataFrame:
-    """Return the rows of plain text, or the first control, at each model's last checkpoint, of one shard.
+    """Return the rows of plain text, or the first control, at each model's last checkpoint, of one shard and length.
 
-    The last is the one of the largest step; one whose step is not known, like `main`, comes after all.
+    The last is the one of the largest step; one whose step is not known, like `main`, comes after all. The length is
+    the largest.
     """
     if not len(table):
         raise NothingToShowError("no estimate has a mean")
     controls = unique(table, "control")
-    one = {"control": "none" if "none" in controls else controls[0]}
-    one |= {key: table[key][0] for key in ("dataset", "subset")}
-    table = table.filter(**one)
+    table = table.filter(control="none" if "none" in controls else controls[0])
+    table = table.filter(ctx_len=table["ctx_len"].max())
+    table = table.filter(**{key: table[key][0] for key in ("dataset", "subset")})
     last = table.sort("training_step", nulls_last=True, maintain_order=True)
     last = last.group_by("model", maintain_order=True).agg(pl.col("checkpoint").last())
     return table.join(last, on=["model", "checkpoint"], how="semi", maintain_order="left")

@@ -36,15 +36,17 @@ def id_by_size(summary: pl.DataFrame) -> alt.TopLevelMixin:
         .agg(pl.col("mean").max(), pl.col("layer").sort_by("mean").last(), pl.col("mean_loss").first())
         .with_columns(row=pl.lit("all"))
     )
-    dataset, subset, control = (table[key][0] for key in ("dataset", "subset", "control"))
-    said = f"the largest mean of all layers, last checkpoint of each model, {dataset} · {subset} · {control}"
+    text = table.select(style.called(summary, ["dataset", "subset", "ctx_len", "control"]))[0].item()
+    said = f"the largest mean of all layers, last checkpoint of each model, {text}"
     return style.configured(style.grid(sizes, "row", "estimator", _against_size, lambda _: ("Size of the model", said)))
 
 
 def _over_training(summary: pl.DataFrame) -> pl.DataFrame:
-    """Return the rows of one control, shard and module at checkpoints whose step is known, of a few models."""
+    """Return the rows of one control, shard, length and module at checkpoints whose step is known, of a few models."""
     table = style.of_all_contexts(style.leading(summary))
-    same = {key: value for key, value in style.leading_run(table).items() if key in ("dataset", "subset", "control")}
+    table = table.with_columns(style.called(summary, ["dataset", "subset", "ctx_len"]).alias("text"))
+    of_text = ("dataset", "subset", "ctx_len", "control")
+    same = {key: value for key, value in style.leading_run(table).items() if key in of_text}
     table = table.filter(**same, module=style.modules_of(table)[0])
     n_unknown = pl.col("checkpoint").filter(pl.col("training_step").is_null()).n_unique().over("model")
     table = table.with_columns(n_unknown=n_unknown).filter(pl.col("training_step").is_not_null())
@@ -54,10 +56,10 @@ def _over_training(summary: pl.DataFrame) -> pl.DataFrame:
 
 def _titles(of_row: pl.DataFrame) -> tuple[str, str]:
     """Return the title of a model's row."""
-    module, dataset, subset = (of_row[key][0] for key in ("module", "dataset", "subset"))
+    module, text = of_row["module"][0], of_row["text"][0]
     n_steps, n_unknown = of_row["training_step"].n_unique(), of_row["n_unknown"][0]
     more = f", {n_unknown} more without a known step" if n_unknown else ""
-    return of_row["model"][0], f"module {module!r}, {dataset} · {subset}, {n_steps} checkpoints{more}"
+    return of_row["model"][0], f"module {module!r}, {text}, {n_steps} checkpoints{more}"
 
 
 def _against_step(table: pl.DataFrame) -> alt.LayerChart:

@@ -1,7 +1,7 @@
 # The same jobs as a study's, by file name alone: what they cost the engine without anything of ours.
 MODELS = [model["model_name"].replace("/", "--") for model in config["model_config"]]
 RUNS = [
-    f"{model}/{checkpoint}/{config['dataset_config']['dataset_name']}/{subset}/none"
+    f"{model}/{checkpoint}/{config['dataset_config']['dataset_name']}/{subset}/{config['ctx_len']}/none"
     for model, entry in zip(MODELS, config["model_config"])
     for checkpoint in entry["model_checkpoint"]
     for subset in config["dataset_config"]["dataset_subset"]
@@ -33,9 +33,9 @@ rule fetch_model:
 rule fetch_weights:
     input:
         "results/models/{model}/{checkpoint}/identity.json",
-        "results/contexts/{dataset}/{subset}/{model}/{control}/contexts.parquet",
+        "results/contexts/{dataset}/{subset}/{model}/{ctx_len}/{control}/contexts.parquet",
     output:
-        directory("results/weights/{model}/{checkpoint}/{dataset}/{subset}/{control}"),
+        directory("results/weights/{model}/{checkpoint}/{dataset}/{subset}/{ctx_len}/{control}"),
     shell:
         "mkdir -p {output}"
 
@@ -59,28 +59,28 @@ rule chunk_dataset:
         "results/datasets/{dataset}/{subset}/identity.json",
         "results/tokenizers/{tokenizer}/identity.json",
     output:
-        "results/contexts/{dataset}/{subset}/{tokenizer}/{control}/contexts.parquet",
+        "results/contexts/{dataset}/{subset}/{tokenizer}/{ctx_len}/{control}/contexts.parquet",
     shell:
         "touch {output}"
 
 
 rule extract_activations:
     input:
-        "results/contexts/{dataset}/{subset}/{model}/{control}/contexts.parquet",
+        "results/contexts/{dataset}/{subset}/{model}/{ctx_len}/{control}/contexts.parquet",
         "results/models/{model}/{checkpoint}/identity.json",
-        "results/weights/{model}/{checkpoint}/{dataset}/{subset}/{control}",
+        "results/weights/{model}/{checkpoint}/{dataset}/{subset}/{ctx_len}/{control}",
     output:
-        "results/runs/{model}/{checkpoint}/{dataset}/{subset}/{control}/manifest.json",
-        "results/runs/{model}/{checkpoint}/{dataset}/{subset}/{control}/tokens.parquet",
+        "results/runs/{model}/{checkpoint}/{dataset}/{subset}/{ctx_len}/{control}/manifest.json",
+        "results/runs/{model}/{checkpoint}/{dataset}/{subset}/{ctx_len}/{control}/tokens.parquet",
     shell:
         "touch {output}"
 
 
 rule estimate_dimension:
     input:
-        "results/runs/{model}/{checkpoint}/{dataset}/{subset}/{control}/manifest.json",
+        "results/runs/{model}/{checkpoint}/{dataset}/{subset}/{ctx_len}/{control}/manifest.json",
     output:
-        "results/runs/{model}/{checkpoint}/{dataset}/{subset}/{control}/ids/{module}/{estimator}.parquet",
+        "results/runs/{model}/{checkpoint}/{dataset}/{subset}/{ctx_len}/{control}/ids/{module}/{estimator}.parquet",
     shell:
         "touch {output}"
 

@@ -63,7 +63,7 @@ def run_default(folder: Path) -> Path:
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--directory", str(folder)]
     command += ["--configfile", str(folder / "study.yaml"), "--profile", str(ROOT / "profiles" / "local")]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    return next(folder.glob("results/default/runs/*/*/*/*/*"))
+    return next(folder.glob("results/default/runs/*/*/*/*/*/*"))
 
 
 def by_scikit_dimension(path: Path, precision: str) -> pl.DataFrame:

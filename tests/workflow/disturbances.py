@@ -15,7 +15,7 @@ from slurm_workflow import SlurmWorkflow, running
 
 from id_scaling.lease import read_holder
 
-RUN = "runs/*/*/*/*/*"
+RUN = "runs/*/*/*/*/*/*"
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def parts_of(workflow: SlurmWorkflow) -> set[Path]:
 
 def log_of(workflow: SlurmWorkflow) -> str:
     """Return the log of the extraction; nothing where there is none."""
-    return "".join(path.read_text() for path in workflow.session.glob("logs/extract_activations/*/*/*/*/*.log"))
+    return "".join(path.read_text() for path in workflow.session.glob("logs/extract_activations/*/*/*/*/*/*.log"))
 
 
 def stopped(workflow: SlurmWorkflow) -> Extraction:

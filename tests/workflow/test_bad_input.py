@@ -132,7 +132,7 @@ def test_values_beyond_half_precision_are_saved_in_single(tmp_path: Path, text_f
     config["cacheing_config"] |= {"module_outblock_keys": [], "save_cache_tensors": True, "save_fp": "float16"}
     workflow = Workflow(tmp_path, config)
     workflow.run("extract_all")
-    run = next(workflow.session.glob("runs/*/*/*/*/*"))
+    run = next(workflow.session.glob("runs/*/*/*/*/*/*"))
     dtypes = []
     for layer in (0, 1):
         with h5py.File(run / f"layer_{layer:02d}.h5", "r") as file:

@@ -19,6 +19,7 @@ from id_scaling.cli import main
 from id_scaling.errors import StoreError
 from id_scaling.load import load_summary
 from id_scaling.logs import LOG
+from id_scaling.paths import run_folder
 from id_scaling.sealed import read_record, read_table, write_record, write_table
 from id_scaling.study import Study
 
@@ -26,15 +27,15 @@ from id_scaling.study import Study
 READERS = {
     "datasets/*/*/identity.json": "chunk",
     "tokenizers/*/identity.json": "chunk",
-    "contexts/*/*/*/*/contexts.parquet": "extract",
+    "contexts/*/*/*/*/*/contexts.parquet": "extract",
     "models/*/*/identity.json": "extract",
-    "runs/*/step0/*/*/*/manifest.json": "estimate",
-    "runs/*/step0/*/*/*/layer_00.h5": "estimate",
-    "runs/*/step0/*/*/*/tokens.parquet": "summarize",
-    "runs/*/step0/*/*/*/ids/mlp/mle.parquet": "summarize",
+    "runs/*/step0/*/*/*/*/manifest.json": "estimate",
+    "runs/*/step0/*/*/*/*/layer_00.h5": "estimate",
+    "runs/*/step0/*/*/*/*/tokens.parquet": "summarize",
+    "runs/*/step0/*/*/*/*/ids/mlp/mle.parquet": "summarize",
     "summary.parquet": "plot",
 }
-FOUND_BY_CHECK_ALONE = ("runs/*/step0/*/*/*/outblock.h5", "runs/*/*/*/*/*/tokens.h5", "summary.csv", "summary.txt")
+FOUND_BY_CHECK_ALONE = ("runs/*/step0/*/*/*/*/outblock.h5", "runs/*/*/*/*/*/*/tokens.h5", "summary.csv", "summary.txt")
 
 
 @pytest.fixture(scope="module")
@@ -85,12 +86,12 @@ def cut(path: Path) -> None:
 def arguments_of(verb: str, session: Workflow) -> list[str]:
     """Return the arguments with which the workflow calls a verb for the first checkpoint."""
     jobs, run = Study(session.config), Study(session.config).runs[0]
-    folder = f"results/tiny/runs/{run.model}/{run.checkpoint}/{run.dataset}/{run.subset}/{run.control}"
-    contexts = str(one(session, "contexts/*/*/*/*/contexts.parquet"))
+    folder = run_folder(Path("results/tiny"), run)
+    contexts = str(one(session, "contexts/*/*/*/*/*/contexts.parquet"))
     tokenizer = jobs.tokenizer_of(run.model)
     options = {
         "chunk": {
-            "settings": jobs.chunk_settings(run.dataset, "0", tokenizer, "none"),
+            "settings": jobs.contexts_settings(run),
             "shard": f"results/tiny/datasets/{run.dataset}/0/identity.json",
             "tokenizer": f"results/tiny/tokenizers/{tokenizer}/identity.json",
             "output": contexts,
@@ -156,7 +157,7 @@ def test_a_whole_session_is_whole(session: Workflow, capsys: pytest.CaptureFixtu
 
 def test_the_command_that_check_ends_with_mends_everything(whole: Workflow, session: Workflow):
     """What is between the sources and the summary, which stays: Snakemake makes that again only when asked for it."""
-    for pattern in (*READERS, "runs/*/step1/*/*/*/outblock.h5", "summary.csv"):
+    for pattern in (*READERS, "runs/*/step1/*/*/*/*/outblock.h5", "summary.csv"):
         if pattern != "summary.parquet":
             flip(one(session, pattern))
     *_, mend, _ = report(check_session(Study(session.config))).splitlines()
@@ -215,7 +216,7 @@ def test_files_of_other_settings_are_stale(session: Workflow):
 
 
 def test_tables_of_another_extraction_are_stale(session: Workflow):
-    manifest = one(session, "runs/*/step0/*/*/*/manifest.json")
+    manifest = one(session, "runs/*/step0/*/*/*/*/manifest.json")
     write_record(manifest, {**read_record(manifest), "digest": "another"})
     stale = found(session, "stale")
     assert sorted(path.rsplit("/", 1)[1] for path in stale) == ["mle.parquet", "mle.parquet", "tokens.parquet"]
@@ -223,7 +224,7 @@ def test_tables_of_another_extraction_are_stale(session: Workflow):
 
 
 def test_runs_of_other_weights_and_contexts_are_stale(session: Workflow):
-    manifest = one(session, "runs/*/step0/*/*/*/manifest.json")
+    manifest = one(session, "runs/*/step0/*/*/*/*/manifest.json")
     write_record(manifest, {**read_record(manifest), "weights": "w", "contexts": "c"})
     words = [finding.words for finding in check_session(Study(session.config)) if finding.path == manifest]
     assert [word.split(" than")[0] for word in words] == ["made with other weights", "made with other contexts"]
@@ -231,13 +232,13 @@ def test_runs_of_other_weights_and_contexts_are_stale(session: Workflow):
 
 def test_two_checkpoints_of_the_same_weights_are_suspicious(session: Workflow):
     """A revision that was ignored, or the final model under every step's name."""
-    first, second = (one(session, f"runs/*/{step}/*/*/*/manifest.json") for step in ("step0", "step1"))
+    first, second = (one(session, f"runs/*/{step}/*/*/*/*/manifest.json") for step in ("step0", "step1"))
     write_record(second, {**read_record(second), "weights": read_record(first)["weights"]})
     assert found(session, "suspicious") == {str(second): f"the same weights, and the same contexts, as {first}"}
 
 
 def test_losses_of_no_working_model_are_suspicious(session: Workflow):
-    path = one(session, "runs/*/step0/*/*/*/tokens.parquet")
+    path = one(session, "runs/*/step0/*/*/*/*/tokens.parquet")
     table, facts = read_table(path)
     write_table(path, table.with_columns(pl.col("loss") + 10), facts)
     assert "guessing among" in found(session, "suspicious")[str(path)]
@@ -246,7 +247,7 @@ def test_losses_of_no_working_model_are_suspicious(session: Workflow):
 
 
 def test_estimates_that_fail_often_or_are_impossible_are_suspicious(session: Workflow):
-    path = one(session, "runs/*/step0/*/*/*/ids/mlp/mle.parquet")
+    path = one(session, "runs/*/step0/*/*/*/*/ids/mlp/mle.parquet")
     table, facts = read_table(path)
     status = pl.when(pl.col("context") < 5).then(pl.lit("degenerate")).otherwise("status").alias("status")
     write_table(path, table.with_columns(status, pl.lit(-1.0).alias("value")), facts)
@@ -258,7 +259,7 @@ def test_estimates_that_fail_often_or_are_impossible_are_suspicious(session: Wor
 
 
 def test_what_was_left_behind_is_suspicious(session: Workflow):
-    run = one(session, "runs/*/step0/*/*/*/")
+    run = one(session, "runs/*/step0/*/*/*/*/")
     (run / "parts" / "key").mkdir(parents=True)
     session.config["model_config"]["model_checkpoint"] = ["step0"]
     suspicious = found(session, "suspicious")
@@ -288,7 +289,7 @@ def test_an_extraction_cut_short_goes_on_though_what_it_knew_of_the_model_is_dam
 ):
     """All parts are there and no layer file is: the model is loaded again, and nothing is computed again."""
     arguments = arguments_of("extract", session)
-    run = one(session, "runs/*/step0/*/*/*/")
+    run = one(session, "runs/*/step0/*/*/*/*/")
     for path in (*run.glob("*.h5"), run / "manifest.json"):
         path.unlink()
 

@@ -35,7 +35,7 @@ def real(resources: Path, tmp_path_factory: pytest.TempPathFactory) -> Workflow:
 
 
 def run_folder(workflow: Workflow) -> Path:
-    return next(workflow.session.glob("runs/*/*/*/*/*"))
+    return next(workflow.session.glob("runs/*/*/*/*/*/*"))
 
 
 def test_the_second_run_does_nothing(real: Workflow):

@@ -46,7 +46,7 @@ def extract_again(workflow: Workflow, output: Path, monkeypatch: pytest.MonkeyPa
             settings=json.loads(jobs.extract_settings(run)),
             execution=json.loads(jobs.extract_execution(run.model)),
             threads=1,
-            contexts=next(workflow.session.glob("contexts/*/*/*/*/contexts.parquet")),
+            contexts=next(workflow.session.glob("contexts/*/*/*/*/*/contexts.parquet")),
             model=next(workflow.session.glob("models/*/*/identity.json")),
             weights=None,
             output=output / "manifest.json",

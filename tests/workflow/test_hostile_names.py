@@ -104,8 +104,8 @@ def settings_expected(made: Study) -> dict[str, set[str]]:
         "fetch-tokenizer": {made.fetch_tokenizer_settings(name) for name in tokenizers},
         "fetch-dataset": {made.fetch_dataset_settings(name, "0") for name in made.datasets},
         "fetch-weights": {""},
-        "chunk": {made.chunk_settings(name, "0", of, "none") for name in made.datasets for of in tokenizers},
-        "shuffle": {made.shuffle_settings(name, "0", of, "shuffle-1") for name in made.datasets for of in tokenizers},
+        "chunk": {made.contexts_settings(run) for run in made.runs if run.control == "none"},
+        "shuffle": {made.contexts_settings(run) for run in made.runs if run.control == "shuffle-1"},
         "extract": {made.extract_settings(run) for run in made.runs},
         "estimate": {made.estimate_settings(run, "block", "mle") for run in made.runs},
         "summarize": {made.summarize_settings()},
@@ -227,7 +227,7 @@ def test_secrets_are_nowhere_in_what_a_study_writes_or_says(
     )
     assert done.returncode == 1
     assert "owner/model at main: not in the local cache" in done.stdout + done.stderr
-    assert len(list(workflow.session.glob("runs/*/*/*/*/*/manifest.json"))) == 1
+    assert len(list(workflow.session.glob("runs/*/*/*/*/*/*/manifest.json"))) == 1
     assert "pytorch_model.bin: pickled weights" in done.stdout + done.stderr
     files = [path for path in here.rglob("*") if path.is_file()]
     assert {".log", ".parquet", ".h5", ".json"} <= {path.suffix for path in files}

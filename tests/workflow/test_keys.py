@@ -32,7 +32,7 @@ def example(resources: Path, tmp_path_factory: pytest.TempPathFactory) -> Workfl
 
 
 def run_folder(session: Path) -> Path:
-    return next(session.glob("runs/*/*/*/*/*"))
+    return next(session.glob("runs/*/*/*/*/*/*"))
 
 
 def test_the_documented_example_runs_to_its_end_where_session_path_says(example: Workflow):
@@ -157,10 +157,10 @@ def test_dataset_name_and_subset_say_what_is_read(base: Workflow, tmp_path: Path
 def test_batch_size_and_verbose(base: Workflow, tmp_path: Path, batch_size: int, passes: list[str]):
     workflow = changed(base, tmp_path, "", batch_size=batch_size, verbose=True)
     workflow.run("extract_all")
-    log = next(workflow.session.glob("logs/extract_activations/*/*/*/*/*.log")).read_text()
+    log = next(workflow.session.glob("logs/extract_activations/*/*/*/*/*/*.log")).read_text()
     for contexts in passes:
         assert f"forward pass over contexts {contexts}\n" in log
-    quiet = next(base.session.glob("logs/extract_activations/*/*/*/*/*.log")).read_text()
+    quiet = next(base.session.glob("logs/extract_activations/*/*/*/*/*/*.log")).read_text()
     assert "forward pass" not in quiet
 
 

@@ -65,12 +65,12 @@ def processes_of(session: Path, verb: str) -> list[int]:
 
 def run_folder(session: Path) -> Path:
     """Return the folder of the one run of a session."""
-    return next(session.glob("runs/*/*/*/*/*"))
+    return next(session.glob("runs/*/*/*/*/*/*"))
 
 
 def parts_done(session: Path) -> set[str]:
     """Return the parts that are complete."""
-    return {path.name for path in session.glob("runs/*/*/*/*/*/parts/*/contexts_*")}
+    return {path.name for path in session.glob("runs/*/*/*/*/*/*/parts/*/contexts_*")}
 
 
 def assert_whole(session: Path) -> None:
@@ -124,7 +124,7 @@ def test_kill_9_of_the_extraction_loses_at_most_one_part(
     before = parts_done(workflow.session)
     assert not list(workflow.session.rglob("manifest.json"))
     workflow.run()
-    log = next(workflow.session.glob("logs/extract_activations/*/*/*/*/*.log")).read_text()
+    log = next(workflow.session.glob("logs/extract_activations/*/*/*/*/*/*.log")).read_text()
     n_contexts = pl.read_parquet(next(workflow.session.rglob("contexts.parquet"))).height
     kept = int(log.split(" tokens, ")[1].split(" already")[0]) if " tokens, " in log else n_contexts
     assert kept >= min(8 * len(before), n_contexts)

@@ -121,7 +121,7 @@ def test_extractions_alone_run_where_gpus_are_with_one_each(done: SlurmWorkflow,
         is_extraction = one.rules == {"extract_activations"}
         assert one.partition == ("gpu" if is_extraction else "cpu"), one
         assert re.findall(r"gres/gpu=(\d+)", one.allocated) == (["1"] if is_extraction else []), one
-    logs = [path.read_text() for path in done.session.glob("logs/extract_activations/*/*/*/*/*.log")]
+    logs = [path.read_text() for path in done.session.glob("logs/extract_activations/*/*/*/*/*/*.log")]
     assert len(logs) == N_RUNS
     for log in logs:
         assert "device cpu, CUDA_VISIBLE_DEVICES=0\n" in log

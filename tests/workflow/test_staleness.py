@@ -162,6 +162,7 @@ CASES = {
         set_key("dataset_config.dataset_subset", [0, 1]),
         {**CHAIN, "fetch_dataset": 1, "chunk_dataset": 1},
     ),
+    "one length more": (set_key("ctx_len", [48, 64]), {**CHAIN, "chunk_dataset": 1}),
     "the code of the neighbor search": (
         change_code("id_scaling/search.py", "SETTLED_BY_ROWS = 1 / 16", "SETTLED_BY_ROWS = 1 / 17"),
         DOWN_FROM_EXTRACTION,

@@ -172,7 +172,7 @@ def test_jobs_are_those_of_the_workflow(name: str, tmp_path: Path, text_folder: 
 
 
 def test_broken_estimate_is_shown_with_its_error_and_log(session: Workflow, capsys: pytest.CaptureFixture) -> None:
-    next(session.session.glob("runs/*/*/*/*/*/layer_00.h5")).unlink()
+    next(session.session.glob("runs/*/*/*/*/*/*/layer_00.h5")).unlink()
     failed = [one for one in jobs_of(Study(session.config)) if one.stage == "estimate" and "mlp" in one.log.parts]
     failed[0].outputs[0].unlink()
     session.run("all", str(failed[0].outputs[0]), is_ok=False)

@@ -24,7 +24,7 @@ def controlled(folder: Path, **changes: object) -> Workflow:
 
 def contents(session: Path) -> dict[Path, tuple[bytes, int]]:
     """Return what is in the files of the plain text's runs and contexts, and when they were written."""
-    paths = [*session.glob("runs/*/*/*/*/none/**/*"), *session.glob("contexts/*/*/*/none/*")]
+    paths = [*session.glob("runs/*/*/*/*/*/none/**/*"), *session.glob("contexts/*/*/*/*/none/*")]
     return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in paths if path.is_file()}
 
 
@@ -88,7 +88,7 @@ def test_files_of_a_control_that_is_not_in_the_study_have_no_rule(tmp_path: Path
     save_text(tmp_path / "text", n_documents=2)
     workflow = controlled(tmp_path)
     run = Study(workflow.config).runs[0]
-    path = f"results/tiny/runs/{run.model}/{run.checkpoint}/{run.dataset}/{run.subset}/shuffle-1/manifest.json"
+    path = f"results/tiny/runs/{run.model}/{run.checkpoint}/{run.dataset}/{run.subset}/64/shuffle-1/manifest.json"
     assert "MissingRuleException" in workflow.run("--dry-run", path, is_ok=False)
 
 
@@ -100,7 +100,7 @@ def test_check_finds_shuffled_contexts_stale_that_are_of_other_plain_ones(
     monkeypatch.chdir(tmp_path)
     workflow = controlled(tmp_path, controls=["none", "shuffle-1"], cacheing_config__save_IDs=False)
     workflow.run("--until", "shuffle_contexts")
-    shuffled = Path(next(Path("results/tiny").glob("contexts/*/*/*/shuffle-1/*")))
+    shuffled = Path(next(Path("results/tiny").glob("contexts/*/*/*/*/shuffle-1/*")))
     assert read_table(shuffled)[1]["settings"]["control"] == "shuffle-1"
     kept = shuffled.read_bytes()
     workflow.config["dataset_config"]["max_dataset_size"] = 2

@@ -51,7 +51,7 @@ def test_weights_come_when_nothing_is_left_to_extract_and_go_after_their_last_us
     said = workflow.run()
     finished = re.findall(r"Finished jobid: \d+ \(Rule: (fetch_weights|extract_activations)\)", said)
     assert finished == ["fetch_weights", "extract_activations"] * 3
-    assert not list(workflow.session.glob("weights/*/*/*/*/*"))
+    assert not list(workflow.session.glob("weights/*/*/*/*/*/*"))
     assert not list(workflow.folder.glob("hf/**/*.safetensors"))
     assert set(pl.read_parquet(workflow.session / "summary.parquet")["checkpoint"]) == set(STEPS)
     assert (workflow.planned(), workflow.n_downloads()) == ({}, 3)

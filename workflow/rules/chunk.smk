@@ -6,11 +6,11 @@ rule chunk_dataset:
         shard="<session>/datasets/{dataset}/{subset}/identity.json",
         tokenizer="<session>/tokenizers/{tokenizer}/identity.json",
     output:
-        "<session>/contexts/{dataset}/{subset}/{tokenizer}/{control}/contexts.parquet",
+        "<session>/contexts/{dataset}/{subset}/{tokenizer}/{ctx_len}/{control}/contexts.parquet",
     log:
-        "<session>/logs/chunk_dataset/{dataset}/{subset}/{tokenizer}/{control}.log",
+        "<session>/logs/chunk_dataset/{dataset}/{subset}/{tokenizer}/{ctx_len}/{control}.log",
     benchmark:
-        "<session>/benchmarks/chunk_dataset/{dataset}/{subset}/{tokenizer}/{control}.tsv"
+        "<session>/benchmarks/chunk_dataset/{dataset}/{subset}/{tokenizer}/{ctx_len}/{control}.tsv"
     wildcard_constraints:
         control=NONE,
     conda:
@@ -34,13 +34,13 @@ rule chunk_dataset:
 
 rule shuffle_contexts:
     input:
-        f"<session>/contexts/{{dataset}}/{{subset}}/{{tokenizer}}/{NONE}/contexts.parquet",
+        f"<session>/contexts/{{dataset}}/{{subset}}/{{tokenizer}}/{{ctx_len}}/{NONE}/contexts.parquet",
     output:
-        "<session>/contexts/{dataset}/{subset}/{tokenizer}/{control}/contexts.parquet",
+        "<session>/contexts/{dataset}/{subset}/{tokenizer}/{ctx_len}/{control}/contexts.parquet",
     log:
-        "<session>/logs/shuffle_contexts/{dataset}/{subset}/{tokenizer}/{control}.log",
+        "<session>/logs/shuffle_contexts/{dataset}/{subset}/{tokenizer}/{ctx_len}/{control}.log",
     benchmark:
-        "<session>/benchmarks/shuffle_contexts/{dataset}/{subset}/{tokenizer}/{control}.tsv"
+        "<session>/benchmarks/shuffle_contexts/{dataset}/{subset}/{tokenizer}/{ctx_len}/{control}.tsv"
     wildcard_constraints:
         control=one_of(name for name in STUDY.config.controls if name != NONE),
     conda:

@@ -52,6 +52,7 @@ wildcard_constraints:
     dataset=one_of(STUDY.datasets),
     subset=r"\d+",
     tokenizer=one_of(STUDY.tokenizers),
+    ctx_len=one_of(map(str, STUDY.config.ctx_len)),
     control=one_of(STUDY.config.controls),
     module=one_of(STUDY.modules),
     estimator=r"[A-Za-z0-9_]+",
@@ -63,6 +64,7 @@ def get_run(wildcards):
         wildcards.checkpoint,
         wildcards.dataset,
         int(wildcards.subset),
+        int(wildcards.ctx_len),
         wildcards.control,
     )
 
@@ -73,7 +75,7 @@ def get_model_files(wildcards):
 
 def get_weights(wildcards):
     if STUDY.is_on_hub(wildcards.model, wildcards.checkpoint):
-        return "<session>/weights/{model}/{checkpoint}/{dataset}/{subset}/{control}"
+        return "<session>/weights/{model}/{checkpoint}/{dataset}/{subset}/{ctx_len}/{control}"
     return []
 
 
@@ -91,7 +93,7 @@ def get_shard_files(wildcards):
 
 def get_contexts(wildcards):
     tokenizer = STUDY.tokenizer_of(wildcards.model)
-    return f"<session>/contexts/{{dataset}}/{{subset}}/{tokenizer}/{{control}}/contexts.parquet"
+    return f"<session>/contexts/{{dataset}}/{{subset}}/{tokenizer}/{{ctx_len}}/{{control}}/contexts.parquet"
 
 
 def get_train_tokenizer_settings(wildcards):
@@ -107,7 +109,7 @@ def get_fetch_model_settings(wildcards):
 
 
 def get_fetch_model_execution(wildcards, resources):
-    # Not recorded, as that of an extraction: one more checkpoint makes nothing of the others stale.
+    # Not recorded, as that of an extraction: one more checkpoint, or length, makes nothing of the others stale.
     return STUDY.fetch_model_execution(wildcards.model)
 
 

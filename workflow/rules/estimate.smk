@@ -3,11 +3,11 @@
 
 rule estimate_dimension:
     input:
-        manifest="<session>/runs/{model}/{checkpoint}/{dataset}/{subset}/{control}/manifest.json",
+        manifest="<session>/runs/{model}/{checkpoint}/{dataset}/{subset}/{ctx_len}/{control}/manifest.json",
     output:
-        "<session>/runs/{model}/{checkpoint}/{dataset}/{subset}/{control}/ids/{module}/{estimator}.parquet",
+        "<session>/runs/{model}/{checkpoint}/{dataset}/{subset}/{ctx_len}/{control}/ids/{module}/{estimator}.parquet",
     log:
-        "<session>/logs/estimate_dimension/{model}/{checkpoint}/{dataset}/{subset}/{control}/{module}/{estimator}.log",
+        "<session>/logs/estimate_dimension/{model}/{checkpoint}/{dataset}/{subset}/{ctx_len}/{control}/{module}/{estimator}.log",
     conda:
         "../../environment.yml"
     threads: STUDY.estimate_threads()

@@ -11,12 +11,12 @@ rule extract_activations:
         model="<session>/models/{model}/{checkpoint}/identity.json",
         weights=get_weights,
     output:
-        manifest="<session>/runs/{model}/{checkpoint}/{dataset}/{subset}/{control}/manifest.json",
-        tokens="<session>/runs/{model}/{checkpoint}/{dataset}/{subset}/{control}/tokens.parquet",
+        manifest="<session>/runs/{model}/{checkpoint}/{dataset}/{subset}/{ctx_len}/{control}/manifest.json",
+        tokens="<session>/runs/{model}/{checkpoint}/{dataset}/{subset}/{ctx_len}/{control}/tokens.parquet",
     log:
-        "<session>/logs/extract_activations/{model}/{checkpoint}/{dataset}/{subset}/{control}.log",
+        "<session>/logs/extract_activations/{model}/{checkpoint}/{dataset}/{subset}/{ctx_len}/{control}.log",
     benchmark:
-        "<session>/benchmarks/extract_activations/{model}/{checkpoint}/{dataset}/{subset}/{control}.tsv"
+        "<session>/benchmarks/extract_activations/{model}/{checkpoint}/{dataset}/{subset}/{ctx_len}/{control}.tsv"
     # Before more weights are brought: those of what is extracted go.
     priority: 1
     conda:

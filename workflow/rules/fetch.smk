@@ -74,11 +74,11 @@ rule fetch_weights:
     output:
         unless_kept(
             directory(
-                "<session>/weights/{model}/{checkpoint}/{dataset}/{subset}/{control}"
+                "<session>/weights/{model}/{checkpoint}/{dataset}/{subset}/{ctx_len}/{control}"
             )
         ),
     log:
-        "<session>/logs/fetch_weights/{model}/{checkpoint}/{dataset}/{subset}/{control}.log",
+        "<session>/logs/fetch_weights/{model}/{checkpoint}/{dataset}/{subset}/{ctx_len}/{control}.log",
     conda:
         "../../environment.yml"
     # As many as an extraction, which goes first: on one machine weights come when nothing is left to extract.
