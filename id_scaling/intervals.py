@@ -1,4 +1,4 @@
-"""Uncertainty that respects documents: intervals of means, rank correlations with them, and tests of these.
+"""Uncertainty that respects documents: intervals of means, rank correlations, partial ones too, and tests of these.
 
 Contexts of one document resemble each other, so the document, with all its contexts, is the unit that is resampled,
 permuted and counted. Draws depend on how many documents there are, and permutations on how many contexts each has, not
@@ -26,6 +26,14 @@ T_QUANTILES += [2.178813, 2.160369, 2.144787, 2.131450, 2.119905, 2.109816, 2.10
 NORMAL_QUANTILE = 1.959964
 
 
+class Residuals(NamedTuple):
+    """What covariates leave of each row, with mean square 1; what that was, and the slopes on each, before."""
+
+    values: np.ndarray
+    scale: np.ndarray
+    slopes: np.ndarray
+
+
 class Ranking(NamedTuple):
     """The order of each row's values, and of each place in it the first and the last place of an equal value."""
 
@@ -35,7 +43,11 @@ class Ranking(NamedTuple):
 
 
 def of_rows(
-    values: np.ndarray, documents: np.ndarray, scores: Mapping[str, np.ndarray], covariates: np.ndarray
+    values: np.ndarray,
+    documents: np.ndarray,
+    scores: Mapping[str, np.ndarray],
+    covariates: np.ndarray,
+    sources: np.ndarray,
 ) -> dict[str, np.ndarray]:
     """Return the statistics of each row of a table of contexts, NaN where there are too few documents.
 
@@ -49,12 +61,15 @@ def of_rows(
         Scores of each context, by name; NaN where there is none.
     covariates : numpy.ndarray
         What partial correlations hold fixed: covariates × contexts, all finite.
+    sources : numpy.ndarray
+        What they hold fixed too: the source of each context.
 
     Returns
     -------
     dict of numpy.ndarray
-        `n_documents`, `ci_low`, `ci_high`, and of each score `spearman_…`, `spearman_…_low`, `spearman_…_high`, `p_…`
-        and `partial_…`.
+        `n_documents`, `ci_low`, `ci_high`, and of each score `spearman_…`, `spearman_…_low`, `spearman_…_high`, `p_…`,
+        `partial_…`, `partial_…_low`, `partial_…_high` and `p_partial_…`. The partial ones are NaN under
+        `LEAST_RESAMPLED` documents, and one more for each source but the first.
     """
     names = ["ci_low", "ci_high", *chain.from_iterable(map(_names, scores))]
     found = {name: np.full(len(values), np.nan) for name in names}
@@ -68,14 +83,14 @@ def of_rows(
         found["ci_low"][rows], found["ci_high"][rows] = mean_interval(part, sizes)
         for name, score in scores.items():
             has_score = np.isfinite(score[is_there])
-            sizes = _sizes(of_part[has_score])
+            given, sizes = (part[:, has_score], score[is_there][has_score]), _sizes(of_part[has_score])
             if len(sizes) < LEAST_DOCUMENTS:
                 continue
-            given = part[:, has_score], score[is_there][has_score]
-            partial = partial_correlation(*given, covariates[:, is_there][:, has_score])
-            is_enough = len(sizes) >= LEAST_RESAMPLED
-            results = *rank_correlation(*given, sizes), partial if is_enough else np.full(len(part), np.nan)
-            for column, result in zip(_names(name), results, strict=True):
+            results = rank_correlation(*given, sizes)
+            of_context = sources[is_there][has_score]
+            if len(sizes) - len(np.unique(of_context)) + 1 >= LEAST_RESAMPLED:
+                results += rank_correlation(*given, sizes, covariates[:, is_there][:, has_score], of_context)
+            for column, result in zip(_names(name), results, strict=False):
                 found[column][rows] = result
     return found
 
@@ -111,15 +126,24 @@ def mean_interval(values: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np
 
 
 def rank_correlation(
-    values: np.ndarray, score: np.ndarray, sizes: np.ndarray
+    values: np.ndarray,
+    score: np.ndarray,
+    sizes: np.ndarray,
+    covariates: np.ndarray | None = None,
+    sources: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return of each row Spearman's correlation with a score, its 95 % interval and its p-value.
 
+    Given covariates or sources it is the partial one: of the residuals of both ranks in their regression on the ranks
+    of the covariates and a constant of each source; NaN where these leave nothing of one.
+
     The interval is tanh(artanh ρ ± 1.96 s / (1 − ρ²)) with s the standard error between documents of the influence
-    function of ρ (Croux and Dehon 2010), which counts that the ranks are estimated too; NaN under `LEAST_RESAMPLED`
+    function of ρ (Croux and Dehon 2010), which counts that all ranks are estimated too; NaN under `LEAST_RESAMPLED`
     documents. The p-value is two-sided, (b + 1)/(m + 1) of m permutations (Phipson and Smyth 2010) that exchange the
     scores of whole documents among documents with equally many contexts: what is exchanged then has one distribution
-    when score and value are independent between documents, however contexts depend on each other within one.
+    when score and value are independent between documents, however contexts depend on each other within one. Given
+    covariates or sources the residuals of scores are exchanged, among documents of one source, and residuals taken of
+    them again (Freedman and Lane 1983); and s² is of as many degrees of freedom less as there are of these.
 
     Parameters
     ----------
@@ -127,48 +151,33 @@ def rank_correlation(
         Rows × contexts, and contexts; all finite, contexts of one document side by side.
     sizes : numpy.ndarray
         How many contexts each document has.
+    covariates : numpy.ndarray, optional
+        Covariates × contexts, all finite. A constant one explains nothing.
+    sources : numpy.ndarray, optional
+        The source of each context, one for all contexts of a document; far fewer sources than documents.
     """
+    sources = np.zeros(len(score)) if sources is None else sources
+    others = [_ranking(row[None]) for row in ([] if covariates is None else covariates) if np.ptp(row)]
+    is_source = sources == np.unique(sources)[:, None]
+    basis, weights = _basis(np.vstack([*map(_standardized, others), is_source - is_source.mean(axis=1, keepdims=True)]))
     ours, theirs = _ranking(values), _ranking(score[None])
-    x, y = _standardized(ours), _standardized(theirs)
+    of_x, of_y = (_residuals(_standardized(ranking), basis, weights) for ranking in (ours, theirs))
+    x, y = of_x.values, of_y.values
     rho = (x @ y[0]) / len(score)
-    # What a sum of other order may change in a tie of two permutations.
-    is_beyond = np.abs(x @ y[0][_permutations(tuple(sizes.tolist()))].T) / len(score) >= np.abs(rho)[:, None] - 1e-9
-    p = np.where(np.isnan(rho), np.nan, (is_beyond.sum(axis=1) + 1) / (N_PERMUTATIONS + 1))
+    of_documents = is_source.argmax(axis=0)[np.cumsum(sizes) - 1]
+    p = _p_values(x, y[0], rho, basis, _permutations(tuple(sizes.tolist()), tuple(of_documents.tolist())))
     if len(sizes) < LEAST_RESAMPLED:
         return rho, np.full_like(rho, np.nan), np.full_like(rho, np.nan), p
     r = rho[:, None]
-    influence = x * y - r * (x**2 + y**2) / 2 + _of_ranks(ours, y - r * x) + _of_ranks(theirs, x - r * y)
+    of_ours, of_theirs = (y - r * x) / of_x.scale, (x - r * y) / of_y.scale
+    influence = x * y - r * (x**2 + y**2) / 2 + _of_ranks(ours, of_ours) + _of_ranks(theirs, of_theirs)
+    for ranking, of_x_on, of_y_on in zip(others, of_x.slopes.T, of_y.slopes.T, strict=False):
+        influence -= _of_ranks(ranking, of_x_on[:, None] * of_ours + of_y_on * of_theirs)
     sums = _sums(influence - influence.mean(axis=1, keepdims=True), sizes)
-    error = np.sqrt(len(sizes) / (len(sizes) - 1) * (sums**2).sum(axis=1)) / len(score)
+    error = np.sqrt(len(sizes) / (len(sizes) - len(basis) - 1) * (sums**2).sum(axis=1)) / len(score)
     with np.errstate(divide="ignore", invalid="ignore"):
         center, half = np.arctanh(rho), NORMAL_QUANTILE * error / (1 - rho**2)
     return rho, np.tanh(center - half), np.tanh(center + half), p
-
-
-def partial_correlation(values: np.ndarray, score: np.ndarray, covariates: np.ndarray) -> np.ndarray:
-    """Return of each row Spearman's partial correlation with a score: that of what ranks of covariates leave of both.
-
-    It is the correlation of the residuals of the ranks, regressed on those of the covariates; NaN where these leave
-    nothing of one.
-
-    Parameters
-    ----------
-    values, score, covariates : numpy.ndarray
-        Rows × contexts, contexts, and covariates × contexts; all finite. A constant covariate explains nothing.
-    """
-    given = _standardized(_ranking(covariates))
-    given = given[np.isfinite(given).all(axis=1)]
-    _, sizes, directions = np.linalg.svd(given, full_matrices=False)
-    basis = directions[sizes > RESOLVED * sizes.max(initial=0)]
-    x, y = (_standardized(_ranking(of)) for of in (values, score[None]))
-    x, y = (of - of @ basis.T @ basis for of in (x, y))
-    norms = [np.where(norm > RESOLVED * np.sqrt(len(score)), norm, np.nan) for norm in map(_norms, (x, y))]
-    return (x @ y[0]) / (norms[0] * norms[1])
-
-
-def _norms(rows: np.ndarray) -> np.ndarray:
-    """Return the norm of each row."""
-    return np.sqrt((rows**2).sum(axis=1))
 
 
 def adjusted(p: np.ndarray) -> np.ndarray:
@@ -183,9 +192,14 @@ def adjusted(p: np.ndarray) -> np.ndarray:
     return found
 
 
-def _names(score: str) -> tuple[str, ...]:
+def _names(score: str) -> list[str]:
     """Return the names of what there is of a score, in the order in which it is computed."""
-    return f"spearman_{score}", f"spearman_{score}_low", f"spearman_{score}_high", f"p_{score}", f"partial_{score}"
+    kinds = {"spearman": score, "partial": f"partial_{score}"}
+    return [
+        name
+        for kind, of in kinds.items()
+        for name in (f"{kind}_{score}", f"{kind}_{score}_low", f"{kind}_{score}_high", f"p_{of}")
+    ]
 
 
 def _patterns(is_there: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -214,17 +228,43 @@ def _counts(n_documents: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=8)
-def _permutations(sizes: tuple[int, ...]) -> np.ndarray:
-    """Return for each permutation which context's score each context takes."""
+def _permutations(sizes: tuple[int, ...], sources: tuple[int, ...]) -> np.ndarray:
+    """Return for each permutation which context's score each context takes, of a document of its source and size."""
     random = np.random.default_rng((SEED, *sizes))
-    of_document = np.array(sizes)
-    starts = np.cumsum(of_document) - of_document
-    found = np.empty((N_PERMUTATIONS, of_document.sum()), np.int64)
-    for size in np.unique(of_document):
-        places = starts[of_document == size][:, None] + np.arange(size)
+    of_document = np.array([sizes, sources])
+    starts = np.cumsum(sizes) - sizes
+    found = np.empty((N_PERMUTATIONS, sum(sizes)), np.int64)
+    for kind in np.unique(of_document, axis=1).T:
+        places = starts[(of_document == kind[:, None]).all(axis=0)][:, None] + np.arange(kind[0])
         taken = random.permuted(np.tile(np.arange(len(places)), (N_PERMUTATIONS, 1)), axis=1)
         found[:, places.ravel()] = places[taken].reshape(N_PERMUTATIONS, -1)
     return found
+
+
+def _basis(given: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return an orthonormal basis of some rows' span, and what makes slopes on the rows of coordinates in it."""
+    left, sizes, basis = np.linalg.svd(given, full_matrices=False)
+    is_kept = sizes > RESOLVED * np.sqrt(given.shape[1])
+    return basis[is_kept], (left[:, is_kept] / sizes[is_kept]).T
+
+
+def _residuals(rows: np.ndarray, basis: np.ndarray, weights: np.ndarray) -> Residuals:
+    """Return what is left of rows that have mean square 1; NaN where it is nothing."""
+    coordinates = rows @ basis.T
+    left = rows - coordinates @ basis
+    scale = np.sqrt((left**2).mean(axis=1, keepdims=True))
+    scale = np.where(scale > RESOLVED, scale, np.nan)
+    return Residuals(left / scale, scale, coordinates @ weights)
+
+
+def _p_values(x: np.ndarray, y: np.ndarray, rho: np.ndarray, basis: np.ndarray, permutations: np.ndarray) -> np.ndarray:
+    """Return the share of permutations of residuals that correlate at least as much, this one among them."""
+    permuted = y[permutations]
+    left = np.maximum(len(y) - ((permuted @ basis.T) ** 2).sum(axis=1), RESOLVED**2)
+    found = np.abs(x @ permuted.T) / np.sqrt(len(y) * left)
+    # What a sum of other order may change in a tie of two permutations.
+    is_beyond = found >= np.abs(rho)[:, None] - 1e-9
+    return np.where(np.isnan(rho), np.nan, (is_beyond.sum(axis=1) + 1) / (N_PERMUTATIONS + 1))
 
 
 def _ranking(values: np.ndarray) -> Ranking:

@@ -16,6 +16,7 @@ from id_scaling.sealed import read_record, read_table
 
 SCORES = ("loss", "entropy")
 RUN_AXES = ("model", "checkpoint", "dataset", "subset", "ctx_len", "control")
+ROW_AXES = ("view", "layer")
 OF_CONTEXT = ["context", "document", "document_id", "chunk", "token_start", "token_stop", "metadata"]
 
 
@@ -46,7 +47,7 @@ def load_summary(session_path: str | Path) -> pl.DataFrame:
         return pl.read_parquet(path)
 
 
-def load_contexts(session_path: str | Path, **axes: str | int | Collection[str | int]) -> pl.DataFrame:
+def load_contexts(session_path: str | Path, **axes: str | int | Collection[str | int | None] | None) -> pl.DataFrame:
     """Return the estimates of single contexts, beside their documents, losses and entropies.
 
     Parameters
@@ -55,7 +56,8 @@ def load_contexts(session_path: str | Path, **axes: str | int | Collection[str |
         The folder a session was saved in, `results/<session_name>` by default.
     **axes
         What to read alone, a value or a list of values each: `model`, `checkpoint`, `dataset`, `subset`, `ctx_len`,
-        `control`, `module` and `estimator` as in the summary.
+        `control`, `module`, `estimator`, `view` and `layer` as in the summary; the layer of what is outside the blocks
+        is None.
 
     Returns
     -------
@@ -70,7 +72,7 @@ def load_contexts(session_path: str | Path, **axes: str | int | Collection[str |
     StoreError
         The session has no summary yet, or a table is missing or damaged.
     ConfigError
-        An axis is none of these, or the session has nothing of that name.
+        An axis is none of these, or the session has nothing of that name, or nothing of all of them at once.
     """
     return _of_runs(Path(session_path), axes, _contexts_of_run)
 
@@ -97,22 +99,22 @@ def load_tokens(session_path: str | Path, **axes: str | int | Collection[str | i
     StoreError, ConfigError
         As in `load_contexts`.
     """
-    if others := axes.keys() & {"module", "estimator"}:
+    if others := axes.keys() & {"module", "estimator", *ROW_AXES}:
         raise ConfigError(f"{others.pop()} is no axis of tokens; expected some of {', '.join(RUN_AXES)}")
     return _of_runs(Path(session_path), axes, _tokens_of_run)
 
 
 def _of_runs(session: Path, axes: Mapping[str, Any], rows_of: Callable[..., pl.DataFrame]) -> pl.DataFrame:
     """Return the rows of the runs that are asked for, each with the names of its run."""
-    _, settings = read_table(_summary_path(session), [])
-    chosen, tables = _chosen(axes, settings), []
+    summary, settings = read_table(_summary_path(session), [*ROW_AXES])
+    chosen, tables = _chosen(axes, settings, summary), []
     for run in runs_of(settings):
         of_run = _names_of(run, settings)
         if all(of_run[key] in chosen.get(key, {of_run[key]}) for key in of_run):
             rows = rows_of(session, run, settings, chosen)
             tables.append(rows.select(*(pl.lit(value).alias(key) for key, value in of_run.items()), pl.all()))
-    if not tables:
-        raise ConfigError(f"no run of the session is of {', '.join(f'{axis} {axes[axis]!r}' for axis in axes)} at once")
+    if not any(map(len, tables)):
+        raise ConfigError(f"the session has nothing of {', '.join(f'{axis} {axes[axis]!r}' for axis in axes)} at once")
     return pl.concat(tables)
 
 
@@ -138,20 +140,21 @@ def _summary_path(session_path: str | Path) -> Path:
     return path
 
 
-def _chosen(axes: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, set]:
+def _chosen(axes: Mapping[str, Any], settings: Mapping[str, Any], summary: pl.DataFrame) -> dict[str, set]:
     """Return the values of each axis that are asked for, once the session is known to have them."""
     named = [_names_of(run, settings) for run in runs_of(settings)]
     has = {key: {of_run[key] for of_run in named} for key in RUN_AXES}
     has |= {"module": set(settings["modules"]), "estimator": {name for name, _ in settings["estimators"]}}
+    has |= {axis: set(summary[axis]) for axis in ROW_AXES}
     chosen = {}
     for axis, wanted in axes.items():
         if axis not in has:
             raise ConfigError(f"{axis} is no axis of a session; expected one of {', '.join(has)}")
-        chosen[axis] = {wanted} if isinstance(wanted, str | int) else set(wanted)
+        chosen[axis] = {wanted} if isinstance(wanted, str | int | None) else set(wanted)
         if not chosen[axis]:
             raise ConfigError(f"{axis}: found an empty list, expected values to read")
         if missing := chosen[axis] - has[axis]:
-            listed = ", ".join(map(str, sorted(has[axis])))
+            listed = ", ".join(map(str, sorted(has[axis], key=lambda value: (value is None, value))))
             raise ConfigError(f"the session has no {axis} {missing.pop()!r}; it has {listed}")
     return chosen
 
@@ -165,8 +168,9 @@ def _contexts_of_run(session: Path, run: Run, settings: Mapping[str, Any], chose
     of_tokens = _tokens_of_run(session, run).filter(pl.col("position") > 0).group_by("context")
     scores = of_tokens.agg(pl.col(name).cast(pl.Float64).mean() for name in SCORES)
     contexts = contexts.join(scores, on="context", how="left", maintain_order="left")
+    rows = [pl.col(axis).is_in(list(chosen[axis]), nulls_equal=True) for axis in ROW_AXES if axis in chosen]
     tables = [
-        _of_extraction(ids_path(session, run, module, estimator), "manifest", manifest)
+        _of_extraction(ids_path(session, run, module, estimator), "manifest", manifest, *rows)
         for module in settings["modules"]
         for estimator, _ in settings["estimators"]
         if module in chosen.get("module", {module}) and estimator in chosen.get("estimator", {estimator})
@@ -180,11 +184,10 @@ def _tokens_of_run(session: Path, run: Run, *_: Any) -> pl.DataFrame:
     return _of_extraction(folder / "tokens.parquet", "digest", read_record(folder / "manifest.json"))
 
 
-def _of_extraction(path: Path, key: str, manifest: Mapping[str, Any]) -> pl.DataFrame:
-    """Return a table without its lists, once it is known to be of the run's extraction."""
+def _of_extraction(path: Path, key: str, manifest: Mapping[str, Any], *rows: pl.Expr) -> pl.DataFrame:
+    """Return some rows of a table without its lists, once it is known to be of the run's extraction."""
     _, facts = read_table(path, [])
     if facts[key] != manifest["digest"]:
         raise StoreError(f"{path}: of another extraction than its run's; {made_anew(path)}")
-    return pl.read_parquet(
-        path, columns=[name for name, kind in pl.read_parquet_schema(path).items() if kind != pl.List]
-    )
+    kinds = pl.read_parquet_schema(path).items()
+    return pl.scan_parquet(path).filter(*rows).select(name for name, kind in kinds if kind != pl.List).collect()

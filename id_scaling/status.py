@@ -5,12 +5,14 @@ Nothing is verified here: a job is done where its outputs are there, whatever is
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 from id_scaling import embedded
@@ -19,18 +21,21 @@ from id_scaling.fetch import RESOURCES
 from id_scaling.lease import STALE, Holder, read_holder
 from id_scaling.logs import plain
 from id_scaling.paths import Run, called, contexts_path, identity_path, ids_path, run_folder, weights_folder
+from id_scaling.plan import duration
 from id_scaling.store import CONTEXTS_A_PART
 from id_scaling.study import Study
 
 STAGES = ("prepare", "fetch", "chunk", "extract", "estimate", "summarize", "plot")
 STATES = ("done", "running", "failed", "to do")
 MOST_ERRORS, MOST_RUNNING = 5, 20
+BAR, DAY = 13, 86_400
 # Bytes at the end of a log that are read: its last error, or its last word of progress, is there.
 TAIL = 16_384
 
 _ERROR = re.compile(r"^(?:error|ended): .*$", re.MULTILINE)
 _TRACEBACK = re.compile(r"^Traceback \(most recent call last\):$", re.MULTILINE)
 _WROTE = re.compile(r"^\d\d:\d\d:\d\d wrote ")
+_CLOCK = re.compile(r"^(\d\d):(\d\d):(\d\d) ", re.MULTILINE)
 _CONTEXTS = re.compile(r" (?P<total>\d+) contexts of \d+ tokens, ")
 _PROGRESS = re.compile(r" extracted context (?P<done>\d+) of (?P<total>\d+), (?P<pace>.*)$", re.MULTILINE)
 
@@ -74,6 +79,8 @@ class Status:
     ----------
     counts : Counter of (str, str)
         How many jobs of a stage are in a state.
+    rates : dict of float
+        How many jobs a second a stage has had since the session was taken, of those of which it is known.
     extracting : list of str
         How far each extraction is that runs.
     failures : list of Failure
@@ -83,6 +90,7 @@ class Status:
     """
 
     counts: Counter[tuple[str, str]]
+    rates: dict[str, float]
     extracting: list[str]
     failures: list[Failure]
     holder: Holder | None
@@ -114,22 +122,27 @@ def status_of(study: Study) -> Status:
     """Return how far the session of a study is."""
     session = Path(study.session)
     holder = _holder(session)
-    counts, extracting, failures = Counter(), [], []
+    counts, ends, extracting, failures = Counter(), defaultdict(list), [], []
     has_lengths = len(study.config.ctx_len) > 1
     for job in jobs_of(study):
-        state, words = _state(session, job, holder)
+        end = _end(job)
+        state, words = ("done", "") if end else _state(session, job, holder)
         counts[job.stage, state] += 1
+        if end:
+            ends[job.stage].append((end, job.log))
         if state == "failed":
             failures.append(Failure(job.log.stat().st_mtime, job.log, words))
         if state == "running" and job.run:
             name = called(vars(job.run), has_lengths)
             extracting.append(f"{name}: {_progress(run_folder(session, job.run), job.log)}")
-    return Status(counts, extracting, sorted(failures, key=lambda one: -one.when), holder)
+    since = _seconds(holder.since) if holder else 0.0
+    rates = {stage: rate for stage, of in ends.items() if since and (rate := _rate(of, since))}
+    return Status(counts, rates, extracting, sorted(failures, key=lambda one: -one.when), holder)
 
 
 def report(study: Study, status: Status) -> str:
     """Return how far a session is, as text."""
-    lines = [f"{study.config.session_name}: {study.session}", *_table(status.counts)]
+    lines = [f"{study.config.session_name}: {study.session}", *_table(status)]
     if status.extracting:
         lines += ["", "extracting", *_first(status.extracting, MOST_RUNNING)]
     if status.failures:
@@ -208,10 +221,37 @@ def _log(folder: Path, rule: str, *names: str) -> Path:
 # ---- how far they are ------------------------------------------------------------------------------------------
 
 
+def _end(job: Job) -> float:
+    """Return when the last output of a job was written; 0 where one is not there."""
+    try:
+        return max(os.stat(output).st_mtime for output in job.outputs)
+    except OSError:
+        return 0.0
+
+
+def _rate(ends: list[tuple[float, Path]], since: float) -> float | None:
+    """Return how many jobs a second have ended since a time, counted from when the first of them began.
+
+    None where there are fewer than two. Where none has ended for longer than it took on average, the time goes on.
+    """
+    ends = sorted(end for end in ends if end[0] >= since)
+    if len(ends) < 2:
+        return None
+    (first, log), (last, _) = ends[0], ends[-1]
+    begun = max(since, first - _lasted(log))
+    each = (last - begun) / len(ends)
+    return len(ends) / max(last - begun, time.time() - begun - each, 1.0)
+
+
+def _lasted(log: Path) -> float:
+    """Return the seconds from the first to the last line of a log, by their clocks; infinite where it has none."""
+    text = log.read_text(errors="replace") if log.is_file() else ""
+    clocks = [3600 * int(hour) + 60 * int(minute) + int(second) for hour, minute, second in _CLOCK.findall(text)]
+    return sum((later - earlier) % DAY for earlier, later in pairwise(clocks)) if clocks else math.inf
+
+
 def _state(session: Path, job: Job, holder: Holder | None) -> tuple[str, str]:
-    """Return the state of a job, and what its log says of a failure."""
-    if all(map(os.path.exists, job.outputs)):
-        return "done", ""
+    """Return the state of a job that is not done, and what its log says of a failure."""
     if not job.log.is_file():
         return "to do", ""
     written, tail = job.log.stat().st_mtime, _tail(job.log)
@@ -290,11 +330,26 @@ def _progress(folder: Path, log: Path) -> str:
 # ---- words -----------------------------------------------------------------------------------------------------
 
 
-def _table(counts: Counter[tuple[str, str]]) -> list[str]:
-    """Return the lines of the table of stages and states."""
-    stages = [stage for stage in STAGES if any(counts[stage, state] for state in STATES)]
-    cells = [["", *STATES], *([stage, *(f"{counts[stage, state]:,}" for state in STATES)] for stage in stages)]
-    return ["".join([line[0].ljust(11), *(cell.rjust(9) for cell in line[1:])]) for line in cells]
+def _table(status: Status) -> list[str]:
+    """Return the lines of the table of stages and states, with how fast a stage is that goes on, and its time left."""
+    lines = [" " * (10 + BAR + 2) + "".join(state.rjust(8) for state in STATES)]
+    for stage in STAGES:
+        numbers = [status.counts[stage, state] for state in STATES]
+        if n_total := sum(numbers):
+            done, running, _, to_do = numbers
+            bar = "#" * (BAR * done // n_total)
+            cells = "".join(f"{number:,}".rjust(8) for number in numbers)
+            pace = _pace(status.rates[stage], running + to_do) if stage in status.rates and running + to_do else ""
+            lines.append(f"{stage.ljust(10)}[{bar.ljust(BAR, '-')}]{cells}{pace}")
+    return lines
+
+
+def _pace(rate: float, n_left: int) -> str:
+    """Return a rate of jobs a second, and the time that some more take at it."""
+    unit, seconds = ("min", 60) if 60 * rate >= 0.1 else ("h", 3600)
+    number = seconds * rate
+    said = f"{number:,.{0 if number >= 9.95 else 1}f}/{unit}"
+    return said.rjust(10) + f"{duration(n_left / rate)} left".rjust(13)
 
 
 def _first(lines: list[str], n: int) -> list[str]:

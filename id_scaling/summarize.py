@@ -47,6 +47,42 @@ COMPANIONS = (
     "nn_overlap",
 )
 
+
+def _of_score(score: str) -> tuple[tuple[str, str, str], ...]:
+    """Return the columns of the correlations of the ID with a score: name, unit and meaning."""
+    fisher = "Fisher's z ± 1.96 standard errors between documents of its influence function (Croux and Dehon 2010)"
+    share = "two-sided p-value of `{}`: (b + 1)/(m + 1) of m = 999 permutations (Phipson and Smyth 2010) of"
+    family = "a family is all rows of the summary with one `group`, `view`, `cloud` and `estimator`"
+    adjusted = f"adjusted for the false discovery rate (Benjamini and Hochberg 1995); {family}"
+    plain, partial = f"spearman_{score}", f"partial_{score}"
+    of_columns = (
+        (
+            plain,
+            f"Spearman's rank correlation, over contexts with status `ok`, of the ID with the mean {score} of a "
+            "context's tokens, the first left out; empty under 5 documents, and where all values are equal",
+        ),
+        (f"{plain}_low", f"lower end of its 95 % interval: {fisher}; empty under 20 documents"),
+        (f"{plain}_high", "its upper end"),
+        (f"p_{score}", f"{share.format(plain)} whole documents among those with equally many contexts"),
+        (f"q_{score}", f"`p_{score}` {adjusted}"),
+        (
+            partial,
+            "Spearman's partial rank correlation of the same, given how many different tokens a context has, where in "
+            "its document it starts, and, in the rows of all contexts, its document's value of the first key of "
+            "`group_by`; empty under 20 documents, and one more for each such value but the first",
+        ),
+        (f"{partial}_low", f"lower end of its 95 % interval: {fisher}, less a degree of freedom for each covariate"),
+        (f"{partial}_high", "its upper end"),
+        (
+            f"p_{partial}",
+            f"{share.format(partial)} the residuals of whole documents (Freedman and Lane 1983) among those with "
+            "equally many contexts and the same value of the first key of `group_by`; 1 where there are no two such",
+        ),
+        (f"q_{partial}", f"`p_{partial}` {adjusted}"),
+    )
+    return tuple((name, "", meaning) for name, meaning in of_columns)
+
+
 # (column, unit, meaning): the documentation of the table, and its order.
 COLUMNS = (
     ("model", "", "`model_name` of the configuration"),
@@ -163,68 +199,8 @@ COLUMNS = (
     ),
     ("mean_loss", "nats/token", "mean cross-entropy of the run's tokens, first token of a context left out"),
     ("mean_entropy", "nats/token", "mean entropy of the predictions of the same tokens"),
-    (
-        "spearman_loss",
-        "",
-        "Spearman's rank correlation, over contexts with status `ok`, of the ID with the mean loss of a context's "
-        "tokens, the first left out; empty under 5 documents, and where all values are equal",
-    ),
-    (
-        "spearman_loss_low",
-        "",
-        "lower end of its 95 % interval: Fisher's z ± 1.96 standard errors between documents of its influence function "
-        "(Croux and Dehon 2010); empty under 20 documents",
-    ),
-    ("spearman_loss_high", "", "its upper end"),
-    (
-        "partial_loss",
-        "",
-        "Spearman's partial rank correlation of the same, given how many different tokens a context has and where in "
-        "its document it starts; of one source alone in the rows of `group_by`; empty under 20 documents",
-    ),
-    (
-        "p_loss",
-        "",
-        "two-sided p-value of `spearman_loss`: (b + 1)/(m + 1) of m = 999 permutations of whole documents among "
-        "those with equally many contexts (Phipson and Smyth 2010)",
-    ),
-    (
-        "q_loss",
-        "",
-        "`p_loss` adjusted for the false discovery rate (Benjamini and Hochberg 1995); a family is all rows of the "
-        "summary with one `group`, `view`, `cloud` and `estimator`",
-    ),
-    (
-        "spearman_entropy",
-        "",
-        "Spearman's rank correlation, over contexts with status `ok`, of the ID with the mean entropy of a context's "
-        "tokens, the first left out; empty under 5 documents, and where all values are equal",
-    ),
-    (
-        "spearman_entropy_low",
-        "",
-        "lower end of its 95 % interval: Fisher's z ± 1.96 standard errors between documents of its influence function "
-        "(Croux and Dehon 2010); empty under 20 documents",
-    ),
-    ("spearman_entropy_high", "", "its upper end"),
-    (
-        "partial_entropy",
-        "",
-        "Spearman's partial rank correlation of the same, given how many different tokens a context has and where in "
-        "its document it starts; of one source alone in the rows of `group_by`; empty under 20 documents",
-    ),
-    (
-        "p_entropy",
-        "",
-        "two-sided p-value of `spearman_entropy`: (b + 1)/(m + 1) of m = 999 permutations of whole documents among "
-        "those with equally many contexts (Phipson and Smyth 2010)",
-    ),
-    (
-        "q_entropy",
-        "",
-        "`p_entropy` adjusted for the false discovery rate (Benjamini and Hochberg 1995); a family is all rows of the "
-        "summary with one `group`, `view`, `cloud` and `estimator`",
-    ),
+    *_of_score("loss"),
+    *_of_score("entropy"),
     ("dtype", "", "precision of the model's weights"),
     ("device", "", "where the model ran"),
     ("versions", "", "library versions of extraction and estimate"),
@@ -246,7 +222,8 @@ def summarize(session: Path, settings: Mapping[str, Any], parquet: Path, csv: Pa
     for run in runs:
         rows.append(_summarize_run(session, run, settings))
         progress.step()
-    summary = pl.concat(rows).with_columns(_adjusted(score).over(FAMILY).alias(f"q_{score}") for score in SCORES)
+    tested = [*SCORES, *(f"partial_{score}" for score in SCORES)]
+    summary = pl.concat(rows).with_columns(_adjusted(name).over(FAMILY).alias(f"q_{name}") for name in tested)
     summary = summary.with_columns(_equivalents(summary)).select([name for name, _, _ in COLUMNS])
     if summary["versions"].n_unique() > 1:
         LOG.warning("mixed library versions, see the column `versions`: %s", summary["versions"].unique().to_list())
@@ -414,6 +391,7 @@ def _uncertainty(
     sites, values = _table(ids, contexts["context"])
     scores = {score: contexts[score].fill_null(float("nan")).to_numpy() for score in SCORES}
     covariates = contexts.select(pl.col("token", "token_start").fill_null(0)).to_numpy().T.astype(float)
+    sources = _sources(contexts, groups)
     parts = [((None, None), contexts["context"])]
     parts += [(of, part["context"]) for group in groups for of, part in group.group_by(GROUP, maintain_order=True)]
     tables = []
@@ -421,10 +399,19 @@ def _uncertainty(
         is_in = contexts["context"].is_in(members.implode()).to_numpy()
         of_part = {score: of_contexts[is_in] for score, of_contexts in scores.items()}
         of_documents = contexts["document"].to_numpy()[is_in]
-        found = intervals.of_rows(values[:, is_in], of_documents, of_part, covariates[:, is_in])
+        of_sources = sources[is_in] if group is None else np.zeros(is_in.sum())
+        found = intervals.of_rows(values[:, is_in], of_documents, of_part, covariates[:, is_in], of_sources)
         names = {"group": pl.lit(group, pl.String), "group_value": pl.lit(group_value, pl.String)}
         tables.append(sites.with_columns(**names, **{name: pl.Series(column) for name, column in found.items()}))
     return pl.concat(tables).fill_nan(None).with_columns(_interval())
+
+
+def _sources(contexts: pl.DataFrame, groups: list[pl.DataFrame]) -> np.ndarray:
+    """Return the number of each context's value of the first key of `group_by`, 0 where there is none."""
+    if not groups:
+        return np.zeros(len(contexts))
+    values = contexts.join(groups[0], on="context", how="left", maintain_order="left")["group_value"]
+    return values.rank("dense").fill_null(0).to_numpy()
 
 
 def _table(ids: pl.DataFrame, contexts: pl.Series) -> tuple[pl.DataFrame, np.ndarray]:
@@ -461,9 +448,9 @@ def _equivalents(summary: pl.DataFrame) -> list[pl.Series]:
     return [*made, pl.Series("equivalent_status", statuses, pl.String)]
 
 
-def _adjusted(score: str) -> pl.Expr:
+def _adjusted(name: str) -> pl.Expr:
     """Return the p-values of a family, adjusted."""
-    p = pl.col(f"p_{score}").fill_null(float("nan"))
+    p = pl.col(f"p_{name}").fill_null(float("nan"))
     return p.map_batches(lambda of: pl.Series(intervals.adjusted(of.to_numpy())), pl.Float64).fill_nan(None)
 
 

@@ -14,7 +14,6 @@ from id_scaling.intervals import (
     adjusted,
     mean_interval,
     of_rows,
-    partial_correlation,
 )
 from id_scaling.intervals import rank_correlation as correlate
 
@@ -136,34 +135,39 @@ def test_equal_values_have_no_correlation() -> None:
     assert all(np.isnan(result).all() for result in correlate(values, np.ones(20), np.ones(20, int)))
 
 
-def weighted(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> float:
-    """Return Spearman's correlation of a distribution with some weights, from its definition."""
-    ranks = []
-    for values in (x, y):
-        below, equal = values[None] < values[:, None], values[None] == values[:, None]
-        rank = ((below + equal / 2) * weights).sum(axis=1)
-        ranks.append(rank - (rank * weights).sum())
-    x, y = ranks
-    return (x * y * weights).sum() / ((x**2 * weights).sum() * (y**2 * weights).sum()) ** 0.5
+def weighted(ranked: np.ndarray, sources: np.ndarray, weights: np.ndarray) -> float:
+    """Return Spearman's correlation of the first two of a weighted distribution, given the others and their sources."""
+    below, equal = (ranked[:, None] < ranked[:, :, None]), (ranked[:, None] == ranked[:, :, None])
+    x, y, *others = ((below + equal / 2) * weights).sum(axis=2)
+    root = weights**0.5
+    design = np.column_stack([*others, *(sources == source for source in np.unique(sources))]) * root[:, None]
+    both = np.column_stack([x, y]) * root[:, None]
+    x, y = (both - design @ np.linalg.lstsq(design, both)[0]).T
+    return (x @ y) / ((x @ x) * (y @ y)) ** 0.5
 
 
 @pytest.mark.parametrize("n_values", [6, 1000])
-def test_interval_of_a_correlation_is_by_its_derivative_to_the_weight_of_each_context(n_values: int) -> None:
+@pytest.mark.parametrize(("n_covariates", "n_sources"), [(0, 1), (2, 1), (0, 3), (2, 3)])
+def test_interval_of_a_correlation_is_by_its_derivative_to_the_weight_of_each_context(
+    n_covariates: int, n_sources: int, n_values: int
+) -> None:
     random = np.random.default_rng(0)
     sizes = random.integers(1, 4, LEAST_RESAMPLED)
+    sources = np.repeat(np.arange(LEAST_RESAMPLED) % n_sources, sizes)
     n = sizes.sum()
-    x = random.integers(n_values, size=n) * 1.0
-    y = x + random.integers(n_values, size=n)
+    ranked = random.integers(n_values, size=(2 + n_covariates, n)) * 1.0
+    ranked[:2] += ranked[2:].sum(axis=0) + sources * n_values / 3
+    ranked[1] += ranked[0]
     plain, step = np.full(n, 1 / n), 1e-5
-    slopes = [
-        (weighted(x, y, plain + move) - weighted(x, y, plain - move)) / (2 * step)
-        for move in step * (np.eye(n) - plain)
-    ]
-    sums = np.array([part.sum() for part in np.split(np.array(slopes), np.cumsum(sizes)[:-1])])
-    error = (len(sizes) / (len(sizes) - 1) * (sums**2).sum()) ** 0.5 / n
-    rho = stats.spearmanr(x, y).statistic
+    moves = step * (np.eye(n) - plain)
+    ends = [[weighted(ranked, sources, plain + sign * move) for sign in (1, -1)] for move in moves]
+    slopes = np.diff(ends)[:, 0] / (-2 * step)
+    sums = np.array([part.sum() for part in np.split(slopes, np.cumsum(sizes)[:-1])])
+    error = (LEAST_RESAMPLED / (LEAST_RESAMPLED - n_covariates - n_sources) * (sums**2).sum()) ** 0.5 / n
+    rho = weighted(ranked, sources, plain)
     half = 1.959964 * error / (1 - rho**2)
-    _, (low,), (high,), _ = correlate(x[None], y, sizes)
+    (found,), (low,), (high,), _ = correlate(ranked[:1], ranked[1], sizes, ranked[2:], sources)
+    assert found == pytest.approx(rho, rel=1e-9)
     assert (low, high) == pytest.approx((np.tanh(np.arctanh(rho) - half), np.tanh(np.arctanh(rho) + half)), rel=1e-6)
 
 
@@ -196,7 +200,7 @@ def test_intervals_of_correlations_cover() -> None:
 def test_documents_are_exchanged_whole_among_those_of_as_many_contexts() -> None:
     sizes = (2, 3, 2, 3, 1, 2)
     documents = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
-    found = intervals._permutations(sizes)
+    found = intervals._permutations(sizes, (0,) * len(sizes))
     assert (np.sort(found, axis=1) == np.arange(sum(sizes))).all()
     taken = {tuple(part) for row in found for part in np.split(row, np.cumsum(sizes)[:-1])}
     assert taken == {tuple(document) for document in documents}
@@ -243,6 +247,70 @@ def test_independent_documents_are_rejected_as_often_as_is_said(n_documents: int
     assert (np.concatenate(naive) <= 0.05).mean() > 0.15
 
 
+def test_documents_are_exchanged_with_those_of_their_source() -> None:
+    sizes, sources = (2, 2, 2, 1, 2, 1), (0, 1, 0, 1, 0, 0)
+    found = intervals._permutations(sizes, sources)
+    is_moved = (found != np.arange(sum(sizes))).any(axis=0)
+    assert is_moved.tolist() == [True] * 2 + [False] * 2 + [True] * 2 + [False] + [True] * 2 + [False]
+    assert len(np.unique(found, axis=0)) == 6
+
+
+Drawn = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+def confounded(random: np.random.Generator, sizes: np.ndarray, n_sources: int, r: float) -> Drawn:
+    """Return value and score that a source and a covariate make alike, sizes, covariates and sources.
+
+    Given the source, the value is of a covariate of its own and of the score, with the weight r.
+    """
+    sources = np.repeat(np.arange(len(sizes)) % n_sources, sizes)
+    score, rest, *covariates = clustered(random, sizes, 4)
+    score = 0.6 * covariates[0] + 0.8 * score
+    value = 0.6 * covariates[1] + 0.8 * (r * score + (1 - r**2) ** 0.5 * rest)
+    return value + sources, score + sources, sizes, np.array(covariates) + 0.3 * sources, sources
+
+
+def truth(n_sources: int, r: float) -> float:
+    """Return the partial correlation of a million contexts of as many documents."""
+    value, score, _, covariates, sources = confounded(np.random.default_rng(1), np.ones(10**6, int), n_sources, r)
+    ranks = np.array([stats.rankdata(values) for values in (value, score, *covariates)])
+    ranks -= np.array([np.bincount(sources, of) / np.bincount(sources) for of in ranks])[:, sources]
+    inverse = np.linalg.inv(np.corrcoef(ranks))
+    return -inverse[0, 1] / (inverse[0, 0] * inverse[1, 1]) ** 0.5
+
+
+@pytest.mark.parametrize(("n_documents", "n_sources", "least"), [(20, 1, 0.91), (30, 4, 0.92), (50, 4, 0.92)])
+def test_intervals_of_partial_correlations_cover(n_documents: int, n_sources: int, least: float) -> None:
+    """Three standard deviations of a share of 1000 are 2 points; of 20 documents 93 % cover, see the commit."""
+    random = np.random.default_rng(n_documents)
+    r, n_covered = 0.5, 0
+    expected = truth(n_sources, r)
+    assert 0.3 < expected < 0.6
+    for number in range(1000):
+        if number % 50 == 0:
+            sizes = random.integers(1, 5, n_documents)
+        value, *given = confounded(random, sizes, n_sources, r)
+        _, (low,), (high,), _ = correlate(value[None], *given)
+        n_covered += low <= expected <= high
+    assert least <= n_covered / 1000 <= 0.97
+
+
+@pytest.mark.parametrize(("n_documents", "n_sources"), [(20, 1), (30, 4)])
+def test_nothing_but_covariates_and_sources_is_rejected_as_often_as_is_said(n_documents: int, n_sources: int) -> None:
+    """At 5 %, within three standard deviations of a share of 2000; without covariates and sources nearly always."""
+    random = np.random.default_rng(n_documents)
+    sizes = np.resize([4, 4, 4, 4, 2, 2, 2, 2], n_documents)
+    found, naive = [], []
+    for number in range(2000):
+        value, *given = confounded(random, sizes, n_sources, 0)
+        found.append(correlate(value[None], *given)[3][0])
+        naive += [correlate(value[None], *given[:2])[3][0]] if number < 100 else []
+    assert 0.035 < np.mean(np.array(found) <= 0.05) < 0.065
+    assert stats.kstest(found, "uniform").pvalue > 1e-3
+    if n_sources > 1:
+        assert np.mean(np.array(naive) <= 0.05) > 0.5
+
+
 # ---- families --------------------------------------------------------------------------------------------------
 
 
@@ -259,7 +327,7 @@ def test_adjusted_p_values_are_those_of_scipy() -> None:
 # ---- rows ------------------------------------------------------------------------------------------------------
 
 
-Table = tuple[np.ndarray, np.ndarray, dict[str, np.ndarray], np.ndarray]
+Table = tuple[np.ndarray, np.ndarray, dict[str, np.ndarray], np.ndarray, np.ndarray]
 
 
 def table(n_rows: int = 6, n_documents: int = 30) -> Table:
@@ -271,12 +339,14 @@ def table(n_rows: int = 6, n_documents: int = 30) -> Table:
     scores[0, :3] = np.nan
     covariates = clustered(random, sizes, 2) + scores[1]
     scores = dict(zip(("loss", "entropy"), scores, strict=True))
-    return values, np.repeat(range(n_documents), sizes) * 7, scores, covariates
+    documents = np.repeat(range(n_documents), sizes)
+    return values, documents * 7, scores, covariates, documents % 3
 
 
-def partial(value: np.ndarray, score: np.ndarray, *covariates: np.ndarray) -> float:
-    """Return the partial rank correlation of two, from the inverse of the matrix of scipy's rank correlations."""
-    inverse = np.linalg.inv(stats.spearmanr(np.column_stack([value, score, *covariates])).statistic)
+def partial(value: np.ndarray, score: np.ndarray, *covariates: np.ndarray, sources: np.ndarray | None = None) -> float:
+    """Return the partial rank correlation of two, from the inverse of numpy's matrix of correlations."""
+    indicators = [] if sources is None else [sources == source for source in np.unique(sources)[1:]]
+    inverse = np.linalg.inv(np.corrcoef([*map(stats.rankdata, (value, score, *covariates)), *indicators]))
     return -inverse[0, 1] / np.sqrt(inverse[0, 0] * inverse[1, 1])
 
 
@@ -286,31 +356,45 @@ def test_what_a_covariate_makes_of_both_is_no_partial_correlation() -> None:
     value, score = covariate + 0.5 * random.standard_normal((2, 4000))
     assert stats.spearmanr(value, score).statistic > 0.7
     # Of ranks, so nearly: three standard errors of 1 / sqrt(4000).
-    assert abs(partial_correlation(value[None], score, covariate[None])[0]) < 3 / 4000**0.5 + 0.03
+    assert abs(correlate(value[None], score, np.ones(4000, int), covariate[None])[0][0]) < 3 / 4000**0.5 + 0.03
 
 
 def test_a_constant_covariate_explains_nothing_and_one_twice_no_more_than_once() -> None:
     random = np.random.default_rng(1)
     value, score, covariate = random.standard_normal((3, 50)) + random.standard_normal(50)
+    sizes = np.full(25, 2)
     expected = partial(value, score, covariate)
     for given in ([covariate], [covariate, np.ones(50)], [covariate, 3 * covariate]):
-        assert partial_correlation(value[None], score, np.array(given)) == pytest.approx([expected], rel=1e-9)
+        assert correlate(value[None], score, sizes, np.array(given))[0] == pytest.approx([expected], rel=1e-9)
     plain = stats.spearmanr(value, score).statistic
-    assert partial_correlation(value[None], score, np.ones((1, 50))) == pytest.approx([plain], rel=1e-9)
+    assert correlate(value[None], score, sizes, np.ones((1, 50)))[0] == pytest.approx([plain], rel=1e-9)
 
 
 def test_a_value_that_is_a_covariate_has_no_partial_correlation() -> None:
     value, score = np.random.default_rng(2).standard_normal((2, 30))
-    assert np.isnan(partial_correlation(value[None], score, np.exp(value)[None]))
+    for given in ((value[None], score), (score[None], value)):
+        for result in correlate(*given, np.ones(30, int), np.exp(value)[None]):
+            assert np.isnan(result[0])
+
+
+@pytest.mark.parametrize(("n_sources", "is_known"), [(1, True), (11, True), (12, False), (30, False)])
+def test_each_source_takes_a_document(n_sources: int, is_known: bool) -> None:
+    """One context a document, so that as many sources would leave nothing of any rank."""
+    random = np.random.default_rng(3)
+    values, covariates, score = random.standard_normal((2, 30)), random.standard_normal((2, 30)), random.random(30)
+    found = of_rows(values, np.arange(30), {"loss": score}, covariates, np.arange(30) % n_sources)
+    for name in ("partial_loss", "partial_loss_low", "partial_loss_high", "p_partial_loss"):
+        assert (np.isfinite(found[name]) == is_known).all()
+    assert np.isfinite(found["spearman_loss_low"]).all()
 
 
 def test_row_is_as_if_alone_with_the_contexts_it_has() -> None:
-    values, documents, scores, covariates = table()
-    found = of_rows(values, documents, scores, covariates)
+    values, documents, scores, covariates, sources = table()
+    found = of_rows(values, documents, scores, covariates, sources)
     for number, row in enumerate(values):
         is_there = np.isfinite(row)
         of_row = {name: score[is_there] for name, score in scores.items()}
-        alone = of_rows(row[is_there][None], documents[is_there], of_row, covariates[:, is_there])
+        alone = of_rows(row[is_there][None], documents[is_there], of_row, covariates[:, is_there], sources[is_there])
         assert {name: column[number] for name, column in found.items()} == pytest.approx(
             {name: column[0] for name, column in alone.items()}, rel=1e-9
         )
@@ -319,21 +403,22 @@ def test_row_is_as_if_alone_with_the_contexts_it_has() -> None:
         rho = stats.spearmanr(row[has_loss], scores["loss"][has_loss]).statistic
         assert found["spearman_loss"][number] == pytest.approx(rho, rel=1e-9)
         assert found["partial_loss"][number] == pytest.approx(
-            partial(row[has_loss], scores["loss"][has_loss], *covariates[:, has_loss]), rel=1e-9
+            partial(row[has_loss], scores["loss"][has_loss], *covariates[:, has_loss], sources=sources[has_loss]),
+            rel=1e-9,
         )
 
 
 def test_rows_in_another_order_have_the_same_numbers() -> None:
-    values, documents, scores, covariates = table()
-    found, turned = of_rows(values, documents, scores, covariates), of_rows(values[::-1], documents, scores, covariates)
+    values, documents, scores, covariates, sources = table()
+    found, turned = (of_rows(rows, documents, scores, covariates, sources) for rows in (values, values[::-1]))
     assert all(turned[name][::-1] == pytest.approx(found[name], rel=1e-9, nan_ok=True) for name in found)
 
 
 @pytest.mark.parametrize("n_documents", [1, LEAST_DOCUMENTS - 1, LEAST_DOCUMENTS])
 def test_too_few_documents_have_no_numbers(n_documents: int) -> None:
-    values, documents, scores, covariates = table(n_documents=n_documents)
+    values, documents, scores, covariates, sources = table(n_documents=n_documents)
     scores = {"entropy": scores["entropy"]}
-    found = of_rows(values[:1], documents, scores, covariates)
+    found = of_rows(values[:1], documents, scores, covariates, sources)
     assert found.pop("n_documents") == [n_documents]
     for name in ("ci_low", "ci_high", "spearman_entropy", "p_entropy"):
         assert np.isnan(found[name][0]) == (n_documents < LEAST_DOCUMENTS)

@@ -92,12 +92,13 @@ def _neighbors(rows: pl.DataFrame) -> Iterator[Remark]:
 
 def _findings(rows: pl.DataFrame) -> Iterator[Remark]:
     """Yield how many correlations are left once p-values are adjusted."""
-    for score in ("loss", "entropy"):
-        known = rows[f"q_{score}"].drop_nulls()
+    for name in ("loss", "entropy", "partial_loss", "partial_entropy"):
+        known = rows[f"q_{name}"].drop_nulls()
         if len(known):
-            n_left = (known < SIGNIFICANT).sum()
+            n_left, score = (known < SIGNIFICANT).sum(), name.removeprefix("partial_")
+            what = f"{'partial ' if name != score else ''}correlations with {score}"
             family = "Benjamini and Hochberg 1995, a family is all rows of a view and estimator"
-            yield False, f"{n_left} of {len(known)} correlations with {score} have q < {SIGNIFICANT} ({family})."
+            yield False, f"{n_left} of {len(known)} {what} have q < {SIGNIFICANT} ({family})."
 
 
 def _versions(rows: pl.DataFrame) -> Remark:

@@ -44,7 +44,8 @@ def workflow(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Work
         },
         {"dataset_name": str(folder / "texts")},
     ]
-    config["cacheing_config"] |= {"module_inblock_keys": ["mlp"], "module_outblock_keys": [], "save_IDs_list": ["mle"]}
+    config["cacheing_config"] |= {"module_inblock_keys": ["mlp"], "module_outblock_keys": ["unemb"]}
+    config["cacheing_config"]["save_IDs_list"] = ["mle"]
     made = Workflow(folder, config)
     made.run()
     return made
@@ -100,16 +101,30 @@ def test_rows_of_contexts_are_read_of_some_axes_alone(workflow: Workflow) -> Non
     assert some["subset"].unique().to_list() == [1]
     everything = load_contexts(str(workflow.session))
     assert some.equals(everything.filter(subset=1), null_equal=True)
-    with pytest.raises(ConfigError, match=r"the session has no module 'mpl'; it has mlp"):
+    some = load_contexts(workflow.session, view="origin", layer=[1])
+    assert some.equals(everything.filter(view="origin", layer=1), null_equal=True)
+    assert len(some) == 7 + 7 + 3
+    some = load_contexts(workflow.session, view=["origin", "default"], layer=[0, None])
+    assert some.equals(everything.filter(pl.col("layer").ne_missing(1)), null_equal=True)
+    assert set(some["module"]) == {"mlp", "unemb"}
+    with pytest.raises(ConfigError, match=r"the session has no view 'orign'; it has default, origin$"):
+        load_contexts(workflow.session, view="orign")
+    with pytest.raises(ConfigError, match=r"the session has no layer 2; it has 0, 1, None$"):
+        load_contexts(workflow.session, layer=[0, 2])
+    with pytest.raises(ConfigError, match=r"the session has nothing of module 'unemb', layer 1 at once"):
+        load_contexts(workflow.session, module="unemb", layer=1)
+    with pytest.raises(ConfigError, match=r"the session has no module 'mpl'; it has mlp, unemb"):
         load_contexts(workflow.session, module="mpl")
     with pytest.raises(ConfigError, match=r"layers is no axis of a session; expected one of model, checkpoint"):
         load_contexts(workflow.session, layers=3)
     with pytest.raises(ConfigError, match=r"module: found an empty list"):
         load_contexts(workflow.session, module=[])
-    with pytest.raises(ConfigError, match=r"no run of the session is of dataset .*texts', subset 1 at once"):
+    with pytest.raises(ConfigError, match=r"the session has nothing of dataset .*texts', subset 1 at once"):
         load_contexts(workflow.session, dataset=str(workflow.folder / "texts"), subset=1)
     with pytest.raises(ConfigError, match=r"module is no axis of tokens; expected some of model"):
         load_tokens(workflow.session, module="mlp")
+    with pytest.raises(ConfigError, match=r"layer is no axis of tokens; expected some of model"):
+        load_tokens(workflow.session, layer=1)
     with pytest.raises(StoreError, match=r"summary\.parquet: not there; run snakemake"):
         load_contexts(workflow.folder)
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 import warnings
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -49,6 +53,30 @@ def test_the_end_says_what_came_out_and_where(real: Workflow):
         assert f"results/default/{file}" in real.output
         assert (real.session / file).stat().st_size > 0
     assert (real.session / "figures" / "id_by_layer.png").read_bytes().startswith(b"\x89PNG")
+
+
+def said_in(page: str, name: str) -> Any:
+    """Return what a report of Snakemake says under a name."""
+    found = re.search(rf'<script id="[a-z-]+">\s*var {name} = ', page)
+    return json.JSONDecoder().raw_decode(page, found.end())[0]
+
+
+def test_the_report_of_snakemake_holds_summary_figures_and_report(real: Workflow):
+    real.run("--report", "whole.html")
+    page = (real.folder / "whole.html").read_text()
+    held = said_in(page, "results")
+    summary, report = "results/default/summary.csv", "results/default/report.html"
+    figures = {str(path.relative_to(real.folder)) for path in real.session.glob("figures/*.png")}
+    assert len(figures) > 3
+    of_category = {name: {*chain(*of.values())} for name, of in said_in(page, "categories").items()}
+    assert of_category == {"Summary": {summary}, "Figures": figures, "Report": {report}}
+    assert held.keys() == {summary, report} | figures
+    for path, one in held.items():
+        assert base64.b64decode(one["data_uri"].partition(";base64,")[2]) == (real.folder / path).read_bytes(), path
+        words = "One row per model" if path == summary else "how far" if path == report else "A figure of the session"
+        assert words in one["caption"], path
+    assert "in-context representation manifolds: session default." in said_in(page, "workflow_desc")
+    assert not re.search(r"<(script|link)[^>]+(src|href)=.?http", page)
 
 
 def test_the_summary_has_a_row_for_every_site_view_and_estimator(real: Workflow):

@@ -19,7 +19,7 @@ from id_scaling.cli import main
 from id_scaling.lease import STALE, Lease
 from id_scaling.logs import LOG
 from id_scaling.paths import run_folder
-from id_scaling.status import MOST_ERRORS, Job, Status, jobs_of, report, status_of
+from id_scaling.status import BAR, MOST_ERRORS, Job, Status, jobs_of, report, status_of
 from id_scaling.study import Study
 
 LINE = r"\d\d:\d\d:\d\d "
@@ -74,7 +74,8 @@ def said(session: Workflow, capsys: pytest.CaptureFixture) -> str:
 
 def counts(text: str) -> dict[str, list[int]]:
     """Return the numbers of the table: done, running, failed, to do, by stage."""
-    rows = re.findall(r"^(\w+) +([\d,]+) +([\d,]+) +([\d,]+) +([\d,]+)$", text, flags=re.MULTILINE)
+    numbers = r" +([\d,]+)" * 4
+    rows = re.findall(rf"^(\w+) +\[#*-*\]{numbers}(?: .* left)?$", text, flags=re.MULTILINE)
     return {stage: [int(number.replace(",", "")) for number in numbers] for stage, *numbers in rows}
 
 
@@ -166,6 +167,73 @@ def test_jobs_are_those_of_the_workflow(name: str, tmp_path: Path, text_folder: 
     assert sorted(str(job.log) for job in jobs) == sorted(logs)
     outputs = {path for line in re.findall(r"^    output: (.+)$", planned, re.MULTILINE) for path in line.split(", ")}
     assert {str(path) for job in jobs for path in job.outputs} <= outputs
+
+
+# ---- how fast it is --------------------------------------------------------------------------------------------
+
+LASTED_100 = "23:59:20 estimate\n23:59:50 in between\n00:01:00 wrote it (44 rows)\n"
+LASTED_300 = "12:00:00 estimate\n12:05:00 wrote it (44 rows)\n"
+
+
+def pace_of(session: Workflow, capsys: pytest.CaptureFixture, ends: list[float], log: str) -> str:
+    """Return what is said of the pace of 20 estimates, two of which ended before, and some so many seconds ago."""
+    session.config["cacheing_config"]["save_IDs_list"] = ["mle", *(f"mle_k{number}" for number in range(5, 14))]
+    session.write()
+    for path in session.session.glob("runs/*/*/*/*/*/ids/*/*.parquet"):
+        os.utime(path, (time.time() - 10_000,) * 2)
+    to_do = [one for one in jobs_of(Study(session.config)) if one.stage == "estimate" and not one.outputs[0].exists()]
+    assert len(to_do) == 18
+    for one, ago in zip(to_do, ends, strict=False):
+        leave(one, log, seconds_ago=ago)
+        one.outputs[0].touch()
+        os.utime(one.outputs[0], (time.time() - ago,) * 2)
+    text = said(session, capsys)
+    assert counts(text)["estimate"] == [2 + len(ends), 0, 0, 18 - len(ends)]
+    assert all(len(line) <= 80 for line in text.splitlines() if "[" in line)
+    (pace,) = re.findall(r"^estimate  \[#+-*\](?: +\d+){4}(.*)$", text, flags=re.MULTILINE)
+    return " ".join(pace.split())
+
+
+@pytest.mark.parametrize(
+    ("ends", "log", "words"),
+    [
+        # One each 100 s, the first of which took as long; 14 are left.
+        ([400, 300, 200, 100], LASTED_100, "0.6/min 23 min left"),
+        # The same, until 590 s ago; the next would have ended 490 s ago: 4 in 890 s.
+        ([890, 790, 690, 590], LASTED_100, "0.3/min 52 min left"),
+        # Four at once, of 300 s: one each 75 s, and for 25 s longer none: 4 in 325 s.
+        ([100, 100, 100, 100], LASTED_300, "0.7/min 19 min left"),
+        # No clock says when they began, so it was with the session, 2000 s ago: 2 in 1600 s, and 16 are left.
+        ([1200, 400], "", "4.5/h 3.6 h left"),
+        # They began before the session was taken: 17 in 2000 s, and one is left.
+        ([10.0] * 17, "12:00:00 estimate\n13:00:00 wrote it (44 rows)\n", "0.5/min 2.0 min left"),
+    ],
+    ids=["steady", "stalled", "at once", "no clock", "before"],
+)
+def test_pace_is_of_what_ended_since_the_session_was_taken(
+    session: Workflow, hold: Callable, capsys: pytest.CaptureFixture, ends: list[float], log: str, words: str
+) -> None:
+    hold(session.session, seconds_ago=2000)
+    assert pace_of(session, capsys, ends, log) == words
+
+
+@pytest.mark.parametrize("ends", [[], [100], [3000, 2500, 100]], ids=["none", "one", "one since"])
+def test_fewer_than_two_ends_say_nothing_of_a_pace(
+    session: Workflow, hold: Callable, capsys: pytest.CaptureFixture, ends: list[float]
+) -> None:
+    hold(session.session, seconds_ago=2000)
+    assert pace_of(session, capsys, ends, LASTED_100) == ""
+
+
+def test_nothing_has_a_pace_where_nobody_works(session: Workflow, capsys: pytest.CaptureFixture) -> None:
+    assert pace_of(session, capsys, [300, 200, 100], LASTED_100) == ""
+
+
+def test_bar_is_full_once_all_is_done(session: Workflow, hold: Callable, capsys: pytest.CaptureFixture) -> None:
+    hold(session.session, seconds_ago=2000)
+    bars = dict(re.findall(r"^(\w+) +\[(.*)\].* 0$", said(session, capsys), flags=re.MULTILINE))
+    assert bars.keys() == {"fetch", "chunk", "extract", "estimate", "summarize", "plot"}
+    assert set(bars.values()) == {"#" * BAR}
 
 
 # ---- a session that failed -------------------------------------------------------------------------------------
