@@ -15,11 +15,6 @@ CONTEXT, MEAN, POSITION = "context", "mean", "position"
 CLOUDS = (CONTEXT, MEAN, POSITION)
 
 
-def level_of(cloud: str) -> str:
-    """Return what one cloud is of: a `context`, or a `run`."""
-    return "context" if cloud == CONTEXT else "run"
-
-
 def clouds_of_run(clouds: Sequence[str], positions: Sequence[int]) -> list[tuple[str, int | None]]:
     """Return the clouds of all contexts of a run, each with its position if it has one."""
     means = [(MEAN, None)] if MEAN in clouds else []

@@ -17,7 +17,7 @@ import polars as pl
 
 from id_scaling import intervals
 from id_scaling.checkpoints import training_step, training_tokens
-from id_scaling.clouds import CONTEXT, level_of
+from id_scaling.clouds import CONTEXT
 from id_scaling.equivalents import DISTRIBUTIONS, equivalent
 from id_scaling.errors import StoreError, made_anew
 from id_scaling.files import writing
@@ -356,10 +356,9 @@ def _summarize_run(session: Path, run: Run, settings: Mapping[str, Any]) -> pl.D
 def _of_levels(n_documents: int) -> list[pl.Expr]:
     """Return the level of each row, and what a row of one cloud of all contexts has in place of what contexts have."""
     is_of_run = pl.col("cloud") != CONTEXT
-    level = pl.col("cloud").map_elements(level_of, return_dtype=pl.String).alias("level")
     n_ok = pl.col("n_contexts") - pl.col("n_failed")
     return [
-        level,
+        pl.when(is_of_run).then(pl.lit("run")).otherwise(pl.lit("context")).alias("level"),
         pl.when(is_of_run).then(n_ok * n_documents).otherwise("n_documents").alias("n_documents"),
         pl.when(is_of_run).then(pl.lit("one_cloud")).otherwise("interval").alias("interval"),
         pl.when(~is_of_run).then("skip_first_tokens").alias("skip_first_tokens"),

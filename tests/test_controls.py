@@ -249,6 +249,7 @@ def summary(controls: tuple[str, ...]) -> pl.DataFrame:
     """Return a summary of two layers, in which each control has an ID of its own."""
     columns = {"model": "m", "checkpoint": "main", "dataset": "t", "subset": 0, "view": next(iter(DEFAULT_VIEWS))}
     columns |= {"module": "block", "estimator": "mle", "sd": 1.0, "n_contexts": 3, "n_failed": 0, "null_cloud": "none"}
+    columns |= {"level": "context"}
     table = [
         {**columns, "control": control, "layer": layer, "mean": 10.0 * (number + 1)}
         for number, control in enumerate(controls)
