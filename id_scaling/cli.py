@@ -221,6 +221,7 @@ def extract(arguments: Arguments) -> None:
         save_fp=settings["save_fp"],
         dtype=settings["dtype"],
         is_own_tokenizer=settings["is_own_tokenizer"],
+        positions=tuple(settings["positions"]),
     )
     execution = Execution(**arguments.execution, n_threads=arguments.threads)
     inputs = Inputs(arguments.contexts, arguments.model, arguments.weights)

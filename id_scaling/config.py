@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from id_scaling import embedded
+from id_scaling.clouds import CLOUDS, CONTEXT, MEAN, POSITION, view_of_run
 from id_scaling.controls import CONTROLS, SHUFFLE
 from id_scaling.errors import ConfigError, nearest
 from id_scaling.estimators import get_estimator
@@ -233,6 +234,15 @@ class ViewConfig(_Section):
     null_cloud: NullCloud = Field(
         "none", description="`gaussian` replaces the points by a Gaussian sample with their number, mean and covariance"
     )
+    layers: Literal["all"] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = Field(
+        "all",
+        description="layers at which the view is made, `all` or a list; with a list it is not made outside the blocks",
+    )
+
+    @field_validator("layers")
+    @classmethod
+    def _once(cls, layers: Any) -> Any:
+        return _unrepeated(layers)
 
     @model_validator(mode="after")
     def _drawn(self) -> ViewConfig:
@@ -250,7 +260,7 @@ class ViewConfig(_Section):
 
     def draw(self, number: int) -> View:
         """Return one draw of the view."""
-        return View(draw=number, **self.model_dump(exclude={"draws"}))
+        return View(draw=number, **self.model_dump(exclude={"draws", "layers"}))
 
 
 def _default_views() -> dict[str, ViewConfig]:
@@ -275,10 +285,21 @@ class CacheingConfig(_Section):
     )
     save_cache_tensors: bool = Field(False, description="save the whole manifold of every context")
     save_mean_tensors: bool = Field(False, description="save the centre of every manifold")
+    save_positions: list[int] = Field(
+        [],
+        description="positions whose tokens are saved, from 0, negative ones from the end of a context: `[-1]` for the "
+        "last; changing them extracts again",
+    )
     save_IDs: bool = Field(
         True, description="estimate and save the IDs; turning it on or off never repeats an extraction"
     )
     save_IDs_list: list[Name] = Field(["mle", "mind_ml", "twoNN_f10"], description="estimators, by name")
+    clouds: Annotated[list[Literal[CLOUDS]], Field(min_length=1)] = Field(
+        [CONTEXT],
+        description="what has an ID: `context`, the tokens of each context; `mean`, the centres of all contexts of a "
+        "run (`save_mean_tensors`); `position`, the tokens at each of `save_positions` over all contexts; changing it "
+        "estimates again and extracts nothing",
+    )
     save_local_IDs: bool = Field(
         False,
         description="save the ID at each token too, of estimators that are means over points, like `mle`",
@@ -309,11 +330,13 @@ class CacheingConfig(_Section):
     @field_validator("views")
     @classmethod
     def _free(cls, views: dict[str, ViewConfig]) -> dict[str, ViewConfig]:
-        taken = {"mean", "activations"} & views.keys()
+        taken = {"mean", "positions", "activations"} & views.keys()
         if not views or taken:
             raise ValueError(
-                f"found {', '.join(views) or 'none'}, expected at least one, none named mean or activations"
+                f"found {', '.join(views) or 'none'}, expected at least one, none named mean, positions or activations"
             )
+        if all(view.layers != "all" for view in views.values()):
+            raise ValueError("found layers of its own for each view, expected one at least with layers: all")
         drawn = [name for name, view in views.items() if view.draws > 1]
         if both := sorted({f"{name}-{number}" for name in drawn for number in range(views[name].draws)} & views.keys()):
             raise ValueError(f"{', '.join(both)}: a draw of another view has that name; expected each once")
@@ -322,13 +345,27 @@ class CacheingConfig(_Section):
     @property
     def drawn_views(self) -> dict[str, View]:
         """Return all views by name, each draw being one."""
-        return {
-            f"{name}-{number}" if view.draws > 1 else name: view.draw(number)
-            for name, view in self.views.items()
-            for number in range(view.draws)
-        }
+        return {name: view.draw(number) for name, view, number in self._draws}
+
+    @property
+    def view_layers(self) -> dict[str, list[int]]:
+        """Return the layers of the views that are made at some alone, by name, each draw being a view."""
+        return {name: sorted(view.layers) for name, view, _ in self._draws if view.layers != "all"}
+
+    @property
+    def _draws(self) -> Iterator[tuple[str, ViewConfig, int]]:
+        """Yield the name, the view and the number of each draw."""
+        for name, view in self.views.items():
+            for number in range(view.draws):
+                yield f"{name}-{number}" if view.draws > 1 else name, view, number
+
+    def positions_in(self, ctx_len: int) -> list[int]:
+        """Return the positions that are saved of a context of so many tokens, from 0."""
+        return sorted(position % ctx_len for position in self.save_positions)
 
     @field_validator(
+        "clouds",
+        "save_positions",
         "layer_idx_list",
         "module_inblock_keys",
         "module_outblock_keys",
@@ -386,9 +423,13 @@ class Config(_Section):
     @model_validator(mode="after")
     def _consistent(self) -> Config:
         _check_modules(self.cacheing_config)
+        _check_layers(self.cacheing_config)
+        _check_clouds(self.cacheing_config)
         for ctx_len in self.ctx_len:
-            _check_points(self.cacheing_config, ctx_len)
-            _check_needs(self.cacheing_config, ctx_len)
+            _check_positions(self.cacheing_config, ctx_len)
+            if CONTEXT in self.cacheing_config.clouds:
+                _check_points(self.cacheing_config, ctx_len)
+                _check_needs(self.cacheing_config, ctx_len)
         return self
 
 
@@ -431,6 +472,58 @@ def _check_modules(cacheing: CacheingConfig) -> None:
         raise ValueError(
             f"cacheing_config.module_outblock_keys: {', '.join(both)} stands in module_inblock_keys too; name each once"
         )
+
+
+def _check_layers(cacheing: CacheingConfig) -> None:
+    """Raise a ValueError when a view is to be made at a layer that is not read."""
+    for name, view in cacheing.views.items():
+        layers = [] if view.layers == "all" else view.layers
+        if layers and not cacheing.module_inblock_keys:
+            raise ValueError(
+                f"cacheing_config.views.{name}.layers: found {in_ranges(layers)}, but module_inblock_keys is empty, so "
+                "no layer is read; name a module there, or leave the layers out"
+            )
+        read = layers if cacheing.layer_idx_list == "all" else cacheing.layer_idx_list
+        if absent := sorted(set(layers) - set(read)):
+            raise ValueError(
+                f"cacheing_config.views.{name}.layers: found layer {absent[0]}, but layer_idx_list has "
+                f"{in_ranges(sorted(read))}; add it there, which extracts again, or leave it out"
+            )
+
+
+def _check_positions(cacheing: CacheingConfig, ctx_len: int) -> None:
+    """Raise a ValueError when a position is beyond a context, or stands there by two names."""
+    for position in cacheing.save_positions:
+        if not -ctx_len <= position < ctx_len:
+            raise ValueError(
+                f"cacheing_config.save_positions: found {position}, but a context has {ctx_len} tokens (ctx_len); "
+                f"expected {-ctx_len} to {ctx_len - 1}"
+            )
+        if position < 0 and position + ctx_len in cacheing.save_positions:
+            raise ValueError(
+                f"cacheing_config.save_positions: {position} and {position + ctx_len} are one position of {ctx_len} "
+                "tokens (ctx_len); name it once"
+            )
+
+
+def _check_clouds(cacheing: CacheingConfig) -> None:
+    """Raise a ValueError when the points of a cloud are not stored, or no view makes sense of them."""
+    stored = {
+        MEAN: (cacheing.save_mean_tensors, "the centres of contexts; set save_mean_tensors: true"),
+        POSITION: (cacheing.save_positions, "the tokens at some positions; list them in save_positions, as in [-1]"),
+    }
+    for cloud in [cloud for cloud in cacheing.clouds if cloud != CONTEXT]:
+        is_stored, what = stored[cloud]
+        if not is_stored:
+            raise ValueError(
+                f"cacheing_config.clouds: {cloud} needs {what}, which extracts again, or leave the cloud out"
+            )
+        if not any(view.layers == "all" and view_of_run(view.draw(0)) for view in cacheing.views.values()):
+            raise ValueError(
+                f"cacheing_config.clouds: {cloud} needs a view for points that are contexts: one of all layers, with "
+                "duplicates: distinct or keep, and without decimate and exclude_window; add one, which extracts again, "
+                "or leave the cloud out"
+            )
 
 
 def _check_points(cacheing: CacheingConfig, ctx_len: int) -> None:

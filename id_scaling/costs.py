@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from id_scaling import embedded
+from id_scaling.clouds import CONTEXT, clouds_of_run, view_of_run
+from id_scaling.config import CacheingConfig
 from id_scaling.controls import NONE
 from id_scaling.errors import IdScalingError, StoreError
 from id_scaling.fetch import RESOURCES
@@ -26,7 +28,7 @@ from id_scaling.shape import Shape, Weights, is_made, shape_in, weights_of
 from id_scaling.statistics import names_of
 from id_scaling.store import RANKS_A_CHUNK
 from id_scaling.study import Study
-from id_scaling.views import default_ranks
+from id_scaling.views import View, default_ranks, views_at
 
 # Estimates of a run in one submission, as the Slurm profile groups them.
 TABLES_A_SUBMISSION = 100
@@ -99,14 +101,33 @@ def cost_of(study: Study, run: Run, shape: Shape, n_contexts: int) -> Cost:
     """Return what one run takes."""
     n_tokens, cacheing = run.ctx_len, study.config.cacheing_config
     files = layer_bytes(study, shape, n_contexts, n_tokens)
-    n_clouds = n_contexts * len(shape.widths) * len(cacheing.drawn_views)
+    n_clouds = sum(_n_clouds(cacheing, site.layer, n_contexts) for site in shape.widths)
     disk = sum(files.values()) + n_contexts * n_tokens * BYTES_OF_SCORES
     disk += len(study.estimators) * (len(study.modules) * BYTES_A_TABLE + n_clouds * BYTES_A_ROW)
-    n_products = 1 + sum(not view.is_as_made for view in cacheing.drawn_views.values())
-    search = SEARCH * n_products * n_contexts * n_tokens**2 * sum(shape.widths.values())
+    widths = sum(width * _n_products(cacheing, site.layer) for site, width in shape.widths.items())
+    search = SEARCH * n_contexts * n_tokens**2 * widths
     is_done = (run_folder(Path(study.session), run) / "manifest.json").is_file()
     forward = n_contexts * shape.forward[n_tokens]
     return Cost(disk, max(files.values()), forward, search, n_clouds * n_tokens, is_done)
+
+
+def _views_at(cacheing: CacheingConfig, layer: int | None) -> list[View]:
+    """Return the views of a site, each draw being one."""
+    drawn = cacheing.drawn_views
+    return [drawn[name] for name in views_at(layer, drawn, cacheing.view_layers)]
+
+
+def _n_products(cacheing: CacheingConfig, layer: int | None) -> int:
+    """Return how many products of its points a cloud takes at a site."""
+    return 1 + sum(not view.is_as_made for view in _views_at(cacheing, layer))
+
+
+def _n_clouds(cacheing: CacheingConfig, layer: int | None, n_contexts: int) -> int:
+    """Return how many clouds an estimator estimates at a site."""
+    views = _views_at(cacheing, layer)
+    of_contexts = n_contexts * len(views) if CONTEXT in cacheing.clouds else 0
+    n_views = sum(view_of_run(view) is not None for view in views)
+    return of_contexts + n_views * len(clouds_of_run(cacheing.clouds, cacheing.save_positions))
 
 
 def layer_bytes(study: Study, shape: Shape, n_contexts: int, n_tokens: int) -> dict[str, float]:
@@ -119,13 +140,14 @@ def layer_bytes(study: Study, shape: Shape, n_contexts: int, n_tokens: int) -> d
     n_stored = n_chunks * min(len(ranks), RANKS_A_CHUNK)
     of_view = 8 * n_tokens + 4 * n_tokens * n_stored + 8 * len(names_of(cacheing.cloud_statistics))
     of_view += (2 + n_chunks) * BYTES_A_CHUNK
-    of_mean, of_cloud = 4 * cacheing.save_mean_tensors, 0
+    n_vectors, of_cloud = cacheing.save_mean_tensors + len(cacheing.save_positions), 0
     if cacheing.save_cache_tensors:
         of_cloud = n_tokens * BYTES_OF_FLOAT[cacheing.save_fp]
     files: dict[str, float] = defaultdict(lambda: BYTES_A_FILE)
     for site, width in shape.widths.items():
-        of_context = len(cacheing.drawn_views) * of_view + width * (of_mean + of_cloud)
-        files[file_of(site.layer)] += n_contexts * of_context + 3 * len(cacheing.drawn_views) * BYTES_A_DATASET
+        n_views = len(_views_at(cacheing, site.layer))
+        of_context = n_views * of_view + n_vectors * (4 * width + BYTES_A_CHUNK) + width * of_cloud
+        files[file_of(site.layer)] += n_contexts * of_context + (3 * n_views + n_vectors) * BYTES_A_DATASET
     return files
 
 

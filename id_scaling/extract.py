@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -44,7 +44,10 @@ from id_scaling.store import (
     is_whole,
     plan_parts,
 )
-from id_scaling.views import View, default_ranks
+from id_scaling.views import View, default_ranks, views_at
+
+# The neighbors of one cloud under each view.
+OfViews = dict[str, Neighbors]
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Extraction:
     Parameters
     ----------
     request : SiteRequest
-        Where activations are read.
+        Where activations are read, and which views are made at some layers alone.
     views : mapping of str to View
         Under which views neighbors are sought, by name.
     ranks : tuple of int, or None
@@ -69,6 +72,8 @@ class Extraction:
         Precision of the weights; `auto` is float32 on a CPU and bfloat16 on a GPU.
     is_own_tokenizer : bool
         Whether the contexts must have been made with the checkpoint's own tokenizer.
+    positions : tuple of int
+        Positions whose tokens are stored, in float32.
     """
 
     request: SiteRequest
@@ -80,6 +85,7 @@ class Extraction:
     save_fp: str
     dtype: str
     is_own_tokenizer: bool = True
+    positions: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -321,14 +327,15 @@ class _Run:
     def extract_batch(self, input_ids: torch.Tensor, writer: PartWriter, first: int) -> None:
         """Run one batch and write what its sites and tokens give, from context `first` of the part on."""
         seen: list[Site] = []
-        before: dict[str, tuple[int, list[list[Neighbors]]]] = {}  # module -> the layer last seen, and its neighbors
+        before: dict[str, tuple[int, list[OfViews]]] = {}  # module -> the layer last seen, and its neighbors
 
         def visit(site: Site, activations: torch.Tensor) -> None:
             seen.append(site)
             clouds = _as_clouds(activations, site, input_ids.shape)
             layer, below = before.get(site.module, (None, None))
             is_next = site.layer is not None and layer == site.layer - 1
-            found = self._neighbors(clouds, input_ids.numpy(), below if is_next else None)
+            views = views_at(site.layer, self.extraction.views, self.extraction.request.views)
+            found = self._neighbors(clouds, input_ids.numpy(), views, below if is_next else None)
             before[site.module] = site.layer, found
             writer.write_site(site, first, self._arrays(clouds, found))
 
@@ -344,29 +351,33 @@ class _Run:
         loss, entropy = self.loss_head(on_device, hidden)
         writer.write_tokens(first, {"loss": loss.numpy(), "entropy": entropy.numpy()})
 
-    def _arrays(self, clouds: torch.Tensor, found: list[list[Neighbors]]) -> dict[str, np.ndarray]:
-        """Return the datasets of one site for one batch: `found` is a list over contexts of lists over views."""
+    def _arrays(self, clouds: torch.Tensor, found: list[OfViews]) -> dict[str, np.ndarray]:
+        """Return the datasets of one site for one batch: `found` is a list over contexts."""
         arrays = {}
-        for index, view in enumerate(self.extraction.views):
-            of_view = [neighbors[index] for neighbors in found]
+        for view in found[0]:
+            of_view = [neighbors[view] for neighbors in found]
             arrays[f"{view}/r1"] = np.stack([one.r1 for one in of_view])
             arrays[f"{view}/log_ratio"] = np.stack([one.log_ratio for one in of_view]).astype(np.float32)
             arrays[f"{view}/statistics"] = np.array([list(one.statistics.values()) for one in of_view])
         if self.extraction.save_means:
             arrays["mean"] = clouds.double().mean(dim=1).float().cpu().numpy()
+        for position in self.extraction.positions:
+            arrays[f"positions/{position}"] = clouds[:, position].float().cpu().numpy()
         if self.extraction.save_clouds:
             arrays["activations"] = rounded(on_host(clouds), self.extraction.save_fp)
         return arrays
 
     def _neighbors(
-        self, clouds: torch.Tensor, token_ids: np.ndarray, below: list[list[Neighbors]] | None
-    ) -> list[list[Neighbors]]:
-        """Return the neighbors of each cloud of a batch under each view."""
-        views, groups = list(self.extraction.views.values()), self.extraction.groups
+        self, clouds: torch.Tensor, token_ids: np.ndarray, names: Sequence[str], below: list[OfViews] | None
+    ) -> list[OfViews]:
+        """Return the neighbors of each cloud of a batch under some views; a view that is not made below has none."""
+        views, groups = [self.extraction.views[name] for name in names], self.extraction.groups
         same = {"views": views, "ranks": self.ranks, "groups": groups}
-        lists = [under and [one.nearest for one in under] for under in below or [None] * len(clouds)]
+        under_each = below or [{}] * len(clouds)
+        lists = [[under[name].nearest if name in under else None for name in names] for under in under_each]
         each = zip(token_ids, lists, strict=True)
-        return self.searchers.find(clouds, [{**same, "token_ids": ids, "below": under} for ids, under in each])
+        found = self.searchers.find(clouds, [{**same, "token_ids": ids, "below": under} for ids, under in each])
+        return [dict(zip(names, of_views, strict=True)) for of_views in found]
 
 
 def _as_clouds(activations: torch.Tensor, site: Site, shape: torch.Size) -> torch.Tensor:

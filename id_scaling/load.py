@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 
+from id_scaling.clouds import CONTEXT
 from id_scaling.errors import ConfigError, StoreError, UnsealedError, made_anew
 from id_scaling.grouping import check_contexts
 from id_scaling.logs import LOG
@@ -31,8 +32,9 @@ def load_summary(session_path: str | Path) -> pl.DataFrame:
     Returns
     -------
     polars.DataFrame
-        One row per model, checkpoint, dataset, subset, ctx_len, control, group and its value, view, cloud, layer,
-        module and estimator; rows without a group are of all contexts.
+        One row per model, checkpoint, dataset, subset, ctx_len, control, group and its value, view, cloud, position,
+        layer, module and estimator; rows without a group are of all contexts. `level` says whether a row is over
+        contexts, or of one cloud of a run.
 
     Raises
     ------
@@ -65,7 +67,8 @@ def load_contexts(session_path: str | Path, **axes: str | int | Collection[str |
         One row per model, checkpoint, dataset, subset, ctx_len, control, module, estimator, layer, view and context:
         `value`, `stderr`, `status` and the companions of the estimate; `loss` and `entropy`, means of the context's
         tokens without the first (nats/token); `document`, `document_id`, `chunk`, `token_start`, `token_stop`, and the
-        document's `metadata` as JSON. Estimates at single tokens, `local`, are in the tables of `ids` alone.
+        document's `metadata` as JSON. Clouds of all contexts of a run are no rows here but of the summary; estimates
+        at single tokens, `local`, are in the tables of `ids` alone.
 
     Raises
     ------
@@ -175,7 +178,8 @@ def _contexts_of_run(session: Path, run: Run, settings: Mapping[str, Any], chose
         for estimator, _ in settings["estimators"]
         if module in chosen.get("module", {module}) and estimator in chosen.get("estimator", {estimator})
     ]
-    return pl.concat(tables).join(contexts, on="context", how="left", maintain_order="left")
+    of_contexts = pl.concat(tables).filter(cloud=CONTEXT).drop("position")
+    return of_contexts.join(contexts, on="context", how="left", maintain_order="left")
 
 
 def _tokens_of_run(session: Path, run: Run, *_: Any) -> pl.DataFrame:

@@ -12,7 +12,8 @@ from typing import Any
 
 from id_scaling.files import digest
 
-RUN_KEYS = ("checkpoint", "dataset", "subset", "ctx_len", "control")
+# Settings in which the extractions of one model's runs differ; positions are counted from the start of a context.
+RUN_KEYS = ("checkpoint", "dataset", "subset", "ctx_len", "control", "positions")
 WEIGHTS_RECORD = "weights.json"
 MOST_PLAIN = 64  # characters of a name that stands in paths as it is
 

@@ -16,6 +16,7 @@ from typing import Any
 import polars as pl
 import yaml
 
+from id_scaling.clouds import CONTEXT
 from id_scaling.errors import ConfigError, ResourceError
 from id_scaling.load import load_summary
 from id_scaling.study import Study
@@ -89,7 +90,7 @@ def compared(summary: pl.DataFrame, published: Mapping[str, Any]) -> pl.DataFram
     ConfigError
         A profile has another number of hidden states than the model.
     """
-    rows = summary.filter(pl.col("group").is_null(), view=published["view"])
+    rows = summary.filter(pl.col("group").is_null(), view=published["view"], level=CONTEXT)
     found = [row for profile in published["profiles"] for row in _of_profile(rows, profile, published["n_contexts"])]
     controls = ["none", *(f"shuffle-{level}" for level in range(1, 6))]
     for model, losses in published["losses"].items():

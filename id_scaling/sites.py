@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from id_scaling.errors import ConfigError, nearest
@@ -97,19 +97,26 @@ class SiteRequest:
         Module keys read in each layer, and once.
     mapping : mapping of str to str, or None
         Module key -> path; None takes the preset of the architecture.
+    views : mapping of str to tuple of int
+        Layers of the views that are made at some alone.
     """
 
     layers: tuple[int, ...] | None
     inblock: tuple[str, ...]
     outblock: tuple[str, ...]
     mapping: Mapping[str, str] | None
+    views: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def request_of(sites: Mapping[str, Any]) -> SiteRequest:
     """Return a request for sites from its JSON."""
     layers = sites["layers"]
     return SiteRequest(
-        None if layers is None else tuple(layers), tuple(sites["inblock"]), tuple(sites["outblock"]), sites["mapping"]
+        None if layers is None else tuple(layers),
+        tuple(sites["inblock"]),
+        tuple(sites["outblock"]),
+        sites["mapping"],
+        {name: tuple(of_view) for name, of_view in sites.get("views", {}).items()},
     )
 
 
@@ -123,12 +130,13 @@ def resolve_sites(request: SiteRequest, model_type: str, n_layers: int) -> list[
     """
     mapping = resolve_mapping(request.mapping, model_type)
     layers = range(n_layers) if request.layers is None else request.layers
-    beyond = [layer for layer in layers if layer >= n_layers]
-    if beyond:
-        raise ConfigError(
-            f"cacheing_config.layer_idx_list: found layer {beyond[0]}, but the model has {n_layers} layers: "
-            f"0 to {n_layers - 1} are allowed; use 'all' for every layer"
-        )
+    named = {"layer_idx_list": layers, **{f"views.{name}.layers": some for name, some in request.views.items()}}
+    for key, some in named.items():
+        if beyond := [layer for layer in some if layer >= n_layers]:
+            raise ConfigError(
+                f"cacheing_config.{key}: found layer {beyond[0]}, but the model has {n_layers} layers: "
+                f"0 to {n_layers - 1} are allowed; use 'all' for every layer"
+            )
     inside = {key: _path(mapping, key, model_type, is_inblock=True) for key in request.inblock}
     outside = {key: _path(mapping, key, model_type, is_inblock=False) for key in request.outblock}
     return [

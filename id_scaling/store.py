@@ -4,7 +4,7 @@
 
 - `<view>/r1` (contexts, tokens) float64, `<view>/log_ratio` (contexts, tokens, ranks) float32 and
   `<view>/statistics` (contexts, names) float64, as `id_scaling.neighbors` defines them;
-- `mean` (contexts, d) float32, and `activations` (contexts, tokens, d), when they are saved.
+- `mean` and `positions/<position>` (contexts, d) float32, and `activations` (contexts, tokens, d), when they are saved.
 
 Every dataset is chunked by context, `log_ratio` by some ranks too (an estimator reads few), and carries Fletcher-32
 checksums, which HDF5 verifies on reading. Contexts are computed in parts of a fixed number, one folder a part, complete

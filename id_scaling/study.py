@@ -19,6 +19,7 @@ from typing import Any
 from id_scaling import embedded
 from id_scaling.architecture import Architecture, architecture_of, check_request, config_digest
 from id_scaling.checkpoints import training_step
+from id_scaling.clouds import CLOUDS
 from id_scaling.config import Config, ModelConfig, parse
 from id_scaling.controls import NONE
 from id_scaling.derived import is_derived, is_gguf
@@ -113,11 +114,13 @@ class Study:
     def sites(self, model: str) -> dict[str, Any]:
         """Return the sites asked of a model, as JSON."""
         cacheing, mapping = self.config.cacheing_config, self.models[model].module_name_mapping
+        of_views = {"views": cacheing.view_layers} if cacheing.view_layers else {}
         return {
             "layers": None if cacheing.layer_idx_list == "all" else sorted(cacheing.layer_idx_list),
             "inblock": cacheing.module_inblock_keys,
             "outblock": cacheing.module_outblock_keys,
             "mapping": None if mapping == "auto" else mapping,
+            **of_views,
         }
 
     # ---- what jobs make ---------------------------------------------------------------------------------------
@@ -302,6 +305,7 @@ class Study:
             groups=[group for group in GROUPS if group in cacheing.cloud_statistics],
             save_clouds=cacheing.save_cache_tensors,
             save_means=cacheing.save_mean_tensors,
+            positions=cacheing.positions_in(run.ctx_len),
             save_fp=cacheing.save_fp if cacheing.save_cache_tensors else None,
         )
 
@@ -317,6 +321,7 @@ class Study:
             "estimator": estimator,
             "parameters": definition_of(estimator).parameters,
             "views": sorted(cacheing.drawn_views),
+            "clouds": [cloud for cloud in CLOUDS if cloud in cacheing.clouds],
             "has_local": cacheing.save_local_IDs and made.local is not None,
             "max_seconds": self.config.max_seconds_per_cloud if made.needs == "points" else None,
             "code": fingerprint(*_estimate_roots(estimator)),

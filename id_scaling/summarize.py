@@ -17,6 +17,7 @@ import polars as pl
 
 from id_scaling import intervals
 from id_scaling.checkpoints import training_step, training_tokens
+from id_scaling.clouds import CONTEXT
 from id_scaling.equivalents import DISTRIBUTIONS, equivalent
 from id_scaling.errors import StoreError, made_anew
 from id_scaling.files import writing
@@ -27,7 +28,7 @@ from id_scaling.sealed import read_record, read_table, write_table
 from id_scaling.views import leading_view
 
 GROUP = ["group", "group_value"]
-SITE = ["view", "cloud", "layer", "module", "estimator"]
+SITE = ["view", "cloud", "position", "layer", "module", "estimator"]
 KEYS = [*GROUP, *SITE]
 FAMILY = ["group", "view", "cloud", "estimator"]
 SCORES = ("loss", "entropy")
@@ -102,7 +103,11 @@ COLUMNS = (
     ),
     ("group_value", "", "that value; empty where the documents have none"),
     ("view", "", "name of the view: which points count"),
-    ("skip_first_tokens", "tokens", "tokens left out at the start of each context by the view"),
+    (
+        "skip_first_tokens",
+        "tokens",
+        "tokens left out at the start of each context by the view; empty where points are contexts",
+    ),
     (
         "duplicates",
         "",
@@ -118,7 +123,19 @@ COLUMNS = (
     ),
     ("exclude_window", "positions", "points at most so far apart are no neighbors under the view; 0: all may be"),
     ("null_cloud", "", "`gaussian`: points replaced by a Gaussian sample with their number, mean and covariance"),
-    ("cloud", "", "`context`: the tokens of one context at one site"),
+    (
+        "cloud",
+        "",
+        "`context`: the tokens of one context at one site; `mean`: the centres of all contexts of a run; `position`: "
+        "the tokens at one position of all",
+    ),
+    ("position", "", "that position, from 0; empty for other clouds"),
+    (
+        "level",
+        "",
+        "what each estimate of the row is of: `context`, and the row is over contexts; `run`, one cloud of all "
+        "contexts: its ID is `mean` and `median` alike, `stderr` is its own, and `sd` is empty",
+    ),
     ("layer", "", "index of the block; empty outside the blocks"),
     ("module", "", "module key"),
     ("estimator", "", "name of the estimator, its whole definition"),
@@ -137,7 +154,7 @@ COLUMNS = (
         "",
         "`t`, with 5 to 19 documents: `mean` ± Student's quantile of one degree of freedom less than documents × the "
         "standard error of the jackknife over documents (Efron and Stein 1981); `bootstrap`, from 20: percentiles of "
-        "2000 draws of whole documents (Davison and Hinkley 1997); `too_few_documents`",
+        "2000 draws of whole documents (Davison and Hinkley 1997); `too_few_documents`; `one_cloud`, which has none",
     ),
     ("stderr", "", "median standard error within a cloud: the asymptotic formula times a simulated factor"),
     (
@@ -237,10 +254,10 @@ def summarize(session: Path, settings: Mapping[str, Any], parquet: Path, csv: Pa
 
 
 def readable(summary: pl.DataFrame) -> str:
-    """Return the mean ID under the leading view at up to five layers, one line per run, module and estimator."""
+    """Return the mean ID of contexts under the leading view at up to five layers, a line for each run and estimator."""
     view = leading_view(dict(summary.select("view", "null_cloud").iter_rows()))
     lines = [f"Mean intrinsic dimension by layer (view {view!r}), loss and entropy in nats/token"]
-    rows = summary.filter((pl.col("view") == view) & pl.col("group").is_null())
+    rows = summary.filter(pl.col("group").is_null(), view=view, level=CONTEXT)
     keys = ["model", "checkpoint", "dataset", "subset", "ctx_len", "control"]
     has_lengths = summary["ctx_len"].n_unique() > 1
     for run, table in rows.group_by(keys, maintain_order=True):
@@ -293,13 +310,14 @@ def _summarize_run(session: Path, run: Run, settings: Mapping[str, Any]) -> pl.D
     path = contexts_path(session, run, settings["tokenizers"][run.model])
     groups = groups_of(path, manifest["contexts"], tuple(settings["group_by"].get(run.dataset, ())))
     ids = pl.concat([table for table, _ in found])
+    documents = documents_of(path, manifest["contexts"])
     scores = _grouped(tokens, groups).group_by(GROUP, maintain_order=True)
     names = settings["names"]
     model, checkpoint = (names[key].get(getattr(run, key), getattr(run, key)) for key in ("model", "checkpoint"))
     return (
         _aggregated(_grouped(ids, groups))
         .join(
-            _uncertainty(ids, tokens, documents_of(path, manifest["contexts"]), groups),
+            _uncertainty(ids.filter(cloud=CONTEXT), tokens, documents, groups),
             on=KEYS,
             how="left",
             nulls_equal=True,
@@ -310,6 +328,7 @@ def _summarize_run(session: Path, run: Run, settings: Mapping[str, Any]) -> pl.D
         )
         .join(pl.DataFrame(versions), on=["module", "estimator"], how="left", maintain_order="left")
         .join(_views(manifest), on="view", how="left", maintain_order="left")
+        .with_columns(_of_levels(documents["document"].n_unique()))
         .with_columns(
             pl.lit(model).alias("model"),
             pl.lit(checkpoint).alias("checkpoint"),
@@ -326,6 +345,18 @@ def _summarize_run(session: Path, run: Run, settings: Mapping[str, Any]) -> pl.D
             pl.lit(manifest["device"]).alias("device"),
         )
     )
+
+
+def _of_levels(n_documents: int) -> list[pl.Expr]:
+    """Return the level of each row, and what a row of one cloud of all contexts has in place of what contexts have."""
+    is_of_run = pl.col("cloud") != CONTEXT
+    n_ok = pl.col("n_contexts") - pl.col("n_failed")
+    return [
+        pl.when(is_of_run).then(pl.lit("run")).otherwise(pl.lit("context")).alias("level"),
+        pl.when(is_of_run).then(n_ok * n_documents).otherwise("n_documents").alias("n_documents"),
+        pl.when(is_of_run).then(pl.lit("one_cloud")).otherwise("interval").alias("interval"),
+        pl.when(~is_of_run).then("skip_first_tokens").alias("skip_first_tokens"),
+    ]
 
 
 def _relative_depth(n_layers: int) -> pl.Expr:

@@ -11,7 +11,7 @@ checkpoints that see the same tokens have the same draw.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -77,6 +77,11 @@ def leading_view(null_clouds: Mapping[str, str]) -> str:
     names = sorted(null_clouds)
     real = [name for name in names if null_clouds[name] == "none"]
     return "default" if "default" in names else (real or names)[0]
+
+
+def views_at(layer: int | None, names: Iterable[str], layers: Mapping[str, Sequence[int]]) -> list[str]:
+    """Return which views are made at a layer, None being outside the blocks: those without layers of their own too."""
+    return [name for name in names if name not in layers or layer in layers[name]]
 
 
 def default_ranks(n_points: int) -> tuple[int, ...]:

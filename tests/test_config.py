@@ -83,6 +83,27 @@ def test_two_ways_to_write_it_are_one_configuration(scalar: dict, listed: dict) 
     assert parse(small(**scalar)) != parse(small(batch_size=7, **scalar))
 
 
+def test_position_has_one_number_whatever_way_it_is_named() -> None:
+    positions = parse(small(cacheing_config__save_positions=[-1, 0, 5])).cacheing_config.positions_in(64)
+    assert positions == parse(small(cacheing_config__save_positions=[5, 63, -64])).cacheing_config.positions_in(64)
+    assert positions == [0, 5, 63]
+
+
+def test_layers_of_a_view_are_those_of_each_of_its_draws() -> None:
+    views = {"default": {}, "half": {"decimate": 40, "draws": 2, "layers": [3, 1]}}
+    cacheing = parse(small(cacheing_config__views=views)).cacheing_config
+    assert cacheing.view_layers == {"half-0": [1, 3], "half-1": [1, 3]}
+    assert list(cacheing.drawn_views) == ["default", "half-0", "half-1"]
+
+
+def test_clouds_of_a_run_alone_need_nothing_that_is_stored_of_contexts() -> None:
+    """Whose points are stored, so that neighbors of all ranks can be found."""
+    changes = {"cacheing_config__save_IDs_list": ["phd", "mle_k50", "pca_90"], "cacheing_config__save_positions": [-1]}
+    alone = parse(small(**changes, cacheing_config__clouds=["position"]))
+    assert alone.cacheing_config.clouds == ["position"]
+    assert problems(small(**changes, cacheing_config__clouds=["context", "position"]))
+
+
 def test_whole_number_is_taken_where_a_number_is_meant() -> None:
     assert parse(small(dataset_config__max_broken_share=1)).datasets[0].max_broken_share == 1.0
 
@@ -219,6 +240,20 @@ WRONG_VALUES = [
         "cacheing_config.views.mine",
         ["draws: found 3", "nothing of the view is random"],
     ),
+    ({"cacheing_config__save_positions": -1}, "cacheing_config.save_positions", ["found -1", "list"]),
+    ({"cacheing_config__save_positions": ["-1"]}, "cacheing_config.save_positions[0]", ["'-1' (text)", "integer"]),
+    ({"cacheing_config__clouds": []}, "cacheing_config.clouds", ["[] (a list)", "at least one"]),
+    ({"cacheing_config__clouds": ["means"]}, "cacheing_config.clouds[0]", ["'means'", "'mean'", "'position'"]),
+    (
+        {"cacheing_config__views": {"default": {}, "mine": {"layers": "al"}}},
+        "cacheing_config.views.mine.layers",
+        ["'al'", "'all'", "list"],
+    ),
+    (
+        {"cacheing_config__views": {"default": {}, "mine": {"layers": []}}},
+        "cacheing_config.views.mine.layers",
+        ["[] (a list)", "at least one"],
+    ),
     (
         {"cacheing_config__views": {"a": {"decimate": 50, "draws": 2}, "a-1": {}}},
         "cacheing_config.views",
@@ -308,6 +343,69 @@ INCONSISTENT = [
         "cacheing_config.views.mine.null_cloud",
         ["tle reads saved clouds", "session of their own"],
     ),
+    (
+        {"cacheing_config__clouds": ["context", "mean"]},
+        "cacheing_config.clouds",
+        ["mean needs the centres of contexts", "set save_mean_tensors: true, which extracts again", "leave the cloud"],
+    ),
+    (
+        {"cacheing_config__clouds": ["position"], "cacheing_config__save_mean_tensors": True},
+        "cacheing_config.clouds",
+        ["position needs the tokens at some positions", "save_positions", "extracts again"],
+    ),
+    (
+        {
+            "cacheing_config__clouds": ["context", "mean"],
+            "cacheing_config__save_mean_tensors": True,
+            "cacheing_config__views": {
+                "half": {"decimate": 40},
+                "token": {"duplicates": "one_per_token"},
+                "window": {"exclude_window": 2},
+                "one": {"layers": [1]},
+            },
+        },
+        "cacheing_config.clouds",
+        ["mean needs a view for points that are contexts", "of all layers", "duplicates: distinct or keep"],
+    ),
+    (
+        {"cacheing_config__save_positions": [64]},
+        "cacheing_config.save_positions",
+        ["found 64", "a context has 64 tokens (ctx_len)", "-64 to 63"],
+    ),
+    ({"cacheing_config__save_positions": [-65]}, "cacheing_config.save_positions", ["found -65", "-64 to 63"]),
+    (
+        {"cacheing_config__save_positions": [63, -1]},
+        "cacheing_config.save_positions",
+        ["-1 and 63 are one position of 64 tokens", "name it once"],
+    ),
+    ({"cacheing_config__save_positions": [2, 2]}, "cacheing_config.save_positions", ["2", "more than once"]),
+    ({"cacheing_config__clouds": ["context"] * 2}, "cacheing_config.clouds", ["context", "more than once"]),
+    (
+        {
+            "cacheing_config__views": {"default": {}, "mine": {"layers": [5, 1]}},
+            "cacheing_config__layer_idx_list": [1, 0],
+        },
+        "cacheing_config.views.mine.layers",
+        ["found layer 5", "layer_idx_list has 0, 1", "add it there, which extracts again"],
+    ),
+    (
+        {
+            "cacheing_config__views": {"default": {}, "mine": {"layers": [5]}},
+            "cacheing_config__module_inblock_keys": [],
+        },
+        "cacheing_config.views.mine.layers",
+        ["found 5", "module_inblock_keys is empty"],
+    ),
+    (
+        {"cacheing_config__views": {"default": {}, "mine": {"layers": [5, 5]}}},
+        "cacheing_config.views.mine.layers",
+        ["5", "more than once"],
+    ),
+    (
+        {"cacheing_config__views": {"mine": {"layers": [1]}}},
+        "cacheing_config.views",
+        ["layers of its own for each view", "one at least with layers: all"],
+    ),
     ({"cacheing_config__layer_idx_list": [2, 0, 2]}, "cacheing_config.layer_idx_list", ["2", "more than once"]),
     ({"cacheing_config__module_inblock_keys": ["a", "a"]}, "cacheing_config.module_inblock_keys", ["a", "once"]),
     ({"cacheing_config__module_outblock_keys": ["a", "a"]}, "cacheing_config.module_outblock_keys", ["a", "once"]),
@@ -323,13 +421,14 @@ INCONSISTENT = [
         "cacheing_config.module_",
         ["a", "once"],
     ),
-    # A module key is a folder of the session, a view a group beside `mean` and `activations`.
+    # A module key is a folder of the session, a view a group beside `mean`, `positions` and `activations`.
     ({"cacheing_config__module_inblock_keys": ["../x"]}, "cacheing_config.module_inblock_keys", ["'../x'"]),
     ({"cacheing_config__module_outblock_keys": ["a/b"]}, "cacheing_config.module_outblock_keys", ["'a/b'"]),
     ({"cacheing_config__module_inblock_keys": [".."]}, "cacheing_config.module_inblock_keys", ["'..'"]),
     ({"cacheing_config__views": {"a/b": {}}}, "cacheing_config.views", ["a/b"]),
     ({"cacheing_config__views": {".": {}}}, "cacheing_config.views", ["'.'"]),
     ({"cacheing_config__views": {"mean": {}}}, "cacheing_config.views", ["mean"]),
+    ({"cacheing_config__views": {"positions": {}}}, "cacheing_config.views", ["positions"]),
 ]
 
 

@@ -256,6 +256,7 @@ def summary(controls: tuple[str, ...]) -> pl.DataFrame:
         "view": next(iter(DEFAULT_VIEWS)),
     }
     columns |= {"module": "block", "estimator": "mle", "sd": 1.0, "n_contexts": 3, "n_failed": 0, "null_cloud": "none"}
+    columns |= {"level": "context"}
     table = [
         {**columns, "control": control, "layer": layer, "mean": 10.0 * (number + 1)}
         for number, control in enumerate(controls)

@@ -204,6 +204,7 @@ ESTIMATES = {stage for stage in STAGES if stage.startswith("estimate ")}
         ("equivalents.py", {"summarize"}),
         ("equivalent_tables.py", {"summarize"}),
         ("checkpoints.py", {"summarize"}),
+        ("clouds.py", {"summarize", "plot"} | ESTIMATES),
         ("untrained.py", {"fetch", "fetch_dataset", "summarize"}),
         ("fetch.py", {"fetch", "fetch_dataset"}),
         ("shards.py", {"fetch_dataset"}),
@@ -380,6 +381,22 @@ def settings_of(**changes: Any) -> dict[str, str]:
         "summarize": made.summarize_settings(),
         "plot": made.plot_settings(),
     }
+
+
+def test_cloud_is_a_setting_of_estimates_alone() -> None:
+    """Where its vectors are stored."""
+    stored = {"cacheing_config__save_mean_tensors": True, "cacheing_config__save_positions": [-1]}
+    before = settings_of(**stored)
+    after = settings_of(**stored, cacheing_config__clouds=["position", "context"])
+    assert [name for name in before if before[name] != after[name]] == ["estimate"]
+    again = settings_of(**stored, cacheing_config__clouds=["context", "position"])
+    assert (
+        again
+        == after
+        == settings_of(
+            **{**stored, "cacheing_config__save_positions": [63]}, cacheing_config__clouds=["context", "position"]
+        )
+    )
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,7 @@ def contexts(config: dict[str, Any]) -> Contexts | None:
 def test_bytes_are_those_of_the_run(tmp_path: Path, tiny_llama: Path, text_folder: Path, is_saved: bool) -> None:
     """To 10 %: of a run this small some 5 % is what HDF5 adds."""
     saved = {"save_cache_tensors": is_saved, "save_mean_tensors": is_saved, "save_fp": "float32"}
+    saved |= {"save_positions": list(range(-40, 0)), "clouds": ["context", "position"]} if is_saved else {}
     config = study(tiny_llama, text_folder, cacheing_config={"save_IDs_list": ["mle"], **saved})
     workflow = Workflow(tmp_path, config)
     workflow.run()

@@ -6,7 +6,7 @@ import pytest
 from architectures import TINY, build
 
 from id_scaling.errors import ConfigError
-from id_scaling.sites import PRESETS, Site, SiteRequest, check_paths, resolve_mapping, resolve_sites
+from id_scaling.sites import PRESETS, Site, SiteRequest, check_paths, request_of, resolve_mapping, resolve_sites
 
 MAPPING = {"block": "net.{layer}", "attn": "net.{layer}.attn", "emb": "wte", "unemb": "norm"}
 
@@ -69,6 +69,15 @@ def test_auto_does_not_guess_an_unknown_architecture() -> None:
 def test_path_that_does_not_suit_its_key_is_refused(inblock: tuple, outblock: tuple, mapping: dict) -> None:
     with pytest.raises(ConfigError, match=r"\{layer\}"):
         resolve_sites(request(inblock=inblock, outblock=outblock, mapping=mapping), "any", 2)
+
+
+def test_view_at_a_layer_beyond_the_model_is_refused() -> None:
+    asked = request_of(
+        {"layers": None, "inblock": ["block"], "outblock": [], "mapping": MAPPING, "views": {"a": [0, 2]}}
+    )
+    assert len(resolve_sites(asked, "any", 3)) == 3
+    with pytest.raises(ConfigError, match=r"views\.a\.layers: found layer 2, but the model has 2 layers: 0 to 1"):
+        resolve_sites(asked, "any", 2)
 
 
 def test_path_that_is_no_module_is_refused_with_the_nearest() -> None:

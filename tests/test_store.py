@@ -260,7 +260,7 @@ class Store:
         known |= {
             "ranks": list(RANKS),
             "statistics": list(names_of(())),
-            "settings": {"views": {"default": vars(View())}},
+            "settings": {"views": {"default": vars(View())}, "sites": {}},
         }
         write_record(self.manifest, {**known, **changes})
 
@@ -268,9 +268,8 @@ class Store:
         """Return the table of one estimator."""
         output = self.folder / f"{name}.parquet"
         output.unlink(missing_ok=True)
-        estimate_run(
-            self.manifest, "block", name, {"views": ["default"], "has_local": has_local, "max_seconds": 60.0}, output, 1
-        )
+        settings = {"views": ["default"], "clouds": ["context"], "has_local": has_local, "max_seconds": 60.0}
+        estimate_run(self.manifest, "block", name, settings, output, 1)
         return pl.read_parquet(output)
 
     def flip(self, position: int) -> None:

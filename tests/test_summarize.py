@@ -27,6 +27,9 @@ from id_scaling.load import load_summary
 from id_scaling.logs import LOG
 from id_scaling.paths import Run, contexts_path, extraction_digest, ids_path, run_folder, runs_of
 from id_scaling.plots.by_layer import id_by_layer
+from id_scaling.plots.doubts import remarks
+from id_scaling.plots.report import write_report
+from id_scaling.plots.style import NothingToShowError
 from id_scaling.sealed import write_record
 from id_scaling.summarize import COLUMNS, readable, summarize
 from id_scaling.views import DEFAULT_VIEWS
@@ -308,6 +311,74 @@ def test_every_run_and_estimator_of_the_session_is_in_the_summary(session: Path)
         ("step/1", "mind_ml", 4),
         ("step/1", "mle", 4),
     ]
+
+
+# ---- clouds of all contexts ------------------------------------------------------------------------------------
+
+
+def with_clouds_of_run(session: Path, status: str = "ok") -> pl.DataFrame:
+    """Add to the table of the blocks a row of the mean and one of a position; return the two."""
+    (row,) = table_of("block").filter(layer=0, view="default", context=0).to_dicts()
+    row |= {"context": None, "value": 4.0 if status == "ok" else NAN, "stderr": 0.25, "status": status}
+    row |= {"n_points": 5, "n_used": 5, "nn_within_5": None}
+    rows = [{**row, "cloud": "mean"}, {**row, "cloud": "position", "position": 63}]
+    added = pl.DataFrame(rows, schema=SCHEMA)
+    write_table(session, RUN, pl.concat([table_of("block"), added]))
+    return added
+
+
+def test_cloud_of_all_contexts_has_a_row_of_the_level_of_the_run(session: Path) -> None:
+    plain = summary_of(session)
+    with_clouds_of_run(session)
+    summary = summary_of(session)
+    assert summary.filter(level="context").equals(plain, null_equal=True)
+    rows = summary.filter(level="run")
+    assert rows.select("cloud", "position", "layer", "module").rows() == [
+        ("mean", None, 0, "block"),
+        ("position", 63, 0, "block"),
+    ]
+    for row in rows.to_dicts():
+        assert (row["mean"], row["median"], row["sd"], row["stderr"]) == (4.0, 4.0, None, 0.25)
+        assert (row["n_contexts"], row["n_failed"], row["n_used"], row["n_documents"]) == (1, 0, 5.0, 3)
+        assert (row["interval"], row["skip_first_tokens"], row["duplicates"]) == ("one_cloud", None, "distinct")
+        assert [row[name] for name in UNCERTAIN] == [None] * len(UNCERTAIN)
+        assert (row["mean_loss"], row["relative_depth"]) == (4.0, pytest.approx(1 / 9))
+        assert (row["nn_same_token"], row["nn_within_5"]) == (0.25, None)
+        assert row["equivalent_status"] == "out_of_range"  # of five points
+
+
+def test_cloud_of_all_contexts_without_an_estimate_is_counted(session: Path) -> None:
+    with_clouds_of_run(session, "too_few_points")
+    for row in summary_of(session).filter(level="run").to_dicts():
+        assert (row["mean"], row["n_contexts"], row["n_failed"], row["n_documents"]) == (None, 1, 1, 0)
+        assert (row["statuses"], row["interval"]) == ("too_few_points: 1", "one_cloud")
+
+
+def test_groups_text_and_figures_are_of_contexts_alone(session: Path) -> None:
+    groups = {"words": ["lang", "meta.set"]}
+    plain = summary_of(session, group_by=groups)
+    with_clouds_of_run(session)
+    summary = summary_of(session, group_by=groups)
+    assert summary.filter(pl.col("group").is_not_null())["level"].unique().to_list() == ["context"]
+    assert summary.filter(level="context").equals(plain, null_equal=True)
+    assert len(summary) == len(plain) + 2
+    assert readable(summary) == readable(plain)
+    assert id_by_layer(summary).to_dict() == id_by_layer(plain).to_dict()
+    assert remarks(summary) == remarks(plain)
+
+
+def test_session_of_clouds_of_all_contexts_alone_is_summarized(session: Path) -> None:
+    write_table(session, RUN, with_clouds_of_run(session))
+    summary = summary_of(session, modules=["block"])
+    assert summary["level"].to_list() == ["run", "run"]
+    assert readable(summary).count("\n") == 1
+    with pytest.raises(NothingToShowError):
+        id_by_layer(summary)
+    ((is_doubt, said),) = remarks(summary)
+    assert is_doubt
+    assert "No cloud is of one context" in said
+    write_report(summary, {}, session / "report.html")
+    assert "5 contexts of 3 documents" in (session / "report.html").read_text()
 
 
 # ---- groups ----------------------------------------------------------------------------------------------------

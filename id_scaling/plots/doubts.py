@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import polars as pl
 
+from id_scaling.clouds import CONTEXT
 from id_scaling.intervals import LEAST_DOCUMENTS, LEAST_RESAMPLED
 from id_scaling.plots import style
 
@@ -23,7 +24,9 @@ Remark = tuple[bool, str]
 
 def remarks(summary: pl.DataFrame) -> list[Remark]:
     """Return what is to be said of the rows of the leading view, of all contexts."""
-    of_all = summary.filter(pl.col("group").is_null())
+    of_all = summary.filter(pl.col("group").is_null(), level=CONTEXT)
+    if not len(of_all):
+        return [(True, "No cloud is of one context, so no figure shows an ID: see `clouds` of the configuration.")]
     rows = style.leading(of_all)
     of_lead = [*_failures(rows), *_losses(rows), _documents(rows), _sizes(rows), *_neighbors(rows)]
     return [*of_lead, *_failures_elsewhere(of_all), *_findings(rows), _versions(rows)]

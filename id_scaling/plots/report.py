@@ -10,6 +10,7 @@ from pathlib import Path
 import altair as alt
 import polars as pl
 
+from id_scaling.clouds import CONTEXT
 from id_scaling.plots import style
 from id_scaling.plots.catalogue import FIGURES
 from id_scaling.plots.doubts import remarks
@@ -82,7 +83,10 @@ def _axes(summary: pl.DataFrame) -> Iterator[tuple[str, str]]:
     has_lengths = summary["ctx_len"].n_unique() > 1
     for dataset, ctx_len in summary.select("dataset", "ctx_len").unique(maintain_order=True).iter_rows():
         of_dataset = summary.filter(pl.col("group").is_null(), dataset=dataset, ctx_len=ctx_len)
-        of_subset = of_dataset.group_by("subset", maintain_order=True).agg(pl.col("n_contexts", "n_documents").max())
+        # One cloud of a run has a point for each context.
+        n_contexts = pl.when(level=CONTEXT).then("n_contexts").otherwise("n_points").cast(pl.Int64)
+        of_subset = of_dataset.with_columns(n_contexts).group_by("subset", maintain_order=True)
+        of_subset = of_subset.agg(pl.col("n_contexts", "n_documents").max())
         n_contexts, n_documents = of_subset["n_contexts"].sum(), of_subset["n_documents"].sum()
         said = f"{n_contexts:,} contexts of {n_documents:,} documents"
         said += f"; {ctx_len} tokens a context" if has_lengths else ""
@@ -100,14 +104,15 @@ def _views(summary: pl.DataFrame) -> Iterator[tuple[str, str]]:
     """Yield what each view does."""
     columns = ["skip_first_tokens", "duplicates", "decimate", "draw", "preprocess", "exclude_window", "null_cloud"]
     plain = {"decimate": 0, "draw": 0, "preprocess": RAW, "exclude_window": 0, "null_cloud": "none"}
-    for name, *values in summary.select("view", *columns).unique(maintain_order=True).iter_rows():
+    of_views = summary.group_by("view", maintain_order=True).agg(pl.col(columns).drop_nulls().first())
+    for name, *values in of_views.iter_rows():
         said = [f"{key} {value}" for key, value in zip(columns, values, strict=True) if plain.get(key) != value]
         yield f"view {name}", ", ".join(said)
 
 
 def _trust(summary: pl.DataFrame) -> str:
     """Return how far the numbers carry, as a list."""
-    view = style.leading(summary)["view"][0]
+    view = style.leading_name(summary)
     kinds = {True: "doubt", False: "fine"}
     items = (f'<li class="{kinds[is_doubt]}">{_marked(said)}</li>' for is_doubt, said in remarks(summary))
     return f"<p>Of the view {escape(repr(view))}, which text and most figures show.</p><ul>{''.join(items)}</ul>"

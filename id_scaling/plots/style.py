@@ -8,6 +8,7 @@ from typing import TypeVar
 import altair as alt
 import polars as pl
 
+from id_scaling.clouds import CONTEXT
 from id_scaling.views import leading_view
 
 T = TypeVar("T")
@@ -38,7 +39,7 @@ def unique(table: pl.DataFrame, column: str) -> list:
 
 
 def of_all_contexts(summary: pl.DataFrame, *others: str) -> pl.DataFrame:
-    """Return the rows of all contexts that have a mean, with what a run is called, and some other columns.
+    """Return the rows over all contexts that have a mean, with what a run is called, and some other columns.
 
     Raises
     ------
@@ -46,7 +47,8 @@ def of_all_contexts(summary: pl.DataFrame, *others: str) -> pl.DataFrame:
         There is none.
     """
     is_shown = pl.col("group").is_null() & pl.col("mean").is_not_null()
-    table = summary.filter(is_shown).select(*RUN, *SHOWN, *others, called(summary, RUN).alias("run"))
+    run = called(summary, RUN).alias("run")
+    table = summary.filter(is_shown, level=CONTEXT).select(*RUN, *SHOWN, *others, run)
     if not len(table):
         raise NothingToShowError("no estimate has a mean")
     return table
@@ -65,8 +67,13 @@ class NothingToShowError(Exception):
 
 
 def leading(summary: pl.DataFrame) -> pl.DataFrame:
-    """Return the rows of the leading view, which is that of the whole summary, whether it has estimates or not."""
-    return summary.filter(view=leading_view(dict(summary.select("view", "null_cloud").iter_rows())))
+    """Return the rows over contexts of the leading view, see `leading_name`."""
+    return summary.filter(view=leading_name(summary), level=CONTEXT)
+
+
+def leading_name(summary: pl.DataFrame) -> str:
+    """Return the leading view, which is that of the whole summary, whether it has estimates or not."""
+    return leading_view(dict(summary.select("view", "null_cloud").iter_rows()))
 
 
 def of_last_checkpoints(table: pl.DataFrame) -> pl.DataFrame:
