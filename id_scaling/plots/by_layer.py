@@ -9,7 +9,7 @@ from id_scaling.plots import style
 from id_scaling.plots.style import ID, RUN
 
 
-def id_by_layer(summary: pl.DataFrame) -> alt.TopLevelMixin:
+def id_by_layer(summary: pl.DataFrame) -> style.Specification:
     """Return the figure: mean over all contexts with a band of one standard deviation, a row for each of a few runs.
 
     A control is a run: its panels stand beneath those of the plain text, with axes of the same height. Sites outside

@@ -18,7 +18,7 @@ from id_scaling.sealed import read_record
 KEPT_PERCENT, MOST_POINTS = 90, 250
 
 
-def twonn_fit(summary: pl.DataFrame, session: Path) -> alt.TopLevelMixin:
+def twonn_fit(summary: pl.DataFrame, session: Path) -> style.Specification:
     """Return the figure: -log(1 - F) against log(r_2 / r_1) at a few layers of one context, each with its line.
 
     F is the share of points up to each; TwoNN's dimension is the slope of a line through the origin.

@@ -17,7 +17,7 @@ OF_POINT = ["model", "checkpoint", "module", "estimator", "layer", "document_id"
 OF_POINT += ["loss", "entropy", "value", "stderr"]
 
 
-def id_against_loss(summary: pl.DataFrame, session: Path) -> alt.TopLevelMixin:
+def id_against_loss(summary: pl.DataFrame, session: Path) -> style.Specification:
     """Return the figure: contexts at the most correlated layer of each estimator, and the correlation by layer."""
     table = style.of_all_contexts(style.leading(summary))
     run, others = style.leading_run(table), style.one_of(table)
@@ -39,10 +39,10 @@ def id_against_loss(summary: pl.DataFrame, session: Path) -> alt.TopLevelMixin:
         of_rows = correlated.with_columns(row=pl.lit("all"))
         said = "Spearman's correlation of ID and loss by layer", _documents(correlated)
         drawn.append(style.grid(of_rows, "row", "estimator", _correlations, lambda _: said))
-    return style.configured(alt.vconcat(*drawn))
+    return style.configured(style.beside("vconcat", drawn))
 
 
-def loss_by_position(summary: pl.DataFrame, session: Path) -> alt.TopLevelMixin:
+def loss_by_position(summary: pl.DataFrame, session: Path) -> style.Specification:
     """Return the figure: mean loss and entropy of tokens at each position, a line for each of a few runs."""
     table = style.of_all_contexts(summary)
     runs, left_out = style.shown(style.unique(table, "run"), style.MOST_LINES, "runs")

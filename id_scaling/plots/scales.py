@@ -9,7 +9,7 @@ from id_scaling.plots import style
 from id_scaling.plots.catalogue import SAME, SCALED, SCALES
 
 
-def id_by_scale(summary: pl.DataFrame) -> alt.TopLevelMixin:
+def id_by_scale(summary: pl.DataFrame) -> style.Specification:
     """Return the figure: a few layers against scale, a panel for each kind of estimator, of the leading run."""
     table = _of_leading_run(style.of_all_contexts(style.leading(summary)))
     named = table.with_columns(
@@ -20,7 +20,7 @@ def id_by_scale(summary: pl.DataFrame) -> alt.TopLevelMixin:
     return style.configured(style.grid(named.filter(several), "run", "kind", _against_scale, _titles))
 
 
-def id_by_n_points(summary: pl.DataFrame) -> alt.TopLevelMixin:
+def id_by_n_points(summary: pl.DataFrame) -> style.Specification:
     """Return the figure: a few layers against the number of points, a panel an estimator, of the leading run."""
     table = _of_leading_run(style.of_all_contexts(summary, *SAME, "decimate", "draw", "n_used"))
     lead = style.leading(summary)

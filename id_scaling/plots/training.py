@@ -10,7 +10,7 @@ from id_scaling.plots import style
 STEP = "training step (updates)"
 
 
-def id_by_step(summary: pl.DataFrame) -> alt.TopLevelMixin:
+def id_by_step(summary: pl.DataFrame) -> style.Specification:
     """Return the figure: a few layers against step, a panel an estimator and one for the loss, a row a model."""
     table = _over_training(summary)
     layers = style.spread(sorted(table["layer"].drop_nulls().unique()), style.MOST_LAYERS) or [None]
@@ -21,13 +21,13 @@ def id_by_step(summary: pl.DataFrame) -> alt.TopLevelMixin:
     return style.configured(style.grid(table, "model", "estimator", _against_step, _titles))
 
 
-def id_by_layer_and_step(summary: pl.DataFrame) -> alt.TopLevelMixin:
+def id_by_layer_and_step(summary: pl.DataFrame) -> style.Specification:
     """Return the figure: a heat map of layer and checkpoint, a panel an estimator, a row a model."""
     grid = style.grid(_over_training(summary), "model", "estimator", _heat, _titles, color="independent")
     return style.configured(grid)
 
 
-def id_by_size(summary: pl.DataFrame) -> alt.TopLevelMixin:
+def id_by_size(summary: pl.DataFrame) -> style.Specification:
     """Return the figure: the largest mean of all layers of each model's last checkpoint, a panel an estimator."""
     table = style.of_last_checkpoints(style.of_all_contexts(style.leading(summary)))
     table = table.filter(pl.col("module").is_in(style.modules_of(table)))
