@@ -55,7 +55,7 @@ def _panel(table: pl.DataFrame) -> alt.LayerChart:
         .encode(x=x, y=alt.Y("low:Q", title=ID, scale=scale), y2="high:Q", color=colours["color"])
     )
     line = base.transform_filter(inside).mark_line(strokeWidth=1.5).encode(x=x, y=y, **colours)
-    tooltip = ["module", "layer", "mean", "sd", "n_contexts", "n_failed"]
+    tooltip = style.tooltip("module", "layer", "mean", "sd", "n_contexts", "n_failed")
     shape = alt.Shape("module:N", scale=alt.Scale(domain=modules), title="module")
     points = base.mark_point(filled=True, size=30).encode(
         x=x, y=y, color=colours["color"], shape=shape, tooltip=tooltip

@@ -106,5 +106,5 @@ def _panel(table: pl.DataFrame, by: str, values: list[str], detail: str | None) 
         **style.coloured(by, values),
         **({"detail": f"{detail}:N"} if detail else {}),
     )
-    tooltip = [by, "layer", "mean", "sd", "n_contexts", "n_failed"]
+    tooltip = style.tooltip(by, "layer", "mean", "sd", "n_contexts", "n_failed")
     return base.mark_line(strokeWidth=1.5) + base.mark_point(filled=True, size=20).encode(tooltip=tooltip)

@@ -98,7 +98,7 @@ def _scatter(table: pl.DataFrame) -> alt.LayerChart:
         x=alt.X("loss:Q", title="loss (nats/token)", scale=alt.Scale(zero=False)),
         y=alt.Y("value:Q", title=style.ID, scale=alt.Scale(zero=False)),
     )
-    tooltip = ["document_id", "chunk", "loss", "entropy", "value", "stderr"]
+    tooltip = style.tooltip("document_id", "chunk", "loss", "entropy", "value", "stderr")
     points = base.mark_circle(size=25, opacity=0.6, color=style.PALETTE[0]).encode(tooltip=tooltip)
     return points + base.transform_regression("loss", "value").mark_line(color=style.PALETTE[1], strokeWidth=1.5)
 
@@ -123,7 +123,7 @@ def _correlations(table: pl.DataFrame) -> alt.LayerChart:
         x=x,
         y=alt.Y("spearman_loss:Q", scale=scale, title="Spearman's ρ"),
         **colours,
-        tooltip=["module", "layer", "spearman_loss", "partial_loss", "p_loss", "q_loss"],
+        tooltip=style.tooltip("module", "layer", "spearman_loss", "partial_loss", "p_loss", "q_loss"),
     )
     zero = alt.Chart(pl.DataFrame({"zero": [0]})).mark_rule(color="#888").encode(y="zero:Q")
     return zero + band + line
@@ -136,4 +136,4 @@ def _by_position(table: pl.DataFrame) -> alt.LayerChart:
         y=alt.Y("value:Q", title=f"{table['score'][0]} (nats/token)", scale=alt.Scale(zero=True)),
         **style.coloured("run", style.unique(table, "run")),
     )
-    return alt.layer(base.mark_line(strokeWidth=1).encode(tooltip=["run", "position", "value"]))
+    return alt.layer(base.mark_line(strokeWidth=1).encode(tooltip=style.tooltip("run", "position", "value")))

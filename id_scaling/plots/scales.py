@@ -63,6 +63,6 @@ def _lines(table: pl.DataFrame, x: alt.X) -> alt.LayerChart:
         x=x,
         y=alt.Y("mean:Q", title=style.ID, scale=alt.Scale(zero=True)),
         color=alt.Color("layer:O", scale=alt.Scale(scheme="viridis"), title="layer"),
-        tooltip=["layer", "mean", x.shorthand.removesuffix(":Q")],
+        tooltip=style.tooltip("layer", "mean", x.shorthand.removesuffix(":Q")),
     )
     return base.mark_line(strokeWidth=1.5) + base.mark_point(filled=True, size=20)

@@ -122,6 +122,11 @@ def coloured(column: str, values: Sequence[str]) -> dict[str, alt.SchemaBase]:
     }
 
 
+def tooltip(*columns: str) -> list[alt.Tooltip]:
+    """Return what is said of a point; of mere names altair finds out at length what they are."""
+    return [alt.Tooltip(column) for column in columns]
+
+
 def grid(
     table: pl.DataFrame,
     rows: str,

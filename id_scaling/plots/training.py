@@ -72,7 +72,7 @@ def _against_step(table: pl.DataFrame) -> alt.LayerChart:
         y=alt.Y("mean:Q", title=title, scale=alt.Scale(zero=not is_loss)),
         color=alt.value("black") if is_loss else of_layer,
     )
-    tooltip = ["checkpoint", "layer", "mean", "sd"]
+    tooltip = style.tooltip("checkpoint", "layer", "mean", "sd")
     return base.mark_line(strokeWidth=1.5) + base.mark_point(filled=True, size=20).encode(tooltip=tooltip)
 
 
@@ -88,7 +88,7 @@ def _heat(table: pl.DataFrame) -> alt.LayerChart:
             x=alt.X("training_step:O", title=f"{STEP}, {n_steps} checkpoints", axis=axis),
             y=alt.Y("layer:O", title="layer", sort="descending"),
             color=alt.Color("mean:Q", scale=alt.Scale(scheme="viridis"), title=style.ID),
-            tooltip=["checkpoint", "layer", "mean", "sd"],
+            tooltip=style.tooltip("checkpoint", "layer", "mean", "sd"),
         )
     )
 
@@ -100,5 +100,5 @@ def _against_size(table: pl.DataFrame) -> alt.LayerChart:
         y=alt.Y("mean:Q", title=f"largest {style.ID} of a layer", scale=alt.Scale(zero=True)),
         **style.coloured("module", style.unique(table, "module")),
     )
-    tooltip = ["model", "checkpoint", "module", "layer", "mean", "mean_loss"]
+    tooltip = style.tooltip("model", "checkpoint", "module", "layer", "mean", "mean_loss")
     return base.mark_line(strokeWidth=1.5) + base.mark_point(filled=True, size=40).encode(tooltip=tooltip)
