@@ -6,24 +6,21 @@ contexts are in memory at a time. Never imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import h5py
 import joblib
 import numpy as np
 import polars as pl
 
 from id_scaling.children import ending_children
-from id_scaling.errors import StoreError, made_anew
 from id_scaling.estimators import get_estimator
 from id_scaling.estimators.base import Estimator, estimate_from_neighbors, estimate_from_points
+from id_scaling.layers import read_neighbors, reading, verified
 from id_scaling.logs import LOG
 from id_scaling.neighbors import Neighbors
-from id_scaling.paths import file_of
 from id_scaling.sealed import read_record, write_table
 from id_scaling.statistics import participation_ratio, participation_ratio_corrected
 from id_scaling.transforms import transform
@@ -96,50 +93,11 @@ def _blocks(folder: Path, manifest: Mapping[str, Any], module: str, views: list[
     """Yield (file, module, layer, view, contexts) for every block of clouds of a module."""
     for key, layer, _ in manifest["sites"]:
         if key == module:
-            path = _verified(folder, manifest, layer)
+            path = verified(folder, manifest, layer)
             for view in views:
                 for start in range(0, manifest["n_contexts"], CONTEXTS_AT_ONCE):
                     stop = min(start + CONTEXTS_AT_ONCE, manifest["n_contexts"])
                     yield path, module, layer, view, range(start, stop)
-
-
-def _verified(folder: Path, manifest: Mapping[str, Any], layer: int | None) -> Path:
-    """Return a layer file, once it is known to be the one the manifest names."""
-    name = file_of(layer)
-    path = folder / name
-    mend = made_anew(folder / "manifest.json")
-    if not path.is_file():
-        raise StoreError(f"{path}: missing, though the manifest names it; {mend}")
-    found, expected = path.stat().st_size, manifest["files"][name]["bytes"]
-    if found != expected:
-        raise StoreError(f"{path}: found {found} bytes, the manifest says {expected}; {mend}")
-    with _reading(path) as file:
-        if file.attrs.get("digest") != manifest["digest"]:
-            raise StoreError(f"{path}: made by another extraction than its manifest; {mend}")
-        foreign = next(_foreign(file), None)
-        if foreign:
-            raise StoreError(f"{path}: {foreign} stands in another file, which no extraction writes; {mend}")
-    return path
-
-
-def _foreign(group: h5py.Group) -> Iterator[str]:
-    """Yield the names in a group whose values HDF5 would take from another file."""
-    for name in group:
-        item = group[name] if isinstance(group.get(name, getlink=True), h5py.HardLink) else None
-        if isinstance(item, h5py.Group):
-            yield from _foreign(item)
-        elif not isinstance(item, h5py.Dataset) or item.external or item.is_virtual:
-            yield f"{group.name}/{name}"
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[h5py.File]:
-    """Open a layer file; whatever damage HDF5 finds in it is one error."""
-    try:
-        with h5py.File(path, "r") as file:
-            yield file
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
-        raise StoreError(f"{path}: damaged ({error}); {made_anew(path.parent / 'manifest.json')}") from error
 
 
 def _estimate_block(
@@ -153,7 +111,7 @@ def _estimate_block(
     rows: range,
 ) -> pl.DataFrame:
     """Return the table of some contexts of one site under one view; `local`, if asked for, is one value a token."""
-    with _reading(path) as file:
+    with reading(path) as file:
         neighbors = read_neighbors(file[module][view], manifest, rows, estimator.ranks)
         points = file[module]["activations"][rows.start : rows.stop] if estimator.needs == "points" else None
     if points is not None:
@@ -197,14 +155,6 @@ def _scaled(clouds: np.ndarray, neighbors: Neighbors, view: View) -> np.ndarray 
         return clouds
     selections = map(np.flatnonzero, np.isfinite(neighbors.r1))
     return [transform(view, cloud, selection, None) for cloud, selection in zip(clouds, selections, strict=True)]
-
-
-def read_neighbors(group: h5py.Group, manifest: Mapping[str, Any], rows: range, ranks: tuple[int, ...]) -> Neighbors:
-    """Return the stored neighbors of some contexts under one view, from the first to the last rank asked."""
-    part, stored = slice(rows.start, rows.stop), list(manifest["ranks"])
-    columns = slice(stored.index(min(ranks)), stored.index(max(ranks)) + 1) if ranks else slice(0)
-    statistics = dict(zip(manifest["statistics"], group["statistics"][part].T, strict=True))
-    return Neighbors(tuple(stored[columns]), group["r1"][part], group["log_ratio"][part, :, columns], statistics)
 
 
 def _median(r1: np.ndarray) -> list[float]:

@@ -32,14 +32,13 @@ OF_SUMMARY = (
     id_by_layer,
     estimator_agreement,
     id_by_view,
-    id_by_scale,
     id_by_n_points,
     id_by_control,
     id_by_step,
     id_by_layer_and_step,
     id_by_size,
 )
-OF_SESSION = (twonn_fit, id_against_loss, loss_by_position)
+OF_SESSION = (twonn_fit, id_by_scale, id_against_loss, loss_by_position)
 
 
 def plot(session: Path, outputs: Sequence[Path]) -> None:

@@ -151,7 +151,8 @@ def grid(
         of_row = table.filter(pl.col(rows) == row)
         title, subtitle = titles(of_row)
         panels = [
-            specified(panel(of_row.filter(pl.col(columns) == column)), str(column)) for column in unique(of_row, columns)
+            specified(panel(of_row.filter(pl.col(columns) == column)), str(column))
+            for column in unique(of_row, columns)
         ]
         titled = {"title": {"text": title, "anchor": "start", "subtitle": subtitle}}
         drawn.append(beside("hconcat", panels, **scales) | titled)
