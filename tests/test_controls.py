@@ -259,7 +259,7 @@ def summary(controls: tuple[str, ...]) -> pl.DataFrame:
 
 
 def test_figure_has_a_panel_for_each_control_with_axes_of_one_height() -> None:
-    drawn = id_by_layer(summary(("none", "shuffle-1", "shuffle-5"))).to_dict()
+    drawn = id_by_layer(summary(("none", "shuffle-1", "shuffle-5")))
     titles = [row["title"]["text"] for row in drawn["vconcat"]]
     assert [title.split(" · ")[-1] for title in titles] == ["none", "shuffle-1", "shuffle-5"]
     for row, control in zip(drawn["vconcat"], ("none", "shuffle-1", "shuffle-5"), strict=True):
