@@ -141,13 +141,45 @@ def test_filters_leave_what_they_name_in_every_figure(opened: Page) -> None:
     assert {"mle", "twoNN_f10"} <= set(texts(opened, "id_by_layer"))
 
 
+def is_second_row(summary: pl.DataFrame) -> pl.Expr:
+    """Return which rows are those of the leading run with one point per token."""
+    is_leading = (pl.col("model") == summary["model"][0]) & (pl.col("checkpoint") == "step10")
+    return is_leading & (pl.col("control") == "none") & (pl.col("view") == "one_per_token")
+
+
+def test_the_leading_run_is_shown_with_one_point_per_token_on_the_same_axes(session: Path) -> None:
+    from id_scaling.plots.by_layer import id_by_layer
+
+    summary = load_summary(session)
+    chart = id_by_layer(summary)
+    views = [row["title"]["subtitle"].split("'")[1] for row in chart["vconcat"]]
+    assert views == ["default"] * 3 + ["one_per_token"] + ["default"] * 5  # controls stand beneath their plain text
+    above, below = chart["vconcat"][2:4]
+    assert (
+        above["title"]["text"]
+        == below["title"]["text"]
+        == f"{summary['model'][0]} · step10 · {summary['dataset'][0]} · 0 · none"
+    )
+    domains = [
+        [layer["encoding"]["y"]["scale"]["domain"] for panel in row["hconcat"] for layer in panel["layer"]]
+        for row in (above, below)
+    ]
+    assert domains[0] == domains[1]
+    shown = [row for panel in below["hconcat"] for row in chart["datasets"][panel["data"]["name"]]]
+    expected = summary.filter(pl.col("group").is_null(), is_second_row(summary))
+    assert sorted(row["mean"] for row in shown) == pytest.approx(sorted(expected["mean"]))
+    alone = id_by_layer(summary.filter(view="one_per_token"))
+    assert len(alone["vconcat"]) == 8
+
+
 def test_data_of_a_figure_are_downloaded_as_they_are_filtered(opened: Page, session: Path, tmp_path: Path) -> None:
     choose(opened, "estimator", "mle")
     with opened.expect_download() as download:
         opened.click("button[data-figure=id_by_layer]")
     download.value.save_as(tmp_path / "data.csv")
     rows = list(csv.DictReader((tmp_path / "data.csv").read_text().splitlines()))
-    of = load_summary(session).filter(pl.col("group").is_null(), view="default", estimator="mle")
+    of = load_summary(session).filter(pl.col("group").is_null(), estimator="mle")
+    of = of.filter((pl.col("view") == "default") | is_second_row(of))
     assert download.value.suggested_filename == "id_by_layer.csv"
     assert sorted(float(row["mean"]) for row in rows) == pytest.approx(sorted(of["mean"]))
     assert {row["model"] for row in rows} == set(of["model"])
@@ -198,7 +230,7 @@ def test_a_sweep_over_many_checkpoints_has_figures_of_a_few_runs(session: Path, 
     from id_scaling.plots.draw import OF_SUMMARY
 
     charts = {draw.__name__: draw(pl.concat(many)) for draw in OF_SUMMARY}
-    assert len(charts["id_by_layer"]["vconcat"]) == 8
+    assert len(charts["id_by_layer"]["vconcat"]) == 8 + 1  # the last, which leads, with one point per token too
     titles = [row["title"] for row in charts["id_by_layer"]["vconcat"]]
     assert all("8 of 154 runs, evenly spread" in title["subtitle"] for title in titles)
     assert " · step0 · " in titles[0]["text"]

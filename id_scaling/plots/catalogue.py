@@ -38,7 +38,8 @@ FIGURES = (
         "id_by_layer",
         "How does the dimension change with depth?",
         "Mean over contexts and a band of one standard deviation between them. Sites outside the blocks stand beside "
-        "them: `emb` before the first, the others after the last.",
+        "them: `emb` before the first, the others after the last. The leading run is shown with one point per token, "
+        "too, on the same axes: repeated tokens are the largest confound.",
     ),
     Figure(
         "estimator_agreement",
@@ -109,7 +110,11 @@ FIGURES = (
     Figure(
         "id_by_size",
         "How does it change with the size of the model?",
-        "The largest mean of all layers, at each model's last checkpoint, against its parameters.",
+        "The largest mean of all layers, at each model's last checkpoint, against its parameters. The dashed line, "
+        "where at least three sizes have a loss that falls as N to the −α, is 4/α: about the dimension of the data, "
+        "expect Sharma and Kaplan (2022), of models trained to convergence on plentiful data. Small studies are not "
+        "of such, and their α is of few points. Losses have to be of one tokenizer, and no part of them may stay "
+        "however large the model: such a part makes α too small and the line too high.",
         of="models",
     ),
 )
