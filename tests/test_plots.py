@@ -9,6 +9,7 @@ import altair as alt
 import numpy as np
 import polars as pl
 import pytest
+import scipy.stats
 from conftest import save_text, save_tiny_llama, study
 from verbs import run_study
 
@@ -19,6 +20,7 @@ from id_scaling.plots.doubts import remarks
 from id_scaling.plots.draw import OF_SUMMARY, chart_of
 from id_scaling.plots.page import as_script
 from id_scaling.plots.scales import _by_scale, _stored
+from id_scaling.plots.training import scaling_law
 from id_scaling.views import leading_view
 
 VIEWS = {
@@ -173,6 +175,63 @@ def test_a_layer_file_of_another_extraction_is_not_drawn(name: str, session: Pat
     with pytest.raises(StoreError, match=r"layer_00\.h5: made by another extraction than its manifest"):
         chart_of(name, load_summary(session), session)
     path.write_bytes(content)
+
+
+def test_the_line_of_losses_over_sizes_is_that_of_scipy() -> None:
+    random = np.random.default_rng(1)
+    sizes = 10 ** random.uniform(6, 9, 7)
+    losses = 20 * sizes**-0.12 * np.exp(0.03 * random.standard_normal(7))
+    expected = scipy.stats.linregress(np.log(sizes), np.log(losses))
+    law = scaling_law(np.repeat(sizes, 3), np.repeat(losses, 3))  # a row for each estimator, say
+    assert (law.alpha, law.stderr, law.n_sizes) == (pytest.approx(-expected.slope), pytest.approx(expected.stderr), 7)
+    assert law.dimension == pytest.approx(4 / 0.12, rel=0.2)
+    with_unknown = scaling_law(np.append(sizes, [1e5, np.nan]), np.append(losses, [np.nan, 2.0]))
+    assert with_unknown == scaling_law(sizes, losses)
+    assert scaling_law(sizes[[0, 1, 1]], losses[:3]) is None  # two sizes
+
+
+def of_sizes(session: Path, losses: list[float | None]) -> tuple[dict, str]:
+    """Return the figure of models of 1, 10, 100 … million parameters that have these losses, and its subtitle."""
+    one = load_summary(session).filter(checkpoint="final", control="none", view="default")
+    models = [
+        one.with_columns(
+            model=pl.lit(f"m{power}"),
+            n_parameters=pl.lit(10 ** (6 + power), pl.Int64),
+            mean_loss=pl.lit(loss, pl.Float64),
+            mean=pl.when(estimator="mle").then(5.0).otherwise(1.0),
+        )
+        for power, loss in enumerate(losses)
+    ]
+    chart = chart_of("id_by_size", pl.concat(models), session)
+    alt.Chart.from_dict(chart, validate=True)
+    return chart, chart["vconcat"][0]["title"]["subtitle"]
+
+
+def test_a_scaling_law_implies_a_dimension_in_each_panel(session: Path) -> None:
+    chart, said = of_sizes(session, [8 * 10 ** (-0.25 * power) for power in range(3)])
+    assert "; loss ~ N^−α, α = 0.25 ± " in said
+    rows = [row for rows in chart["datasets"].values() for row in rows]
+    assert all(row["four_over_alpha"] == pytest.approx(16) for row in rows)
+    marks = {}
+    for panel in chart["vconcat"][0]["hconcat"]:
+        flat = [layer for outer in panel["layer"] for layer in outer.get("layer", [outer])]
+        marks[panel["title"]] = {layer["mark"]["type"]: layer["mark"] for layer in flat}
+    assert marks["mle"]["text"]["text"] == "4/α = 16.0, from 3 sizes"
+    assert "rule" in marks["mle"]
+    # Sixteen times all means: a line would flatten them.
+    assert marks["pca_90"]["text"]["text"] == "4/α = 16.0 (far above), from 3 sizes"
+    assert "rule" not in marks["pca_90"]
+
+
+@pytest.mark.parametrize(
+    ("losses", "words"),
+    [([3.0, 2.5], ""), ([3.0, 2.5, None], ""), ([3.0, 3.1, 3.2], "; no 4/α: over 3 sizes the loss does not fall")],
+)
+def test_without_a_loss_that_falls_over_three_sizes_nothing_is_implied(losses, words: str, session: Path) -> None:
+    chart, said = of_sizes(session, losses)
+    assert said.endswith(" · none" + words)
+    assert '"type": "rule"' not in json.dumps(chart)
+    assert "far above" not in json.dumps(chart)
 
 
 def test_checkpoints_without_a_step_are_counted(session: Path) -> None:
