@@ -264,10 +264,8 @@ class ViewConfig(_Section):
 
 
 def _default_views() -> dict[str, ViewConfig]:
-    return {
-        name: ViewConfig(skip_first_tokens=view.skip_first_tokens, duplicates=view.duplicates)
-        for name, view in DEFAULT_VIEWS.items()
-    }
+    settings = ViewConfig.model_fields.keys() - {"draws"}
+    return {name: ViewConfig(**{key: getattr(view, key) for key in settings}) for name, view in DEFAULT_VIEWS.items()}
 
 
 class CacheingConfig(_Section):

@@ -65,4 +65,4 @@ def _plain(value: Any) -> str:
 
 def _plain_flow(section: Any) -> str:
     """Return a section as a YAML flow mapping."""
-    return "{" + ", ".join(f"{key}: {value}" for key, value in section.model_dump(exclude_unset=True).items()) + "}"
+    return "{" + ", ".join(f"{key}: {value}" for key, value in section.model_dump(exclude_defaults=True).items()) + "}"

@@ -8,13 +8,11 @@ Never imports torch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import h5py
 import joblib
 import numpy as np
 import polars as pl
@@ -26,9 +24,9 @@ from id_scaling.errors import StoreError, made_anew
 from id_scaling.estimators import get_estimator
 from id_scaling.estimators.base import Estimates, Estimator, estimate_from_neighbors, estimate_from_points
 from id_scaling.kernels import kernels_of
+from id_scaling.layers import read_neighbors, reading, verified
 from id_scaling.logs import LOG
 from id_scaling.neighbors import Neighbors, find_neighbors, stacked
-from id_scaling.paths import file_of
 from id_scaling.sealed import read_record, read_table, write_table
 from id_scaling.statistics import group_of, participation_ratio, participation_ratio_corrected
 from id_scaling.transforms import transform
@@ -151,7 +149,7 @@ def _blocks(folder: Path, manifest: Mapping[str, Any], module: str, settings: Ma
     of_run = clouds_of_run(settings["clouds"], made.get("positions", ()))
     for key, layer, _ in manifest["sites"]:
         if key == module:
-            path = _verified(folder, manifest, layer)
+            path = verified(folder, manifest, layer)
             views = views_at(layer, settings["views"], made["sites"].get("views", {}))
             for view in views if CONTEXT in settings["clouds"] else ():
                 for start in range(0, n_contexts, CONTEXTS_AT_ONCE):
@@ -169,45 +167,6 @@ def _tokens(path: Path, manifest: Mapping[str, Any]) -> np.ndarray:
     if facts["digest"] != manifest["digest"]:
         raise StoreError(f"{path}: of another extraction than its run's; {made_anew(path)}")
     return table["token"].to_numpy().reshape(manifest["n_contexts"], -1)
-
-
-def _verified(folder: Path, manifest: Mapping[str, Any], layer: int | None) -> Path:
-    """Return a layer file, once it is known to be the one the manifest names."""
-    name = file_of(layer)
-    path = folder / name
-    mend = made_anew(folder / "manifest.json")
-    if not path.is_file():
-        raise StoreError(f"{path}: missing, though the manifest names it; {mend}")
-    found, expected = path.stat().st_size, manifest["files"][name]["bytes"]
-    if found != expected:
-        raise StoreError(f"{path}: found {found} bytes, the manifest says {expected}; {mend}")
-    with _reading(path) as file:
-        if file.attrs.get("digest") != manifest["digest"]:
-            raise StoreError(f"{path}: made by another extraction than its manifest; {mend}")
-        foreign = next(_foreign(file), None)
-        if foreign:
-            raise StoreError(f"{path}: {foreign} stands in another file, which no extraction writes; {mend}")
-    return path
-
-
-def _foreign(group: h5py.Group) -> Iterator[str]:
-    """Yield the names in a group whose values HDF5 would take from another file."""
-    for name in group:
-        item = group[name] if isinstance(group.get(name, getlink=True), h5py.HardLink) else None
-        if isinstance(item, h5py.Group):
-            yield from _foreign(item)
-        elif not isinstance(item, h5py.Dataset) or item.external or item.is_virtual:
-            yield f"{group.name}/{name}"
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[h5py.File]:
-    """Open a layer file; whatever damage HDF5 finds in it is one error."""
-    try:
-        with h5py.File(path, "r") as file:
-            yield file
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
-        raise StoreError(f"{path}: damaged ({error}); {made_anew(path.parent / 'manifest.json')}") from error
 
 
 def _estimate_block(
@@ -236,7 +195,7 @@ def _estimate_block(
 def _of_contexts(estimator: Estimator, manifest: Mapping[str, Any], block: Block) -> tuple[Neighbors, Any]:
     """Return the stored neighbors of some contexts, and their clouds where the estimator needs them."""
     rows = block.contexts
-    with _reading(block.path) as file:
+    with reading(block.path) as file:
         neighbors = read_neighbors(file[block.module][block.view], manifest, rows, estimator.ranks)
         if estimator.needs != "points":
             return neighbors, None
@@ -252,7 +211,7 @@ def _of_run(
 
     What is random is drawn by the tokens at its position, or by all, so that it is the same at all sites.
     """
-    with _reading(block.path) as file:
+    with reading(block.path) as file:
         points = file[block.module][stored_as(block.cloud, block.position)][:]
     view = view_of_run(View(**manifest["settings"]["views"][block.view]))
     token_ids = tokens[:, block.position] if block.cloud == POSITION else tokens
@@ -299,14 +258,6 @@ def _scaled(
         return clouds
     selections = map(np.flatnonzero, np.isfinite(neighbors.r1))
     return [transform(view, cloud, selection, token_ids) for cloud, selection in zip(clouds, selections, strict=True)]
-
-
-def read_neighbors(group: h5py.Group, manifest: Mapping[str, Any], rows: range, ranks: tuple[int, ...]) -> Neighbors:
-    """Return the stored neighbors of some contexts under one view, from the first to the last rank asked."""
-    part, stored = slice(rows.start, rows.stop), list(manifest["ranks"])
-    columns = slice(stored.index(min(ranks)), stored.index(max(ranks)) + 1) if ranks else slice(0)
-    statistics = dict(zip(manifest["statistics"], group["statistics"][part].T, strict=True))
-    return Neighbors(tuple(stored[columns]), group["r1"][part], group["log_ratio"][part, :, columns], statistics)
 
 
 def _nearness(r1: np.ndarray) -> dict[str, list[float]]:

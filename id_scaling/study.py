@@ -39,7 +39,7 @@ from id_scaling.fetch import (
 from id_scaling.files import canonical_json
 from id_scaling.fingerprint import fingerprint
 from id_scaling.paths import Run, extraction_digest, identity_path, ids_path, run_folder, slug
-from id_scaling.plots.catalogue import figures_of, n_scales, n_sizes
+from id_scaling.plots.catalogue import figures_of, n_sizes
 from id_scaling.sealed import read_record
 from id_scaling.shards import dataset_files, shard_files
 from id_scaling.sites import request_of
@@ -140,7 +140,6 @@ class Study:
         steps = (set(map(training_step, of_model.model_checkpoint)) - {None} for of_model in self.models.values())
         n_values = {
             "estimators": len(self.estimators),
-            "scales": n_scales(self.estimators),
             "views": len(self.config.cacheing_config.drawn_views),
             "sizes": n_sizes(self.config.cacheing_config.drawn_views),
             "lengths": len(self.config.ctx_len),

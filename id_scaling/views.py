@@ -2,7 +2,7 @@
 
 Attention sinks put the first token of a context at some 200 times the median norm, and it then sits in most neighbor
 lists; repeated tokens give equal points at the embedding. So the default view skips the first token and keeps one of
-each set of equal points; the origin's view keeps everything.
+each set of equal points, `one_per_token` one of each token, and the origin's view keeps everything.
 
 What is drawn at random depends on the tokens of the context and the number of the draw alone: all layers, models and
 checkpoints that see the same tokens have the same draw.
@@ -66,7 +66,11 @@ class View:
         return self.preprocess == RAW and self.null_cloud == "none"
 
 
-DEFAULT_VIEWS = {"default": View(), "origin": View(skip_first_tokens=0, duplicates="keep")}
+DEFAULT_VIEWS = {
+    "default": View(),
+    "one_per_token": View(duplicates="one_per_token"),
+    "origin": View(skip_first_tokens=0, duplicates="keep"),
+}
 
 
 def leading_view(null_clouds: Mapping[str, str]) -> str:

@@ -340,6 +340,6 @@ def test_summary_of_the_estimates_has_a_row_per_site_and_view(extracted: Session
     assert main(["summarize", "--settings", settings, "--session", str(tmp_path), *options]) == 0
     summary = pl.read_parquet(outputs["parquet"])
     assert summary.columns == [name for name, _, _ in COLUMNS]
-    # Three modules in two layers and two outside, three estimators, two views.
-    assert len(summary) == (3 * 2 + 2) * 3 * 2
+    # Three modules in two layers and two outside, three estimators, three views.
+    assert len(summary) == (3 * 2 + 2) * 3 * 3
     assert summary.filter(pl.col("view") == "default")["n_failed"].sum() == 0

@@ -26,7 +26,7 @@ from id_scaling.plots.by_layer import id_by_layer
 from id_scaling.plots.style import SHOWN
 from id_scaling.sealed import read_table, write_table
 from id_scaling.study import Study
-from id_scaling.views import DEFAULT_VIEWS
+from id_scaling.views import View
 
 BOS = 1
 
@@ -247,15 +247,8 @@ def test_each_control_is_a_run_beside_that_of_the_plain_text() -> None:
 
 def summary(controls: tuple[str, ...]) -> pl.DataFrame:
     """Return a summary of two layers, in which each control has an ID of its own."""
-    columns = {
-        "model": "m",
-        "checkpoint": "main",
-        "dataset": "t",
-        "subset": 0,
-        "ctx_len": 64,
-        "view": next(iter(DEFAULT_VIEWS)),
-    }
-    columns |= {"module": "block", "estimator": "mle", "sd": 1.0, "n_contexts": 3, "n_failed": 0, "null_cloud": "none"}
+    columns = {"model": "m", "checkpoint": "main", "dataset": "t", "subset": 0, "ctx_len": 64, "view": "default"}
+    columns |= {"module": "block", "estimator": "mle", "sd": 1.0, "n_contexts": 3, "n_failed": 0, **vars(View())}
     columns |= {"level": "context"}
     table = [
         {**columns, "control": control, "layer": layer, "mean": 10.0 * (number + 1)}
@@ -267,12 +260,12 @@ def summary(controls: tuple[str, ...]) -> pl.DataFrame:
 
 
 def test_figure_has_a_panel_for_each_control_with_axes_of_one_height() -> None:
-    drawn = id_by_layer(summary(("none", "shuffle-1", "shuffle-5"))).to_dict()
+    drawn = id_by_layer(summary(("none", "shuffle-1", "shuffle-5")))
     titles = [row["title"]["text"] for row in drawn["vconcat"]]
     assert [title.split(" · ")[-1] for title in titles] == ["none", "shuffle-1", "shuffle-5"]
     for row, control in zip(drawn["vconcat"], ("none", "shuffle-1", "shuffle-5"), strict=True):
         [panel] = row["hconcat"]
-        data = drawn["datasets"][row["data"]["name"]]
+        data = drawn["datasets"][panel["data"]["name"]]
         assert {point["control"] for point in data} == {control}
         scales = [layer["encoding"]["y"].get("scale") for layer in panel["layer"]]
         assert {tuple(scale["domain"]) for scale in scales} == {(0.0, 31.0)}

@@ -186,7 +186,15 @@ def test_import_is_followed_however_it_is_written(statement: str, helper: Path) 
 
 
 SIMULATED = ("gride", "mind_ml", "mle", "mom", "twonn")
+# Whose curves over scales are drawn.
+DRAWN = ("gride", "mle", "twonn")
 ESTIMATES = {stage for stage in STAGES if stage.startswith("estimate ")}
+METHODS = sorted(stage.split()[-1] for stage in ESTIMATES)
+
+
+def plot_of(method: str) -> set[str]:
+    """Return the stage that draws curves of a method, if there are such."""
+    return {"plot"} if method in DRAWN else set()
 
 
 @pytest.mark.parametrize(
@@ -215,14 +223,15 @@ ESTIMATES = {stage for stage in STAGES if stage.startswith("estimate ")}
         ("embedded.py", {"fetch", "fetch_dataset"}),
         ("hub.py", {"fetch", "fetch_dataset"}),
         ("summarize.py", {"summarize"}),
-        *((f"estimators/{name.split()[-1]}.py", {name}) for name in sorted(ESTIMATES)),
+        ("layers.py", {"plot"} | ESTIMATES),
+        *((f"estimators/{name}.py", {f"estimate {name}"} | plot_of(name)) for name in METHODS),
         # So a method simulated anew makes no other method's estimates stale.
-        *((f"estimators/spread_tables/{name}.py", {f"estimate {name}"}) for name in SIMULATED),
-        ("estimators/spread.py", ESTIMATES),
+        *((f"estimators/spread_tables/{name}.py", {f"estimate {name}"} | plot_of(name)) for name in SIMULATED),
+        ("estimators/spread.py", {"plot"} | ESTIMATES),
         # Two steps away: an estimate reads neighbors, and they are sought under views.
         ("views.py", {"extract", "summarize", "plot"} | ESTIMATES),
-        ("statistics.py", {"extract"} | ESTIMATES),
-        ("kernels/compiled.py", {"extract"} | ESTIMATES),
+        ("statistics.py", {"extract", "plot"} | ESTIMATES),
+        ("kernels/compiled.py", {"extract", "plot"} | ESTIMATES),
         ("files.py", set(STAGES)),
         ("errors.py", set()),
         ("logs.py", set()),

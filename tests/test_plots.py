@@ -7,16 +7,21 @@ import re
 from pathlib import Path
 
 import altair as alt
+import numpy as np
 import polars as pl
 import pytest
+import scipy.stats
 from conftest import save_text, save_tiny_llama, study
 from verbs import run_study
 
 from id_scaling.load import load_contexts, load_summary
+from id_scaling.neighbors import Neighbors
 from id_scaling.plots.catalogue import FIGURES
 from id_scaling.plots.doubts import remarks
 from id_scaling.plots.draw import OF_SUMMARY, chart_of
 from id_scaling.plots.page import as_script
+from id_scaling.plots.scales import _by_scale, _stored
+from id_scaling.plots.training import scaling_law
 from id_scaling.views import leading_view
 
 VIEWS = {
@@ -41,7 +46,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config["cacheing_config"] = {
         "module_inblock_keys": ["block"],
         "module_outblock_keys": ["unemb"],
-        "save_IDs_list": ["mle", "twoNN_f10", "pca_90"],
+        "save_IDs_list": ["mle", "mle_k8", "gride_n4", "twoNN_f10", "pca_90"],
         "cloud_statistics": ["moments", "spectrum"],
         "save_local_IDs": True,
         "views": VIEWS,
@@ -66,10 +71,8 @@ def of_lengths(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def drawn(name: str, summary: pl.DataFrame, session: Path) -> str:
     """Return a figure as text, which holds no number that is not finite."""
-    chart = chart_of(name, summary, session)
-    assert isinstance(chart, alt.TopLevelMixin)
-    text = as_script(chart.to_dict())
-    json.loads(text)
+    text = as_script(chart_of(name, summary, session))
+    alt.Chart.from_dict(json.loads(text), validate=True)
     return text
 
 
@@ -94,14 +97,12 @@ def test_what_is_no_number_is_in_no_figure(name: str, session: Path) -> None:
 @pytest.mark.parametrize("name", [draw.__name__ for draw in OF_SUMMARY])
 def test_a_study_of_a_control_alone_and_of_sites_outside_the_blocks_is_drawn(name: str, session: Path) -> None:
     summary = load_summary(session).filter(control="shuffle-1", module="unemb")
-    text = drawn(name, summary, session)
-    if name != "id_by_scale":  # no kind of estimator looks at two scales
-        assert "Nothing to show" not in text
+    assert "Nothing to show" not in drawn(name, summary, session)
 
 
 def test_lengths_are_lines_of_the_last_checkpoint_of_plain_text(of_lengths: Path) -> None:
     summary = load_summary(of_lengths)
-    chart = chart_of("id_by_length", summary, of_lengths).to_dict()
+    chart = chart_of("id_by_length", summary, of_lengths)
     rows = [row for rows in chart["datasets"].values() for row in rows]
     expected = summary.filter(view="default", checkpoint="step10", control="none")
     columns = ["estimator", "layer", "ctx_len", "mean"]
@@ -128,8 +129,8 @@ def test_a_figure_that_joins_runs_is_of_the_largest_length_which_its_title_names
     text = drawn(name, summary, of_lengths)
     assert "0 · 128 tokens" in text
     assert "40 tokens" not in text
-    of_largest = chart_of(name, summary.filter(ctx_len=128), of_lengths).to_dict()["datasets"].values()
-    found = chart_of(name, summary, of_lengths).to_dict()["datasets"].values()
+    of_largest = chart_of(name, summary.filter(ctx_len=128), of_lengths)["datasets"].values()
+    found = chart_of(name, summary, of_lengths)["datasets"].values()
     plain = {"run", "text", "others"}  # what is said of a run
     assert [[{k: v for k, v in row.items() if k not in plain} for row in rows] for rows in found] == [
         [{k: v for k, v in row.items() if k not in plain} for row in rows] for rows in of_largest
@@ -139,7 +140,7 @@ def test_a_figure_that_joins_runs_is_of_the_largest_length_which_its_title_names
 def test_figures_of_several_runs_have_a_row_or_a_line_for_each_length(of_lengths: Path) -> None:
     summary = load_summary(of_lengths)
     for name in ("id_by_layer", "estimator_agreement", "loss_by_position"):
-        chart = chart_of(name, summary, of_lengths).to_dict()
+        chart = chart_of(name, summary, of_lengths)
         runs = {row["run"] for rows in chart["datasets"].values() for row in rows}
         said = {run.partition(" · 0 · ")[2] for run in runs}
         assert said == {f"{n} tokens · {control}" for n in (40, 128) for control in ("none", "shuffle-1")}
@@ -176,7 +177,7 @@ def test_the_leading_view_is_no_null_and_has_estimates_or_not(session: Path) -> 
 
 
 def test_views_whose_names_end_in_numbers_are_not_draws(session: Path) -> None:
-    chart = chart_of("id_by_view", load_summary(session), session).to_dict()
+    chart = chart_of("id_by_view", load_summary(session), session)
     rows = [row for rows in chart["datasets"].values() for row in rows]
     assert {row["view"] for row in rows} == {"default", "gaussian", "half", "window-5", "window-9"}
     assert {row["name"] for row in rows if row["view"] == "half"} == {"half-0", "half-1"}
@@ -185,23 +186,135 @@ def test_views_whose_names_end_in_numbers_are_not_draws(session: Path) -> None:
 @pytest.mark.parametrize("name", ["id_by_view", "id_against_loss", "id_by_n_points", "id_by_size"])
 def test_a_figure_of_one_run_is_of_plain_text_and_the_last_checkpoint(name: str, session: Path) -> None:
     """The one whose step is not known comes after all."""
-    chart = chart_of(name, load_summary(session), session).to_dict()
+    chart = chart_of(name, load_summary(session), session)
     rows = [row for rows in chart["datasets"].values() for row in rows if "checkpoint" in row]
     assert {row["checkpoint"] for row in rows} == {"final"}
     assert {row["control"] for row in rows if "control" in row} <= {"none"}
     known = load_summary(session).filter(pl.col("training_step").is_not_null())
-    rows = [row for rows in chart_of(name, known, session).to_dict()["datasets"].values() for row in rows]
+    rows = [row for rows in chart_of(name, known, session)["datasets"].values() for row in rows]
     assert {row["checkpoint"] for row in rows if "checkpoint" in row} == {"step10"}
 
 
 def test_the_slope_of_the_fit_is_the_dimension_of_twonn(session: Path) -> None:
-    chart = chart_of("twonn_fit", load_summary(session), session).to_dict()
+    chart = chart_of("twonn_fit", load_summary(session), session)
     titles = [panel["title"] for panel in chart["vconcat"][0]["hconcat"]]
     rows = load_contexts(session, checkpoint="final", control="none", estimator="twoNN_f10", module="block")
     rows = rows.filter(view="default", context=0).sort("layer")
     assert titles == [f"layer {layer}, slope {value:.2f}" for layer, value in rows.select("layer", "value").iter_rows()]
     points = [row for of in chart["datasets"].values() for row in of]
     assert all(row["line"] == pytest.approx(row["log_mu"] * rows["value"][0], rel=1e-5) for row in points[:40])
+
+
+def curves_of(session: Path) -> pl.DataFrame:
+    """Return the rows behind the curves of scale."""
+    datasets = chart_of("id_by_scale", load_summary(session), session)["datasets"]
+    return pl.concat(pl.DataFrame(rows) for rows in datasets.values())
+
+
+def test_curves_of_scale_pass_through_the_means_of_named_estimators(session: Path) -> None:
+    """All contexts are in both: there are 11."""
+    curves = curves_of(session)
+    summary = load_summary(session).filter(checkpoint="final", control="none", view="default", module="block")
+    named = {"mle": ("mle_k", 20), "mle_k8": ("mle_k", 8), "gride_n4": ("gride_n", 4), "twoNN_f10": ("twoNN_f", 10)}
+    for estimator, (kind, scale) in named.items():
+        found = curves.filter(kind=kind, scale=scale).sort("layer")
+        expected = summary.filter(estimator=estimator).sort("layer")
+        assert len(found) == 2
+        for key in ("layer", "mean", "sd", "n_contexts", "n_failed"):
+            assert found[key].to_list() == pytest.approx(expected[key].to_list(), rel=1e-9), (estimator, key)
+
+
+def test_curves_of_scale_show_what_is_stored_and_has_estimates(session: Path) -> None:
+    """Neighbors 1 to 32 of 20 to 63 points that count: a scale n needs 3 n."""
+    scales = curves_of(session).group_by("kind").agg(pl.col("scale").unique().sort())
+    assert dict(scales.iter_rows()) == {
+        "gride_n": list(range(1, 17)),
+        "twoNN_f": list(range(0, 100, 10)),
+        "mle_k": list(range(4, 33)),
+    }
+    made = [(kind, scale) for kind, scale, _ in _stored((1, 2, 4, 5))]
+    assert made == [("gride_n", 1), ("gride_n", 2), *(("twoNN_f", percent) for percent in range(0, 100, 10))]
+
+
+def test_a_cloud_without_an_estimate_is_in_no_curve(session: Path) -> None:
+    log_ratio = np.sort(np.random.default_rng(0).random((3, 40, 4)), axis=2)
+    log_ratio[..., 0], log_ratio[0] = 0, np.nan
+    statistics = {"n_used": np.array([0.0, 40, 40]), "n_nonfinite": np.array([5.0, 0, 0])}
+    r1 = np.where(np.isnan(log_ratio[..., 1]), np.nan, 1.0)
+    curve = _by_scale(Neighbors((1, 2, 3, 4), r1, log_ratio, statistics), 7)
+    assert set(curve["n_failed"]) == {1}
+    mean = (40 - 1) / log_ratio[1:, :, 1].sum(axis=1)  # TwoNN by maximum likelihood, in closed form
+    (row,) = curve.filter(kind="gride_n", scale=1).to_dicts()
+    assert (row["mean"], row["sd"]) == pytest.approx((mean.mean(), mean.std(ddof=1)))
+
+
+@pytest.mark.parametrize("name", ["id_by_scale", "twonn_fit"])
+def test_a_layer_file_of_another_extraction_is_not_drawn(name: str, session: Path) -> None:
+    from id_scaling.errors import StoreError
+
+    path, other = (next(session.glob(f"runs/*/{name}/*/*/none/layer_00.h5")) for name in ("final", "step0"))
+    content = path.read_bytes()
+    path.write_bytes(other.read_bytes())
+    with pytest.raises(StoreError, match=r"layer_00\.h5: made by another extraction than its manifest"):
+        chart_of(name, load_summary(session), session)
+    path.write_bytes(content)
+
+
+def test_the_line_of_losses_over_sizes_is_that_of_scipy() -> None:
+    random = np.random.default_rng(1)
+    sizes = 10 ** random.uniform(6, 9, 7)
+    losses = 20 * sizes**-0.12 * np.exp(0.03 * random.standard_normal(7))
+    expected = scipy.stats.linregress(np.log(sizes), np.log(losses))
+    law = scaling_law(np.repeat(sizes, 3), np.repeat(losses, 3))  # a row for each estimator, say
+    assert (law.alpha, law.stderr, law.n_sizes) == (pytest.approx(-expected.slope), pytest.approx(expected.stderr), 7)
+    assert law.dimension == pytest.approx(4 / 0.12, rel=0.2)
+    with_unknown = scaling_law(np.append(sizes, [1e5, np.nan]), np.append(losses, [np.nan, 2.0]))
+    assert with_unknown == scaling_law(sizes, losses)
+    assert scaling_law(sizes[[0, 1, 1]], losses[:3]) is None  # two sizes
+
+
+def of_sizes(session: Path, losses: list[float | None]) -> tuple[dict, str]:
+    """Return the figure of models of 1, 10, 100 … million parameters that have these losses, and its subtitle."""
+    one = load_summary(session).filter(checkpoint="final", control="none", view="default")
+    models = [
+        one.with_columns(
+            model=pl.lit(f"m{power}"),
+            n_parameters=pl.lit(10 ** (6 + power), pl.Int64),
+            mean_loss=pl.lit(loss, pl.Float64),
+            mean=pl.when(estimator="mle").then(5.0).otherwise(1.0),
+        )
+        for power, loss in enumerate(losses)
+    ]
+    chart = chart_of("id_by_size", pl.concat(models), session)
+    alt.Chart.from_dict(chart, validate=True)
+    return chart, chart["vconcat"][0]["title"]["subtitle"]
+
+
+def test_a_scaling_law_implies_a_dimension_in_each_panel(session: Path) -> None:
+    chart, said = of_sizes(session, [8 * 10 ** (-0.25 * power) for power in range(3)])
+    assert "; loss ~ N^−α, α = 0.25 ± " in said
+    rows = [row for rows in chart["datasets"].values() for row in rows]
+    assert all(row["four_over_alpha"] == pytest.approx(16) for row in rows)
+    marks = {}
+    for panel in chart["vconcat"][0]["hconcat"]:
+        flat = [layer for outer in panel["layer"] for layer in outer.get("layer", [outer])]
+        marks[panel["title"]] = {layer["mark"]["type"]: layer["mark"] for layer in flat}
+    assert marks["mle"]["text"]["text"] == "4/α = 16.0, from 3 sizes"
+    assert "rule" in marks["mle"]
+    # Sixteen times all means: a line would flatten them.
+    assert marks["pca_90"]["text"]["text"] == "4/α = 16.0 (far above), from 3 sizes"
+    assert "rule" not in marks["pca_90"]
+
+
+@pytest.mark.parametrize(
+    ("losses", "words"),
+    [([3.0, 2.5], ""), ([3.0, 2.5, None], ""), ([3.0, 3.1, 3.2], "; no 4/α: over 3 sizes the loss does not fall")],
+)
+def test_without_a_loss_that_falls_over_three_sizes_nothing_is_implied(losses, words: str, session: Path) -> None:
+    chart, said = of_sizes(session, losses)
+    assert said.endswith(" · none" + words)
+    assert '"type": "rule"' not in json.dumps(chart)
+    assert "far above" not in json.dumps(chart)
 
 
 def test_checkpoints_without_a_step_are_counted(session: Path) -> None:
@@ -216,7 +329,7 @@ def test_a_heat_map_of_many_checkpoints_and_layers_is_drawn_each_estimator_in_co
         for k in range(36)
     ]
     alt.data_transformers.disable_max_rows()
-    chart = chart_of("id_by_layer_and_step", pl.concat(grid), session).to_dict()
+    chart = chart_of("id_by_layer_and_step", pl.concat(grid), session)
     (row,) = chart["vconcat"]
     assert row["resolve"] == {"scale": {"color": "independent"}}
     assert {len(chart["datasets"][panel["data"]["name"]]) for panel in row["hconcat"]} == {154 * 36}

@@ -49,7 +49,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cacheing_config__views=VIEWS,
     )
     config["dataset_config"]["filter_and_chunk_config"] = {"max_chunks_from_a_document": 1}
-    config["cacheing_config"] |= {"save_IDs_list": ["mle", "twoNN_f10", "twoNN_f0"], "module_outblock_keys": ["unemb"]}
+    config["cacheing_config"] |= {"save_IDs_list": ["mle", "twoNN_f10"], "module_outblock_keys": ["unemb"]}
     config["cacheing_config"]["module_inblock_keys"] = ["block", "mlp"]
     return run_study(config)
 
@@ -142,13 +142,45 @@ def test_filters_leave_what_they_name_in_every_figure(opened: Page) -> None:
     assert {"mle", "twoNN_f10"} <= set(texts(opened, "id_by_layer"))
 
 
+def is_second_row(summary: pl.DataFrame) -> pl.Expr:
+    """Return which rows are those of the leading run with one point per token."""
+    is_leading = (pl.col("model") == summary["model"][0]) & (pl.col("checkpoint") == "step10")
+    return is_leading & (pl.col("control") == "none") & (pl.col("view") == "one_per_token")
+
+
+def test_the_leading_run_is_shown_with_one_point_per_token_on_the_same_axes(session: Path) -> None:
+    from id_scaling.plots.by_layer import id_by_layer
+
+    summary = load_summary(session)
+    chart = id_by_layer(summary)
+    views = [row["title"]["subtitle"].split("'")[1] for row in chart["vconcat"]]
+    assert views == ["default"] * 3 + ["one_per_token"] + ["default"] * 5  # controls stand beneath their plain text
+    above, below = chart["vconcat"][2:4]
+    assert (
+        above["title"]["text"]
+        == below["title"]["text"]
+        == f"{summary['model'][0]} · step10 · {summary['dataset'][0]} · 0 · none"
+    )
+    domains = [
+        [layer["encoding"]["y"]["scale"]["domain"] for panel in row["hconcat"] for layer in panel["layer"]]
+        for row in (above, below)
+    ]
+    assert domains[0] == domains[1]
+    shown = [row for panel in below["hconcat"] for row in chart["datasets"][panel["data"]["name"]]]
+    expected = summary.filter(pl.col("group").is_null(), is_second_row(summary))
+    assert sorted(row["mean"] for row in shown) == pytest.approx(sorted(expected["mean"]))
+    alone = id_by_layer(summary.filter(view="one_per_token"))
+    assert len(alone["vconcat"]) == 8
+
+
 def test_data_of_a_figure_are_downloaded_as_they_are_filtered(opened: Page, session: Path, tmp_path: Path) -> None:
     choose(opened, "estimator", "mle")
     with opened.expect_download() as download:
         opened.click("button[data-figure=id_by_layer]")
     download.value.save_as(tmp_path / "data.csv")
     rows = list(csv.DictReader((tmp_path / "data.csv").read_text().splitlines()))
-    of = load_summary(session).filter(pl.col("group").is_null(), view="default", estimator="mle")
+    of = load_summary(session).filter(pl.col("group").is_null(), estimator="mle")
+    of = of.filter((pl.col("view") == "default") | is_second_row(of))
     assert download.value.suggested_filename == "id_by_layer.csv"
     assert sorted(float(row["mean"]) for row in rows) == pytest.approx(sorted(of["mean"]))
     assert {row["model"] for row in rows} == set(of["model"])
@@ -171,7 +203,7 @@ def test_the_page_says_what_was_run_and_what_to_doubt(opened: Page, session: Pat
     assert f"mle: 0 of {n_clouds:,} clouds have no estimate." in trust
     assert "Rows are of 24 documents at least; intervals: bootstrap." in trust
     n_high = load_summary(session).filter(pl.col("mean") > 15, view="default").height
-    assert f"{n_high} of {3 * len(summary)} means of estimators from distances are above 15" in trust
+    assert f"{n_high} of {2 * len(summary)} means of estimators from distances are above 15" in trust
     assert "of nearest neighbors are the same token" in trust
 
 
@@ -198,8 +230,8 @@ def test_a_sweep_over_many_checkpoints_has_figures_of_a_few_runs(session: Path, 
     many = [one.with_columns(checkpoint=pl.lit(f"step{step}"), training_step=pl.lit(step, pl.Int64)) for step in steps]
     from id_scaling.plots.draw import OF_SUMMARY
 
-    charts = {draw.__name__: draw(pl.concat(many)).to_dict() for draw in OF_SUMMARY}
-    assert len(charts["id_by_layer"]["vconcat"]) == 8
+    charts = {draw.__name__: draw(pl.concat(many)) for draw in OF_SUMMARY}
+    assert len(charts["id_by_layer"]["vconcat"]) == 8 + 1  # the last, which leads, with one point per token too
     titles = [row["title"] for row in charts["id_by_layer"]["vconcat"]]
     assert all("8 of 154 runs, evenly spread" in title["subtitle"] for title in titles)
     assert " · step0 · " in titles[0]["text"]
@@ -212,7 +244,7 @@ def test_contexts_of_the_scatter_are_those_of_the_strongest_correlation(session:
     from id_scaling.plots.loss import id_against_loss
 
     summary = load_summary(session)
-    drawn_ = id_against_loss(summary, session).to_dict()
+    drawn_ = id_against_loss(summary, session)
     points = [row for rows in drawn_["datasets"].values() for row in rows if row.get("panel", "").startswith("mle")]
     of = summary.filter(pl.col("group").is_null(), view="default", estimator="mle", module="block")
     of = of.filter(model=points[0]["model"], checkpoint="step10", ctx_len=64, control="none")

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from id_scaling.views import View, leading_view
 
-# What the number at the end of an estimator's name is.
-SCALES = {"gride_n": "rank n, of n and 2n", "twoNN_f": "points discarded (%)", "mle_k": "neighbors k"}
-SCALED = re.compile(rf"({'|'.join(SCALES)})(\d+)")
 # What a view may not differ in from the leading one to differ in its number of points alone.
 SAME = ["skip_first_tokens", "duplicates", "preprocess", "exclude_window", "null_cloud"]
 
@@ -42,7 +38,8 @@ FIGURES = (
         "id_by_layer",
         "How does the dimension change with depth?",
         "Mean over contexts and a band of one standard deviation between them. Sites outside the blocks stand beside "
-        "them: `emb` before the first, the others after the last.",
+        "them: `emb` before the first, the others after the last. The leading run is shown with one point per token, "
+        "too, on the same axes: repeated tokens are the largest confound.",
     ),
     Figure(
         "estimator_agreement",
@@ -68,9 +65,10 @@ FIGURES = (
     Figure(
         "id_by_scale",
         "Does it hang on the scale at which an estimator looks?",
-        "Means of one kind of estimator at several scales: at small ones noise counts, at large ones curvature and "
-        "density do. A dimension that no range of scales agrees on is not one number.",
-        of="scales",
+        "Means of each kind of estimator at the scales that stored neighbors allow, and a band of one standard "
+        "deviation between contexts. At small scales noise counts, at large ones curvature, density and that the cloud "
+        "ends. A dimension that no range of scales agrees on is not one number. That `mle` falls while k is small is "
+        "its own: it is (k − 1)/(k − 2) times too high.",
     ),
     Figure(
         "id_by_n_points",
@@ -119,7 +117,11 @@ FIGURES = (
     Figure(
         "id_by_size",
         "How does it change with the size of the model?",
-        "The largest mean of all layers, at each model's last checkpoint, against its parameters.",
+        "The largest mean of all layers, at each model's last checkpoint, against its parameters. The dashed line, "
+        "where at least three sizes have a loss that falls as N to the −α, is 4/α: about the dimension of the data, "
+        "expect Sharma and Kaplan (2022), of models trained to convergence on plentiful data. Small studies are not "
+        "of such, and their α is of few points. Losses have to be of one tokenizer, and no part of them may stay "
+        "however large the model: such a part makes α too small and the line too high.",
         of="models",
     ),
 )
@@ -128,12 +130,6 @@ FIGURES = (
 def figures_of(n_values: Mapping[str, int]) -> list[Figure]:
     """Return the figures of a study with so many values on each axis."""
     return [figure for figure in FIGURES if figure.of is None or n_values[figure.of] > 1]
-
-
-def n_scales(estimators: Sequence[str]) -> int:
-    """Return the largest number of scales at which one kind of estimator looks."""
-    kinds = [match[1] for match in map(SCALED.fullmatch, estimators) if match]
-    return max(map(kinds.count, kinds), default=0)
 
 
 def n_sizes(views: Mapping[str, View]) -> int:

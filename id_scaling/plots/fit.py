@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import altair as alt
-import h5py
 import numpy as np
 import polars as pl
 
+from id_scaling.layers import neighbors_at
 from id_scaling.load import run_named
-from id_scaling.paths import file_of, run_folder
+from id_scaling.paths import run_folder
 from id_scaling.plots import style
 from id_scaling.sealed import read_record
 
@@ -18,7 +18,7 @@ from id_scaling.sealed import read_record
 KEPT_PERCENT, MOST_POINTS = 90, 250
 
 
-def twonn_fit(summary: pl.DataFrame, session: Path) -> alt.TopLevelMixin:
+def twonn_fit(summary: pl.DataFrame, session: Path) -> style.Specification:
     """Return the figure: -log(1 - F) against log(r_2 / r_1) at a few layers of one context, each with its line.
 
     F is the share of points up to each; TwoNN's dimension is the slope of a line through the origin.
@@ -32,11 +32,13 @@ def twonn_fit(summary: pl.DataFrame, session: Path) -> alt.TopLevelMixin:
     manifest = read_record(folder / "manifest.json")
     if 2 not in manifest["ranks"]:
         raise style.NothingToShowError("the second neighbor is not stored")
-    column = manifest["ranks"].index(2)
-    name = f"{module}/{view}/log_ratio"
-    found = [_of_layer(folder / file_of(layer), name, column, layer) for layer in layers or [None]]
-    points = pl.concat(found).with_columns(**{key: pl.lit(run[key]) for key in ("model", "checkpoint")})
-    points = points.with_columns(module=pl.lit(module))
+    first = {
+        layer: neighbors_at(folder, manifest, layer, module, view, range(1), (2,)).at(2)[0]
+        for layer in layers or [None]
+    }
+    names = {"model": run["model"], "checkpoint": run["checkpoint"], "module": module}
+    points = pl.concat(_of_layer(layer, logs) for layer, logs in first.items())
+    points = points.with_columns(pl.lit(name).alias(key) for key, name in names.items())
     title = (
         table["run"][0],
         f"module {module!r}, view {view!r}, the first context, without the last tenth of its points{others}",
@@ -44,10 +46,8 @@ def twonn_fit(summary: pl.DataFrame, session: Path) -> alt.TopLevelMixin:
     return style.configured(style.grid(points.with_columns(row=pl.lit("all")), "row", "layer", _panel, lambda _: title))
 
 
-def _of_layer(path: Path, name: str, column: int, layer: int | None) -> pl.DataFrame:
-    """Return points of the fit of one layer's first context, and where their line is."""
-    with h5py.File(path, "r") as file:
-        logs = file[name][0, :, column].astype(np.float64)
+def _of_layer(layer: int | None, logs: np.ndarray) -> pl.DataFrame:
+    """Return points of the fit of one layer's first context, from log(r_2 / r_1), and where their line is."""
     logs = np.sort(logs[~np.isnan(logs)])
     if np.isinf(logs).any():  # a point at no distance from another: no estimate either
         logs = logs[:0]

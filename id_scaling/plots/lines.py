@@ -15,7 +15,7 @@ from id_scaling.views import View
 LATER = ["null_cloud", "preprocess", "exclude_window"]
 
 
-def estimator_agreement(summary: pl.DataFrame) -> alt.TopLevelMixin:
+def estimator_agreement(summary: pl.DataFrame) -> style.Specification:
     """Return the figure: all estimators in one panel a module, a row for each of a few runs."""
     table = style.of_all_contexts(style.leading(summary))
     runs, left_out = style.shown(style.unique(table, "run"), style.MOST_RUNS, "runs")
@@ -27,7 +27,7 @@ def estimator_agreement(summary: pl.DataFrame) -> alt.TopLevelMixin:
     return style.configured(_by_layer(table, "run", "module", "estimator", titles))
 
 
-def id_by_view(summary: pl.DataFrame) -> alt.TopLevelMixin:
+def id_by_view(summary: pl.DataFrame) -> style.Specification:
     """Return the figure: all views in one panel an estimator, a row for each module, of the leading run."""
     table = _inside(style.of_all_contexts(summary, *SAME, "decimate", "draw"))
     run = style.leading_run(table)
@@ -45,7 +45,7 @@ def id_by_view(summary: pl.DataFrame) -> alt.TopLevelMixin:
         of_part = near.filter(pl.col("view").is_in([lead, *views[start : start + size]]))
         part = f", part {number} of {len(starts)}" if len(starts) > 1 else ""
         drawn.append(_of_run(of_part, "view", others + part, detail="name"))
-    return style.configured(alt.vconcat(*drawn).resolve_scale(color="independent", strokeDash="independent"))
+    return style.configured(style.beside("vconcat", drawn, color="independent", strokeDash="independent"))
 
 
 def _plain(key: str) -> str | int:
@@ -61,7 +61,7 @@ def _without_draw() -> pl.Expr:
     return pl.when(is_draw).then(stem).otherwise("view")
 
 
-def id_by_control(summary: pl.DataFrame) -> alt.TopLevelMixin:
+def id_by_control(summary: pl.DataFrame) -> style.Specification:
     """Return the figure: all controls in one panel an estimator, a row for each module, of the leading run's."""
     return _of_axis(summary, "control")
 
@@ -84,7 +84,7 @@ def _inside(table: pl.DataFrame) -> pl.DataFrame:
     return table.filter(pl.col("module").is_in(style.modules_of(table)))
 
 
-def _of_run(of_run: pl.DataFrame, by: str, more: str, detail: str | None = None) -> alt.VConcatChart:
+def _of_run(of_run: pl.DataFrame, by: str, more: str, detail: str | None = None) -> style.Specification:
     """Return a row for each module of one run, with a line for each value of a column."""
 
     def titles(of_row: pl.DataFrame) -> tuple[str, str]:
@@ -93,7 +93,7 @@ def _of_run(of_run: pl.DataFrame, by: str, more: str, detail: str | None = None)
     return _by_layer(of_run, "module", "estimator", by, titles, detail)
 
 
-def _by_layer(table, rows, columns, by, titles, detail=None) -> alt.VConcatChart:
+def _by_layer(table, rows, columns, by, titles, detail=None) -> style.Specification:
     """Return a grid of panels of means against layer, with a line for each value of a column."""
     values, left_out = style.shown(style.unique(table, by), style.MOST_LINES, f"{by}s")
     table = table.filter(pl.col(by).is_in(values))
@@ -114,5 +114,5 @@ def _panel(table: pl.DataFrame, by: str, values: list[str], detail: str | None) 
         **style.coloured(by, values),
         **({"detail": f"{detail}:N"} if detail else {}),
     )
-    tooltip = [by, "layer", "mean", "sd", "n_contexts", "n_failed"]
+    tooltip = style.tooltip(by, "layer", "mean", "sd", "n_contexts", "n_failed")
     return base.mark_line(strokeWidth=1.5) + base.mark_point(filled=True, size=20).encode(tooltip=tooltip)

@@ -17,7 +17,7 @@ OF_POINT = ["model", "checkpoint", "module", "estimator", "layer", "document_id"
 OF_POINT += ["loss", "entropy", "value", "stderr"]
 
 
-def id_against_loss(summary: pl.DataFrame, session: Path) -> alt.TopLevelMixin:
+def id_against_loss(summary: pl.DataFrame, session: Path) -> style.Specification:
     """Return the figure: contexts at the most correlated layer of each estimator, and the correlation by layer."""
     table = style.of_all_contexts(style.leading(summary))
     run, others = style.leading_run(table), style.one_of(table)
@@ -39,10 +39,10 @@ def id_against_loss(summary: pl.DataFrame, session: Path) -> alt.TopLevelMixin:
         of_rows = correlated.with_columns(row=pl.lit("all"))
         said = "Spearman's correlation of ID and loss by layer", _documents(correlated)
         drawn.append(style.grid(of_rows, "row", "estimator", _correlations, lambda _: said))
-    return style.configured(alt.vconcat(*drawn))
+    return style.configured(style.beside("vconcat", drawn))
 
 
-def loss_by_position(summary: pl.DataFrame, session: Path) -> alt.TopLevelMixin:
+def loss_by_position(summary: pl.DataFrame, session: Path) -> style.Specification:
     """Return the figure: mean loss and entropy of tokens at each position, a line for each of a few runs."""
     table = style.of_all_contexts(summary)
     runs, left_out = style.shown(style.unique(table, "run"), style.MOST_LINES, "runs")
@@ -98,7 +98,7 @@ def _scatter(table: pl.DataFrame) -> alt.LayerChart:
         x=alt.X("loss:Q", title="loss (nats/token)", scale=alt.Scale(zero=False)),
         y=alt.Y("value:Q", title=style.ID, scale=alt.Scale(zero=False)),
     )
-    tooltip = ["document_id", "chunk", "loss", "entropy", "value", "stderr"]
+    tooltip = style.tooltip("document_id", "chunk", "loss", "entropy", "value", "stderr")
     points = base.mark_circle(size=25, opacity=0.6, color=style.PALETTE[0]).encode(tooltip=tooltip)
     return points + base.transform_regression("loss", "value").mark_line(color=style.PALETTE[1], strokeWidth=1.5)
 
@@ -123,7 +123,7 @@ def _correlations(table: pl.DataFrame) -> alt.LayerChart:
         x=x,
         y=alt.Y("spearman_loss:Q", scale=scale, title="Spearman's ρ"),
         **colours,
-        tooltip=["module", "layer", "spearman_loss", "partial_loss", "p_loss", "q_loss"],
+        tooltip=style.tooltip("module", "layer", "spearman_loss", "partial_loss", "p_loss", "q_loss"),
     )
     zero = alt.Chart(pl.DataFrame({"zero": [0]})).mark_rule(color="#888").encode(y="zero:Q")
     return zero + band + line
@@ -136,4 +136,4 @@ def _by_position(table: pl.DataFrame) -> alt.LayerChart:
         y=alt.Y("value:Q", title=f"{table['score'][0]} (nats/token)", scale=alt.Scale(zero=True)),
         **style.coloured("run", style.unique(table, "run")),
     )
-    return alt.layer(base.mark_line(strokeWidth=1).encode(tooltip=["run", "position", "value"]))
+    return alt.layer(base.mark_line(strokeWidth=1).encode(tooltip=style.tooltip("run", "position", "value")))

@@ -20,6 +20,11 @@ def as_script(value: object) -> str:
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
+def page_of(name: str, specification: dict) -> str:
+    """Return a page of one figure."""
+    return FIGURE.format(title=name, libraries=libraries(), spec=as_script(specification))
+
+
 FIGURE = """<!DOCTYPE html>
 <html lang="en">
 <head><meta charset="utf-8"><title>{title}</title><link rel="icon" href="data:,"></head>

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from html import escape
 from pathlib import Path
 
-import altair as alt
 import polars as pl
 
 from id_scaling.clouds import CONTEXT
@@ -18,7 +17,7 @@ from id_scaling.plots.page import PAGE, SCRIPT, STYLE, as_script, libraries
 from id_scaling.views import RAW
 
 
-def write_report(summary: pl.DataFrame, charts: Mapping[str, alt.TopLevelMixin], path: Path) -> None:
+def write_report(summary: pl.DataFrame, charts: Mapping[str, style.Specification], path: Path) -> None:
     """Write the report of a session whose figures are drawn."""
     title = f"Intrinsic dimension of {_listed(style.unique(summary, 'model'), 3)}"
     sections = [("what", "What was run", _what_was_run(summary))]
@@ -34,7 +33,7 @@ def write_report(summary: pl.DataFrame, charts: Mapping[str, alt.TopLevelMixin],
             f'<section id="{name}"><h2>{escape(heading)}</h2>{body}</section>' for name, heading, body in sections
         ),
         libraries=libraries(),
-        specs=as_script({name: chart.to_dict() for name, chart in charts.items()}),
+        specs=as_script(charts),
         script=SCRIPT,
     )
     path.write_text(page, encoding="utf-8")

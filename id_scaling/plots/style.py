@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import altair as alt
 import polars as pl
@@ -12,6 +12,8 @@ from id_scaling.clouds import CONTEXT
 from id_scaling.views import leading_view
 
 T = TypeVar("T")
+# A figure, or a part of one, as Vega-Lite has it; data stand at the top, under their names.
+Specification = dict[str, Any]
 
 # Okabe and Ito (2008): distinguishable by colour-blind eyes; shapes and dashes tell lines apart in grey.
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
@@ -25,6 +27,11 @@ SHOWN += ["mean_entropy", "spearman_loss", "spearman_loss_low", "spearman_loss_h
 SHOWN += ["q_loss", "n_parameters", "training_step"]
 RUN = ["model", "checkpoint", "dataset", "subset", "ctx_len", "control"]
 ID = "intrinsic dimension"
+CONFIG = {
+    "view": {"continuousWidth": 300, "continuousHeight": 300, "stroke": None},
+    "axis": {"grid": False, "labelFontSize": 11, "labelOverlap": True, "labelSeparation": 6, "titleFontSize": 12},
+    "legend": {"labelLimit": 300, "symbolOpacity": 1, "symbolStrokeWidth": 2},
+}
 
 
 def spread(values: Sequence[T], most: int) -> list[T]:
@@ -131,6 +138,11 @@ def coloured(column: str, values: Sequence[str]) -> dict[str, alt.SchemaBase]:
     }
 
 
+def tooltip(*columns: str) -> list[alt.Tooltip]:
+    """Return what is said of a point; of mere names altair finds out at length what they are."""
+    return [alt.Tooltip(column) for column in columns]
+
+
 def grid(
     table: pl.DataFrame,
     rows: str,
@@ -138,7 +150,7 @@ def grid(
     panel: Callable[[pl.DataFrame], alt.LayerChart],
     titles: Callable[[pl.DataFrame], tuple[str, str]],
     **scales: str,
-) -> alt.VConcatChart:
+) -> Specification:
     """Return a panel for each value of two columns, titled by the second, in rows that are titled.
 
     `scales` says of a channel that it is `independent` in each panel.
@@ -155,29 +167,38 @@ def grid(
         of_row = table.filter(pl.col(rows) == row)
         title, subtitle = titles(of_row)
         panels = [
-            panel(of_row.filter(pl.col(columns) == column)).properties(
-                title=str(column), width=PANEL_WIDTH, height=PANEL_HEIGHT
-            )
+            specified(panel(of_row.filter(pl.col(columns) == column)), str(column))
             for column in unique(of_row, columns)
         ]
-        row = alt.hconcat(*panels, title=alt.TitleParams(title, subtitle=subtitle, anchor="start"))
-        drawn.append(row.resolve_scale(**scales) if scales else row)
-    return alt.vconcat(*drawn)
+        titled = {"title": {"text": title, "anchor": "start", "subtitle": subtitle}}
+        drawn.append(beside("hconcat", panels, **scales) | titled)
+    return beside("vconcat", drawn)
 
 
-def configured(chart: alt.TopLevelMixin) -> alt.TopLevelMixin:
-    """Return a chart in the style of all."""
-    return (
-        chart.configure_view(stroke=None)
-        .configure_axis(grid=False, labelFontSize=11, titleFontSize=12, labelOverlap=True, labelSeparation=6)
-        .configure_legend(labelLimit=300, symbolStrokeWidth=2, symbolOpacity=1)
-    )
+def specified(panel: alt.LayerChart, title: str) -> Specification:
+    """Return a panel of a grid; altair would copy it, with all it holds, for every grid it is part of."""
+    specification = panel.to_dict(validate=False)
+    del specification["$schema"], specification["config"]
+    return {**specification, "title": title, "width": PANEL_WIDTH, "height": PANEL_HEIGHT}
 
 
-def nothing(words: str) -> alt.TopLevelMixin:
+def beside(kind: str, parts: Sequence[Specification], **scales: str) -> Specification:
+    """Return parts beside (`hconcat`) or below (`vconcat`) each other; `scales` as in `grid`."""
+    datasets = {name: rows for part in parts for name, rows in part.pop("datasets", {}).items()}
+    resolved = {"resolve": {"scale": scales}} if scales else {}
+    return {kind: list(parts), **resolved, "datasets": datasets}
+
+
+def configured(specification: Specification) -> Specification:
+    """Return a figure in the style of all."""
+    return {"$schema": alt.SCHEMA_URL, "config": CONFIG, **specification}
+
+
+def nothing(words: str) -> Specification:
     """Return what stands in the place of a figure that has no data."""
-    said = alt.Chart(pl.DataFrame({"nothing": [f"Nothing to show: {words}"]}), width=PANEL_WIDTH, height=40)
-    return configured(said.mark_text(align="left", x=0, fontSize=13).encode(text="nothing:N"))
+    said = alt.Chart(pl.DataFrame({"nothing": [f"Nothing to show: {words}"]}))
+    said = said.mark_text(align="left", x=0, fontSize=13).encode(text="nothing:N")
+    return configured({**said.to_dict(validate=False), "width": PANEL_WIDTH, "height": 40, "config": CONFIG})
 
 
 def layer_axis(table: pl.DataFrame) -> alt.Axis:

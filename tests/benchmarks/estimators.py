@@ -235,7 +235,7 @@ class Stored:
 
         from id_scaling.estimators import get_estimator
         from id_scaling.estimators.base import estimate_from_neighbors
-        from id_scaling.ids import read_neighbors
+        from id_scaling.layers import read_neighbors
 
         for name in NAMES:
             estimator = get_estimator(name)

@@ -82,7 +82,7 @@ def test_the_report_of_snakemake_holds_summary_figures_and_report(real: Workflow
 def test_the_summary_has_a_row_for_every_site_view_and_estimator(real: Workflow):
     summary = id_scaling.load_summary(real.session)
     assert summary.columns == [name for name, _, _ in COLUMNS]
-    assert len(summary) == (30 * 3 + 2) * 2 * 3
+    assert len(summary) == (30 * 3 + 2) * 3 * 3
     assert summary["n_contexts"].unique().to_list() == [3]
     default = summary.filter(pl.col("view") == "default")
     assert default["n_failed"].sum() == 0
@@ -91,6 +91,10 @@ def test_the_summary_has_a_row_for_every_site_view_and_estimator(real: Workflow)
     kept = summary.filter((pl.col("view") == "origin") & (pl.col("module") == "emb"))
     assert kept["mean"].is_null().all()
     assert kept["statuses"].unique().to_list() == ["degenerate: 3"]
+    # Where they are equal, one point per token is one of each set of equal points; later they differ.
+    per_token, distinct = (summary.filter(view=view, estimator="twoNN_f10") for view in ("one_per_token", "default"))
+    assert per_token.filter(module="emb")["mean"].equals(distinct.filter(module="emb")["mean"])
+    assert (per_token.filter(module="block")["n_used"] < distinct.filter(module="block")["n_used"]).all()
     assert summary["mean_loss"].unique().item() == pytest.approx(3.2, abs=0.5)
     assert pl.read_csv(real.session / "summary.csv").height == len(summary)
 

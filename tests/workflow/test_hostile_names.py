@@ -175,7 +175,7 @@ def test_model_of_a_hostile_name_gives_the_numbers_of_a_plain_one(
     summary = pl.read_parquet(session / "summary.parquet")
     assert summary["dataset"].unique().to_list() == [str(text)]
     hostile, plain = (summary.filter(pl.col("model") == str(folder)).drop("model") for folder in (model, tiny_llama))
-    assert len(hostile) == 2 * 2  # layers and views
+    assert len(hostile) == 2 * 3  # layers and views
     assert hostile.equals(plain)
     assert (session / "figures" / "id_by_layer.png").stat().st_size > 0
     assert list(tmp_path.rglob("*pwned")) == []

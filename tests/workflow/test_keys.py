@@ -182,7 +182,7 @@ def test_clouds_and_centres_are_saved_when_asked_in_the_precision_asked(base: Wo
         assert file["mlp/activations"].shape == (23, 64, 32)
         assert file["mlp/mean"].shape == (23, 32)
     with h5py.File(run_folder(base.session) / "layer_00.h5", "r") as file:
-        assert set(file["mlp"]) == {"default", "origin"}
+        assert set(file["mlp"]) == {"default", "one_per_token", "origin"}
 
 
 def test_ids_are_not_saved_when_not_asked(base: Workflow, tmp_path: Path):

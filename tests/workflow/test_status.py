@@ -146,7 +146,7 @@ def test_each_log_begins_with_the_settings_and_ends_with_what_was_written(sessio
     assert extracted[-1].endswith("/manifest.json (11 contexts)")
     (estimated,) = (lines for log, lines in logs.items() if log.parts[-2:] == ("mlp", "mle.log"))
     assert {"estimate", "module=mlp", "estimator=mle"} <= set(estimated[0].split())
-    assert estimated[-1].endswith("/ids/mlp/mle.parquet (44 rows)")  # 11 contexts, two layers, two views
+    assert estimated[-1].endswith("/ids/mlp/mle.parquet (66 rows)")  # 11 contexts, two layers, three views
 
 
 @pytest.mark.parametrize("name", ["embedded", "trained", "hub", "controls"])
