@@ -264,7 +264,7 @@ class ViewConfig(_Section):
 
 
 def _default_views() -> dict[str, ViewConfig]:
-    settings = ViewConfig.model_fields.keys() - {"draws"}
+    settings = ViewConfig.model_fields.keys() & vars(View()).keys()
     return {name: ViewConfig(**{key: getattr(view, key) for key in settings}) for name, view in DEFAULT_VIEWS.items()}
 
 

@@ -252,7 +252,7 @@ def test_a_cloud_without_an_estimate_is_in_no_curve(session: Path) -> None:
 def test_a_layer_file_of_another_extraction_is_not_drawn(name: str, session: Path) -> None:
     from id_scaling.errors import StoreError
 
-    path, other = (next(session.glob(f"runs/*/{name}/*/*/none/layer_00.h5")) for name in ("final", "step0"))
+    path, other = (next(session.glob(f"runs/*/{name}/*/*/*/none/layer_00.h5")) for name in ("final", "step0"))
     content = path.read_bytes()
     path.write_bytes(other.read_bytes())
     with pytest.raises(StoreError, match=r"layer_00\.h5: made by another extraction than its manifest"):

@@ -363,7 +363,7 @@ def test_groups_text_and_figures_are_of_contexts_alone(session: Path) -> None:
     assert summary.filter(level="context").equals(plain, null_equal=True)
     assert len(summary) == len(plain) + 2
     assert readable(summary) == readable(plain)
-    assert id_by_layer(summary).to_dict() == id_by_layer(plain).to_dict()
+    assert id_by_layer(summary) == id_by_layer(plain)
     assert remarks(summary) == remarks(plain)
 
 
