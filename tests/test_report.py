@@ -145,11 +145,12 @@ def test_filters_leave_what_they_name_in_every_figure(opened: Page) -> None:
 def test_data_of_a_figure_are_downloaded_as_they_are_filtered(opened: Page, session: Path, tmp_path: Path) -> None:
     choose(opened, "estimator", "mle")
     with opened.expect_download() as download:
-        opened.click("button[data-figure=id_by_layer]")
+        opened.click("button[data-figure=id_by_length]")
     download.value.save_as(tmp_path / "data.csv")
     rows = list(csv.DictReader((tmp_path / "data.csv").read_text().splitlines()))
-    of = load_summary(session).filter(pl.col("group").is_null(), view="default", estimator="mle")
-    assert download.value.suggested_filename == "id_by_layer.csv"
+    summary = load_summary(session).filter(pl.col("group").is_null(), view="default", estimator="mle")
+    of = summary.filter(pl.col("layer").is_not_null(), checkpoint="step10", control="none", model=summary["model"][0])
+    assert download.value.suggested_filename == "id_by_length.csv"
     assert sorted(float(row["mean"]) for row in rows) == pytest.approx(sorted(of["mean"]))
     assert {row["model"] for row in rows} == set(of["model"])
 
