@@ -176,12 +176,12 @@ def test_the_leading_run_is_shown_with_one_point_per_token_on_the_same_axes(sess
 def test_data_of_a_figure_are_downloaded_as_they_are_filtered(opened: Page, session: Path, tmp_path: Path) -> None:
     choose(opened, "estimator", "mle")
     with opened.expect_download() as download:
-        opened.click("button[data-figure=id_by_layer]")
+        opened.click("button[data-figure=id_by_length]")
     download.value.save_as(tmp_path / "data.csv")
     rows = list(csv.DictReader((tmp_path / "data.csv").read_text().splitlines()))
-    of = load_summary(session).filter(pl.col("group").is_null(), estimator="mle")
-    of = of.filter((pl.col("view") == "default") | is_second_row(of))
-    assert download.value.suggested_filename == "id_by_layer.csv"
+    summary = load_summary(session).filter(pl.col("group").is_null(), view="default", estimator="mle")
+    of = summary.filter(pl.col("layer").is_not_null(), checkpoint="step10", control="none", model=summary["model"][0])
+    assert download.value.suggested_filename == "id_by_length.csv"
     assert sorted(float(row["mean"]) for row in rows) == pytest.approx(sorted(of["mean"]))
     assert {row["model"] for row in rows} == set(of["model"])
 

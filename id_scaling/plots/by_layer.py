@@ -5,6 +5,7 @@ from __future__ import annotations
 import altair as alt
 import polars as pl
 
+from id_scaling.clouds import CONTEXT
 from id_scaling.plots import style
 from id_scaling.plots.catalogue import SAME
 from id_scaling.plots.style import ID, RUN
@@ -45,8 +46,10 @@ def _per_token(summary: pl.DataFrame, shown: pl.DataFrame) -> pl.DataFrame:
     same = [pl.col(key) == lead[key][0] for key in (*SAME, "decimate") if key != "duplicates"]
     is_it = (pl.col("duplicates") == "one_per_token") & (lead["duplicates"][0] != "one_per_token")
     views = style.unique(summary.filter(is_it, *same), "view")
-    rows = summary.filter(pl.col("view").is_in(views[:1]), **style.leading_run(shown))
-    return style.of_all_contexts(rows) if rows["mean"].count() else shown.clear()
+    run = style.leading_run(shown)
+    name = shown.filter(**run)["run"][0]
+    rows = summary.filter(pl.col("view").is_in(views[:1]), pl.col("mean").is_not_null(), level=CONTEXT, **run)
+    return style.of_all_contexts(rows).with_columns(run=pl.lit(name)) if len(rows) else shown.clear()
 
 
 def _abscissa() -> pl.Expr:
