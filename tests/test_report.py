@@ -159,7 +159,7 @@ def test_the_leading_run_is_shown_with_one_point_per_token_on_the_same_axes(sess
     assert (
         above["title"]["text"]
         == below["title"]["text"]
-        == f"{summary['model'][0]} · step10 · {summary['dataset'][0]} · 0 · none"
+        == f"{summary['model'][0]} · step10 · {summary['dataset'][0]} · 0 · 64 tokens · none"
     )
     domains = [
         [layer["encoding"]["y"]["scale"]["domain"] for panel in row["hconcat"] for layer in panel["layer"]]
