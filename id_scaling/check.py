@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import polars as pl
 
+from id_scaling.clouds import CONTEXT
 from id_scaling.controls import NONE
 from id_scaling.errors import StoreError, UnsealedError
 from id_scaling.files import sha256
@@ -251,10 +252,12 @@ class _Check:
 def _strange_ids(table: pl.DataFrame) -> Iterator[str]:
     """Yield what is strange in a table of IDs."""
     is_ok = table["status"] == "ok"
-    n_failed = len(table) - is_ok.sum()
-    if n_failed > MANY_FAILED * len(table):
-        counts = table.filter(~is_ok)["status"].value_counts(sort=True).rows()
-        yield f"{n_failed} of {len(table)} clouds are not ok: {', '.join(f'{n} {word}' for word, n in counts)}"
+    for (cloud,), part in table.group_by("cloud", maintain_order=True):
+        failed = part.filter(pl.col("status") != "ok")["status"]
+        if len(failed) > MANY_FAILED * len(part):
+            counts = ", ".join(f"{n} {word}" for word, n in failed.value_counts(sort=True).rows())
+            kind = "" if cloud == CONTEXT else f" {cloud}"
+            yield f"{len(failed)} of {len(part)}{kind} clouds are not ok: {counts}"
     values = table.filter(is_ok)["value"]
     n_impossible = len(values) - (values.is_finite() & (values > 0)).sum()
     if n_impossible:

@@ -112,6 +112,9 @@ Checkpoint = Annotated[Source, AfterValidator(_inside)]
 Folder = Annotated[_Place, AfterValidator(_as_folder)]
 Control = Annotated[Literal[CONTROLS], BeforeValidator(_other_than_none)]
 
+# Of a view: fewer have no neighbors at any rank.
+LEAST_POINTS = 2
+
 # Text that was meant as a number.
 NUMBER = r"[0-9][0-9_]*([.][0-9_]*)?([eE][+-]?[0-9]+)?"
 
@@ -428,6 +431,7 @@ class Config(_Section):
             if CONTEXT in self.cacheing_config.clouds:
                 _check_points(self.cacheing_config, ctx_len)
                 _check_needs(self.cacheing_config, ctx_len)
+            _check_views(self.cacheing_config, ctx_len)
         return self
 
 
@@ -535,6 +539,23 @@ def _check_points(cacheing: CacheingConfig, ctx_len: int) -> None:
                 f"{ctx_len} leaves {max(n_counted, 0)} under the view {name!r}; raise ctx_len, or have the view "
                 "leave more"
             )
+        if made.needs == "points" and (view.exclude_window or view.null_cloud != "none"):
+            key = "exclude_window" if view.exclude_window else "null_cloud"
+            raise ValueError(
+                f"cacheing_config.views.{name}.{key}: {estimator} reads saved clouds, which know nothing of it; leave "
+                "one of them out, or study them in a session of their own"
+            )
+
+
+def _check_views(cacheing: CacheingConfig, ctx_len: int) -> None:
+    """Raise a ValueError when a view cannot be made of contexts of a length."""
+    for name, view in cacheing.views.items():
+        n_points = ctx_len - view.skip_first_tokens
+        if n_points < LEAST_POINTS:
+            raise ValueError(
+                f"cacheing_config.views.{name}.skip_first_tokens: found {view.skip_first_tokens}, but ctx_len "
+                f"{ctx_len} leaves {max(n_points, 0)} points; skip fewer"
+            )
         n_drawn = min(view.decimate or n_points, n_points)
         if view.n_dropped and view.n_dropped >= n_drawn - 1:
             raise ValueError(
@@ -545,12 +566,6 @@ def _check_points(cacheing: CacheingConfig, ctx_len: int) -> None:
             raise ValueError(
                 f"cacheing_config.views.{name}.decimate: found {view.decimate}, but ctx_len {ctx_len} leaves "
                 f"{n_points} points to draw from; draw fewer"
-            )
-        if made.needs == "points" and (view.exclude_window or view.null_cloud != "none"):
-            key = "exclude_window" if view.exclude_window else "null_cloud"
-            raise ValueError(
-                f"cacheing_config.views.{name}.{key}: {estimator} reads saved clouds, which know nothing of it; leave "
-                "one of them out, or study them in a session of their own"
             )
 
 

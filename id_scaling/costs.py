@@ -30,6 +30,8 @@ from id_scaling.store import RANKS_A_CHUNK
 from id_scaling.study import Study
 from id_scaling.views import View, default_ranks, views_at
 
+# As an estimate takes of a cloud of a run, whose view scales it or replaces it by a null.
+PRODUCTS_OF_A_SCALED_VIEW = 5
 # Estimates of a run in one submission, as the Slurm profile groups them.
 TABLES_A_SUBMISSION = 100
 # What text is about, where there is only its size: bytes of a token, and how often compressed text is as long.
@@ -62,6 +64,8 @@ class Cost:
         FLOPs of forward passes, and of the search for neighbors.
     n_tokens : int
         Tokens of the clouds that each estimator estimates.
+    of_run : float
+        Multiplications of products of all contexts of a run, which each estimator makes of clouds of these.
     is_done : bool
         Whether the run is extracted already.
     """
@@ -71,6 +75,7 @@ class Cost:
     forward: float
     search: float
     n_tokens: int
+    of_run: float
     is_done: bool
 
 
@@ -108,7 +113,8 @@ def cost_of(study: Study, run: Run, shape: Shape, n_contexts: int) -> Cost:
     search = SEARCH * n_contexts * n_tokens**2 * widths
     is_done = (run_folder(Path(study.session), run) / "manifest.json").is_file()
     forward = n_contexts * shape.forward[n_tokens]
-    return Cost(disk, max(files.values()), forward, search, n_clouds * n_tokens, is_done)
+    of_run = sum(width * _n_searches(cacheing, site.layer) for site, width in shape.widths.items()) * n_contexts**2
+    return Cost(disk, max(files.values()), forward, search, n_clouds * n_tokens, of_run, is_done)
 
 
 def _views_at(cacheing: CacheingConfig, layer: int | None) -> list[View]:
@@ -120,6 +126,13 @@ def _views_at(cacheing: CacheingConfig, layer: int | None) -> list[View]:
 def _n_products(cacheing: CacheingConfig, layer: int | None) -> int:
     """Return how many products of its points a cloud takes at a site."""
     return 1 + sum(not view.is_as_made for view in _views_at(cacheing, layer))
+
+
+def _n_searches(cacheing: CacheingConfig, layer: int | None) -> int:
+    """Return how many products an estimator makes of clouds of all contexts of a run at a site."""
+    views = [view for view in _views_at(cacheing, layer) if view_of_run(view)]
+    n_products = sum(1 if view.is_as_made else PRODUCTS_OF_A_SCALED_VIEW for view in views)
+    return n_products * len(clouds_of_run(cacheing.clouds, cacheing.save_positions))
 
 
 def _n_clouds(cacheing: CacheingConfig, layer: int | None, n_contexts: int) -> int:

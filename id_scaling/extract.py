@@ -27,7 +27,15 @@ from id_scaling.kernels import kernels_of
 from id_scaling.lease import Lease, leased
 from id_scaling.logs import LOG, Progress
 from id_scaling.meaning import check_meaning
-from id_scaling.models import LossHead, last_hidden, load_model, pick_device, pick_dtype, watching
+from id_scaling.models import (
+    LossHead,
+    last_hidden,
+    load_model,
+    n_embedding_parameters,
+    pick_device,
+    pick_dtype,
+    watching,
+)
 from id_scaling.neighbors import Neighbors
 from id_scaling.paths import WEIGHTS_RECORD, file_of, weights_record
 from id_scaling.sealed import read_record, read_table, write_record, write_table
@@ -319,6 +327,7 @@ class _Run:
             "statistics": list(names_of(self.extraction.groups)),
             "n_layers": self.n_layers,
             "n_parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "n_embedding_parameters": n_embedding_parameters(self.model),
             "sites": [[site.module, site.layer, site.path] for site in self.sites],
             "meaning": self.meaning,
         }

@@ -8,7 +8,7 @@ Never imports torch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_limits
 
 from id_scaling.children import ending_children
 from id_scaling.clouds import CONTEXT, POSITION, clouds_of_run, stored_as, view_of_run
-from id_scaling.errors import StoreError, made_anew
+from id_scaling.errors import ResourceError, StoreError, made_anew
 from id_scaling.estimators import get_estimator
 from id_scaling.estimators.base import Estimates, Estimator, estimate_from_neighbors, estimate_from_points
 from id_scaling.kernels import kernels_of
@@ -35,6 +35,8 @@ from id_scaling.views import View, views_at
 CONTEXTS_AT_ONCE = 32
 # Of the median distance to the nearest neighbor: what is below is next to nothing.
 TINY = 0.01
+# Contexts stand in no order that says which are near; a spectrum is of its estimators alone.
+LEFT_OUT_OF_RUN = ("nn_within_5", "effective_rank")
 # Groups of statistics of a cloud of a run that are columns; tokens are those of its points at a position alone.
 OF_RUN = {"mean": ("moments", "cosine"), "position": ("moments", "cosine", "shares")}
 
@@ -123,8 +125,12 @@ def estimate_run(
     # BLAS has would change last bits of what is found of a run.
     with ending_children(), threadpool_limits(1, user_api="blas"):
         tables = joblib.Parallel(n_jobs=n_threads, prefer="threads")(
-            joblib.delayed(_estimate_block)(estimator, manifest, settings, tokens, block) for block in blocks
+            joblib.delayed(_estimate_block)(estimator, manifest, settings, tokens, block)
+            for block in blocks
+            if not block.is_of_run
         )
+        # One after another, as the products of many contexts take memory.
+        tables += [_estimate_block(estimator, manifest, settings, tokens, block) for block in blocks if block.is_of_run]
     table = pl.concat(tables)
     facts = {
         "settings": dict(settings),
@@ -216,16 +222,19 @@ def _of_run(
     view = view_of_run(View(**manifest["settings"]["views"][block.view]))
     token_ids = tokens[:, block.position] if block.cloud == POSITION else tokens
     groups = dict.fromkeys([*OF_RUN[block.cloud], *map(group_of, estimator.statistics)])
-    found = stacked(find_neighbors(points, [view], sorted({1, *estimator.ranks}), list(groups), token_ids))
-    # Contexts stand in no order that says which are near.
-    statistics = {name: values for name, values in found.statistics.items() if name != "nn_within_5"}
-    neighbors = replace(found, statistics=statistics)
+    try:
+        neighbors = stacked(find_neighbors(points, [view], sorted({1, *estimator.ranks}), list(groups), token_ids))
+    except MemoryError as error:
+        raise ResourceError(
+            f"{block.path}: all products of {len(points)} contexts ({block.cloud}) do not fit in memory; give the job "
+            "more, take fewer contexts (max_contexts), or leave the cloud out"
+        ) from error
     return neighbors, _scaled(points[None], neighbors, view, token_ids) if estimator.needs == "points" else None
 
 
 def _table(estimator: Estimator, block: Block, neighbors: Neighbors, found: Estimates) -> pl.DataFrame:
     """Return the rows of a block of clouds."""
-    n_clouds = len(block)
+    n_clouds, left_out = len(block), LEFT_OUT_OF_RUN if block.is_of_run else ()
     columns = {
         "view": [block.view] * n_clouds,
         "cloud": [block.cloud] * n_clouds,
@@ -238,7 +247,7 @@ def _table(estimator: Estimator, block: Block, neighbors: Neighbors, found: Esti
         "stderr": found.stderr,
         "status": [str(word) for word in found.status],
         **_nearness(neighbors.r1),
-        **{name: values for name, values in neighbors.statistics.items() if name in SCHEMA},
+        **{name: values for name, values in neighbors.statistics.items() if name in SCHEMA.keys() - left_out},
     }
     if {"gram_trace", "gram_frobenius"} <= neighbors.statistics.keys():
         moments = neighbors.statistic("gram_trace"), neighbors.statistic("gram_frobenius")

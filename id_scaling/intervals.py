@@ -7,6 +7,7 @@ on the order in which rows or contexts stand in a table. Rows of equal contexts 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import lru_cache
 from itertools import chain
@@ -17,6 +18,8 @@ import numpy as np
 LEAST_DOCUMENTS, LEAST_RESAMPLED = 5, 20
 N_DRAWS, N_PERMUTATIONS, SEED = 2000, 999, 0
 ROWS_A_BLOCK = 256
+# With fewer no p-value could be below 0.05.
+LEAST_PERMUTATIONS = 20
 # What is smaller, beside ranks of variance one, is rounding.
 RESOLVED = 1e-9
 
@@ -141,7 +144,8 @@ def rank_correlation(
     function of ρ (Croux and Dehon 2010), which counts that all ranks are estimated too; NaN under `LEAST_RESAMPLED`
     documents. The p-value is two-sided, (b + 1)/(m + 1) of m permutations (Phipson and Smyth 2010) that exchange the
     scores of whole documents among documents with equally many contexts: what is exchanged then has one distribution
-    when score and value are independent between documents, however contexts depend on each other within one. Given
+    when score and value are independent between documents, however contexts depend on each other within one. It is NaN
+    where there are fewer than `LEAST_PERMUTATIONS` of these. Given
     covariates or sources the residuals of scores are exchanged, among documents of one source, and residuals taken of
     them again (Freedman and Lane 1983); and s² is of as many degrees of freedom less as there are of these.
 
@@ -164,8 +168,10 @@ def rank_correlation(
     of_x, of_y = (_residuals(_standardized(ranking), basis, weights) for ranking in (ours, theirs))
     x, y = of_x.values, of_y.values
     rho = (x @ y[0]) / len(score)
-    of_documents = is_source.argmax(axis=0)[np.cumsum(sizes) - 1]
-    p = _p_values(x, y[0], rho, basis, _permutations(tuple(sizes.tolist()), tuple(of_documents.tolist())))
+    kinds = tuple(sizes.tolist()), tuple(is_source.argmax(axis=0)[np.cumsum(sizes) - 1].tolist())
+    p = np.full_like(rho, np.nan)
+    if _are_many(*kinds):
+        p = _p_values(x, y[0], rho, basis, _permutations(*kinds))
     if len(sizes) < LEAST_RESAMPLED:
         return rho, np.full_like(rho, np.nan), np.full_like(rho, np.nan), p
     r = rho[:, None]
@@ -225,6 +231,12 @@ def _counts(n_documents: int) -> np.ndarray:
     """Return how often each document is in each draw of as many documents, with replacement."""
     random = np.random.default_rng((SEED, n_documents))
     return random.multinomial(n_documents, np.full(n_documents, 1 / n_documents), N_DRAWS).astype(np.float64)
+
+
+def _are_many(sizes: tuple[int, ...], sources: tuple[int, ...]) -> bool:
+    """Return whether documents can be exchanged in so many ways that a p-value says something."""
+    n_alike = np.unique([sizes, sources], axis=1, return_counts=True)[1]
+    return math.prod(math.factorial(min(n, LEAST_PERMUTATIONS)) for n in n_alike.tolist()) >= LEAST_PERMUTATIONS
 
 
 @lru_cache(maxsize=8)

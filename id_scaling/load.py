@@ -46,7 +46,7 @@ def load_summary(session_path: str | Path) -> pl.DataFrame:
         return read_table(path)[0]
     except UnsealedError as error:
         LOG.warning("%s", error)
-        return pl.read_parquet(path)
+        return pl.read_parquet(path, glob=False)
 
 
 def load_contexts(session_path: str | Path, **axes: str | int | Collection[str | int | None] | None) -> pl.DataFrame:
@@ -77,6 +77,11 @@ def load_contexts(session_path: str | Path, **axes: str | int | Collection[str |
     ConfigError
         An axis is none of these, or the session has nothing of that name, or nothing of all of them at once.
     """
+    if CONTEXT not in _settings_of(Path(session_path))["clouds"]:
+        raise ConfigError(
+            "the session has no cloud of one context (cacheing_config.clouds); those of all contexts of a run are rows "
+            "of its summary, of the level 'run'"
+        )
     return _of_runs(Path(session_path), axes, _contexts_of_run)
 
 
@@ -109,7 +114,8 @@ def load_tokens(session_path: str | Path, **axes: str | int | Collection[str | i
 
 def _of_runs(session: Path, axes: Mapping[str, Any], rows_of: Callable[..., pl.DataFrame]) -> pl.DataFrame:
     """Return the rows of the runs that are asked for, each with the names of its run."""
-    summary, settings = read_table(_summary_path(session), [*ROW_AXES])
+    settings = _settings_of(session)
+    summary = read_table(_summary_path(session), [*ROW_AXES, "level"])[0].filter(level=CONTEXT)
     chosen, tables = _chosen(axes, settings, summary), []
     for run in runs_of(settings):
         of_run = _names_of(run, settings)
@@ -123,7 +129,7 @@ def _of_runs(session: Path, axes: Mapping[str, Any], rows_of: Callable[..., pl.D
 
 def run_named(session: Path, names: Mapping[str, str | int]) -> Run:
     """Return the run of a session that the summary calls by these names."""
-    _, settings = read_table(_summary_path(session), [])
+    settings = _settings_of(session)
     for run in runs_of(settings):
         if _names_of(run, settings) == dict(names):
             return run
@@ -143,6 +149,15 @@ def _summary_path(session_path: str | Path) -> Path:
     return path
 
 
+def _settings_of(session: Path) -> dict[str, Any]:
+    """Return the axes of a session, and what its rows are made of."""
+    path = _summary_path(session)
+    _, settings = read_table(path, [])
+    if "lengths" not in settings:
+        raise StoreError(f"{path}: written by an older version; {made_anew(path)}")
+    return settings
+
+
 def _chosen(axes: Mapping[str, Any], settings: Mapping[str, Any], summary: pl.DataFrame) -> dict[str, set]:
     """Return the values of each axis that are asked for, once the session is known to have them."""
     named = [_names_of(run, settings) for run in runs_of(settings)]
@@ -153,7 +168,8 @@ def _chosen(axes: Mapping[str, Any], settings: Mapping[str, Any], summary: pl.Da
     for axis, wanted in axes.items():
         if axis not in has:
             raise ConfigError(f"{axis} is no axis of a session; expected one of {', '.join(has)}")
-        chosen[axis] = {wanted} if isinstance(wanted, str | int | None) else set(wanted)
+        is_one = isinstance(wanted, str) or not isinstance(wanted, Collection)
+        chosen[axis] = {wanted} if is_one else set(wanted)
         if not chosen[axis]:
             raise ConfigError(f"{axis}: found an empty list, expected values to read")
         if missing := chosen[axis] - has[axis]:
@@ -194,4 +210,9 @@ def _of_extraction(path: Path, key: str, manifest: Mapping[str, Any], *rows: pl.
     if facts[key] != manifest["digest"]:
         raise StoreError(f"{path}: of another extraction than its run's; {made_anew(path)}")
     kinds = pl.read_parquet_schema(path).items()
-    return pl.scan_parquet(path).filter(*rows).select(name for name, kind in kinds if kind != pl.List).collect()
+    return (
+        pl.scan_parquet(path, glob=False)
+        .filter(*rows)
+        .select(name for name, kind in kinds if kind != pl.List)
+        .collect()
+    )

@@ -75,6 +75,13 @@ def load_model(
     return (model if use_accelerator else model.to(device)).eval()
 
 
+def n_embedding_parameters(model: Any) -> int:
+    """Return how many parameters embed tokens and positions or map to the vocabulary, shared ones once."""
+    embeddings = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
+    embeddings += filter(None, [model.get_output_embeddings()])
+    return sum({id(one): one.numel() for module in embeddings for one in module.parameters()}.values())
+
+
 @contextmanager
 def watching(model: Any, sites: Sequence[Site], visit: Visit) -> Iterator[None]:
     """Call `visit(site, activations)` with (contexts, tokens, d) when the forward pass leaves each site."""

@@ -16,6 +16,7 @@ from id_scaling.study import EXTRACT_MINUTES, Study
 # Measured: a submission on a real Slurm, at least; a token of one cloud, on one core. The start of an estimate takes
 # half a second of a quiet core, and is taken for more.
 SECONDS_A_SUBMISSION, SECONDS_A_START, SECONDS_A_TOKEN = 4.0, 1.5, 8e-7
+SECONDS_A_MULTIPLICATION = 2e-11  # of float32 products on one core
 SIGNS = {
     "≤": "≤ at most: max_contexts, or documents read × chunks of a document; so is what follows from it",
     "≈": "≈ about: from the size of the whole shard, 4 bytes a token, compressed text 3 times as long",
@@ -109,7 +110,8 @@ def _runs(study: Study, rows: list[Row], tflops: float, n_gpus: int) -> list[str
     forward, search = sum(cost.forward for cost in costs), sum(cost.search for cost in costs)
     on_gpus = sum(_seconds(cost, tflops) for cost in costs)
     n_tokens = sum(cost.n_tokens for cost in costs) * len(study.estimators)
-    on_cores = len(study.tables()) * SECONDS_A_START + n_tokens * SECONDS_A_TOKEN
+    of_runs = sum(cost.of_run for cost in costs) * len(study.estimators)
+    on_cores = len(study.tables()) * SECONDS_A_START + n_tokens * SECONDS_A_TOKEN + of_runs * SECONDS_A_MULTIPLICATION
     beside = f" ({duration(on_gpus / n_gpus)} on {n_gpus} GPUs)" if n_gpus > 1 else ""
     return [
         f"disk       {least}{scaled(disk, 'B')} in {study.session}; up to {scaled(largest, 'B')} more while a run puts "

@@ -56,7 +56,7 @@ def read_table(path: Path, columns: list[str] | None = None) -> tuple[pl.DataFra
     import polars as pl
 
     check_seal(path)
-    return pl.read_parquet(path, columns=columns), json.loads(pl.read_parquet_metadata(path)[FACTS])
+    return pl.read_parquet(path, columns=columns, glob=False), json.loads(pl.read_parquet_metadata(path)[FACTS])
 
 
 def table_metadata(facts: Any) -> dict[str, str]:

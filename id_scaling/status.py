@@ -54,12 +54,15 @@ class Job:
         Its log.
     run : Run or None
         What it extracts, if it does.
+    is_timed : bool
+        Whether its outputs say when it ended.
     """
 
     stage: str
     outputs: tuple[Path, ...]
     log: Path
     run: Run | None = None
+    is_timed: bool = True
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ def status_of(study: Study) -> Status:
         end = _end(job)
         state, words = ("done", "") if end else _state(session, job, holder)
         counts[job.stage, state] += 1
-        if end:
+        if end and job.is_timed:
             ends[job.stage].append((end, job.log))
         if state == "failed":
             failures.append(Failure(job.log.stat().st_mtime, job.log, words))
@@ -197,8 +200,9 @@ def _fetched(study: Study, session: Path) -> Iterator[Job]:
     for run in study.runs:
         if study.is_on_hub(run.model, run.checkpoint):
             manifest = run_folder(session, run) / "manifest.json"
-            output = manifest if manifest.is_file() else weights_folder(session, run)
-            yield Job("fetch", (output,), _log(session, "fetch_weights", *_names(run)))
+            is_there = not manifest.is_file()
+            output = weights_folder(session, run) if is_there else manifest
+            yield Job("fetch", (output,), _log(session, "fetch_weights", *_names(run)), is_timed=is_there)
 
 
 def _texts(study: Study) -> dict[tuple[str, ...], Run]:

@@ -320,7 +320,7 @@ class Study:
             "estimator": estimator,
             "parameters": definition_of(estimator).parameters,
             "views": sorted(cacheing.drawn_views),
-            "clouds": [cloud for cloud in CLOUDS if cloud in cacheing.clouds],
+            "clouds": self._clouds,
             "has_local": cacheing.save_local_IDs and made.local is not None,
             "max_seconds": self.config.max_seconds_per_cloud if made.needs == "points" else None,
             "code": fingerprint(*_estimate_roots(estimator)),
@@ -338,6 +338,8 @@ class Study:
                 {"name": dataset, "subsets": of_dataset.dataset_subset} for dataset, of_dataset in self.datasets.items()
             ],
             lengths=self.config.ctx_len,
+            clouds=self._clouds,
+            positions={str(n): self.config.cacheing_config.positions_in(n) for n in self.config.ctx_len},
             controls=self.config.controls,
             group_by={dataset: one.group_by for dataset, one in self.datasets.items() if one.group_by},
             tokenizers={model: self.tokenizer_of(model) for model in self.models},
@@ -440,6 +442,11 @@ class Study:
                     alike[identity["weights_sha256"]].append(path)
         for first, *others in alike.values():
             check_unlike(read_record(first), others)
+
+    @property
+    def _clouds(self) -> list[str]:
+        """Which clouds have an ID."""
+        return [cloud for cloud in CLOUDS if cloud in self.config.cacheing_config.clouds]
 
     def _names(self, run: Run) -> dict[str, Any]:
         """Return the names that say which run a setting is of."""

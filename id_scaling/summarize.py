@@ -7,7 +7,7 @@ library versions are a column and a warning. Only estimates with status `ok` ent
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ def _of_score(score: str) -> tuple[tuple[str, str, str], ...]:
     """Return the columns of the correlations of the ID with a score: name, unit and meaning."""
     fisher = "Fisher's z ± 1.96 standard errors between documents of its influence function (Croux and Dehon 2010)"
     share = "two-sided p-value of `{}`: (b + 1)/(m + 1) of m = 999 permutations (Phipson and Smyth 2010) of"
+    few = "empty where there are fewer than 20 of these"
     family = "a family is all rows of the summary with one `group`, `view`, `cloud` and `estimator`"
     adjusted = f"adjusted for the false discovery rate (Benjamini and Hochberg 1995); {family}"
     plain, partial = f"spearman_{score}", f"partial_{score}"
@@ -64,7 +65,7 @@ def _of_score(score: str) -> tuple[tuple[str, str, str], ...]:
         ),
         (f"{plain}_low", f"lower end of its 95 % interval: {fisher}; empty under 20 documents"),
         (f"{plain}_high", "its upper end"),
-        (f"p_{score}", f"{share.format(plain)} whole documents among those with equally many contexts"),
+        (f"p_{score}", f"{share.format(plain)} whole documents among those with equally many contexts; {few}"),
         (f"q_{score}", f"`p_{score}` {adjusted}"),
         (
             partial,
@@ -77,7 +78,7 @@ def _of_score(score: str) -> tuple[tuple[str, str, str], ...]:
         (
             f"p_{partial}",
             f"{share.format(partial)} the residuals of whole documents (Freedman and Lane 1983) among those with "
-            "equally many contexts and the same value of the first key of `group_by`; 1 where there are no two such",
+            f"equally many contexts and the same value of the first key of `group_by`; {few}",
         ),
         (f"q_{partial}", f"`p_{partial}` {adjusted}"),
     )
@@ -142,7 +143,7 @@ COLUMNS = (
     ("mean", "", "mean ID over contexts with status `ok`"),
     ("median", "", "median ID over contexts with status `ok`"),
     ("sd", "", "standard deviation of the ID over contexts with status `ok`"),
-    ("n_documents", "documents", "documents of the contexts with status `ok`"),
+    ("n_documents", "documents", "documents of the contexts with status `ok`; of all where points are contexts"),
     (
         "ci_low",
         "",
@@ -190,7 +191,7 @@ COLUMNS = (
         "effective_rank",
         "",
         "mean exponential of the entropy of the covariance spectrum (Roy and Vetterli 2007); empty unless "
-        "`cloud_statistics` has `spectrum`",
+        "`cloud_statistics` has `spectrum`, and for clouds of a run",
     ),
     ("mean_cosine", "", "mean cosine similarity of two different points"),
     ("nn_same_token", "share", "share of points whose nearest neighbor is the same token"),
@@ -203,6 +204,7 @@ COLUMNS = (
         "(`layer` + 1) / `n_layers`: the share of the blocks that a token has been through; 0 for `emb`, 1 for `unemb`",
     ),
     ("n_parameters", "", "parameters of the model, shared ones once"),
+    ("n_embedding_parameters", "", "those of them that embed tokens and positions or map to the vocabulary"),
     (
         "training_step",
         "updates",
@@ -254,10 +256,10 @@ def summarize(session: Path, settings: Mapping[str, Any], parquet: Path, csv: Pa
 
 
 def readable(summary: pl.DataFrame) -> str:
-    """Return the mean ID of contexts under the leading view at up to five layers, a line for each run and estimator."""
+    """Return the mean ID under the leading view at up to five layers, a line for each run, cloud and estimator."""
     view = leading_view(dict(summary.select("view", "null_cloud").iter_rows()))
     lines = [f"Mean intrinsic dimension by layer (view {view!r}), loss and entropy in nats/token"]
-    rows = summary.filter(pl.col("group").is_null(), view=view, level=CONTEXT)
+    rows = summary.filter(pl.col("group").is_null(), view=view)
     keys = ["model", "checkpoint", "dataset", "subset", "ctx_len", "control"]
     has_lengths = summary["ctx_len"].n_unique() > 1
     for run, table in rows.group_by(keys, maintain_order=True):
@@ -268,11 +270,20 @@ def readable(summary: pl.DataFrame) -> str:
         name = called(dict(zip(keys, run, strict=True)), has_lengths)
         lines += ["", f"{name}: {n_layers} layers, loss {loss:.3f}, entropy {entropy:.3f}"]
         lines.append(f"  {'module':<8}{'estimator':<14}{marks}   not ok")
-        for (module, estimator), part in table.group_by(["module", "estimator"], maintain_order=True):
-            means = dict(zip(part["layer"], part["mean"], strict=True))
-            cells = "".join(f"{_cell(means.get(layer)):>10}" for layer in (*layers, None))
-            lines.append(f"  {module:<8}{estimator:<14}{cells}{_failed(part):>9}")
+        for (cloud, position), of_cloud in table.group_by("cloud", "position", maintain_order=True):
+            if cloud != CONTEXT:
+                where = "" if position is None else f" {position}"
+                lines.append(f"  one cloud of {of_cloud['n_points'][0]:.0f} contexts: {cloud}{where}")
+            lines += _lines(of_cloud, layers)
     return "\n".join(lines) + "\n"
+
+
+def _lines(table: pl.DataFrame, layers: list[int]) -> Iterator[str]:
+    """Yield a line for each module and estimator, with the means at some layers and outside the blocks."""
+    for (module, estimator), part in table.group_by(["module", "estimator"], maintain_order=True):
+        means = dict(zip(part["layer"], part["mean"], strict=True))
+        cells = "".join(f"{_cell(means.get(layer)):>10}" for layer in (*layers, None))
+        yield f"  {module:<8}{estimator:<14}{cells}{_failed(part):>9}"
 
 
 def _spread(layers: list[int]) -> list[int]:
@@ -295,13 +306,15 @@ def _summarize_run(session: Path, run: Run, settings: Mapping[str, Any]) -> pl.D
     """Return the rows of one run."""
     folder = run_folder(session, run)
     manifest = read_record(folder / "manifest.json")
-    if extraction_digest(manifest["settings"]) != settings["extractions"][run.model]:
+    made, positions = manifest["settings"], settings["positions"][str(run.ctx_len)]
+    if extraction_digest(made) != settings["extractions"][run.model] or made["positions"] != positions:
         raise StoreError(
             f"{folder / 'manifest.json'}: made by another extraction than this session's (other code or settings); "
             f"{made_anew(folder / 'manifest.json')}"
         )
     pairs = list(product(settings["modules"], settings["estimators"]))
-    found = [_read_ids(ids_path(session, run, module, name), code, manifest) for module, (name, code) in pairs]
+    clouds = settings["clouds"]
+    found = [_read_ids(ids_path(session, run, module, name), code, clouds, manifest) for module, (name, code) in pairs]
     versions = [
         {"module": module, "estimator": name, "versions": of_table}
         for (module, (name, _)), (_, of_table) in zip(pairs, found, strict=True)
@@ -338,7 +351,7 @@ def _summarize_run(session: Path, run: Run, settings: Mapping[str, Any]) -> pl.D
             pl.lit(run.control).alias("control"),
             pl.lit(manifest["n_layers"]).alias("n_layers"),
             _relative_depth(manifest["n_layers"]),
-            pl.lit(manifest["n_parameters"], pl.Int64).alias("n_parameters"),
+            *(pl.lit(manifest[name], pl.Int64).alias(name) for name in ("n_parameters", "n_embedding_parameters")),
             pl.lit(training_step(checkpoint), pl.Int64).alias("training_step"),
             pl.lit(training_tokens(model, checkpoint), pl.Int64).alias("training_tokens"),
             pl.lit(manifest["dtype"]).alias("dtype"),
@@ -350,10 +363,9 @@ def _summarize_run(session: Path, run: Run, settings: Mapping[str, Any]) -> pl.D
 def _of_levels(n_documents: int) -> list[pl.Expr]:
     """Return the level of each row, and what a row of one cloud of all contexts has in place of what contexts have."""
     is_of_run = pl.col("cloud") != CONTEXT
-    n_ok = pl.col("n_contexts") - pl.col("n_failed")
     return [
         pl.when(is_of_run).then(pl.lit("run")).otherwise(pl.lit("context")).alias("level"),
-        pl.when(is_of_run).then(n_ok * n_documents).otherwise("n_documents").alias("n_documents"),
+        pl.when(is_of_run).then(n_documents).otherwise("n_documents").alias("n_documents"),
         pl.when(is_of_run).then(pl.lit("one_cloud")).otherwise("interval").alias("interval"),
         pl.when(~is_of_run).then("skip_first_tokens").alias("skip_first_tokens"),
     ]
@@ -376,13 +388,14 @@ def _mean(score: str) -> pl.Expr:
     return pl.col(score).cast(pl.Float64).mean().alias(f"mean_{score}")
 
 
-def _read_ids(path: Path, code: str, manifest: Mapping[str, Any]) -> tuple[pl.DataFrame, str]:
+def _read_ids(path: Path, code: str, clouds: list[str], manifest: Mapping[str, Any]) -> tuple[pl.DataFrame, str]:
     """Return one ids table and the library versions behind it."""
     table, facts = read_table(path, ["context", *SITE, "value", "stderr", "status", *COMPANIONS])
-    if facts["settings"]["code"] != code or facts["manifest"] != manifest["digest"]:
+    made = facts["settings"]
+    if (made["code"], made["clouds"], facts["manifest"]) != (code, clouds, manifest["digest"]):
         raise StoreError(
-            f"{path}: made by other code of its estimator, or from another extraction, than this session's; "
-            f"{made_anew(path)}"
+            f"{path}: made by other code of its estimator, of other clouds, or from another extraction, than this "
+            f"session's; {made_anew(path)}"
         )
     return table, _versions(manifest["versions"], facts["versions"])
 

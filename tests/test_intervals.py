@@ -227,8 +227,15 @@ def test_p_value_counts_the_order_that_was_seen() -> None:
     rho, _, _, (p, of_opposite) = correlate(np.stack([score, -score]), score, np.ones(30, int))
     assert rho == pytest.approx([1, -1])
     assert p == of_opposite == 1 / (N_PERMUTATIONS + 1)
-    # Documents of which no two have equally many contexts cannot be exchanged.
-    assert correlate(np.arange(15.0)[None], np.arange(15.0), np.array([1, 2, 3, 4, 5]))[3] == [1]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "is_told"), [([1, 2, 3, 4, 5], False), ([1, 1, 1, 2, 2, 3], False), ([1, 1, 1, 1, 2], True)]
+)
+def test_documents_that_can_be_exchanged_in_fewer_than_twenty_ways_have_no_p_value(sizes: list, is_told: bool) -> None:
+    score = np.arange(float(sum(sizes)))
+    rho, _, _, p = correlate(score[None], score, np.array(sizes))
+    assert (rho, np.isfinite(p)) == (pytest.approx([1]), [is_told])
 
 
 @pytest.mark.parametrize("n_documents", [8, 30])

@@ -279,7 +279,8 @@ def of_sizes(session: Path, losses: list[float | None]) -> tuple[dict, str]:
     models = [
         one.with_columns(
             model=pl.lit(f"m{power}"),
-            n_parameters=pl.lit(10 ** (6 + power), pl.Int64),
+            n_parameters=pl.lit(10 ** (6 + power) + 500, pl.Int64),
+            n_embedding_parameters=pl.lit(500, pl.Int64),
             mean_loss=pl.lit(loss, pl.Float64),
             mean=pl.when(estimator="mle").then(5.0).otherwise(1.0),
         )

@@ -125,6 +125,7 @@ def write_run(session: Path, run: Run, digest: str = "d1", **versions: str) -> N
         "settings": EXTRACTION,
         "n_layers": 9,
         "n_parameters": 70,
+        "n_embedding_parameters": 20,
         "versions": {"torch": "2.6", **versions},
         "dtype": "float32",
         "device": "cpu",
@@ -265,6 +266,7 @@ def test_depth_size_and_training_are_columns(session: Path) -> None:
     depths = dict(summary.select(pl.coalesce(pl.col("layer").cast(str), "module"), "relative_depth").iter_rows())
     assert depths == {"0": pytest.approx(1 / 9), "1": pytest.approx(2 / 9), "emb": 0.0}  # of nine blocks
     assert summary["n_parameters"].unique().to_list() == [70]
+    assert summary["n_embedding_parameters"].unique().to_list() == [20]
     of = dict(summary.select("checkpoint", pl.struct("training_step", "training_tokens")).iter_rows())
     assert {name: tuple(found.values()) for name, found in of.items()} == {"main": (None, None), "step4": (4, None)}
 

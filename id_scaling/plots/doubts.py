@@ -24,12 +24,16 @@ Remark = tuple[bool, str]
 
 def remarks(summary: pl.DataFrame) -> list[Remark]:
     """Return what is to be said of the rows of the leading view, of all contexts."""
+    of_run = list(_failures_of_run(summary.filter(level="run")))
     of_all = summary.filter(pl.col("group").is_null(), level=CONTEXT)
     if not len(of_all):
-        return [(True, "No cloud is of one context, so no figure shows an ID: see `clouds` of the configuration.")]
+        return [
+            (True, "No cloud is of one context, so no figure shows an ID: see `clouds` of the configuration."),
+            *of_run,
+        ]
     rows = style.leading(of_all)
     of_lead = [*_failures(rows), *_losses(rows), _documents(rows), _sizes(rows), *_neighbors(rows)]
-    return [*of_lead, *_failures_elsewhere(of_all), *_findings(rows), _versions(rows)]
+    return [*of_lead, *_failures_elsewhere(of_all), *of_run, *_findings(rows), _versions(rows)]
 
 
 def _failures(rows: pl.DataFrame) -> Iterator[Remark]:
@@ -50,6 +54,14 @@ def _failures_elsewhere(of_all: pl.DataFrame) -> Iterator[Remark]:
         part = of_all.filter(view=view)
         n_failed, n_clouds = part["n_failed"].sum(), part["n_contexts"].sum()
         yield True, f"View {view}: {n_failed:,} of {n_clouds:,} clouds have no estimate; these are in no mean."
+
+
+def _failures_of_run(rows: pl.DataFrame) -> Iterator[Remark]:
+    """Yield of each kind of cloud of all contexts of a run how many have no estimate, where there are such."""
+    for cloud in style.unique(rows.filter(pl.col("n_failed") > 0), "cloud"):
+        part = rows.filter(cloud=cloud)
+        words = ", ".join(sorted({word.split(":")[0] for word in part["statuses"] if word}))
+        yield True, f"Cloud `{cloud}`: {part['n_failed'].sum():,} of {len(part):,} have no estimate: {words}."
 
 
 def _losses(rows: pl.DataFrame) -> Iterator[Remark]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import altair as alt
+import numpy as np
 import polars as pl
 
 from id_scaling.estimators import gride, mle, twonn
@@ -24,7 +25,7 @@ SCALES = {"gride_n": "rank n, of n and 2n", "twoNN_f": "points discarded (%)", "
 LEAST_K = 4
 MOST_CONTEXTS, MOST_SCALES = 16, 32
 OF_SCALE = {"layer": pl.Int64, "kind": pl.String, "scale": pl.Int64, "mean": pl.Float64, "sd": pl.Float64}
-OF_SCALE |= {"n_contexts": pl.Int64, "n_failed": pl.Int64}
+OF_SCALE |= {"n_contexts": pl.Int64}
 LAYERS = alt.Color("layer:O", scale=alt.Scale(scheme="viridis"), title="layer")
 
 
@@ -45,7 +46,7 @@ def id_by_scale(summary: pl.DataFrame, session: Path) -> style.Specification:
     names = (pl.lit(first[key]).alias(key) for key in ("model", "checkpoint", "module", "run"))
 
     def titles(of_row: pl.DataFrame) -> tuple[str, str]:
-        of_contexts = f"mean ± 1 sd over {len(rows)} of {manifest['n_contexts']} contexts"
+        of_contexts = f"mean ± 1 sd over {of_row['n_contexts'].max()} of {manifest['n_contexts']} contexts"
         n_layers = of_row["layer"].n_unique()
         said = f"module {first['module']!r}, view {first['view']!r}, {of_contexts}, {n_layers} layers{first['others']}"
         return first["run"], said
@@ -54,28 +55,34 @@ def id_by_scale(summary: pl.DataFrame, session: Path) -> style.Specification:
 
 
 def _by_scale(neighbors: Neighbors, layer: int | None) -> pl.DataFrame:
-    """Return the mean and the standard deviation at each scale over the contexts with status `ok` there."""
+    """Return the mean and the standard deviation over the same contexts at every scale of a kind.
+
+    They are the contexts with status `ok` at any of its scales; a scale at which one of them has no estimate is left
+    out, as the means of others would look like a dependence on scale.
+    """
     rows = []
-    for kind, scale, estimator in _stored(neighbors.ranks):
-        found = estimate_from_neighbors(estimator, neighbors)
-        values = pl.Series(found.value[found.status == OK], dtype=pl.Float64)
-        rows.append((layer, kind, scale, values.mean(), values.std(), len(found.value), len(found.value) - len(values)))
-    table = pl.DataFrame(rows, schema=OF_SCALE, orient="row").filter(pl.col("mean").is_not_null())
+    for kind, made in _stored(neighbors.ranks).items():
+        found = [estimate_from_neighbors(estimator, neighbors) for _, estimator in made]
+        is_ok = np.array([one.status == OK for one in found])
+        is_shown = is_ok.any(axis=0)
+        for (scale, _), one, is_there in zip(made, found, is_ok, strict=True):
+            if is_shown.any() and is_there[is_shown].all():
+                values = pl.Series(one.value[is_shown], dtype=pl.Float64)
+                rows.append((layer, kind, scale, values.mean(), values.std(), len(values)))
+    table = pl.DataFrame(rows, schema=OF_SCALE, orient="row")
     return table.with_columns(low=pl.col("mean") - pl.col("sd"), high=pl.col("mean") + pl.col("sd"))
 
 
-def _stored(ranks: Sequence[int]) -> Iterator[tuple[str, int, Estimator]]:
-    """Yield the estimators that read stored ranks alone, with their kinds and scales, where there are two of a kind."""
+def _stored(ranks: Sequence[int]) -> dict[str, list[tuple[int, Estimator]]]:
+    """Return the estimators that read stored ranks alone, with their scales, by kind, where there are two of one."""
     # By import, not by name: figures are drawn again when one of these changes.
     of_kind = {
         "gride_n": [(n, gride.make(f"gride_n{n}", str(n))) for n in ranks],
         "twoNN_f": [(percent, twonn.make(f"twoNN_f{percent}", str(percent))) for percent in range(0, 100, 10)],
         "mle_k": [(k, mle.make(f"mle_k{k}", k=str(k))) for k in ranks if k >= LEAST_K],
     }
-    for kind, made in of_kind.items():
-        scaled = [(scale, estimator) for scale, estimator in made if set(estimator.ranks) <= set(ranks)]
-        for scale, estimator in style.spread(scaled, MOST_SCALES) if len(scaled) > 1 else ():
-            yield kind, scale, estimator
+    stored = {kind: [one for one in made if set(one[1].ranks) <= set(ranks)] for kind, made in of_kind.items()}
+    return {kind: style.spread(made, MOST_SCALES) for kind, made in stored.items() if len(made) > 1}
 
 
 def id_by_n_points(summary: pl.DataFrame) -> style.Specification:
@@ -109,7 +116,7 @@ def _against_scale(table: pl.DataFrame) -> alt.LayerChart:
     x = alt.X("scale:Q", title=SCALES[kind], scale=scale, axis=alt.Axis(format="d"))
     y = alt.Y("low:Q", title=style.ID, scale=alt.Scale(zero=True))
     band = alt.Chart(table).mark_area(opacity=0.12).encode(x=x, y=y, y2="high:Q", color=LAYERS)
-    return band + _lines(table, x)
+    return band + _lines(table, x, "n_contexts")
 
 
 def _against_points(table: pl.DataFrame) -> alt.LayerChart:
@@ -118,12 +125,12 @@ def _against_points(table: pl.DataFrame) -> alt.LayerChart:
     return _lines(table, alt.X("n_used:Q", title="points", scale=scale, axis=alt.Axis(format="d")))
 
 
-def _lines(table: pl.DataFrame, x: alt.X) -> alt.LayerChart:
+def _lines(table: pl.DataFrame, x: alt.X, *more: str) -> alt.LayerChart:
     """Return lines and points, one a layer."""
     base = alt.Chart(table).encode(
         x=x,
         y=alt.Y("mean:Q", title=style.ID, scale=alt.Scale(zero=True)),
         color=LAYERS,
-        tooltip=style.tooltip("layer", "mean", x.shorthand.removesuffix(":Q")),
+        tooltip=style.tooltip("layer", "mean", x.shorthand.removesuffix(":Q"), *more),
     )
     return base.mark_line(strokeWidth=1.5) + base.mark_point(filled=True, size=20)

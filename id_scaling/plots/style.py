@@ -24,7 +24,7 @@ MOST_RUNS, MOST_LAYERS, MOST_LINES, MOST_POINTS = 8, 5, 7, 2000
 # What figures show of a row of the summary.
 SHOWN = ["view", "layer", "module", "estimator", "mean", "sd", "n_contexts", "n_failed", "n_documents", "mean_loss"]
 SHOWN += ["mean_entropy", "spearman_loss", "spearman_loss_low", "spearman_loss_high", "partial_loss", "p_loss"]
-SHOWN += ["q_loss", "n_parameters", "training_step"]
+SHOWN += ["q_loss", "n_parameters", "n_embedding_parameters", "training_step"]
 RUN = ["model", "checkpoint", "dataset", "subset", "ctx_len", "control"]
 ID = "intrinsic dimension"
 CONFIG = {
@@ -55,6 +55,8 @@ def of_all_contexts(summary: pl.DataFrame, *others: str) -> pl.DataFrame:
     """
     is_shown = pl.col("group").is_null() & pl.col("mean").is_not_null()
     run = called(summary, RUN).alias("run")
+    if not (summary["level"] == CONTEXT).any():
+        raise NothingToShowError("no cloud is of one context")
     table = summary.filter(is_shown, level=CONTEXT).select(*RUN, *SHOWN, *others, run)
     if not len(table):
         raise NothingToShowError("no estimate has a mean")

@@ -12,13 +12,14 @@ import polars as pl
 from id_scaling.plots import style
 
 STEP = "training step (updates)"
+COUNTS = ["n_parameters", "n_embedding_parameters"]
 # Fewer sizes leave a line nothing to miss; a dimension so many times above all means would flatten them.
 LEAST_SIZES, FAR = 3, 4
 
 
 @dataclass(frozen=True)
 class ScalingLaw:
-    """Loss ~ N^(-alpha) over the sizes N of models, and the dimension 4 / alpha that Sharma and Kaplan (2022) expect.
+    """Loss ~ N^(-alpha) over sizes N without embeddings, and the dimension 4 / alpha expected by Sharma and Kaplan (2022).
 
     Parameters
     ----------
@@ -41,7 +42,7 @@ class ScalingLaw:
         """Return what is said of it."""
         if not self.alpha > 0:
             return f"; no 4/α: over {self.n_sizes} sizes the loss does not fall"
-        return f"; loss ~ N^−α, α = {self.alpha:.3g} ± {self.stderr:.1g} (least squares)"
+        return f"; loss ~ N^−α, α = {self.alpha:.3g} ± {self.stderr:.1g} (least squares, N without embeddings)"
 
 
 def id_by_step(summary: pl.DataFrame) -> style.Specification:
@@ -66,11 +67,13 @@ def id_by_size(summary: pl.DataFrame) -> style.Specification:
     table = style.of_last_checkpoints(style.of_all_contexts(style.leading(summary)))
     table = table.filter(pl.col("module").is_in(style.modules_of(table)))
     sizes = (
-        table.group_by("model", "checkpoint", "n_parameters", "module", "estimator", maintain_order=True)
+        table.group_by("model", "checkpoint", *COUNTS, "module", "estimator", maintain_order=True)
         .agg(pl.col("mean").max(), pl.col("layer").sort_by("mean").last(), pl.col("mean_loss").first())
         .with_columns(row=pl.lit("all"))
     )
-    law = scaling_law(sizes["n_parameters"].to_numpy(), sizes["mean_loss"].cast(pl.Float64).to_numpy())
+    # As Kaplan et al. (2020) count, whose losses the dimension is expected of.
+    n_counted = (sizes["n_parameters"] - sizes["n_embedding_parameters"]).to_numpy()
+    law = scaling_law(n_counted, sizes["mean_loss"].cast(pl.Float64).to_numpy())
     sizes = sizes.with_columns(four_over_alpha=pl.lit(law.dimension if law else None, pl.Float64))
     text = table.select(style.called(summary, ["dataset", "subset", "ctx_len", "control"]))[0].item()
     said = f"the largest mean of all layers, last checkpoint of each model, {text}{law or ''}"
