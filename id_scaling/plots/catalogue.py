@@ -119,9 +119,10 @@ FIGURES = (
         "How does it change with the size of the model?",
         "The largest mean of all layers, at each model's last checkpoint, against its parameters. The dashed line, "
         "where at least three sizes have a loss that falls as N to the −α, N parameters without embeddings, is 4/α: "
-        "about the dimension of the data, expect Sharma and Kaplan (2022), of models trained to convergence on plentiful data. Small studies are not "
-        "of such, and their α is of few points. Losses have to be of one tokenizer, and no part of them may stay "
-        "however large the model: such a part makes α too small and the line too high.",
+        "about the dimension of the data, expect Sharma and Kaplan (2022), of models trained to convergence on "
+        "plentiful data. Small studies are not of such, and their α is of few points. Losses have to be of one "
+        "tokenizer, and no part of them may stay however large the model: such a part makes α too small and the line "
+        "too high.",
         of="models",
     ),
 )

@@ -19,7 +19,7 @@ LEAST_SIZES, FAR = 3, 4
 
 @dataclass(frozen=True)
 class ScalingLaw:
-    """Loss ~ N^(-alpha) over sizes N without embeddings, and the dimension 4 / alpha expected by Sharma and Kaplan (2022).
+    """Loss ~ N^(-alpha) over sizes N without embeddings, and the dimension 4 / alpha of Sharma and Kaplan (2022).
 
     Parameters
     ----------
