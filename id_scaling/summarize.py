@@ -307,7 +307,7 @@ def _summarize_run(session: Path, run: Run, settings: Mapping[str, Any]) -> pl.D
     folder = run_folder(session, run)
     manifest = read_record(folder / "manifest.json")
     made, positions = manifest["settings"], settings["positions"][str(run.ctx_len)]
-    if extraction_digest(made) != settings["extractions"][run.model] or made["positions"] != positions:
+    if extraction_digest(made) != settings["extractions"][run.model] or made.get("positions") != positions:
         raise StoreError(
             f"{folder / 'manifest.json'}: made by another extraction than this session's (other code or settings); "
             f"{made_anew(folder / 'manifest.json')}"
@@ -392,7 +392,7 @@ def _read_ids(path: Path, code: str, clouds: list[str], manifest: Mapping[str, A
     """Return one ids table and the library versions behind it."""
     table, facts = read_table(path, ["context", *SITE, "value", "stderr", "status", *COMPANIONS])
     made = facts["settings"]
-    if (made["code"], made["clouds"], facts["manifest"]) != (code, clouds, manifest["digest"]):
+    if (made["code"], made.get("clouds"), facts["manifest"]) != (code, clouds, manifest["digest"]):
         raise StoreError(
             f"{path}: made by other code of its estimator, of other clouds, or from another extraction, than this "
             f"session's; {made_anew(path)}"

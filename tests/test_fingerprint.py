@@ -397,7 +397,7 @@ def test_cloud_is_a_setting_of_estimates_alone() -> None:
     stored = {"cacheing_config__save_mean_tensors": True, "cacheing_config__save_positions": [-1]}
     before = settings_of(**stored)
     after = settings_of(**stored, cacheing_config__clouds=["position", "context"])
-    assert [name for name in before if before[name] != after[name]] == ["estimate"]
+    assert [name for name in before if before[name] != after[name]] == ["estimate", "summarize"]
     again = settings_of(**stored, cacheing_config__clouds=["context", "position"])
     assert (
         again

@@ -427,5 +427,5 @@ def test_too_few_documents_have_no_numbers(n_documents: int) -> None:
     scores = {"entropy": scores["entropy"]}
     found = of_rows(values[:1], documents, scores, covariates, sources)
     assert found.pop("n_documents") == [n_documents]
-    for name in ("ci_low", "ci_high", "spearman_entropy", "p_entropy"):
+    for name in ("ci_low", "ci_high", "spearman_entropy"):
         assert np.isnan(found[name][0]) == (n_documents < LEAST_DOCUMENTS)

@@ -35,11 +35,13 @@ from id_scaling.summarize import COLUMNS, readable, summarize
 from id_scaling.views import DEFAULT_VIEWS
 
 VIEWS = {name: vars(view) for name, view in DEFAULT_VIEWS.items()}
-EXTRACTION = {"code": "code-of-extract", "views": VIEWS}
+EXTRACTION = {"code": "code-of-extract", "views": VIEWS, "positions": []}
 SETTINGS: dict[str, Any] = {
     "models": [{"name": "owner--model", "checkpoints": ["main"]}],
     "datasets": [{"name": "words", "subsets": [0]}],
     "lengths": [64],
+    "clouds": ["context"],
+    "positions": {"64": []},
     "controls": ["none"],
     "group_by": {},
     "tokenizers": {"owner--model": "owner--tokenizer"},
@@ -146,7 +148,7 @@ def write_table(session: Path, run: Run, table: pl.DataFrame, **facts: Any) -> P
     """Write an ids table with what it says of how it was made."""
     path = ids_path(session, run, table["module"][0], table["estimator"][0])
     path.parent.mkdir(parents=True, exist_ok=True)
-    made = {"settings": {"code": "code-of-mle"}, "manifest": "d1", "versions": VERSIONS, **facts}
+    made = {"settings": {"code": "code-of-mle", "clouds": ["context"]}, "manifest": "d1", "versions": VERSIONS, **facts}
     sealed.write_table(path, table, made)
     return path
 
@@ -303,8 +305,10 @@ def test_every_run_and_estimator_of_the_session_is_in_the_summary(session: Path)
     write_run(session, other)
     for run in (RUN, other):
         for module in SETTINGS["modules"]:
-            write_table(session, run, table_of(module), settings={"code": "code-of-mle"})
-            write_table(session, run, table_of(module, "mind_ml"), settings={"code": "code-of-mind"})
+            write_table(session, run, table_of(module), settings={"code": "code-of-mle", "clouds": ["context"]})
+            write_table(
+                session, run, table_of(module, "mind_ml"), settings={"code": "code-of-mind", "clouds": ["context"]}
+            )
     models = [{"name": "owner--model", "checkpoints": ["main", "step-1"]}]
     summary = summary_of(session, models=models, estimators=[["mle", "code-of-mle"], ["mind_ml", "code-of-mind"]])
     assert summary.group_by("checkpoint", "estimator").len().sort("checkpoint", "estimator").rows() == [
@@ -351,12 +355,15 @@ def test_cloud_of_all_contexts_has_a_row_of_the_level_of_the_run(session: Path) 
 
 def test_cloud_of_all_contexts_without_an_estimate_is_counted(session: Path) -> None:
     with_clouds_of_run(session, "too_few_points")
-    for row in summary_of(session).filter(level="run").to_dicts():
-        assert (row["mean"], row["n_contexts"], row["n_failed"], row["n_documents"]) == (None, 1, 1, 0)
+    summary = summary_of(session)
+    for cloud in ("mean", "position"):
+        assert (True, f"Cloud `{cloud}`: 1 of 1 have no estimate: too_few_points.") in remarks(summary)
+    for row in summary.filter(level="run").to_dicts():
+        assert (row["mean"], row["n_contexts"], row["n_failed"], row["n_documents"]) == (None, 1, 1, 3)
         assert (row["statuses"], row["interval"]) == ("too_few_points: 1", "one_cloud")
 
 
-def test_groups_text_and_figures_are_of_contexts_alone(session: Path) -> None:
+def test_groups_and_figures_are_of_contexts_alone_and_text_says_what_is_not(session: Path) -> None:
     groups = {"words": ["lang", "meta.set"]}
     plain = summary_of(session, group_by=groups)
     with_clouds_of_run(session)
@@ -364,7 +371,11 @@ def test_groups_text_and_figures_are_of_contexts_alone(session: Path) -> None:
     assert summary.filter(pl.col("group").is_not_null())["level"].unique().to_list() == ["context"]
     assert summary.filter(level="context").equals(plain, null_equal=True)
     assert len(summary) == len(plain) + 2
-    assert readable(summary) == readable(plain)
+    lines = readable(summary).splitlines()
+    start = lines.index("  one cloud of 5 contexts: mean")
+    assert lines[start + 1].split() == ["block", "mle", "4.00", "0/1"]
+    assert lines[start + 2] == "  one cloud of 5 contexts: position 63"
+    assert lines[:start] + lines[start + 4 :] == readable(plain).splitlines()
     assert id_by_layer(summary) == id_by_layer(plain)
     assert remarks(summary) == remarks(plain)
 
@@ -373,8 +384,8 @@ def test_session_of_clouds_of_all_contexts_alone_is_summarized(session: Path) ->
     write_table(session, RUN, with_clouds_of_run(session))
     summary = summary_of(session, modules=["block"])
     assert summary["level"].to_list() == ["run", "run"]
-    assert readable(summary).count("\n") == 1
-    with pytest.raises(NothingToShowError):
+    assert "one cloud of 5 contexts: mean\n  block   mle" in readable(summary)
+    with pytest.raises(NothingToShowError, match="no cloud is of one context"):
         id_by_layer(summary)
     ((is_doubt, said),) = remarks(summary)
     assert is_doubt
@@ -638,8 +649,12 @@ def test_without_enough_documents_there_is_no_number(session: Path) -> None:
 
 @pytest.mark.parametrize(
     "facts",
-    [{"settings": {"code": "older"}}, {"manifest": "d0"}],
-    ids=["other code of the estimator", "another extraction"],
+    [
+        {"settings": {"code": "older", "clouds": ["context"]}},
+        {"settings": {"code": "code-of-mle", "clouds": ["context", "mean"]}},
+        {"manifest": "d0"},
+    ],
+    ids=["other code of the estimator", "other clouds", "another extraction"],
 )
 def test_table_that_is_not_the_sessions_is_refused(facts: dict, session: Path) -> None:
     path = write_table(session, RUN, table_of("emb"), **facts)
@@ -744,6 +759,8 @@ def test_extraction_of_other_code_or_settings_is_refused(session: Path) -> None:
     other = extraction_digest({**EXTRACTION, "code": "older"})
     with pytest.raises(StoreError, match=r"manifest\.json: made by another extraction .* ask for it: rm "):
         summary_of(session, extractions={"owner--model": other})
+    with pytest.raises(StoreError, match=r"manifest\.json: made by another extraction .* ask for it: rm "):
+        summary_of(session, positions={"64": [63]})
 
 
 def test_companions_are_means_over_the_contexts_that_have_them(session: Path) -> None:
