@@ -64,7 +64,9 @@ def test_status_of_thousands_of_jobs_is_quick_and_imports_little(tmp_path: Path)
     seconds = time.monotonic() - start
     assert done.returncode == 0, done.stderr
     *report, modules = done.stdout.splitlines()
-    assert [line.split() for line in report if line.startswith("estimate")] == [["estimate", "0", "0", "0", "14,784"]]
+    assert [line.split() for line in report if line.startswith("estimate")] == [
+        ["estimate", "[-------------]", "0", "0", "0", "14,784"]
+    ]
     names = {name.split(".")[0] for name in modules.split()}
     assert names & {"torch", "transformers", "polars", "pandas", "snakemake", "pyarrow"} == set()
     assert {"numpy", "pydantic"} <= names

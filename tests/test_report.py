@@ -145,6 +145,7 @@ def test_filters_leave_what_they_name_in_every_figure(opened: Page) -> None:
 def is_second_row(summary: pl.DataFrame) -> pl.Expr:
     """Return which rows are those of the leading run with one point per token."""
     is_leading = (pl.col("model") == summary["model"][0]) & (pl.col("checkpoint") == "step10")
+    is_leading &= pl.col("ctx_len") == summary["ctx_len"].max()
     return is_leading & (pl.col("control") == "none") & (pl.col("view") == "one_per_token")
 
 

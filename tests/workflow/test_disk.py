@@ -57,7 +57,7 @@ def test_an_extraction_goes_on_once_there_is_room(tmp_path: Path) -> None:
     command = shlex.join(workflow.command())
     # What is mounted is seen in there alone, and gone at the end.
     script = (
-        f"mount -t tmpfs -o size=6m tmpfs {disk} || exit 9\n"
+        f"mount -t tmpfs -o size=9m tmpfs {disk} || exit 9\n"
         f"{command} && exit 8\n"
         f"echo AGAIN; find {disk} -name 'contexts_*' | wc -l; mount -o remount,size=200m {disk}\n"
         f"{command}\n"

@@ -179,7 +179,7 @@ def pace_of(session: Workflow, capsys: pytest.CaptureFixture, ends: list[float],
     """Return what is said of the pace of 20 estimates, two of which ended before, and some so many seconds ago."""
     session.config["cacheing_config"]["save_IDs_list"] = ["mle", *(f"mle_k{number}" for number in range(5, 14))]
     session.write()
-    for path in session.session.glob("runs/*/*/*/*/*/ids/*/*.parquet"):
+    for path in session.session.glob("runs/*/*/*/*/*/*/ids/*/*.parquet"):
         os.utime(path, (time.time() - 10_000,) * 2)
     to_do = [one for one in jobs_of(Study(session.config)) if one.stage == "estimate" and not one.outputs[0].exists()]
     assert len(to_do) == 18
