@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import save_text, study
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_info, threadpool_limits
 from transformers import AutoModelForCausalLM
 from verbs import Session
 
@@ -21,6 +22,7 @@ from id_scaling import estimate
 from id_scaling.cli import main
 from id_scaling.clouds import view_of_run
 from id_scaling.ids import SCHEMA
+from id_scaling.neighbors import find_neighbors
 from id_scaling.study import Study
 from id_scaling.views import View
 
@@ -116,7 +118,7 @@ def test_vectors_are_those_of_the_hidden_states(module: str, layer, number: int,
 def test_batches_of_another_size_store_the_same_bits(
     session: Session, tiny_llama: Path, text: Path, tmp_path: Path
 ) -> None:
-    """And so do the estimates of clouds of the run, on more threads too."""
+    """And so do the estimates of clouds of the run by more processes."""
     config = {**config_of(tiny_llama, text), "batch_size": 5}
     other = Session(tmp_path, config)
     for module, layer, _ in SITES:
@@ -126,6 +128,34 @@ def test_batches_of_another_size_store_the_same_bits(
     tables = [table_of(session, "block", "corrint"), pl.read_parquet(tmp_path / "ids.parquet")]
     of_run = [table.filter(pl.col("cloud") != "context") for table in tables]
     assert of_run[0].equals(of_run[1], null_equal=True)
+
+
+def test_clouds_of_the_run_are_searched_on_one_thread_of_blas(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How many there are would change last bits."""
+    seen = []
+
+    def spied(*arguments: Any) -> Any:
+        seen.extend(library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas")
+        return find_neighbors(*arguments)
+
+    monkeypatch.setattr("id_scaling.ids.find_neighbors", spied)
+    with threadpool_limits(2, user_api="blas"):
+        assert main(session.estimate("block", "mle", tmp_path / "ids.parquet")) == 0
+    assert set(seen) == {1}
+
+
+def test_a_cloud_that_does_not_fit_in_memory_is_one_error(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def full(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("id_scaling.ids.find_neighbors", full)
+    assert main(session.estimate("block", "mle", tmp_path / "ids.parquet")) == 1
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "layer_00.h5: all products of 79 contexts (mean) do not fit in memory; give the job more" in said
 
 
 # ---- which rows ------------------------------------------------------------------------------------------------

@@ -262,7 +262,19 @@ WRONG_VALUES = [
 ]
 
 # What one entry cannot say alone.
+OF_RUN_ALONE = {"cacheing_config__clouds": ["mean"], "cacheing_config__save_mean_tensors": True}
+
 INCONSISTENT = [
+    (
+        {**OF_RUN_ALONE, "cacheing_config__views": {"mine": {"skip_first_tokens": 63}}},
+        "cacheing_config.views.mine.skip_first_tokens",
+        ["found 63", "ctx_len 64 leaves 1 points; skip fewer"],
+    ),
+    (
+        {**OF_RUN_ALONE, "cacheing_config__views": {"default": {}, "mine": {"decimate": 500}}},
+        "cacheing_config.views.mine.decimate",
+        ["found 500", "leaves 63 points to draw from; draw fewer"],
+    ),
     (
         {"cacheing_config__save_IDs_list": ["mle", "twoN_f10"]},
         "cacheing_config.save_IDs_list",

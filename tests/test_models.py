@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from id_scaling.errors import InputError
 from id_scaling.meaning import check_meaning
 from id_scaling.mkl import VECTOR_FUNCTIONS
-from id_scaling.models import TOKENS_A_CHUNK, LossHead, last_hidden, load_model, watching
+from id_scaling.models import TOKENS_A_CHUNK, LossHead, last_hidden, load_model, n_embedding_parameters, watching
 from id_scaling.sites import PRESETS, Site, SiteRequest, resolve_sites
 
 N_LAYERS = 30
@@ -75,6 +75,18 @@ def site(module: str, layer: int | None = None) -> Site:
 @pytest.mark.parametrize("layer", range(N_LAYERS - 1))
 def test_a_block_is_the_hidden_state_after_it(seen, hidden_states, layer: int):
     assert torch.equal(seen[site("block", layer)], hidden_states[layer + 1])
+
+
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_parameters_of_embeddings_are_counted_once(is_tied: bool):
+    kinds = {"llama": transformers.LlamaConfig, "gpt2": transformers.GPT2Config}
+    shape = {"vocab_size": 50, "hidden_size": 16, "tie_word_embeddings": is_tied}
+    more = {"llama": {"intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}}
+    more |= {"gpt2": {"n_layer": 1, "n_head": 2, "n_positions": 20}}
+    of_positions = {"llama": 0, "gpt2": 20 * 16}
+    for kind, config in kinds.items():
+        model = transformers.AutoModelForCausalLM.from_config(config(**shape, **more[kind]))
+        assert n_embedding_parameters(model) == 50 * 16 * (1 if is_tied else 2) + of_positions[kind]
 
 
 def test_the_last_hidden_state_is_the_final_norm_and_not_the_last_block(seen, hidden_states):

@@ -310,6 +310,17 @@ def test_a_disk_that_is_too_small_is_a_warning_and_no_error(
     assert "WARNING" not in capsys.readouterr().out
 
 
+def test_clouds_of_all_contexts_cost_the_square_of_these(tiny_llama: Path, text_folder: Path) -> None:
+    """Of 32 dimensions at 2 x 3 + 2 sites; a scaled view takes five products."""
+    kept = {"save_mean_tensors": True, "clouds": ["mean"], "save_IDs_list": ["mle"]}
+    costs = []
+    for views in ({"one": {}, "few": {"decimate": 30}}, {"one": {}, "scaled": {"preprocess": "standardised"}}):
+        [row] = rows_of(Study(study(tiny_llama, text_folder, cacheing_config={**kept, "views": views})))
+        ([cost], [contexts_of_run]) = row.costs, row.contexts
+        costs.append(cost.of_run / contexts_of_run.number**2 / 32)
+    assert costs == [8, 48]
+
+
 def test_each_length_has_costs_of_its_own_which_are_those_of_it_alone(tiny_llama: Path, text_folder: Path) -> None:
     both = Study(study(tiny_llama, text_folder, ctx_len=[32, 128]))
     [row] = rows_of(both)

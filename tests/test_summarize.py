@@ -23,7 +23,7 @@ from id_scaling.files import sha256
 from id_scaling.grouping import MOST_VALUES
 from id_scaling.ids import SCHEMA
 from id_scaling.intervals import mean_interval, rank_correlation
-from id_scaling.load import load_summary
+from id_scaling.load import load_contexts, load_summary
 from id_scaling.logs import LOG
 from id_scaling.paths import Run, contexts_path, extraction_digest, ids_path, run_folder, runs_of
 from id_scaling.plots.by_layer import id_by_layer
@@ -778,6 +778,18 @@ def test_readable_summary_of_a_site_without_a_number_is_blank(session: Path) -> 
     write_table(session, RUN, table_of("block", values=failed))
     (line,) = [line for line in readable(summary_of(session)).splitlines() if line.startswith("  block")]
     assert line.split() == ["block", "mle", "2/2"]
+
+
+def test_rows_of_contexts_of_a_session_that_has_none_or_is_older_are_refused(session: Path) -> None:
+    summary_of(session, clouds=["context"])
+    table, settings = sealed.read_table(session / "summary.parquet")
+    sealed.write_table(session / "summary.parquet", table, {**settings, "clouds": ["mean"]})
+    with pytest.raises(ConfigError, match="no cloud of one context"):
+        load_contexts(session, view="default")
+    del settings["lengths"]
+    sealed.write_table(session / "summary.parquet", table, settings)
+    with pytest.raises(StoreError, match=r"summary\.parquet: written by an older version; remove it"):
+        load_contexts(session)
 
 
 def test_session_without_a_summary_says_what_to_do(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_rows_of_contexts_are_as_they_were_and_those_of_the_run_are_added(workfl
         assert len(rows) == len(sites)
         assert set(rows.select("view", "layer").rows()) == set(sites)
     assert of_run["interval"].unique().to_list() == ["one_cloud"]
-    folder = next(workflow.session.glob("runs/*/*/*/*/*"))
+    folder = next(workflow.session.glob("runs/*/*/*/*/*/*"))
     with h5py.File(folder / "layer_01.h5") as file:
         vectors = {"mean": file["block/mean"][:], "position": file["block/positions/63"][:]}
     for cloud, points in vectors.items():

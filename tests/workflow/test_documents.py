@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from conftest import Workflow, random_text, study
@@ -101,6 +102,7 @@ def test_rows_of_contexts_are_read_of_some_axes_alone(workflow: Workflow) -> Non
     assert some["subset"].unique().to_list() == [1]
     everything = load_contexts(str(workflow.session))
     assert some.equals(everything.filter(subset=1), null_equal=True)
+    assert load_contexts(workflow.session, view="origin", layer=np.int64(1))["layer"].unique().to_list() == [1]
     some = load_contexts(workflow.session, view="origin", layer=[1])
     assert some.equals(everything.filter(view="origin", layer=1), null_equal=True)
     assert len(some) == 7 + 7 + 3

@@ -51,6 +51,7 @@ def of_both(folder: Path) -> Workflow:
     one = Workflow(folder, measured(folder, 64))
     one.run()
     before, rows = contents(one.session, 64), load_summary(one.session)
+    assert {path.name for path in before} >= {"manifest.json", "layer_00.h5", "contexts.parquet", "identity.json"}
     both = Workflow(folder, measured(folder, [64, 48]))
     assert both.planned() == CHAIN
     both.run()
