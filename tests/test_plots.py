@@ -162,6 +162,14 @@ def test_the_report_counts_the_contexts_of_each_length(of_lengths: Path) -> None
     ]
 
 
+def test_intervals_of_correlations_are_a_band_where_there_are_some(session: Path) -> None:
+    """Of six documents there are none; an empty area is a warning of Vega's."""
+    summary = load_summary(session)
+    assert '"y2": {"field": "spearman_loss_high"' not in drawn("id_against_loss", summary, session)
+    known = summary.with_columns(spearman_loss_low=pl.lit(-0.5), spearman_loss_high=pl.lit(0.5))
+    assert '"y2": {"field": "spearman_loss_high"' in drawn("id_against_loss", known, session)
+
+
 def test_of_one_length_nothing_is_said(session: Path) -> None:
     for name in NAMES:
         assert "64 tokens" not in drawn(name, load_summary(session), session)

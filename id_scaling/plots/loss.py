@@ -126,7 +126,8 @@ def _correlations(table: pl.DataFrame) -> alt.LayerChart:
         tooltip=style.tooltip("module", "layer", "spearman_loss", "partial_loss", "p_loss", "q_loss"),
     )
     zero = alt.Chart(pl.DataFrame({"zero": [0]})).mark_rule(color="#888").encode(y="zero:Q")
-    return zero + band + line
+    # An area of nothing has no extent, which Vega warns of.
+    return zero + band + line if table["spearman_loss_low"].count() else zero + line
 
 
 def _by_position(table: pl.DataFrame) -> alt.LayerChart:
