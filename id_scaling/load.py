@@ -67,8 +67,8 @@ def load_contexts(session_path: str | Path, **axes: str | int | Collection[str |
         One row per model, checkpoint, dataset, subset, ctx_len, control, module, estimator, layer, view and context:
         `value`, `stderr`, `status` and the companions of the estimate; `loss` and `entropy`, means of the context's
         tokens without the first (nats/token); `document`, `document_id`, `chunk`, `token_start`, `token_stop`, and the
-        document's `metadata` as JSON. Clouds of all contexts of a run are no rows here but of the summary; estimates
-        at single tokens, `local`, are in the tables of `ids` alone.
+        document's `metadata` as JSON. What there is no number of is null. Clouds of all contexts of a run are no rows
+        here but of the summary; estimates at single tokens, `local`, are in the tables of `ids` alone.
 
     Raises
     ------
@@ -194,7 +194,7 @@ def _contexts_of_run(session: Path, run: Run, settings: Mapping[str, Any], chose
         for estimator, _ in settings["estimators"]
         if module in chosen.get("module", {module}) and estimator in chosen.get("estimator", {estimator})
     ]
-    of_contexts = pl.concat(tables).filter(cloud=CONTEXT).drop("position")
+    of_contexts = pl.concat(tables).filter(cloud=CONTEXT).drop("position").fill_nan(None)
     return of_contexts.join(contexts, on="context", how="left", maintain_order="left")
 
 

@@ -69,9 +69,10 @@ def _of_score(score: str) -> tuple[tuple[str, str, str], ...]:
         (f"q_{score}", f"`p_{score}` {adjusted}"),
         (
             partial,
-            "Spearman's partial rank correlation of the same, given how many different tokens a context has, where in "
-            "its document it starts, and, in the rows of all contexts, its document's value of the first key of "
-            "`group_by`; empty under 20 documents, and one more for each such value but the first",
+            "Spearman's partial rank correlation of the same: that of what a linear regression leaves of both ranks, "
+            "on the ranks of how many different tokens a context has, the first left out, and of where in its document "
+            "it starts, and, in the rows of all contexts, on its document's value of the first key of `group_by`; "
+            "empty under 20 documents, and one more for each such value but the first",
         ),
         (f"{partial}_low", f"lower end of its 95 % interval: {fisher}, less a degree of freedom for each covariate"),
         (f"{partial}_high", "its upper end"),
@@ -269,21 +270,22 @@ def readable(summary: pl.DataFrame) -> str:
         n_layers = table["n_layers"][0]
         name = called(dict(zip(keys, run, strict=True)), has_lengths)
         lines += ["", f"{name}: {n_layers} layers, loss {loss:.3f}, entropy {entropy:.3f}"]
-        lines.append(f"  {'module':<8}{'estimator':<14}{marks}   not ok")
+        width = max(14, *(len(name) + 1 for name in table["estimator"]))
+        lines.append(f"  {'module':<8}{'estimator':<{width}}{marks}   not ok")
         for (cloud, position), of_cloud in table.group_by("cloud", "position", maintain_order=True):
             if cloud != CONTEXT:
                 where = "" if position is None else f" {position}"
                 lines.append(f"  one cloud of {of_cloud['n_points'][0]:.0f} contexts: {cloud}{where}")
-            lines += _lines(of_cloud, layers)
+            lines += _lines(of_cloud, layers, width)
     return "\n".join(lines) + "\n"
 
 
-def _lines(table: pl.DataFrame, layers: list[int]) -> Iterator[str]:
+def _lines(table: pl.DataFrame, layers: list[int], width: int) -> Iterator[str]:
     """Yield a line for each module and estimator, with the means at some layers and outside the blocks."""
     for (module, estimator), part in table.group_by(["module", "estimator"], maintain_order=True):
         means = dict(zip(part["layer"], part["mean"], strict=True))
         cells = "".join(f"{_cell(means.get(layer)):>10}" for layer in (*layers, None))
-        yield f"  {module:<8}{estimator:<14}{cells}{_failed(part):>9}"
+        yield f"  {module:<8}{estimator:<{width}}{cells}{_failed(part):>9}"
 
 
 def _spread(layers: list[int]) -> list[int]:

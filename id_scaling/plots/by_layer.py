@@ -22,16 +22,13 @@ def id_by_layer(summary: pl.DataFrame) -> style.Specification:
     runs, left_out = style.shown(style.unique(table, "run"), style.MOST_RUNS, "runs")
     table = table.filter(pl.col("run").is_in(runs))
     table = pl.concat([table, _per_token(summary, table)]).with_columns(
-        (pl.col("mean") - pl.col("sd")).alias("low"),
+        (pl.col("mean") - pl.col("sd")).clip(0).alias("low"),
         (pl.col("mean") + pl.col("sd")).alias("high"),
         _abscissa().alias("x"),
         row=pl.concat_str("run", "view", separator=" · "),
     )
     table = table.sort(pl.col("run").replace_strict(runs, range(len(runs))), maintain_order=True)
-    same_axes = [*RUN[:-1], "estimator"]
-    table = table.with_columns(
-        highest=pl.coalesce("high", "mean").max().over(same_axes), lowest=pl.col("low").min().over(same_axes)
-    )
+    table = table.with_columns(highest=pl.coalesce("high", "mean").max().over(*RUN[:-1], "estimator"))
 
     def titles(of_row: pl.DataFrame) -> tuple[str, str]:
         view, n_contexts = of_row["view"][0], (of_row["n_contexts"] - of_row["n_failed"]).max()
@@ -66,7 +63,7 @@ def _panel(table: pl.DataFrame) -> alt.LayerChart:
     domain = [table["x"].min() - 0.5, table["x"].max() + 0.5]
     x = alt.X("x:Q", title="layer", scale=alt.Scale(domain=domain, nice=False), axis=style.layer_axis(table))
     # Given, not found in the data: a filter of the report may leave none inside the blocks.
-    scale = alt.Scale(domain=[min(0.0, table["lowest"].min() or 0.0), table["highest"].max()], nice=True)
+    scale = alt.Scale(domain=[0, table["highest"].max()], nice=True)
     y = alt.Y("mean:Q", title=ID, scale=scale)
     base = alt.Chart(table)
     inside = alt.datum.layer != None  # noqa: E711  (a Vega expression, not Python)

@@ -90,6 +90,8 @@ def _axes(summary: pl.DataFrame) -> Iterator[tuple[str, str]]:
         said = f"{n_contexts:,} contexts of {n_documents:,} documents"
         said += f"; {ctx_len} tokens a context" if has_lengths else ""
         yield f"dataset {dataset}", f"shards {_listed(style.unique(of_dataset, 'subset'), 12)}: {said}"
+    if clouds := style.unique(summary.filter(level="run"), "cloud"):
+        yield "of all contexts of a run", f"{_listed(clouds, 3)}: rows of level `run` of summary.csv, in no figure"
     for key in ("control", "module", "estimator", "group", "device", "versions"):
         values = [value for value in style.unique(summary, key) if value is not None]
         if values:

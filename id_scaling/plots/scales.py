@@ -70,7 +70,7 @@ def _by_scale(neighbors: Neighbors, layer: int | None) -> pl.DataFrame:
                 values = pl.Series(one.value[is_shown], dtype=pl.Float64)
                 rows.append((layer, kind, scale, values.mean(), values.std(), len(values)))
     table = pl.DataFrame(rows, schema=OF_SCALE, orient="row")
-    return table.with_columns(low=pl.col("mean") - pl.col("sd"), high=pl.col("mean") + pl.col("sd"))
+    return table.with_columns(low=(pl.col("mean") - pl.col("sd")).clip(0), high=pl.col("mean") + pl.col("sd"))
 
 
 def _stored(ranks: Sequence[int]) -> dict[str, list[tuple[int, Estimator]]]:
