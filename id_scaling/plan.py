@@ -19,7 +19,8 @@ SECONDS_A_SUBMISSION, SECONDS_A_START, SECONDS_A_TOKEN = 4.0, 1.5, 8e-7
 SECONDS_A_MULTIPLICATION = 2e-11  # of float32 products on one core
 SIGNS = {
     "≤": "≤ at most: max_contexts, or documents read × chunks of a document; so is what follows from it",
-    "≈": "≈ about: from the size of the whole shard, 4 bytes a token, compressed text 3 times as long",
+    "≈": "≈ about: from the size of the whole shard, 4 bytes a token, compressed text 3 times as long; fewer where "
+    "max_chunks_from_a_document cuts documents short",
 }
 
 
