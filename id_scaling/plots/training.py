@@ -150,8 +150,8 @@ def _against_size(table: pl.DataFrame, law: ScalingLaw | None) -> alt.LayerChart
     """Return lines against the number of parameters, one for each module, and what a scaling law implies."""
     highest, implied = table["mean"].max(), law.dimension if law else np.nan
     is_near = implied <= FAR * highest
-    # Room above the line for what it is.
-    top = max(highest, 1.1 * implied) if is_near else highest
+    # Room for words, above the line or above all there is.
+    top = max(highest, 1.1 * implied) if is_near else (1.2 * highest if implied > 0 else highest)
     scale = alt.Scale(domain=[0, top], nice=True)
     base = alt.Chart(table).encode(
         x=alt.X("n_parameters:Q", title="parameters", scale=alt.Scale(type="log"), axis=alt.Axis(format="~s")),
