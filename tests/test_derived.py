@@ -103,8 +103,8 @@ def test_a_gguf_file_is_studied_as_the_model_it_was_made_from(
     assert Path(identity["path"]).parent == Path(session.paths["model"]).parent
     assert identity["tokenizer_sha256"] == tokenizer["sha256"]
     assert main(session.estimate("block", "mle", tmp_path / "mle.parquet")) == 0
-    # Some of its contexts have fewer different tokens than `mle` takes.
-    assert set(pl.read_parquet(tmp_path / "mle.parquet").filter(view="default")["status"]) == {"ok"}
+    # Some contexts have fewer different tokens than `mle` takes.
+    assert set(pl.read_parquet(tmp_path / "mle.parquet").filter(pl.col("view") != "one_per_token")["status"]) == {"ok"}
 
 
 def test_a_gguf_file_is_an_input_of_what_is_made_of_it(gguf_file: Path, text_folder: Path) -> None:

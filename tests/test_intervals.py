@@ -429,3 +429,5 @@ def test_too_few_documents_have_no_numbers(n_documents: int) -> None:
     assert found.pop("n_documents") == [n_documents]
     for name in ("ci_low", "ci_high", "spearman_entropy"):
         assert np.isnan(found[name][0]) == (n_documents < LEAST_DOCUMENTS)
+    # Five documents of unequal sizes can hardly be exchanged either.
+    assert np.isnan(found["p_entropy"][0])

@@ -66,12 +66,12 @@ def id_by_control(summary: pl.DataFrame) -> style.Specification:
     return _of_axis(summary, "control")
 
 
-def id_by_length(summary: pl.DataFrame) -> alt.TopLevelMixin:
+def id_by_length(summary: pl.DataFrame) -> style.Specification:
     """Return the figure: all lengths in one panel an estimator, a row for each module, of the leading run's."""
     return _of_axis(summary.sort("ctx_len", maintain_order=True), "ctx_len")
 
 
-def _of_axis(summary: pl.DataFrame, axis: str) -> alt.TopLevelMixin:
+def _of_axis(summary: pl.DataFrame, axis: str) -> style.Specification:
     """Return a line for each value of an axis of runs, of those that are the leading run but for it."""
     table = _inside(style.of_all_contexts(style.leading(summary)))
     same = {key: value for key, value in style.leading_run(table).items() if key != axis}

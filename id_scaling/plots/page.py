@@ -94,7 +94,7 @@ async function draw(name) {
   const place = document.getElementById("figure-" + name);
   const spec = filtered(SPECS[name]);
   if (!spec) {
-    place.replaceChildren("Nothing of this selection is in this figure; those of one run show the first model's last.");
+    place.replaceChildren("Nothing of this selection is in this figure. One of a single run shows the first model.");
     place.dataset.drawn = "empty";
     return;
   }

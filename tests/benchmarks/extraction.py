@@ -61,7 +61,7 @@ def load(input_ids: torch.Tensor, n_threads: int) -> extract._Run:
     folder = model_folder()
     request = SiteRequest(layers=None, inblock=("block", "attn", "mlp"), outblock=("unemb",), mapping=None)
     extraction = Extraction(request, {"default": View()}, None, DEFAULT_GROUPS, False, False, "float16", "auto")
-    identity = {"path": str(folder), "architecture": asdict(read_architecture(folder))}
+    identity = {"path": str(folder), "architecture": asdict(read_architecture(folder)), "is_pickled": False}
     run = extract._Run(extraction, identity, Execution(N_CONTEXTS, n_threads), input_ids)
     nothing = torch.zeros(input_ids.shape)
     run.loss_head = lambda *_: (nothing, nothing)
