@@ -18,6 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from id_scaling.ending import endable
 from id_scaling.errors import Ended, IdScalingError, of_a_disk
 from id_scaling.logs import LOG, plain, start_logging
 
@@ -34,9 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; an error of the package is one message on standard error and exit status 1."""
     arguments = _parser().parse_args(argv)
     start_logging(arguments.verbose)
-    signal.signal(signal.SIGTERM, _end)
     try:
-        return _run(arguments)
+        with endable():
+            return _run(arguments)
     except Ended:
         print("ended: the system asked for it (SIGTERM), as at the end of a job's time", file=sys.stderr)
         return 128 + signal.SIGTERM
@@ -96,11 +97,6 @@ def _size(path: Path) -> str:
     if path.name == "manifest.json":
         return f"{json.loads(path.read_text())['n_contexts']} contexts"
     return f"{path.stat().st_size} bytes"
-
-
-def _end(*_: object) -> None:
-    """End what is going on, so that leases are given back and nothing half written stays."""
-    raise Ended
 
 
 def prepare_model(arguments: Arguments) -> None:

@@ -148,8 +148,13 @@ def extract(
             LOG.info("all %d contexts already extracted in %s", len(contexts), folder)
         else:
             parts_folder = _fresh_parts(folder, made_of["digest"])
-            facts = _extract_parts(extraction, contexts, identity, parts_folder, execution, lease)
-            _assemble(folder, parts_folder, len(contexts), made_of, facts)
+            try:
+                facts = _extract_parts(extraction, contexts, identity, parts_folder, execution, lease)
+                _assemble(folder, parts_folder, len(contexts), made_of, facts)
+            except Ended:
+                n_kept = len(contexts) - sum(map(len, _missing(parts_folder, len(contexts))))
+                LOG.info("ended with %d of %d contexts extracted; the next run goes on there", n_kept, len(contexts))
+                raise
         lease.check()
         # The commit is no part of the digest: another one with the same weights and config makes the same.
         _publish(folder, contexts, {**made_of, "commit": identity["commit"]})
@@ -233,8 +238,7 @@ def _extract_parts(
     """Compute the parts that are missing; return the facts of the model as it ran."""
     flat = contexts["input_ids"].explode().to_numpy().astype(np.int64)
     input_ids = torch.from_numpy(flat.reshape(len(contexts), -1))
-    parts = plan_parts(len(input_ids))
-    missing = [part for part in parts if not _part(parts_folder, part).is_dir()]
+    missing = _missing(parts_folder, len(input_ids))
     n_done = len(input_ids) - sum(map(len, missing))
     LOG.info("%d contexts of %d tokens, %d already extracted", *input_ids.shape, n_done)
     facts_path = parts_folder / "facts.json"
@@ -244,13 +248,7 @@ def _extract_parts(
     run = _Run(extraction, identity, execution, input_ids)
     write_record(facts_path, run.facts())
     progress = Progress("extracted context", len(input_ids), n_done)
-    try:
-        _extract_missing(run, input_ids, missing, parts_folder, execution.batch_size, progress, lease)
-    except Ended:
-        n_left = sum(len(part) for part in parts if not _part(parts_folder, part).is_dir())
-        n_kept = len(input_ids) - n_left
-        LOG.info("ended with %d of %d contexts extracted; the next run goes on there", n_kept, len(input_ids))
-        raise
+    _extract_missing(run, input_ids, missing, parts_folder, execution.batch_size, progress, lease)
     return read_record(facts_path)
 
 
@@ -290,6 +288,11 @@ def _halved(batch_size: int, error: torch.OutOfMemoryError) -> int:
 def _part(parts_folder: Path, part: range) -> Path:
     """Return the folder of a part."""
     return parts_folder / f"contexts_{part.start:07d}"
+
+
+def _missing(parts_folder: Path, n_contexts: int) -> list[range]:
+    """Return the parts that are not there yet."""
+    return [part for part in plan_parts(n_contexts) if not _part(parts_folder, part).is_dir()]
 
 
 class _Run:

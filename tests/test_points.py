@@ -360,12 +360,11 @@ def test_ctrl_c_ends_the_asker_alone_in_silence() -> None:
 @pytest.mark.parametrize(("sent", "raised"), [(signal.SIGINT, "KeyboardInterrupt"), (signal.SIGTERM, "Ended")])
 def test_children_that_threads_wait_for_end_with_who_is_asked_to(sent: signal.Signals, raised: str) -> None:
     code = (
-        "import signal, time\n"
+        "import time\n"
         "from concurrent.futures import ThreadPoolExecutor\n"
-        "from id_scaling import cli\n"
         "from id_scaling.children import ask_child, ending_children\n"
-        "signal.signal(signal.SIGTERM, cli._end)\n"
-        "with ThreadPoolExecutor(2) as threads, ending_children():\n"
+        "from id_scaling.ending import endable\n"
+        "with endable(), ThreadPoolExecutor(2) as threads, ending_children():\n"
         "    print('asking', flush=True), list(threads.map(lambda s: ask_child(time.sleep, s), [600, 600]))\n"
     )
     asker = subprocess.Popen([sys.executable, "-c", code], stdout=-1, stderr=-1, text=True, start_new_session=True)
