@@ -257,7 +257,7 @@ def validate(arguments: Arguments) -> None:
     """Check a configuration file, and the models and shards it names that are on disk."""
     study = _study(arguments.config)
     study.check()
-    print(f"{arguments.config}: valid; {len(study.runs)} run(s), {len(study.tables())} table(s) of estimates")
+    _show(f"{arguments.config}: valid; {len(study.runs)} run(s), {len(study.tables())} table(s) of estimates")
 
 
 def check(arguments: Arguments) -> int:
@@ -266,8 +266,7 @@ def check(arguments: Arguments) -> int:
 
     study = _study(arguments.config)
     findings = check_session(study)
-    print(report(findings))
-    print(f"{study.session}: {'whole' if is_whole(findings) else 'not whole'}")
+    _show(f"{report(findings)}\n{study.session}: {'whole' if is_whole(findings) else 'not whole'}")
     return 0 if is_whole(findings) else 1
 
 
@@ -276,7 +275,15 @@ def status(arguments: Arguments) -> None:
     from id_scaling.status import report, status_of
 
     study = _study(arguments.config)
-    print(report(study, status_of(study)))
+    _show(report(study, status_of(study)))
+
+
+def _show(text: str) -> None:
+    """Print to standard output, whose reader, `head` say, may have read enough."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _mapping(path: Path) -> dict:
@@ -311,7 +318,7 @@ def plan(arguments: Arguments) -> None:
 
     study = _study(arguments.config)
     study.check()
-    print(report(study, arguments.tflops, arguments.gpus))
+    _show(report(study, arguments.tflops, arguments.gpus))
 
 
 def reproduce(arguments: Arguments) -> None:
@@ -319,7 +326,7 @@ def reproduce(arguments: Arguments) -> None:
     from id_scaling.reproduce import reproduce
 
     said = _mapping(arguments.config)
-    print(reproduce(arguments.config, said, arguments.only, arguments.profile, is_run=not arguments.no_run))
+    _show(reproduce(arguments.config, said, arguments.only, arguments.profile, is_run=not arguments.no_run))
 
 
 def describe(arguments: Arguments) -> None:
@@ -330,12 +337,13 @@ def describe(arguments: Arguments) -> None:
 
     with TemporaryDirectory() as aside:
         architecture = read_architecture(settings_folder(arguments.model, arguments.checkpoint, Path(aside)))
-    for key, value in vars(architecture).items():
-        print(f"{key}: {value}")
     preset = PRESETS.get(architecture.model_type)
-    print("module_name_mapping:" if preset else "module_name_mapping: none is known; give the paths yourself")
-    for key, path in (preset or {}).items():
-        print(f"  {key}: {path}")
+    lines = [
+        *(f"{key}: {value}" for key, value in vars(architecture).items()),
+        "module_name_mapping:" if preset else "module_name_mapping: none is known; give the paths yourself",
+        *(f"  {key}: {path}" for key, path in (preset or {}).items()),
+    ]
+    _show("\n".join(lines))
 
 
 def document(arguments: Arguments) -> None:

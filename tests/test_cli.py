@@ -126,6 +126,13 @@ def assert_refused(done: subprocess.CompletedProcess, *words: str) -> None:
     assert [word for word in words if word not in done.stderr] == []
 
 
+def test_a_reader_who_has_read_enough_is_no_error(config: Path) -> None:
+    command = [sys.executable, "-m", "id_scaling", "validate", str(config)]
+    asked = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    asked.stdout.close()
+    assert (asked.stderr.read(), asked.wait()) == ("", 0)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
