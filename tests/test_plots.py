@@ -65,7 +65,9 @@ def of_lengths(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config |= {"ctx_len": [128, 40], "controls": ["none", "shuffle-1"]}
     config["model_config"]["model_checkpoint"] = checkpoints
     modules = {"module_inblock_keys": ["block"], "module_outblock_keys": []}
-    config["cacheing_config"] = {**modules, "save_IDs_list": ["mle", "twoNN_f10"]}
+    origin = {"skip_first_tokens": 0, "duplicates": "keep"}
+    views = {"default": {}, "origin": origin, "of-30": {"decimate": 30}, "of-39": {"decimate": 39, "draws": 2}}
+    config["cacheing_config"] = {**modules, "save_IDs_list": ["mle", "twoNN_f10"], "views": views}
     return run_study(config)
 
 
@@ -104,13 +106,22 @@ def test_lengths_are_lines_of_the_last_checkpoint_of_plain_text(of_lengths: Path
     summary = load_summary(of_lengths)
     chart = chart_of("id_by_length", summary, of_lengths)
     rows = [row for rows in chart["datasets"].values() for row in rows]
-    expected = summary.filter(view="default", checkpoint="step10", control="none")
-    columns = ["estimator", "layer", "ctx_len", "mean"]
+    # Of a context of 40 tokens 39 count: as many as all lengths can have.
+    expected = summary.filter(pl.col("view").is_in(["default", "of-39-0"]), checkpoint="step10", control="none")
+    columns = ["view", "estimator", "layer", "ctx_len", "mean"]
     assert sorted(tuple(row[key] for key in columns) for row in rows) == sorted(expected.select(columns).rows())
+    assert "view 'of-39-0', 39 points at every length" in json.dumps(chart)
     (title,) = {row["run"] for row in rows}
     assert title == f"{summary['model'][0]} · step10 · {summary['dataset'][0]} · 0 · none"
     assert "1 of 4 runs" in json.dumps(chart)
     assert {tuple(one["scale"]["domain"]) for one in encodings(chart, "color")} == {(40, 128)}
+
+
+def test_lengths_are_shown_once_where_no_view_draws_points(of_lengths: Path) -> None:
+    summary = load_summary(of_lengths).filter(view="default")
+    chart = chart_of("id_by_length", summary, of_lengths)
+    assert {row["view"] for rows in chart["datasets"].values() for row in rows} == {"default"}
+    assert "at every length" not in json.dumps(chart)
 
 
 def encodings(chart: object, channel: str) -> list[dict]:

@@ -7,6 +7,7 @@ from functools import partial
 import altair as alt
 import polars as pl
 
+from id_scaling.clouds import CONTEXT
 from id_scaling.plots import style
 from id_scaling.plots.catalogue import SAME
 from id_scaling.views import View
@@ -63,20 +64,41 @@ def _without_draw() -> pl.Expr:
 
 def id_by_control(summary: pl.DataFrame) -> style.Specification:
     """Return the figure: all controls in one panel an estimator, a row for each module, of the leading run's."""
-    return _of_axis(summary, "control")
+    return style.configured(_of_axis(style.leading(summary), "control"))
 
 
 def id_by_length(summary: pl.DataFrame) -> style.Specification:
-    """Return the figure: all lengths in one panel an estimator, a row for each module, of the leading run's."""
-    return _of_axis(summary.sort("ctx_len", maintain_order=True), "ctx_len")
+    """Return the figure: all lengths in one panel an estimator, a row for each module, of the leading run's.
+
+    Beneath stands the same of as many points at every length, where a view draws so few.
+    """
+    summary = summary.sort("ctx_len", maintain_order=True)
+    drawn, few = [_of_axis(style.leading(summary), "ctx_len")], _of_as_many_points(summary)
+    if few["mean"].count():
+        said = f"; view {few['view'][0]!r}, {few['decimate'][0]} points at every length"
+        drawn.append(_of_axis(few, "ctx_len", said))
+    return style.configured(style.beside("vconcat", drawn))
 
 
-def _of_axis(summary: pl.DataFrame, axis: str) -> style.Specification:
+def _of_as_many_points(summary: pl.DataFrame) -> pl.DataFrame:
+    """Return the rows of the first draw of the most points, of views that differ from the leading one in that alone.
+
+    A view cannot draw more points than the shortest contexts have. There are no rows where none draws, or where the
+    leading one does itself.
+    """
+    lead = style.leading(summary)
+    same = [pl.col(key) == lead[key][0] for key in SAME]
+    is_drawn = (pl.col("decimate") > 0) & (pl.col("view") != lead["view"][0])
+    table = summary.filter(is_drawn, *same, level=CONTEXT).filter(pl.col("decimate") == pl.col("decimate").max())
+    return table.filter(pl.col("draw") == pl.col("draw").min())
+
+
+def _of_axis(rows: pl.DataFrame, axis: str, more: str = "") -> style.Specification:
     """Return a line for each value of an axis of runs, of those that are the leading run but for it."""
-    table = _inside(style.of_all_contexts(style.leading(summary)))
+    table = _inside(style.of_all_contexts(rows))
     same = {key: value for key, value in style.leading_run(table).items() if key != axis}
-    table = table.with_columns(style.called(summary, list(same)).alias("run"))
-    return style.configured(_of_run(table.filter(**same), axis, style.one_of(table)))
+    table = table.with_columns(style.called(rows, list(same)).alias("run"))
+    return _of_run(table.filter(**same), axis, style.one_of(table) + more)
 
 
 def _inside(table: pl.DataFrame) -> pl.DataFrame:
