@@ -58,10 +58,15 @@ class Holder:
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host} since {self.since}"
 
-    @property
-    def is_gone(self) -> bool:
-        """Whether the process is known to have ended."""
-        return self.machine == _machine() and _start_of(self.pid) != self.started
+    def is_gone(self, age: float) -> bool:
+        """Return whether the process has ended; whether it was not heard of for long, where it cannot be seen.
+
+        Parameters
+        ----------
+        age : float
+            Seconds since it touched its lease.
+        """
+        return _start_of(self.pid) != self.started if self.machine == _machine() else age >= STALE
 
 
 class Lease:
@@ -123,7 +128,7 @@ class Lease:
     def _evicted(self, holder: Holder) -> bool:
         """Take a stale lease out of the way; return whether it was."""
         age = _age(self.path)
-        if not holder.is_gone and age < STALE:
+        if not holder.is_gone(age):
             return False
         aside = self.path.with_name(f".{self.path.name}.tmp-{uuid.uuid4().hex}")
         with contextlib.suppress(FileNotFoundError):  # another one that waits was quicker
@@ -143,7 +148,7 @@ def leased(folder: Path) -> Iterator[Lease]:
     Raises
     ------
     LeaseError
-        From `check`, where another took it over.
+        From `check`, or in place of an error of a file, where another took it over.
     """
     lease, is_said = Lease(Path(folder) / ".lease"), False
     while holder := lease.take():
@@ -153,6 +158,9 @@ def leased(folder: Path) -> Iterator[Lease]:
         time.sleep(LOOK)
     try:
         yield lease
+    except OSError:  # of a file that whoever took over removed?
+        lease.check()
+        raise
     finally:
         lease.release()
 

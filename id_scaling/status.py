@@ -284,7 +284,7 @@ def _holder(folder: Path) -> Holder | None:
         age = time.time() - path.stat().st_mtime
     except FileNotFoundError:
         return None
-    return None if holder is None or holder.is_gone or age >= STALE else holder
+    return None if holder is None or holder.is_gone(age) else holder
 
 
 def _seconds(since: str) -> float:

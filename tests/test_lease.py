@@ -98,6 +98,13 @@ def test_a_lease_of_another_machine_is_stale_once_it_is_not_heard_of(tmp_path: P
     assert Lease(held.path).take() is None
 
 
+def test_a_stopped_process_of_this_machine_keeps_its_lease_however_long(tmp_path: Path) -> None:
+    held = Lease(tmp_path / ".lease")
+    held.take()
+    os.utime(held.path, (0, 0))
+    assert Lease(held.path).take() == read_holder(held.path)
+
+
 def test_a_process_id_that_is_used_again_is_not_the_holder(tmp_path: Path) -> None:
     held = Lease(tmp_path / ".lease")
     held.take()
@@ -128,6 +135,21 @@ def test_who_slept_through_a_takeover_writes_no_more(tmp_path: Path) -> None:
         sleeper.check()
     sleeper.release()
     assert read_holder(sleeper.path).token == "other"  # and is left to its holder
+
+
+def test_a_file_that_is_gone_since_another_took_over_is_not_the_error(tmp_path: Path) -> None:
+    def write() -> None:
+        with leased(tmp_path):
+            of_another_machine(tmp_path / ".lease", age=0)
+            (tmp_path / "removed" / "by_who_took_over").touch()
+
+    with pytest.raises(LeaseError, match="took over; nothing more is written here"):
+        write()
+
+
+def test_a_file_that_is_gone_otherwise_is_the_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), leased(tmp_path):
+        (tmp_path / "missing" / "file").touch()
 
 
 def test_a_lease_that_says_nothing_is_somebodys_until_it_is_old(tmp_path: Path) -> None:
