@@ -72,7 +72,7 @@ def test_a_length_adds_its_own_jobs_and_rows_and_touches_nothing_else(
 
 def test_rows_of_a_length_are_those_of_a_study_of_it_alone_to_the_last_bit(of_both: Workflow, tmp_path: Path):
     alone = Workflow(tmp_path, measured(of_both.folder, 48))
-    alone.run()
+    alone.run("results/tiny/summary.parquet")
     assert load_summary(of_both.session).filter(ctx_len=48).equals(load_summary(alone.session))
     assert load_contexts(of_both.session, ctx_len=48).equals(load_contexts(alone.session))
     assert load_tokens(of_both.session, ctx_len=48).equals(load_tokens(alone.session))
