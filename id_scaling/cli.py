@@ -35,18 +35,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; an error of the package is one message on standard error and exit status 1."""
     arguments = _parser().parse_args(argv)
     start_logging(arguments.verbose)
-    try:
-        with endable():
+    with endable():
+        try:
             return _run(arguments)
-    except Ended:
-        print("ended: the system asked for it (SIGTERM), as at the end of a job's time", file=sys.stderr)
-        return 128 + signal.SIGTERM
-    except Exception as error:
-        shown = error if isinstance(error, IdScalingError) else of_a_disk(error)
-        if shown is None:
-            raise
-        print(f"error: {plain(str(shown))}", file=sys.stderr)
-        return 1
+        except Ended:
+            print("ended: the system asked for it (SIGTERM), as at the end of a job's time", file=sys.stderr)
+            return 128 + signal.SIGTERM
+        except Exception as error:
+            shown = error if isinstance(error, IdScalingError) else of_a_disk(error)
+            if shown is None:
+                raise
+            print(f"error: {plain(str(shown))}", file=sys.stderr)
+            return 1
 
 
 def _run(arguments: Arguments) -> int:

@@ -144,20 +144,22 @@ def extract(
     }
     made_of["digest"] = digest(made_of)
     with leased(folder) as lease:
-        if _is_extracted(folder, made_of["digest"]):
-            LOG.info("all %d contexts already extracted in %s", len(contexts), folder)
-        else:
-            parts_folder = _fresh_parts(folder, made_of["digest"])
-            try:
+        is_extracted = _is_extracted(folder, made_of["digest"])
+        parts_folder = None if is_extracted else _fresh_parts(folder, made_of["digest"])
+        try:
+            if is_extracted:
+                LOG.info("all %d contexts already extracted in %s", len(contexts), folder)
+            else:
                 facts = _extract_parts(extraction, contexts, identity, parts_folder, execution, lease)
                 _assemble(folder, parts_folder, len(contexts), made_of, facts)
-            except Ended:
-                n_kept = len(contexts) - sum(map(len, _missing(parts_folder, len(contexts))))
-                LOG.info("ended with %d of %d contexts extracted; the next run goes on there", n_kept, len(contexts))
-                raise
-        lease.check()
-        # The commit is no part of the digest: another one with the same weights and config makes the same.
-        _publish(folder, contexts, {**made_of, "commit": identity["commit"]})
+            lease.check()
+            # The commit is no part of the digest: another one with the same weights and config makes the same.
+            _publish(folder, contexts, {**made_of, "commit": identity["commit"]})
+        except Ended:
+            n_left = 0 if is_extracted else sum(map(len, _missing(parts_folder, len(contexts))))
+            n_kept = len(contexts) - n_left
+            LOG.info("ended with %d of %d contexts extracted; the next run goes on there", n_kept, len(contexts))
+            raise
         drop_parts(folder / "parts")
         sweep(folder)
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from id_scaling.errors import LeaseError
+from id_scaling.errors import LeaseError, StoreError
 from id_scaling.logs import LOG
 
 # Seconds between two touches, and after how many without one a holder on another machine is taken for dead: some
@@ -103,12 +103,20 @@ class Lease:
                 return holder
 
     def check(self) -> None:
+        """Raise `LeaseError` where another process took the lease over, or it was removed."""
+        self.check_others()
+        if read_holder(self.path) is None:
+            raise LeaseError(
+                f"{self.path} was removed, so another process may write here; nothing more is written; run again"
+            )
+
+    def check_others(self) -> None:
         """Raise `LeaseError` where another process took the lease over."""
         holder = read_holder(self.path)
-        if holder is None or holder.token != self._own.token:
+        if holder is not None and holder.token != self._own.token:
             raise LeaseError(
-                f"{self.path.parent}: this process was not heard of for {STALE:g} s, so {holder or 'another process'} "
-                "took over; nothing more is written here"
+                f"{self.path.parent}: this process was not heard of for {STALE:g} s, so {holder} took over; nothing "
+                "more is written here"
             )
 
     def release(self) -> None:
@@ -158,8 +166,8 @@ def leased(folder: Path) -> Iterator[Lease]:
         time.sleep(LOOK)
     try:
         yield lease
-    except OSError:  # of a file that whoever took over removed?
-        lease.check()
+    except (OSError, StoreError):  # of a file that whoever took over removed?
+        lease.check_others()
         raise
     finally:
         lease.release()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -16,6 +18,7 @@ import yaml
 from conftest import ROOT, study
 from verbs import Session
 
+from id_scaling import extract
 from id_scaling.cli import VERBS, _shown, _size, main
 from id_scaling.logs import LOG
 from id_scaling.summarize import COLUMNS
@@ -295,6 +298,24 @@ def test_verbs_hand_over_from_names_to_a_manifest(extracted: Session) -> None:
     assert {len(ids) for ids in contexts["input_ids"]} == {64}
     folder = Path(extracted.paths["manifest"]).parent
     assert sorted(path.name for path in folder.glob("*.h5")) == sorted(manifest["files"])
+
+
+@pytest.mark.parametrize(("stage", "is_kept"), [("_Run", False), ("_assemble", True), ("_publish", True)])
+def test_an_extraction_says_how_far_it_is_wherever_it_ends(
+    extracted: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, stage, is_kept
+) -> None:
+    def ended(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    monkeypatch.setattr(extract, stage, ended)
+    inputs = [part for name in ("contexts", "model") for part in (f"--{name}", extracted.paths[name])]
+    settings = ["--settings", extracted.study.extract_settings(extracted.run), "--threads", "1"]
+    settings += ["--execution", extracted.study.extract_execution(extracted.run.model)]
+    assert main(["extract", *settings, *inputs, "--output", str(tmp_path / "run" / "manifest.json")]) == 128 + 15
+    said, n = capsys.readouterr().err, len(pl.read_parquet(extracted.paths["contexts"]))
+    assert f"ended with {n if is_kept else 0} of {n} contexts extracted; the next run goes on there" in said
+    assert said.endswith("ended: the system asked for it (SIGTERM), as at the end of a job's time\n")
 
 
 def test_estimates_import_neither_torch_nor_pandas_nor_snakemake(extracted: Session, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
-"""SIGTERM ends a process wherever it is, and once."""
+"""SIGTERM ends a process wherever it is, and a second one does not cut short what has still to be done."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -53,11 +54,77 @@ def test_an_end_asked_for_where_python_drops_exceptions_comes_all_the_same(
         work()
 
 
-def test_an_end_that_was_dropped_at_the_last_moment_does_not_kill_what_is_done(monkeypatch: pytest.MonkeyPatch):
+class Broken:
+    """Raises an error when it is deleted."""
+
+    def __del__(self) -> None:
+        raise ValueError("broken")
+
+
+class Slow:
+    """Takes longer to destroy than an exception that was dropped takes to be raised again."""
+
+    def __del__(self) -> None:
+        for _ in range(10):
+            time.sleep(ending.AGAIN)
+
+
+def test_an_end_that_is_dropped_twice_comes_all_the_same():
+    def work() -> None:
+        with endable():
+            in_destructor(signal.SIGTERM)
+            Slow()
+            time.sleep(60)
+
+    with pytest.raises(Ended):
+        work()
+
+
+def test_an_end_that_comes_while_another_error_is_written_down_is_not_lost(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: in_time(signal.SIGTERM))
+
+    def work() -> None:
+        with endable():
+            Broken()
+            time.sleep(60)
+
+    with pytest.raises(Ended):
+        work()
+
+
+def in_time(number: signal.Signals) -> None:
+    """Send this process a signal and have it handled at once."""
+    os.kill(os.getpid(), number)
+    time.sleep(60)
+
+
+def test_an_end_that_was_lost_comes_when_it_is_asked_for_again_later(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ending, "GRACE", 0.1)
+
+    def work() -> None:
+        with endable():
+            with contextlib.suppress(Ended):  # as a bare `except` of someone else would
+                in_time(signal.SIGTERM)
+            time.sleep(0.2)
+            in_time(signal.SIGTERM)
+
+    with pytest.raises(Ended):
+        work()
+
+
+def test_an_end_that_was_dropped_at_the_last_moment_is_no_alarm_later(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ending, "AGAIN", 0.5)  # longer than leaving the context takes on a busy machine
-    with endable():
-        in_destructor(signal.SIGTERM)
-    time.sleep(1)
+    alarms = []
+    before = signal.signal(signal.SIGALRM, lambda *_: alarms.append(1))
+    try:
+        own = signal.getsignal(signal.SIGALRM)
+        with endable():
+            in_destructor(signal.SIGTERM)
+        assert signal.getsignal(signal.SIGALRM) is own
+        time.sleep(1)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert not alarms
 
 
 def test_what_has_still_to_be_done_at_an_end_is_not_cut_short_by_another():
@@ -66,8 +133,7 @@ def test_what_has_still_to_be_done_at_an_end_is_not_cut_short_by_another():
     def work() -> None:
         with endable():
             try:
-                os.kill(os.getpid(), signal.SIGTERM)
-                time.sleep(60)
+                in_time(signal.SIGTERM)
             finally:
                 os.kill(os.getpid(), signal.SIGTERM)
                 time.sleep(0.1)
@@ -81,10 +147,6 @@ def test_what_has_still_to_be_done_at_an_end_is_not_cut_short_by_another():
 def test_other_errors_in_destructors_are_said_as_before_and_all_is_as_before_afterwards(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    class Broken:
-        def __del__(self) -> None:
-            raise ValueError("broken")
-
     said = []
     hook = lambda unraisable: said.append(str(unraisable.exc_value))  # noqa: E731
     monkeypatch.setattr(sys, "unraisablehook", hook)

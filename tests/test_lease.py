@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from dataclasses import asdict, replace
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from id_scaling import lease as module
-from id_scaling.errors import LeaseError
+from id_scaling.errors import LeaseError, StoreError
 from id_scaling.lease import Lease, hold_session, leased, read_holder
 
 HOLDER = """
@@ -137,19 +138,27 @@ def test_who_slept_through_a_takeover_writes_no_more(tmp_path: Path) -> None:
     assert read_holder(sleeper.path).token == "other"  # and is left to its holder
 
 
-def test_a_file_that_is_gone_since_another_took_over_is_not_the_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [FileNotFoundError("gone"), StoreError("gone")])
+def test_a_file_that_is_gone_since_another_took_over_is_not_the_error(tmp_path: Path, error: Exception) -> None:
     def write() -> None:
         with leased(tmp_path):
             of_another_machine(tmp_path / ".lease", age=0)
-            (tmp_path / "removed" / "by_who_took_over").touch()
+            raise error
 
     with pytest.raises(LeaseError, match="took over; nothing more is written here"):
         write()
 
 
-def test_a_file_that_is_gone_otherwise_is_the_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), leased(tmp_path):
-        (tmp_path / "missing" / "file").touch()
+def test_a_file_that_is_gone_with_its_folder_is_the_error(tmp_path: Path) -> None:
+    def write() -> None:
+        with leased(tmp_path / "run") as lease:
+            shutil.rmtree(tmp_path / "run")
+            with pytest.raises(LeaseError, match=r"\.lease was removed, so another process may write here"):
+                lease.check()
+            (tmp_path / "run" / "file").touch()
+
+    with pytest.raises(FileNotFoundError):
+        write()
 
 
 def test_a_lease_that_says_nothing_is_somebodys_until_it_is_old(tmp_path: Path) -> None:

@@ -117,11 +117,22 @@ def test_lengths_are_lines_of_the_last_checkpoint_of_plain_text(of_lengths: Path
     assert {tuple(one["scale"]["domain"]) for one in encodings(chart, "color")} == {(40, 128)}
 
 
-def test_lengths_are_shown_once_where_no_view_draws_points(of_lengths: Path) -> None:
-    summary = load_summary(of_lengths).filter(view="default")
-    chart = chart_of("id_by_length", summary, of_lengths)
-    assert {row["view"] for rows in chart["datasets"].values() for row in rows} == {"default"}
-    assert "at every length" not in json.dumps(chart)
+def views_shown(summary: pl.DataFrame, session: Path) -> set[str]:
+    """Return the views in the figure of lengths."""
+    chart = chart_of("id_by_length", summary, session)
+    shown = {row["view"] for rows in chart["datasets"].values() for row in rows}
+    assert ("at every length" in json.dumps(chart)) == (len(shown) > 1)
+    return shown
+
+
+def test_lengths_are_compared_at_the_most_points_that_their_contexts_have(of_lengths: Path) -> None:
+    summary = load_summary(of_lengths)
+    is_short = pl.col("view").str.starts_with("of-39") & (pl.col("ctx_len") == 40)
+    failed = pl.when(is_short).then(1).otherwise("n_failed").alias("n_failed")
+    assert views_shown(summary.with_columns(failed), of_lengths) == {"default", "of-30"}
+    assert views_shown(summary.filter(view="default"), of_lengths) == {"default"}
+    drawn = summary.filter(pl.col("view").str.starts_with("of-39"))
+    assert views_shown(drawn, of_lengths) == {"of-39-0"}  # the leading view draws itself
 
 
 def encodings(chart: object, channel: str) -> list[dict]:

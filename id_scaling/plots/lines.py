@@ -73,24 +73,29 @@ def id_by_length(summary: pl.DataFrame) -> style.Specification:
     Beneath stands the same of as many points at every length, where a view draws so few.
     """
     summary = summary.sort("ctx_len", maintain_order=True)
-    drawn, few = [_of_axis(style.leading(summary), "ctx_len")], _of_as_many_points(summary)
-    if few["mean"].count():
+    lead = style.leading(summary)
+    drawn, few = [_of_axis(lead, "ctx_len")], _of_as_many_points(summary, lead)
+    if len(few):
         said = f"; view {few['view'][0]!r}, {few['decimate'][0]} points at every length"
         drawn.append(_of_axis(few, "ctx_len", said))
     return style.configured(style.beside("vconcat", drawn))
 
 
-def _of_as_many_points(summary: pl.DataFrame) -> pl.DataFrame:
-    """Return the rows of the first draw of the most points, of views that differ from the leading one in that alone.
+def _of_as_many_points(summary: pl.DataFrame, lead: pl.DataFrame) -> pl.DataFrame:
+    """Return the leading run's rows of the view that draws most, and differs from the leading one in that alone.
 
-    A view cannot draw more points than the shortest contexts have. There are no rows where none draws, or where the
-    leading one does itself.
+    Contexts have to have as many points as it draws: a view is left out that fails where the leading one does not, as
+    its means would be of other contexts. There are no rows where none is left, or where the leading one draws itself.
     """
-    lead = style.leading(summary)
-    same = [pl.col(key) == lead[key][0] for key in SAME]
-    is_drawn = (pl.col("decimate") > 0) & (pl.col("view") != lead["view"][0])
-    table = summary.filter(is_drawn, *same, level=CONTEXT).filter(pl.col("decimate") == pl.col("decimate").max())
-    return table.filter(pl.col("draw") == pl.col("draw").min())
+    run = style.leading_run(_inside(style.of_all_contexts(lead)))
+    same = {**{key: lead[key][0] for key in SAME}, **{key: run[key] for key in run if key != "ctx_len"}}
+    of_run = summary.filter(pl.col("group").is_null(), level=CONTEXT, **same).sort("decimate", descending=True)
+    n_failed = of_run.filter(view=lead["view"][0])["n_failed"].sum()
+    for view in style.unique(of_run.filter(pl.col("decimate") > 0), "view") if lead["decimate"][0] == 0 else ():
+        of_view = of_run.filter(view=view)
+        if of_view["n_failed"].sum() <= n_failed:
+            return of_view.sort("ctx_len", maintain_order=True)
+    return of_run.clear()
 
 
 def _of_axis(rows: pl.DataFrame, axis: str, more: str = "") -> style.Specification:

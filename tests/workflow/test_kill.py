@@ -15,7 +15,7 @@ import pytest
 from conftest import Workflow, save_text, save_tiny_llama, study
 from sessions import assert_same_contents
 
-N_DOCUMENTS = 28
+N_DOCUMENTS = 40
 # What follows an extraction is of its files alone, which are compared to the last bit.
 TARGET = "extract_all"
 
@@ -116,7 +116,8 @@ def test_kill_9_of_the_extraction_loses_at_most_one_part(
     workflow = prepared(inputs, tmp_path / "work")
     n_parts = -(-pl.read_parquet(next(undisturbed.session.rglob("contexts.parquet"))).height // 8)
     snakemake = start(workflow)
-    wait_for(lambda: len(parts_done(workflow.session)) >= int(share * n_parts))
+    # Early enough that the extraction is not done before a busy machine kills it.
+    wait_for(lambda: len(parts_done(workflow.session)) >= min(int(share * n_parts), n_parts - 3))
     wait_for(lambda: processes_of(workflow.session, "extract"))
     time.sleep(share * 0.1)
     for process in processes_of(workflow.session, "extract"):
