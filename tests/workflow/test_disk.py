@@ -54,7 +54,7 @@ def test_an_extraction_goes_on_once_there_is_room(tmp_path: Path) -> None:
     config = study(model, text, session_path=str(disk / "session"))
     config["cacheing_config"] |= {"save_cache_tensors": True, "save_fp": "float32", "save_IDs_list": ["mle"]}
     workflow = Workflow(tmp_path, config)
-    command = shlex.join(workflow.command("extract_all"))
+    command = shlex.join(workflow.command())
     # What is mounted is seen in there alone, and gone at the end.
     script = (
         f"mount -t tmpfs -o size=9m tmpfs {disk} || exit 9\n"
