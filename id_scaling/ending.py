@@ -57,7 +57,7 @@ def endable() -> Iterator[None]:
         try:
             yield
         finally:
-            is_over = True
+            is_over = True  # no signal comes between what follows
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         sys.unraisablehook = hook_before

@@ -27,6 +27,8 @@ from id_scaling.logs import LOG
 BEAT, STALE = 10.0, 120.0
 # Seconds between two looks of one who waits.
 LOOK = 1.0
+# When a living process started, where the system does not say.
+ALIVE = "alive"
 
 
 @dataclass(frozen=True)
@@ -59,14 +61,19 @@ class Holder:
         return f"process {self.pid} on {self.host} since {self.since}"
 
     def is_gone(self, age: float) -> bool:
-        """Return whether the process has ended; whether it was not heard of for long, where it cannot be seen.
+        """Return whether the process has ended; whether it was not heard of for long, where that cannot be seen.
 
         Parameters
         ----------
         age : float
             Seconds since it touched its lease.
         """
-        return _start_of(self.pid) != self.started if self.machine == _machine() else age >= STALE
+        is_here = self.machine == _machine()
+        if is_here and _start_of(self.pid) != self.started:
+            return True
+        # A process id alone may have been used again.
+        is_seen = is_here and self.started != ALIVE
+        return not is_seen and age >= STALE
 
 
 class Lease:
@@ -265,4 +272,4 @@ def _without_proc(pid: int) -> str:
         return ""
     except PermissionError:
         pass
-    return "alive"
+    return ALIVE

@@ -106,6 +106,15 @@ def test_a_stopped_process_of_this_machine_keeps_its_lease_however_long(tmp_path
     assert Lease(held.path).take() == read_holder(held.path)
 
 
+def test_a_process_that_may_be_another_of_the_same_id_has_to_be_heard_of(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(module, "_start_of", lambda _: module.ALIVE)  # as where there is no /proc
+    held = Lease(tmp_path / ".lease")
+    held.take()
+    assert Lease(held.path).take() == read_holder(held.path)
+    os.utime(held.path, (0, 0))
+    assert Lease(held.path).take() is None
+
+
 def test_a_process_id_that_is_used_again_is_not_the_holder(tmp_path: Path) -> None:
     held = Lease(tmp_path / ".lease")
     held.take()

@@ -80,7 +80,7 @@ FIGURES = (
         "id_by_length",
         "Does it hang on the length of contexts?",
         "Means for each `ctx_len`, which cuts the documents anew. Longer contexts have more points, which changes an "
-        "estimate by itself: beneath, where a view has `decimate`, all have as many.",
+        "estimate by itself: beneath, where a view has `decimate` and contexts have so many, all have as many.",
         of="lengths",
     ),
     Figure(

@@ -87,15 +87,18 @@ def _of_as_many_points(summary: pl.DataFrame, lead: pl.DataFrame) -> pl.DataFram
     Contexts have to have as many points as it draws: a view is left out that fails where the leading one does not, as
     its means would be of other contexts. There are no rows where none is left, or where the leading one draws itself.
     """
+    if lead["decimate"][0] > 0:
+        return lead.clear()
     run = style.leading_run(_inside(style.of_all_contexts(lead)))
     same = {**{key: lead[key][0] for key in SAME}, **{key: run[key] for key in run if key != "ctx_len"}}
-    of_run = summary.filter(pl.col("group").is_null(), level=CONTEXT, **same).sort("decimate", descending=True)
+    of_run = summary.filter(pl.col("group").is_null(), level=CONTEXT, **same)
     n_failed = of_run.filter(view=lead["view"][0])["n_failed"].sum()
-    for view in style.unique(of_run.filter(pl.col("decimate") > 0), "view") if lead["decimate"][0] == 0 else ():
-        of_view = of_run.filter(view=view)
+    drawn = of_run.filter(pl.col("decimate") > 0).sort("decimate", descending=True, maintain_order=True)
+    for view in style.unique(drawn, "view"):
+        of_view = drawn.filter(view=view)
         if of_view["n_failed"].sum() <= n_failed:
-            return of_view.sort("ctx_len", maintain_order=True)
-    return of_run.clear()
+            return of_view
+    return drawn.clear()
 
 
 def _of_axis(rows: pl.DataFrame, axis: str, more: str = "") -> style.Specification:
