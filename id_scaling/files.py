@@ -6,6 +6,7 @@ the final name. What it leaves aside carries `.tmp-` in its name and its process
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -79,9 +80,9 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def sweep(folder: Path) -> None:
-    """Remove what killed writers left aside in `folder`."""
-    for leftover in Path(folder).glob(".*.tmp-*"):
+def sweep(folder: Path, name: str | None = None) -> None:
+    """Remove what killed writers left aside in `folder`, all or that of one name: others may be at work there."""
+    for leftover in Path(folder).glob(f".{'*' if name is None else glob.escape(name)}.tmp-*"):
         if leftover.is_dir():
             shutil.rmtree(leftover)
         else:

