@@ -12,17 +12,17 @@ __version__ = "0.1.0"
 __all__ = ["Estimate", "estimate", "estimate_batch", "load_contexts", "load_summary", "load_tokens"]
 
 if TYPE_CHECKING:
-    from id_scaling.estimation import estimate, estimate_batch
+    from id_scaling.estimators.arrays import estimate, estimate_batch
     from id_scaling.estimators.base import Estimate
-    from id_scaling.load import load_contexts, load_summary, load_tokens
+    from id_scaling.results.load import load_contexts, load_summary, load_tokens
 
 _HOMES = {
     "Estimate": "id_scaling.estimators.base",
-    "estimate": "id_scaling.estimation",
-    "estimate_batch": "id_scaling.estimation",
-    "load_contexts": "id_scaling.load",
-    "load_summary": "id_scaling.load",
-    "load_tokens": "id_scaling.load",
+    "estimate": "id_scaling.estimators.arrays",
+    "estimate_batch": "id_scaling.estimators.arrays",
+    "load_contexts": "id_scaling.results.load",
+    "load_summary": "id_scaling.results.load",
+    "load_tokens": "id_scaling.results.load",
 }
 
 

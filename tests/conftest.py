@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import yaml
 
-from id_scaling.logs import LOG
+from id_scaling.runtime.logging import LOG
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 ROOT = Path(__file__).parent.parent
@@ -183,7 +183,7 @@ def workflow(tmp_path: Path, tiny_llama: Path, text_folder: Path) -> Workflow:
 @pytest.fixture(scope="session")
 def resources() -> Path:
     """The embedded model and texts, prepared once in the folder where the workflow keeps them."""
-    from id_scaling.lease import leased
+    from id_scaling.runtime.locks import leased
 
     folder = ROOT / "resources"
     with leased(folder):

@@ -14,10 +14,10 @@ from conftest import WORDS, study
 from transformers import AutoModelForCausalLM
 from verbs import Session
 
-from id_scaling.cli import main
-from id_scaling.paths import file_of
-from id_scaling.sealed import read_record, read_table
-from id_scaling.sites import PRESETS
+from id_scaling.cli.main import main
+from id_scaling.models.modules import PRESETS
+from id_scaling.storage.layout import file_of
+from id_scaling.storage.records import read_record, read_table
 
 HELD = ("block", "attn", "mlp")
 

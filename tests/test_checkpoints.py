@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from id_scaling.checkpoints import training_step, training_tokens
+from id_scaling.sources.training_steps import training_step, training_tokens
 
 
 @pytest.mark.parametrize(
@@ -36,8 +36,8 @@ def test_a_name_says_updates_and_tokens(model: str, checkpoint: str, step: int |
 
 
 def test_tokens_of_an_update_are_those_of_the_training() -> None:
-    from id_scaling.embedded import TRAINED, TRAINED_STEPS, config_of
-    from id_scaling.training import BATCH
+    from id_scaling.sources.bundled import TRAINED, TRAINED_STEPS, config_of
+    from id_scaling.sources.bundled_training import BATCH
 
     for model in TRAINED:
         n_positions = config_of(model)["max_position_embeddings"]

@@ -18,10 +18,10 @@ import yaml
 from conftest import ROOT, study
 from verbs import Session
 
-from id_scaling import extract
-from id_scaling.cli import VERBS, _shown, _size, main
-from id_scaling.logs import LOG
-from id_scaling.summarize import COLUMNS
+from id_scaling.cli.main import VERBS, _shown, _size, main
+from id_scaling.extraction import run as extract
+from id_scaling.results.summary import COLUMNS
+from id_scaling.runtime.logging import LOG
 
 HEAVY = {"torch", "polars", "numpy", "pandas", "snakemake", "transformers", "h5py", "pyarrow", "pydantic", "yaml"}
 
@@ -61,7 +61,9 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 
 
 def test_status_of_thousands_of_jobs_is_quick_and_imports_little(tmp_path: Path) -> None:
-    code = "import sys; from id_scaling.cli import main; code = main(sys.argv[1:]); print(*sys.modules); sys.exit(code)"
+    code = (
+        "import sys; from id_scaling.cli.main import main; code = main(sys.argv[1:]); print(*sys.modules); exit(code)"
+    )
     start = time.monotonic()
     done = python("-c", code, "status", ROOT / "config/pythia.yaml", folder=tmp_path)
     seconds = time.monotonic() - start
@@ -320,7 +322,9 @@ def test_an_extraction_says_how_far_it_is_wherever_it_ends(
 
 def test_estimates_import_neither_torch_nor_pandas_nor_snakemake(extracted: Session, tmp_path: Path) -> None:
     output = tmp_path / "mle.parquet"
-    code = "import sys; from id_scaling.cli import main; code = main(sys.argv[1:]); print(*sys.modules); sys.exit(code)"
+    code = (
+        "import sys; from id_scaling.cli.main import main; code = main(sys.argv[1:]); print(*sys.modules); exit(code)"
+    )
     done = python("-c", code, *extracted.estimate("block", "mle", output))
     assert done.returncode == 0, done.stderr
     names = {name.split(".")[0] for name in done.stdout.split()}
@@ -351,7 +355,7 @@ def test_model_without_a_tokenizer_runs_with_the_one_that_is_named(
 
 
 def test_summary_of_the_estimates_has_a_row_per_site_and_view(extracted: Session, tmp_path: Path) -> None:
-    from id_scaling.paths import contexts_path, ids_path, run_folder
+    from id_scaling.storage.layout import contexts_path, ids_path, run_folder
 
     folder = run_folder(tmp_path, extracted.run)
     folder.parent.mkdir(parents=True)

@@ -19,12 +19,12 @@ from transformers import AutoModelForCausalLM
 from verbs import Session
 
 from id_scaling import estimate
-from id_scaling.cli import main
-from id_scaling.clouds import view_of_run
-from id_scaling.ids import SCHEMA
-from id_scaling.neighbors import find_neighbors
-from id_scaling.study import Study
-from id_scaling.views import View
+from id_scaling.cli.main import main
+from id_scaling.neighbors.cloud_kinds import view_of_run
+from id_scaling.neighbors.find import find_neighbors
+from id_scaling.neighbors.views import View
+from id_scaling.results.estimates import SCHEMA
+from id_scaling.study.study import Study
 
 CTX_LEN = 64
 POSITIONS = [5, -1]
@@ -140,7 +140,7 @@ def test_clouds_of_the_run_are_searched_on_one_thread_of_blas(
         seen.extend(library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas")
         return find_neighbors(*arguments)
 
-    monkeypatch.setattr("id_scaling.ids.find_neighbors", spied)
+    monkeypatch.setattr("id_scaling.results.estimates.find_neighbors", spied)
     with threadpool_limits(2, user_api="blas"):
         assert main(session.estimate("block", "mle", tmp_path / "ids.parquet")) == 0
     assert set(seen) == {1}
@@ -152,7 +152,7 @@ def test_a_cloud_that_does_not_fit_in_memory_is_one_error(
     def full(*_: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("id_scaling.ids.find_neighbors", full)
+    monkeypatch.setattr("id_scaling.results.estimates.find_neighbors", full)
     assert main(session.estimate("block", "mle", tmp_path / "ids.parquet")) == 1
     (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert "layer_00.h5: all products of 79 contexts (mean) do not fit in memory; give the job more" in said
@@ -318,8 +318,8 @@ def test_fewer_contexts_than_an_estimator_needs_are_too_few(session: Session) ->
 
 
 def test_a_context_that_is_no_number_makes_the_cloud_nonfinite(session: Session, tmp_path: Path) -> None:
-    from id_scaling.estimators import get_estimator
-    from id_scaling.ids import Block, _estimate_block
+    from id_scaling.estimators.registry import get_estimator
+    from id_scaling.results.estimates import Block, _estimate_block
 
     points = points_of(session, "block", 1, "mean", None)
     points[7, 3] = np.nan
@@ -368,7 +368,7 @@ def test_a_view_of_some_layers_is_what_it_is_at_all_and_leaves_the_others_as_the
 
 def overlaps_of(session: Session) -> tuple[list[str], list[np.ndarray]]:
     """Return the views of the last block, and of each `nn_overlap`."""
-    from id_scaling.sealed import read_record
+    from id_scaling.storage.records import read_record
 
     column = read_record(Path(session.paths["manifest"]))["statistics"].index("nn_overlap")
     names = list(session.study.config.cacheing_config.drawn_views)

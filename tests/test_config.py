@@ -11,8 +11,8 @@ import yaml
 from conftest import ROOT, study
 from pydantic import BaseModel, ValidationError
 
-from id_scaling.config import Config, parse
 from id_scaling.errors import ConfigError
+from id_scaling.study.config import Config, parse
 
 HEAD = "the configuration cannot be used:\n"
 

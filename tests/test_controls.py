@@ -15,18 +15,18 @@ from conftest import study
 from hypothesis import given
 from hypothesis import strategies as st
 
-from id_scaling import controls
-from id_scaling.config import parse
-from id_scaling.controls import CONTROLS, shuffle_contexts, shuffled
-from id_scaling.datasets import Chunking, chunk_dataset
 from id_scaling.errors import ConfigError, StoreError
-from id_scaling.models import load_model
-from id_scaling.paths import Run
-from id_scaling.plots.by_layer import id_by_layer
+from id_scaling.models.loading import load_model
+from id_scaling.neighbors.views import View
+from id_scaling.plots.depth import id_by_layer
 from id_scaling.plots.style import SHOWN
-from id_scaling.sealed import read_table, write_table
-from id_scaling.study import Study
-from id_scaling.views import View
+from id_scaling.storage.layout import Run
+from id_scaling.storage.records import read_table, write_table
+from id_scaling.study.config import parse
+from id_scaling.study.study import Study
+from id_scaling.text import shuffling as controls
+from id_scaling.text.chunking import Chunking, chunk_dataset
+from id_scaling.text.shuffling import CONTROLS, shuffle_contexts, shuffled
 
 BOS = 1
 

@@ -18,12 +18,13 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import WORDS, random_text, save_tokenizer
 
-from id_scaling import records, tokens
-from id_scaling.datasets import Chunking, _batches, chunk_dataset
 from id_scaling.errors import InputError
-from id_scaling.logs import LOG, Progress
-from id_scaling.records import Document
-from id_scaling.tokens import MOST_WHOLE
+from id_scaling.runtime.logging import LOG, Progress
+from id_scaling.text import readers as records
+from id_scaling.text import tokenization as tokens
+from id_scaling.text.chunking import Chunking, _batches, chunk_dataset
+from id_scaling.text.readers import Document
+from id_scaling.text.tokenization import MOST_WHOLE
 
 IDS = {word: number for number, word in enumerate(WORDS, start=1)}
 
@@ -445,7 +446,7 @@ def test_progress_is_of_what_is_asked_for(
     """Of 24 documents every other one is long enough; eight are tokenised at once."""
     said_so_far: list[str] = []
     monkeypatch.setattr(Progress, "SECONDS_BETWEEN", 0)
-    monkeypatch.setattr("id_scaling.datasets.MOST_RECORDS", 8)
+    monkeypatch.setattr("id_scaling.text.chunking.MOST_RECORDS", 8)
     monkeypatch.setattr(LOG, "info", lambda words, *values: said_so_far.append(words % values))
     chunk(write_lines(tmp_path / "0.jsonl", [GOOD[0], {"text": "the"}] * 12), tokenizer, **options)
     steps = [words for words in said_so_far if words.startswith("cut context")]
@@ -498,8 +499,8 @@ def test_record_longer_than_is_allowed_is_broken_and_the_next_one_read(
 PEAKS = """
 import re, sys
 from pathlib import Path
-from id_scaling.datasets import Chunking, chunk_dataset
-from id_scaling.records import Shard
+from id_scaling.text.chunking import Chunking, chunk_dataset
+from id_scaling.text.readers import Shard
 tokenizer, output, *shards = map(Path, sys.argv[1:])
 for shard in shards:
     if tokenizer.is_dir():

@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from verbs import Session
 
-from id_scaling.cli import main
-from id_scaling.derived import convert_gguf, gguf_tokenizer
+from id_scaling.cli.main import main
 from id_scaling.errors import ConfigError, InputError
-from id_scaling.sealed import read_record
-from id_scaling.study import Study
-from id_scaling.untrained import seed_of
+from id_scaling.sources.derived import convert_gguf, gguf_tokenizer
+from id_scaling.sources.untrained import seed_of
+from id_scaling.storage.records import read_record
+from id_scaling.study.study import Study
 
 # Their names in a GGUF file, by their names in a Llama.
 NAMES = {

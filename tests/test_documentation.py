@@ -9,12 +9,12 @@ import pytest
 import yaml
 from conftest import ROOT, study
 
-from id_scaling.config import Config
-from id_scaling.documentation import PAGES, SCHEMA, columns_table, keys_table, schema, with_table
-from id_scaling.estimators import GRAMMAR
-from id_scaling.shards import SUFFIXES
-from id_scaling.sites import PRESETS
-from id_scaling.summarize import COLUMNS
+from id_scaling.cli.documentation import PAGES, SCHEMA, columns_table, keys_table, schema, with_table
+from id_scaling.estimators.registry import GRAMMAR
+from id_scaling.models.modules import PRESETS
+from id_scaling.results.summary import COLUMNS
+from id_scaling.sources.datasets import SUFFIXES
+from id_scaling.study.config import Config
 
 ANEW = "it is out of date: run `python -m id_scaling document`"
 

@@ -12,9 +12,9 @@ from collections.abc import Callable
 
 import pytest
 
-from id_scaling import ending
-from id_scaling.ending import endable
 from id_scaling.errors import Ended
+from id_scaling.runtime import interrupts as ending
+from id_scaling.runtime.interrupts import endable
 
 
 class Asked:

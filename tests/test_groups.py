@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from id_scaling.groups import MOST, largest_in_reach, shifts_between, split
-from id_scaling.kernels import compiled, on_torch
-from id_scaling.search import find_nearest, survey
+from id_scaling.neighbors.clusters import MOST, largest_in_reach, shifts_between, split
+from id_scaling.neighbors.kernels import numba_kernels, torch_kernels
+from id_scaling.neighbors.search import find_nearest, survey
 from tests.stress import STRESSES, smooth, stressed, tight_clusters, two_modes
 
 NO_FURTHER = np.empty(0, dtype=int)
@@ -40,13 +40,13 @@ def test_equal_points_are_one_group_and_groups_are_not_many() -> None:
     assert split(np.random.default_rng(0).standard_normal((500, 8))).max() + 1 == MOST
 
 
-@pytest.mark.parametrize("kernels", [compiled, on_torch])
+@pytest.mark.parametrize("kernels", [numba_kernels, torch_kernels])
 @pytest.mark.parametrize("n_groups", [1, 2, 7])
 def test_distances_of_points_in_groups_are_direct_ones(kernels, n_groups: int) -> None:
     rng = np.random.default_rng(n_groups)
     points, centres = rng.standard_normal((60, 9)), 5 * rng.standard_normal((n_groups, 9))
     labels = (np.arange(60) % n_groups).astype(np.int32)
-    given = torch.from_numpy(points) if kernels is on_torch else points
+    given = torch.from_numpy(points) if kernels is torch_kernels else points
     found = kernels.survey(given, centres, labels, np.float64, np.arange(3))
     shifts = shifts_between(labels, kernels.projections(found.centred, centres), centres)
     norms, product = found.centred_norms, np.asarray(kernels.gram(found.centred, shifts))
@@ -84,7 +84,7 @@ def test_neighbors_in_groups_are_those_of_float64(n_clusters: int, spread: float
 @pytest.mark.parametrize("stress", [smooth, *STRESSES], ids=lambda stress: stress.__name__)
 def test_neighbors_are_those_of_float64_though_all_clouds_are_put_in_groups(stress, library, monkeypatch) -> None:
     points = (smooth(700, 48) if stress is smooth else stressed(stress, 700, 48)).astype(np.float32)
-    monkeypatch.setattr("id_scaling.search._narrow", lambda cloud, *_: [(40, cloud.about_groups)])
+    monkeypatch.setattr("id_scaling.neighbors.search._narrow", lambda cloud, *_: [(40, cloud.about_groups)])
     given = torch.from_numpy(points) if library == "torch" else points
     found = find_nearest(survey(given), np.arange(700), 21, NO_FURTHER)
     assert "float32" in str(found.centred.gram.dtype)

@@ -18,11 +18,11 @@ import pytest
 from conftest import ROOT, Workflow, save_tiny_llama, study
 from hub_server import Hub
 
-from id_scaling.cli import main
+from id_scaling.cli.main import main
 from id_scaling.errors import ResourceError
-from id_scaling.hub import download_settings
-from id_scaling.sealed import read_record
-from id_scaling.study import Study
+from id_scaling.sources.hub import download_settings
+from id_scaling.storage.records import read_record
+from id_scaling.study.study import Study
 
 TOKEN = "hf_" + "Token" * 6
 NEEDED = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]

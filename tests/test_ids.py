@@ -12,8 +12,8 @@ from conftest import study
 from scipy.spatial.distance import pdist, squareform
 from verbs import Session
 
-from id_scaling.cli import main
-from id_scaling.ids import _nearness
+from id_scaling.cli.main import main
+from id_scaling.results.estimates import _nearness
 
 
 @pytest.fixture(scope="module")

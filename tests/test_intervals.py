@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from id_scaling import intervals
-from id_scaling.intervals import (
+from id_scaling.results import uncertainty as intervals
+from id_scaling.results.uncertainty import (
     LEAST_DOCUMENTS,
     LEAST_RESAMPLED,
     N_PERMUTATIONS,
@@ -15,7 +15,7 @@ from id_scaling.intervals import (
     mean_interval,
     of_rows,
 )
-from id_scaling.intervals import rank_correlation as correlate
+from id_scaling.results.uncertainty import rank_correlation as correlate
 
 N_SIMULATED = 4000
 

@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from id_scaling import lease as module
 from id_scaling.errors import LeaseError, StoreError
-from id_scaling.lease import Lease, hold_session, leased, read_holder
+from id_scaling.runtime import locks as module
+from id_scaling.runtime.locks import Lease, hold_session, leased, read_holder
 
 HOLDER = """
 import sys
 from pathlib import Path
-from id_scaling.lease import leased
+from id_scaling.runtime.locks import leased
 folder, name = Path(sys.argv[1]), sys.argv[2]
 print("wants", flush=True)
 with leased(folder):

@@ -17,7 +17,7 @@ import torch
 
 import id_scaling
 from id_scaling.errors import ConfigError
-from id_scaling.estimation import DEFAULT_ESTIMATORS
+from id_scaling.estimators.arrays import DEFAULT_ESTIMATORS
 from id_scaling.estimators.base import Estimate
 
 NAMES = ["mle", "mle_harmonic", "mind_ml", "mind_ml_d20", "mind_ml_d2", "twoNN_f10", "twoNN_f50"]

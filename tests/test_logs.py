@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from id_scaling.logs import LOG, Progress
+from id_scaling.runtime.logging import LOG, Progress
 
 
 class Clock:
@@ -23,7 +23,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Clock:
     """The clock of the log, and the log open for what is said."""
     clock = Clock()
-    monkeypatch.setattr("id_scaling.logs.time.monotonic", clock)
+    monkeypatch.setattr("id_scaling.runtime.logging.time.monotonic", clock)
     monkeypatch.setattr(LOG, "propagate", True)
     caplog.set_level(logging.INFO, LOG.name)
     return clock

@@ -10,8 +10,8 @@ import torch
 from architectures import build
 
 from id_scaling.errors import InputError
-from id_scaling.meaning import check_meaning
-from id_scaling.sites import PRESETS, SiteRequest, resolve_sites
+from id_scaling.models.modules import PRESETS, SiteRequest, resolve_sites
+from id_scaling.models.verification import check_meaning
 
 IDS = torch.arange(3, 23)[None]
 LLAMA = PRESETS["llama"]

@@ -14,10 +14,17 @@ from safetensors.torch import load_file, save_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from id_scaling.errors import InputError
-from id_scaling.meaning import check_meaning
-from id_scaling.mkl import VECTOR_FUNCTIONS
-from id_scaling.models import TOKENS_A_CHUNK, LossHead, last_hidden, load_model, n_embedding_parameters, watching
-from id_scaling.sites import PRESETS, Site, SiteRequest, resolve_sites
+from id_scaling.models.loading import (
+    TOKENS_A_CHUNK,
+    LossHead,
+    last_hidden,
+    load_model,
+    n_embedding_parameters,
+    watching,
+)
+from id_scaling.models.mkl_workaround import VECTOR_FUNCTIONS
+from id_scaling.models.modules import PRESETS, Site, SiteRequest, resolve_sites
+from id_scaling.models.verification import check_meaning
 
 N_LAYERS = 30
 ADDRESS = "1999-Clinton-1"
@@ -39,7 +46,7 @@ def address(resources: Path) -> str:
 
 @pytest.fixture(scope="module")
 def tokenizer(resources: Path):
-    from id_scaling.tokens import load_tokenizer
+    from id_scaling.text.tokenization import load_tokenizer
 
     return load_tokenizer(resources / "smollm2-135m-instruct")
 
@@ -145,7 +152,7 @@ def test_losses_are_of_the_models_own_logits_scaled_or_capped(
     monkeypatch: pytest.MonkeyPatch, model_type: str, dtype: torch.dtype, allowed: float
 ):
     """Gemma 2 caps its logits, Cohere and Granite scale them, Mamba gives states in float32. A bfloat16 has 8 bits."""
-    monkeypatch.setattr("id_scaling.models.TOKENS_A_CHUNK", 8)
+    monkeypatch.setattr("id_scaling.models.loading.TOKENS_A_CHUNK", 8)
     changes = {"cohere": {"logit_scale": 0.5}, "granite": {"logits_scaling": 4.0}}.get(model_type, {})
     model = build(model_type, "cpu", **changes)
     for parameter in model.parameters():
@@ -214,7 +221,7 @@ def test_accelerate_places_the_model_when_asked(
         asked.update(options)
         return load(*arguments, **options)
 
-    monkeypatch.setattr("id_scaling.models.AutoModelForCausalLM.from_pretrained", watched)
+    monkeypatch.setattr("id_scaling.models.loading.AutoModelForCausalLM.from_pretrained", watched)
     model = load_model(tiny_llama, torch.float32, torch.device("cpu"), use_accelerator)
     assert asked.get("device_map") == device_map
     assert not model.training

@@ -14,10 +14,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from id_scaling.errors import ConfigError, InputError
-from id_scaling.fetch import local_tokenizer_folder, model_folder
-from id_scaling.paths import Run, ids_path, slug
-from id_scaling.shards import dataset_shard
-from id_scaling.study import Study
+from id_scaling.sources.datasets import dataset_shard
+from id_scaling.sources.models import local_tokenizer_folder, model_folder
+from id_scaling.storage.layout import Run, ids_path, slug
+from id_scaling.study.study import Study
 
 many = settings(max_examples=300, deadline=None, derandomize=True)
 

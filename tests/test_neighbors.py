@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from id_scaling import search
-from id_scaling.neighbors import Neighbors, find_neighbors
-from id_scaling.search import survey
-from id_scaling.statistics import DEFAULT_GROUPS
-from id_scaling.views import DEFAULT_VIEWS, View, default_ranks
+from id_scaling.neighbors.find import Neighbors, find_neighbors, search
+from id_scaling.neighbors.search import survey
+from id_scaling.neighbors.statistics import DEFAULT_GROUPS
+from id_scaling.neighbors.views import DEFAULT_VIEWS, View, default_ranks
 
 KEEP = View(skip_first_tokens=0, duplicates="keep")
 DISTINCT = View(skip_first_tokens=0, duplicates="distinct")

@@ -15,15 +15,15 @@ import pytest
 import yaml
 from conftest import ROOT, Workflow, study
 
-from id_scaling import embedded
-from id_scaling.cli import main
-from id_scaling.costs import Contexts, contexts_of, jobs_of, n_submissions, rows_of
-from id_scaling.paths import weights_folder
-from id_scaling.plan import duration, report, scaled
-from id_scaling.sealed import write_record
-from id_scaling.shape import shape_of
-from id_scaling.sites import SiteRequest
-from id_scaling.study import EXTRACT_MINUTES, Study
+from id_scaling.cli.costs import Contexts, contexts_of, jobs_of, n_submissions, rows_of
+from id_scaling.cli.main import main
+from id_scaling.cli.model_size import shape_of
+from id_scaling.cli.plan import duration, report, scaled
+from id_scaling.models.modules import SiteRequest
+from id_scaling.sources import bundled
+from id_scaling.storage.layout import weights_folder
+from id_scaling.storage.records import write_record
+from id_scaling.study.study import EXTRACT_MINUTES, Study
 
 LLAMA = SiteRequest(None, ("block", "attn", "mlp"), ("emb", "unemb"), None)
 
@@ -151,7 +151,7 @@ def test_embedded_default_is_known_before_anything_is_prepared(capsys: pytest.Ca
 
 def test_config_of_the_embedded_model_is_that_of_the_prepared_one(resources: Path) -> None:
     config = json.loads((resources / "smollm2-135m-instruct" / "config.json").read_text())
-    expected = embedded.config_of("smollm2-135m-instruct")
+    expected = bundled.config_of("smollm2-135m-instruct")
     assert {key: config[key] for key in expected} == expected
 
 
@@ -175,7 +175,7 @@ def test_models_to_be_trained_are_known_before_they_are(
 
 def planned_offline(cache: Path) -> str:
     """Return the report on Pythia without a network."""
-    code = "import sys; from id_scaling.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; from id_scaling.cli.main import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "plan", str(ROOT / "config" / "pythia.yaml")]
     environment = {"PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1", "HF_HOME": str(cache), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)

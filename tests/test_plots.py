@@ -14,15 +14,15 @@ import scipy.stats
 from conftest import save_text, save_tiny_llama, study
 from verbs import run_study
 
-from id_scaling.load import load_contexts, load_summary
-from id_scaling.neighbors import Neighbors
-from id_scaling.plots.catalogue import FIGURES
-from id_scaling.plots.doubts import remarks
-from id_scaling.plots.draw import OF_SUMMARY, chart_of
+from id_scaling.neighbors.find import Neighbors
+from id_scaling.neighbors.views import leading_view
+from id_scaling.plots.catalog import FIGURES
+from id_scaling.plots.caveats import remarks
 from id_scaling.plots.page import as_script
+from id_scaling.plots.render import OF_SUMMARY, chart_of
 from id_scaling.plots.scales import _by_scale, _stored
 from id_scaling.plots.training import scaling_law
-from id_scaling.views import leading_view
+from id_scaling.results.load import load_contexts, load_summary
 
 VIEWS = {
     "default": {},
@@ -381,7 +381,7 @@ def test_means_above_what_points_can_tell_are_of_estimators_from_distances_alone
 
 def test_rows_of_contexts_are_of_one_extraction(session: Path) -> None:
     from id_scaling.errors import StoreError
-    from id_scaling.sealed import read_table, write_table
+    from id_scaling.storage.records import read_table, write_table
 
     path = next(session.glob("runs/*/step0/*/*/*/none/ids/block/mle.parquet"))
     content = path.read_bytes()

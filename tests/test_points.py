@@ -20,15 +20,15 @@ import skdim
 from scipy.sparse.csgraph import minimum_spanning_tree
 
 import id_scaling
-from id_scaling import children
-from id_scaling.children import ChildError
 from id_scaling.errors import ConfigError
-from id_scaling.estimators import abid, base, get_estimator, local_pca, mst, phd, spanning_trees, tle
-from id_scaling.estimators.contained import estimate_contained
-from id_scaling.estimators.spread import factor
-from id_scaling.kernels import compiled
-from id_scaling.neighbors import find_neighbors, stacked
-from id_scaling.views import View
+from id_scaling.estimators.registry import abid, base, get_estimator, local_pca, mst, phd, spanning_trees, tle
+from id_scaling.estimators.sandbox import estimate_contained
+from id_scaling.estimators.standard_errors import factor
+from id_scaling.neighbors.find import find_neighbors, stacked
+from id_scaling.neighbors.kernels import numba_kernels
+from id_scaling.neighbors.views import View
+from id_scaling.runtime import workers as children
+from id_scaling.runtime.workers import ChildError
 
 FIXTURES = json.loads(files("skdim.tests.reference").joinpath("fixtures.json").read_text())
 CLOUDS = {
@@ -122,7 +122,7 @@ def test_the_tree_is_that_of_scipy(n: int) -> None:
     points = np.random.default_rng(n).standard_normal((n, 4))
     distances = np.linalg.norm(points[:, None] - points[None], axis=2)
     expected = np.sort(minimum_spanning_tree(distances).data)
-    np.testing.assert_allclose(np.sort(compiled.tree_edges(distances)), expected, rtol=1e-15)
+    np.testing.assert_allclose(np.sort(numba_kernels.tree_edges(distances)), expected, rtol=1e-15)
 
 
 def test_local_pca_has_an_error_where_all_points_agree() -> None:
@@ -362,8 +362,8 @@ def test_children_that_threads_wait_for_end_with_who_is_asked_to(sent: signal.Si
     code = (
         "import time\n"
         "from concurrent.futures import ThreadPoolExecutor\n"
-        "from id_scaling.children import ask_child, ending_children\n"
-        "from id_scaling.ending import endable\n"
+        "from id_scaling.runtime.workers import ask_child, ending_children\n"
+        "from id_scaling.runtime.interrupts import endable\n"
         "with endable(), ThreadPoolExecutor(2) as threads, ending_children():\n"
         "    print('asking', flush=True), list(threads.map(lambda s: ask_child(time.sleep, s), [600, 600]))\n"
     )

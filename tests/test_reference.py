@@ -11,8 +11,8 @@ import skdim
 
 import id_scaling
 from id_scaling.errors import ConfigError
-from id_scaling.estimators import get_estimator
-from id_scaling.neighbors import Neighbors
+from id_scaling.estimators.registry import get_estimator
+from id_scaling.neighbors.find import Neighbors
 
 FIXTURES = json.loads(files("skdim.tests.reference").joinpath("fixtures.json").read_text())
 CLOUDS = {

@@ -15,9 +15,9 @@ from conftest import save_text, save_tiny_llama, study
 from playwright.sync_api import Browser, Page, sync_playwright
 from verbs import run_study
 
-from id_scaling.load import load_contexts, load_summary
-from id_scaling.plots.catalogue import FIGURES
-from id_scaling.plots.draw import plot
+from id_scaling.plots.catalog import FIGURES
+from id_scaling.plots.render import plot
+from id_scaling.results.load import load_contexts, load_summary
 
 # The id of a document, and what a page would do that holds it as other than text; a model's name.
 AMPERSAND = 'a & b\'s "c"'
@@ -152,7 +152,7 @@ def is_second_row(summary: pl.DataFrame) -> pl.Expr:
 
 
 def test_the_leading_run_is_shown_with_one_point_per_token_on_the_same_axes(session: Path) -> None:
-    from id_scaling.plots.by_layer import id_by_layer
+    from id_scaling.plots.depth import id_by_layer
 
     summary = load_summary(session)
     chart = id_by_layer(summary)
@@ -232,7 +232,7 @@ def test_a_sweep_over_many_checkpoints_has_figures_of_a_few_runs(session: Path, 
     one = summary.filter(pl.col("model") == summary["model"][0], checkpoint="step10", ctx_len=64, control="none")
     steps = [0, *(2**power for power in range(10)), *range(1000, 144000, 1000)]
     many = [one.with_columns(checkpoint=pl.lit(f"step{step}"), training_step=pl.lit(step, pl.Int64)) for step in steps]
-    from id_scaling.plots.draw import OF_SUMMARY
+    from id_scaling.plots.render import OF_SUMMARY
 
     charts = {draw.__name__: draw(pl.concat(many)) for draw in OF_SUMMARY}
     assert len(charts["id_by_layer"]["vconcat"]) == 8 + 1  # the last, which leads, with one point per token too

@@ -13,10 +13,10 @@ from conftest import ROOT, study
 from scipy import stats
 from verbs import run_study
 
-from id_scaling.cli import main
-from id_scaling.load import load_contexts, load_summary
-from id_scaling.reproduce import compared, read_reproduction, report, run
-from id_scaling.study import Study
+from id_scaling.cli.main import main
+from id_scaling.cli.reproduce import compared, read_reproduction, report, run
+from id_scaling.results.load import load_contexts, load_summary
+from id_scaling.study.study import Study
 
 TOKENS_2025 = ROOT / "config" / "reproduce" / "tokens-2025.yaml"
 

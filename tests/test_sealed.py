@@ -12,8 +12,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from id_scaling.errors import StoreError, UnsealedError
-from id_scaling.sealed import BLANK, MARK, check_seal, read_record, read_table, seal, table_metadata, write_record
-from id_scaling.sealed import write_table as write
+from id_scaling.storage.records import (
+    BLANK,
+    MARK,
+    check_seal,
+    read_record,
+    read_table,
+    seal,
+    table_metadata,
+    write_record,
+)
+from id_scaling.storage.records import write_table as write
 
 RECORD = {"b": [1, 2.5, None], "a": "é\n"}
 TABLE = pl.DataFrame({"name": ["a", None, "é" * 50], "value": [1.5, float("nan"), None], "ids": [[1, 2], [], None]})

@@ -6,14 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from id_scaling import search
-from id_scaling.estimators import get_estimator
 from id_scaling.estimators.base import estimate_from_neighbors
-from id_scaling.guard import NARROW, ProductError, Tolerance, _sensitivities, product_error, suspects
-from id_scaling.kernels import compiled, on_torch
-from id_scaling.neighbors import Neighbors, find_neighbors, stacked
-from id_scaling.search import find_nearest, survey
-from id_scaling.views import View
+from id_scaling.estimators.registry import get_estimator
+from id_scaling.neighbors.error_bounds import NARROW, ProductError, Tolerance, _sensitivities, product_error, suspects
+from id_scaling.neighbors.find import Neighbors, find_neighbors, search, stacked
+from id_scaling.neighbors.kernels import numba_kernels, torch_kernels
+from id_scaling.neighbors.search import find_nearest, survey
+from id_scaling.neighbors.views import View
 from tests.stress import STRESSES, smooth, stressed, tight_clusters
 
 NAMES = ("mle", "mle_harmonic", "twoNN_f10", "twoNN_f0", "twoNN_ml", "mind_ml", "gride_n2", "gride_n64")
@@ -204,7 +203,7 @@ def test_a_limit_that_ties_with_all_is_a_sort() -> None:
 def test_every_half_is_read_exactly() -> None:
     halves = np.arange(2**16, dtype=np.uint16).view(np.float16)[:, None]
     one_group, expected = np.zeros(2**16, np.int32), halves.astype(np.float32)
-    found = compiled.survey(halves, np.zeros((1, 1)), one_group, np.float32, np.empty(0, int))
+    found = numba_kernels.survey(halves, np.zeros((1, 1)), one_group, np.float32, np.empty(0, int))
     is_finite = np.isfinite(expected[:, 0])
     np.testing.assert_array_equal(found.centred[is_finite], expected[is_finite])
     np.testing.assert_array_equal(np.isfinite(found.squared_norms), is_finite)
@@ -214,12 +213,12 @@ def test_every_half_is_read_exactly() -> None:
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_the_product_is_symmetric_and_right(n: int, dtype: type) -> None:
     rows = np.random.default_rng(n).standard_normal((n, 30)).astype(dtype)
-    product = compiled.gram(rows)
+    product = numba_kernels.gram(rows)
     np.testing.assert_array_equal(product, product.T)
     np.testing.assert_allclose(product, rows.astype(float) @ rows.T.astype(float), atol=30 * np.finfo(dtype).eps * 9)
 
 
-@pytest.mark.parametrize("kernels", [compiled, on_torch])
+@pytest.mark.parametrize("kernels", [numba_kernels, torch_kernels])
 @pytest.mark.parametrize("n_nearest", [1, 5, 29, 64, 70])
 @pytest.mark.parametrize("n", [2, 30, 64, 65, 300])
 def test_the_nearest_are_those_of_a_sort(kernels, n: int, n_nearest: int) -> None:
@@ -232,7 +231,7 @@ def test_the_nearest_are_those_of_a_sort(kernels, n: int, n_nearest: int) -> Non
     ascending = np.sort(direct, axis=1)[counts]
     gram = rows @ rows.T
     further = np.array([rank for rank in (n_nearest + 1, n_nearest + 3) if rank < np.count_nonzero(counts)], dtype=int)
-    given = torch.from_numpy(gram) if kernels is on_torch else gram
+    given = torch.from_numpy(gram) if kernels is torch_kernels else gram
     squares, indices, beyond = (values[counts] for values in kernels.nearest(given, norms, counts, n_nearest, further))
     expected = np.full((len(ascending), n_nearest), np.inf)
     expected[:, : min(n, n_nearest)] = ascending[:, :n_nearest]
@@ -266,17 +265,17 @@ def test_further_ranks_are_right_whatever_the_distances(shape: str, n: int, dtyp
     keys[:, ~counts] = np.inf
     np.fill_diagonal(keys, np.inf)
     further = np.array([rank for rank in (5, 30, 64, 128, 500) if rank < np.count_nonzero(counts)])
-    beyond = compiled.nearest(gram, norms, counts, 4, further)[2][counts]
+    beyond = numba_kernels.nearest(gram, norms, counts, 4, further)[2][counts]
     expected = 2.0 * np.sort(keys, axis=1)[counts][:, further - 1].astype(np.float64) + norms[counts, None]
     np.testing.assert_allclose(beyond, expected, rtol=0, atol=1e-15 * norms.max())
 
 
-@pytest.mark.parametrize("kernels", [compiled, on_torch])
+@pytest.mark.parametrize("kernels", [numba_kernels, torch_kernels])
 def test_the_other_kernels_equal_plain_formulas(kernels) -> None:
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((90, 17)).astype(np.float32)
     counts = rng.random(90) < 0.7
-    given = torch.from_numpy(rows) if kernels is on_torch else rows
+    given = torch.from_numpy(rows) if kernels is torch_kernels else rows
     wide = rows.astype(np.float64)
     rows[20, 3], wide[20] = np.nan, 0
     labels = (np.arange(90) % 3).astype(np.int32)
@@ -295,7 +294,7 @@ def test_the_other_kernels_equal_plain_formulas(kernels) -> None:
     np.testing.assert_allclose(found.products, expected[some] @ expected.T, atol=1e-13)
     np.testing.assert_allclose(kernels.projections(found.centred, centres), expected @ centres.T, atol=1e-13)
     gram = wide @ wide.T
-    product = torch.from_numpy(gram) if kernels is on_torch else gram
+    product = torch.from_numpy(gram) if kernels is torch_kernels else gram
     sums, squares, products = (found[counts] for found in kernels.gram_sums(product, counts))
     part = gram[counts][:, counts]
     np.testing.assert_allclose(sums, part.sum(axis=1), rtol=1e-12)

@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 import torch
 
-from id_scaling import children, searchers
-from id_scaling.children import ChildError, ask_child
 from id_scaling.errors import ResourceError
-from id_scaling.neighbors import find_neighbors
-from id_scaling.searchers import Searchers
-from id_scaling.statistics import DEFAULT_GROUPS
-from id_scaling.views import View
+from id_scaling.neighbors import parallel as searchers
+from id_scaling.neighbors.find import find_neighbors
+from id_scaling.neighbors.parallel import Searchers
+from id_scaling.neighbors.statistics import DEFAULT_GROUPS
+from id_scaling.neighbors.views import View
+from id_scaling.runtime import workers as children
+from id_scaling.runtime.workers import ChildError, ask_child
 
 VIEWS = [View(0), View(4)]
 
@@ -83,7 +84,7 @@ class Deadly:
 def test_processes_end_with_whoever_started_them(tmp_path: Path) -> None:
     code = (
         "import os\n"
-        "from id_scaling.children import ask_child\n"
+        "from id_scaling.runtime.workers import ask_child\n"
         "print(ask_child(os.getpid), flush=True)\n"
         "os.kill(os.getpid(), 9)\n"
     )
@@ -125,7 +126,7 @@ def test_a_file_under_the_number_of_another_is_not_taken_for_it() -> None:
 def test_a_busy_process_ends_with_whoever_started_it() -> None:
     code = (
         "import os, threading, time\n"
-        "from id_scaling.children import ask_child\n"
+        "from id_scaling.runtime.workers import ask_child\n"
         "from tests.test_searchers import say_and_spin\n"
         "threading.Thread(target=ask_child, args=(say_and_spin,), daemon=True).start()\n"
         "time.sleep(600)\n"

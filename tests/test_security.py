@@ -20,16 +20,16 @@ import yaml
 from conftest import ROOT, save_tiny_llama, study
 from safetensors.torch import load_file
 
-from id_scaling.cli import VERBS, main
-from id_scaling.derived import built
+from id_scaling.cli.main import VERBS, main
 from id_scaling.errors import ConfigError, InputError
-from id_scaling.fetch import check_model, fetch_model
-from id_scaling.files import read_json, sha256
-from id_scaling.logs import LOG, plain
-from id_scaling.models import load_model
-from id_scaling.records import Shard
-from id_scaling.sites import SiteRequest
-from id_scaling.tokens import load_tokenizer
+from id_scaling.models.loading import load_model
+from id_scaling.models.modules import SiteRequest
+from id_scaling.runtime.atomic_files import read_json, sha256
+from id_scaling.runtime.logging import LOG, plain
+from id_scaling.sources.derived import built
+from id_scaling.sources.models import check_model, fetch_model
+from id_scaling.text.readers import Shard
+from id_scaling.text.tokenization import load_tokenizer
 
 REQUEST = SiteRequest(None, ("block",), (), None)
 GIVEN = SiteRequest(None, ("block",), (), {"block": "model.layers.{layer}"})
@@ -133,7 +133,7 @@ def test_weights_are_asked_for_in_one_kind_of_file_and_as_tensors(
 
     if is_pickled:
         as_pickle(model)
-    monkeypatch.setattr("id_scaling.models.AutoModelForCausalLM.from_pretrained", watched)
+    monkeypatch.setattr("id_scaling.models.loading.AutoModelForCausalLM.from_pretrained", watched)
     loaded(model, is_pickled)
     assert (asked["use_safetensors"], asked["weights_only"], asked["trust_remote_code"]) == (
         not is_pickled,
@@ -293,8 +293,8 @@ def test_yaml_that_names_python_objects_is_refused(tag: str, tmp_path: Path, pwn
     """By `validate`, and as Snakemake loads a configuration."""
     from snakemake.common.configfile import load_configfile
 
-    from id_scaling.cli import validate
-    from id_scaling.study import Study
+    from id_scaling.cli.main import validate
+    from id_scaling.study.study import Study
 
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump(study("m", "t")) + f"ctx_len: {TAGS[tag].format(pwned)}\n")
@@ -307,7 +307,7 @@ def test_yaml_that_names_python_objects_is_refused(tag: str, tmp_path: Path, pwn
 
 def test_template_that_snakemake_would_run_is_refused_by_validate(tmp_path: Path, pwned: Path) -> None:
     """The one way in which a configuration is code; the documentation says to validate a stranger's first."""
-    from id_scaling.cli import validate
+    from id_scaling.cli.main import validate
 
     path = tmp_path / "study.yaml"
     text = yaml.safe_dump(study("m", "t")) + f"__use_yte__: true\nctx_len: ?__import__('os').mkdir({str(pwned)!r})\n"
@@ -371,7 +371,7 @@ def test_secrets_are_in_nothing_that_a_failing_fetch_says(way: str, hub: dict[st
             "import os, sys, huggingface_hub\n"
             "def fail(*_, **__): raise TypeError(os.environ['HF_ENDPOINT'], os.environ['HF_TOKEN'])\n"
             "huggingface_hub.snapshot_download = fail\n"
-            "from id_scaling.cli import main\n"
+            "from id_scaling.cli.main import main\n"
             "main(sys.argv[1:])"
         )
         command = ["-c", code, *verb]
@@ -425,7 +425,7 @@ def test_token_of_another_form_is_hidden_too(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("key", ["model_name", "tokenizer", "model_checkpoint"])
 def test_address_with_a_password_is_refused_and_not_repeated(key: str) -> None:
-    from id_scaling.config import parse
+    from id_scaling.study.config import parse
 
     with pytest.raises(ConfigError, match=f"model_config.{key}: found an address") as caught:
         parse(study("m", "t", **{f"model_config__{key}": f"https://user:{PASSWORD}@host/x"}))
@@ -434,7 +434,7 @@ def test_address_with_a_password_is_refused_and_not_repeated(key: str) -> None:
 
 @pytest.mark.parametrize("key", ["token", "hf_token", "use_auth_token"])
 def test_no_key_takes_a_token(key: str) -> None:
-    from id_scaling.config import parse
+    from id_scaling.study.config import parse
 
     with pytest.raises(ConfigError, match=f"{key} is not a key") as caught:
         parse(study("m", "t", **{f"model_config__{key}": TOKEN}))
@@ -442,7 +442,7 @@ def test_no_key_takes_a_token(key: str) -> None:
 
 
 def test_what_one_entry_allows_is_not_allowed_to_the_next(model: Path, tmp_path: Path, text_folder: Path) -> None:
-    from id_scaling.study import Study
+    from id_scaling.study.study import Study
 
     other = save_tiny_llama(tmp_path / "other", seed=1)
     for folder in (model, other):

@@ -9,9 +9,9 @@ import pytest
 from conftest import touch
 
 from id_scaling.errors import InputError
-from id_scaling.files import sha256
-from id_scaling.sealed import read_record
-from id_scaling.shards import dataset_shard, fetch_dataset, shard_position
+from id_scaling.runtime.atomic_files import sha256
+from id_scaling.sources.datasets import dataset_shard, fetch_dataset, shard_position
+from id_scaling.storage.records import read_record
 
 
 def folder_of(folder: Path, *names: str) -> str:

@@ -6,7 +6,15 @@ import pytest
 from architectures import TINY, build
 
 from id_scaling.errors import ConfigError
-from id_scaling.sites import PRESETS, Site, SiteRequest, check_paths, request_of, resolve_mapping, resolve_sites
+from id_scaling.models.modules import (
+    PRESETS,
+    Site,
+    SiteRequest,
+    check_paths,
+    request_of,
+    resolve_mapping,
+    resolve_sites,
+)
 
 MAPPING = {"block": "net.{layer}", "attn": "net.{layer}.attn", "emb": "wte", "unemb": "norm"}
 
@@ -118,7 +126,7 @@ def test_preset_reads_what_its_keys_mean(model_type: str) -> None:
     """`block` is the stream after a block, `attn` and `mlp` what is added to it, `emb` what enters, `unemb` the end."""
     import torch
 
-    from id_scaling.models import last_hidden, watching
+    from id_scaling.models.loading import last_hidden, watching
 
     model = build(model_type, "cpu")
     for parameter in model.parameters():

@@ -10,9 +10,9 @@ from full.coverage_of_stderr import HIGHEST, LOWEST, estimates, is_covered
 from full.tabulate_spread import FOLDER, METHODS, docstring_of, names_of, of_saved_clouds, rising
 
 import id_scaling
-from id_scaling.estimators import get_estimator
 from id_scaling.estimators.base import OK, Estimates, Estimator, settle
-from id_scaling.estimators.spread import DIMENSION, N_POINTS, factor, table_at
+from id_scaling.estimators.registry import get_estimator
+from id_scaling.estimators.standard_errors import DIMENSION, N_POINTS, factor, table_at
 
 NAMES = names_of(METHODS)
 OF_SAVED_CLOUDS = [estimator.name for estimator in of_saved_clouds([get_estimator(name) for name in NAMES])]

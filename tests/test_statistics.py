@@ -12,8 +12,8 @@ import skdim
 import torch
 
 import id_scaling
-from id_scaling.neighbors import find_neighbors
-from id_scaling.statistics import (
+from id_scaling.neighbors.find import find_neighbors
+from id_scaling.neighbors.statistics import (
     DEFAULT_GROUPS,
     GROUPS,
     group_of,
@@ -22,7 +22,7 @@ from id_scaling.statistics import (
     participation_ratio_corrected,
     participation_ratio_slope,
 )
-from id_scaling.views import View
+from id_scaling.neighbors.views import View
 
 ALL = (*DEFAULT_GROUPS, "spectrum")
 VIEWS = [View(0, "keep"), View(1, "distinct")]

@@ -11,13 +11,13 @@ import polars as pl
 import pytest
 
 from id_scaling.errors import StoreError
-from id_scaling.files import canonical_json, sha256
-from id_scaling.ids import estimate_run
-from id_scaling.neighbors import find_neighbors
-from id_scaling.sealed import write_record
-from id_scaling.sites import Site
-from id_scaling.statistics import names_of
-from id_scaling.store import (
+from id_scaling.models.modules import Site
+from id_scaling.neighbors.find import find_neighbors
+from id_scaling.neighbors.statistics import names_of
+from id_scaling.neighbors.views import View
+from id_scaling.results.estimates import estimate_run
+from id_scaling.runtime.atomic_files import canonical_json, sha256
+from id_scaling.storage.layer_writer import (
     CONTEXTS_A_PART,
     MARGIN,
     TOKENS_FILE,
@@ -28,7 +28,7 @@ from id_scaling.store import (
     is_made_with,
     plan_parts,
 )
-from id_scaling.views import View
+from id_scaling.storage.records import write_record
 
 SITES = [Site("block", 0, "net.0"), Site("mlp", 0, "net.0.mlp"), Site("block", 1, "net.1"), Site("emb", None, "wte")]
 NAMES = ["layer_00.h5", "layer_01.h5", "outblock.h5"]
@@ -195,7 +195,7 @@ LARGE = 1e6  # beyond float16, whose largest number is 65504
     ],
 )
 def test_values_beyond_the_precision_are_saved_in_float32(values: list[float], save_fp: str, dtype: str) -> None:
-    from id_scaling.extract import rounded
+    from id_scaling.extraction.compute import rounded
 
     given = np.array(values, dtype=np.float32)
     found = rounded(given, save_fp)
@@ -428,7 +428,9 @@ def test_local_ids_are_one_a_token_and_average_to_the_estimate(name: str, tmp_pa
 
 def test_room_is_wanted_for_all_that_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = []
-    monkeypatch.setattr("id_scaling.store.require_room", lambda _, n_bytes, __: wanted.append(n_bytes - MARGIN))
+    monkeypatch.setattr(
+        "id_scaling.storage.layer_writer.require_room", lambda _, n_bytes, __: wanted.append(n_bytes - MARGIN)
+    )
     one = np.zeros((1, 10))  # 80 bytes a context
     with PartWriter(tmp_path / "part", 4) as writer:
         writer.write_site(Site("block", 0, ""), 0, {"a": one})

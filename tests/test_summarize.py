@@ -17,22 +17,23 @@ import polars as pl
 import pytest
 from scipy.stats import false_discovery_control, rankdata, ttest_1samp
 
-from id_scaling import grouping, sealed
 from id_scaling.errors import ConfigError, StoreError
-from id_scaling.files import sha256
-from id_scaling.grouping import MOST_VALUES
-from id_scaling.ids import SCHEMA
-from id_scaling.intervals import mean_interval, rank_correlation
-from id_scaling.load import load_contexts, load_summary
-from id_scaling.logs import LOG
-from id_scaling.paths import Run, contexts_path, extraction_digest, ids_path, run_folder, runs_of
-from id_scaling.plots.by_layer import id_by_layer
-from id_scaling.plots.doubts import remarks
+from id_scaling.neighbors.views import DEFAULT_VIEWS
+from id_scaling.plots.caveats import remarks
+from id_scaling.plots.depth import id_by_layer
 from id_scaling.plots.report import write_report
 from id_scaling.plots.style import NothingToShowError
-from id_scaling.sealed import write_record
-from id_scaling.summarize import COLUMNS, readable, summarize
-from id_scaling.views import DEFAULT_VIEWS
+from id_scaling.results.estimates import SCHEMA
+from id_scaling.results.load import load_contexts, load_summary
+from id_scaling.results.summary import COLUMNS, readable, summarize
+from id_scaling.results.uncertainty import mean_interval, rank_correlation
+from id_scaling.runtime.atomic_files import sha256
+from id_scaling.runtime.logging import LOG
+from id_scaling.storage import records as sealed
+from id_scaling.storage.layout import Run, contexts_path, extraction_digest, ids_path, run_folder, runs_of
+from id_scaling.storage.records import write_record
+from id_scaling.text import documents as grouping
+from id_scaling.text.documents import MOST_VALUES
 
 VIEWS = {name: vars(view) for name, view in DEFAULT_VIEWS.items()}
 EXTRACTION = {"code": "code-of-extract", "views": VIEWS, "positions": []}

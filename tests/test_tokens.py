@@ -9,9 +9,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from id_scaling import tokens
 from id_scaling.errors import InputError
-from id_scaling.tokens import bos_token, load_tokenizer, tokenize
+from id_scaling.text import tokenization as tokens
+from id_scaling.text.tokenization import bos_token, load_tokenizer, tokenize
 
 CODE = 'def f(x):\n    """Δ, 日本語, 🙂🙂 and\u2028more."""\n\treturn  {"a": [x ** 2,\n\n\n  x]}\n\n'
 
@@ -81,7 +81,7 @@ def test_long_and_short_texts_keep_their_order(tokenizer: Any, monkeypatch: pyte
 
 THREADS = """
 import os, sys
-from id_scaling.tokens import load_tokenizer, tokenize
+from id_scaling.text.tokenization import load_tokenizer, tokenize
 tokenizer = load_tokenizer(sys.argv[1])
 before = len(os.listdir("/proc/self/task"))
 tokenize(tokenizer, ["a text that is one of several"] * 100)

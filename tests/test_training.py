@@ -15,12 +15,13 @@ import torch
 from conftest import random_text
 from tokenizers import Tokenizer
 
-from id_scaling import embedded, training
-from id_scaling.datasets import bos_token, load_tokenizer
 from id_scaling.errors import Ended, InputError
-from id_scaling.files import canonical_json, sha256
-from id_scaling.models import load_model
-from id_scaling.training import BATCH, learning_rate, read_contexts, train_model, train_tokenizer
+from id_scaling.models.loading import load_model
+from id_scaling.runtime.atomic_files import canonical_json, sha256
+from id_scaling.sources import bundled
+from id_scaling.sources import bundled_training as training
+from id_scaling.sources.bundled_training import BATCH, learning_rate, read_contexts, train_model, train_tokenizer
+from id_scaling.text.chunking import bos_token, load_tokenizer
 
 VOCABULARY, N_TOKENS = 300, 32
 CONFIG = {
@@ -202,7 +203,7 @@ def test_killed_process_leaves_a_state_from_which_the_same_bits_come(
     """Killed without a word (SIGKILL) somewhere in the 99 updates after its second checkpoint."""
     settings = {**SETTINGS, "steps": [0, 1, 100]}
     train_model(shards, tokenizer, settings, tmp_path / "undisturbed")
-    code = "import sys; from id_scaling.cli import main; main(sys.argv[1:])"
+    code = "import sys; from id_scaling.cli.main import main; main(sys.argv[1:])"
     outputs = [tmp_path / "killed" / f"step{step}" / "model.safetensors" for step in settings["steps"]]
     inputs = ["--texts", *shards, "--tokenizer", tokenizer / "tokenizer.json"]
     process = python(code, "train-model", "--settings", canonical_json(settings), *inputs, "--output", *outputs)
@@ -334,7 +335,7 @@ def test_tokenizer_is_the_same_again_and_cuts_as_the_rest_reads_it(
 @pytest.mark.parametrize(("name", "n_parameters"), [("sotu-neox-64", 562_176), ("sotu-neox-160", 2_511_360)])
 def test_config_of_a_model_that_is_yet_to_be_trained_is_that_of_the_trained_one(name: str, n_parameters: int) -> None:
     """Parameters counted by hand: 2 embeddings of 2048 x d, 6 blocks of 12 d² + 13 d, a norm of 2 d."""
-    config, width = embedded.config_of(name), embedded.TRAINED[name]
+    config, width = bundled.config_of(name), bundled.TRAINED[name]
     assert n_parameters == 2 * 2048 * width + 6 * (12 * width**2 + 13 * width) + 2 * width
     with torch.device("meta"):
         model = training._Training(config, Path(), Path(), "").model

@@ -16,15 +16,15 @@ from sklearn.preprocessing import StandardScaler, normalize
 from verbs import Session
 
 from id_scaling import estimate
-from id_scaling.cli import main
-from id_scaling.estimators import get_estimator
+from id_scaling.cli.main import main
 from id_scaling.estimators.base import estimate_from_neighbors
-from id_scaling.neighbors import Neighbors, find_neighbors, stacked
-from id_scaling.sealed import read_record
-from id_scaling.statistics import DEFAULT_GROUPS
-from id_scaling.summarize import COLUMNS, _views
-from id_scaling.transforms import gaussian, preprocess, transform
-from id_scaling.views import View, generator, select
+from id_scaling.estimators.registry import get_estimator
+from id_scaling.neighbors.find import Neighbors, find_neighbors, stacked
+from id_scaling.neighbors.statistics import DEFAULT_GROUPS
+from id_scaling.neighbors.transforms import gaussian, preprocess, transform
+from id_scaling.neighbors.views import View, generator, select
+from id_scaling.results.summary import COLUMNS, _views
+from id_scaling.storage.records import read_record
 
 N, D = 300, 24
 RANKS = (1, 2, 3, 10, 21, 40, 64, 128)

@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from id_scaling.cli import main
-from id_scaling.controls import NONE
-from id_scaling.paths import contexts_path, identity_path, ids_path, run_folder
-from id_scaling.study import Study
+from id_scaling.cli.main import main
+from id_scaling.storage.layout import contexts_path, identity_path, ids_path, run_folder
+from id_scaling.study.study import Study
+from id_scaling.text.shuffling import NONE
 
 
 class Session:

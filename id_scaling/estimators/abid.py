@@ -25,9 +25,9 @@ from functools import partial
 import numpy as np
 
 from id_scaling.estimators.base import Estimator
-from id_scaling.estimators.displacements import gram_of_displacements
-from id_scaling.estimators.spread import table_at
-from id_scaling.estimators.spread_tables import abid as factors
+from id_scaling.estimators.local_geometry import gram_of_displacements
+from id_scaling.estimators.standard_error_tables import abid as factors
+from id_scaling.estimators.standard_errors import table_at
 
 
 def make(name: str, k: str) -> Estimator:

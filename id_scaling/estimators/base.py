@@ -12,11 +12,11 @@ from typing import Literal
 
 import numpy as np
 
-from id_scaling.children import ChildError
-from id_scaling.estimators.contained import DEFAULT_SECONDS, estimate_contained
-from id_scaling.estimators.spread import Table, factor
-from id_scaling.neighbors import Neighbors
-from id_scaling.search import survey
+from id_scaling.estimators.sandbox import DEFAULT_SECONDS, estimate_contained
+from id_scaling.estimators.standard_errors import Table, factor
+from id_scaling.neighbors.find import Neighbors
+from id_scaling.neighbors.search import survey
+from id_scaling.runtime.workers import ChildError
 
 OK = "ok"
 SATURATED = "saturated"

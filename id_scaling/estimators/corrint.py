@@ -6,7 +6,7 @@ over points of the distances to the 10th and the 20th neighbor,
 
     d = log(C(r_2) / C(r_1)) / log(r_2 / r_1).
 
-The standard error follows from the numbers of neighbors of each point within both radii (`id_scaling.statistics`), so
+The standard error follows from the numbers of neighbors of each point within both radii (`neighbors.statistics`), so
 it knows which pairs share a point and has no factor: true spreads were 0.9 to 1.1 times it from 256 points on, on flat
 tori and normal distributions of 1 to 40 dimensions; 0.7 to 1.3 times with 40 points.
 """
@@ -16,7 +16,7 @@ from __future__ import annotations
 import numpy as np
 
 from id_scaling.estimators.base import Estimator
-from id_scaling.neighbors import Neighbors
+from id_scaling.neighbors.find import Neighbors
 
 STATISTICS = ("correlation_r10", "correlation_r20", "correlation_pairs_r10", "correlation_pairs_r20", "corrint_stderr")
 

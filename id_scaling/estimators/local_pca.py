@@ -14,10 +14,10 @@ from functools import partial
 import numpy as np
 
 from id_scaling.estimators.base import Estimator
-from id_scaling.estimators.displacements import gram_of_displacements, mean_and_error
-from id_scaling.estimators.spread import table_at
-from id_scaling.estimators.spread_tables import local_pca as factors
-from id_scaling.statistics import ROUNDING
+from id_scaling.estimators.local_geometry import gram_of_displacements, mean_and_error
+from id_scaling.estimators.standard_error_tables import local_pca as factors
+from id_scaling.estimators.standard_errors import table_at
+from id_scaling.neighbors.statistics import ROUNDING
 
 
 def make(name: str, k: str, percent: str) -> Estimator:

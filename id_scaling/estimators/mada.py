@@ -13,8 +13,8 @@ from __future__ import annotations
 import numpy as np
 
 from id_scaling.estimators.base import Estimator, mean_over_points
-from id_scaling.estimators.spread_tables import mada as factors
-from id_scaling.neighbors import Neighbors
+from id_scaling.estimators.standard_error_tables import mada as factors
+from id_scaling.neighbors.find import Neighbors
 
 K = 20
 

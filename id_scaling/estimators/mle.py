@@ -17,9 +17,9 @@ from functools import partial
 import numpy as np
 
 from id_scaling.estimators.base import Estimator, mean_over_points
-from id_scaling.estimators.spread import table_at
-from id_scaling.estimators.spread_tables import mle as factors
-from id_scaling.neighbors import Neighbors
+from id_scaling.estimators.standard_error_tables import mle as factors
+from id_scaling.estimators.standard_errors import table_at
+from id_scaling.neighbors.find import Neighbors
 
 K = 20
 

@@ -9,7 +9,7 @@ E (tr S)² = (tr Σ)² + 2 tr Σ² / n,
     PR_c = ((n + 1) (tr S)² - 2 tr S²) / (n tr S² - (tr S)²).
 
 Standard errors are infinitesimal jackknives over points, less the noise that points of equal variances have
-(`id_scaling.statistics`); as points share nothing here, no factor is simulated. From 1024 points of normal
+(`neighbors.statistics`); as points share nothing here, no factor is simulated. From 1024 points of normal
 distributions 95 per cent intervals cover 92 to 97 per cent, whether variances differ (PR 2.5 to 150) or are all equal
 (PR 5 to 100). They are too wide (98 to 100 per cent) where equal variances have a PR below 5 or above n / 5.
 
@@ -24,8 +24,8 @@ from __future__ import annotations
 import numpy as np
 
 from id_scaling.estimators.base import Estimator
-from id_scaling.neighbors import Neighbors
-from id_scaling.statistics import (
+from id_scaling.neighbors.find import Neighbors
+from id_scaling.neighbors.statistics import (
     participation_ratio,
     participation_ratio_corrected,
     participation_ratio_slope,

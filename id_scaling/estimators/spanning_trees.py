@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from id_scaling.kernels import compiled
+from id_scaling.neighbors.kernels import numba_kernels
 
 # Edges within SAME of the shortest tie with it. Of half of a line of even steps, where the slope is right, half of the
 # edges do; of half of a lattice of two and more dimensions, where it is not, 0.83 and more.
@@ -59,12 +59,12 @@ def _distances(points: np.ndarray) -> np.ndarray:
     """Return all distances: from products, and from differences where a point's nearest is lost in its norm."""
     centred = points - points.mean(axis=0)
     squared_norms = (centred**2).sum(axis=1)
-    squares = squared_norms[:, None] + squared_norms - 2 * compiled.gram(centred)
+    squares = squared_norms[:, None] + squared_norms - 2 * numba_kernels.gram(centred)
     np.fill_diagonal(squares, np.inf)
     lost = np.flatnonzero(squares.min(axis=1) < LOST * squared_norms)
     if len(lost):
         others = np.broadcast_to(np.arange(len(points)), (len(lost), len(points)))
-        squares[lost] = compiled.differences(points, lost, others, np.float64)
+        squares[lost] = numba_kernels.differences(points, lost, others, np.float64)
         squares[:, lost] = squares[lost].T
     np.fill_diagonal(squares, 0.0)
     return np.sqrt(squares)
@@ -86,4 +86,4 @@ def _tied_share(distances, size, n_draws, seed) -> float:
 def _edges(distances, size, rng) -> np.ndarray:
     """Return the edges of the minimum spanning tree of a random subset of one size."""
     subset = rng.choice(len(distances), size, replace=False)
-    return compiled.tree_edges(distances[np.ix_(subset, subset)])
+    return numba_kernels.tree_edges(distances[np.ix_(subset, subset)])

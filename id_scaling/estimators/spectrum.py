@@ -5,7 +5,7 @@
 components that hold NN per cent of the variance.
 
 The standard error of `effective_rank` is an infinitesimal jackknife over points, less the noise that points of equal
-variances have (`id_scaling.statistics`). From 1024 points of normal distributions 95 per cent intervals cover 92 to 98
+variances have (`neighbors.statistics`). From 1024 points of normal distributions 95 per cent intervals cover 92 to 98
 per cent, whether variances differ (effective rank 5 to 214) or are all equal (5 to 259); 97 to 100 where two or three
 are equal. `pca_NN` has none: it is a count, which has no derivative.
 """
@@ -17,7 +17,7 @@ from functools import partial
 import numpy as np
 
 from id_scaling.estimators.base import Estimator
-from id_scaling.neighbors import Neighbors
+from id_scaling.neighbors.find import Neighbors
 
 
 def make(name: str, statistic: str) -> Estimator:

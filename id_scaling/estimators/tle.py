@@ -18,8 +18,8 @@ from __future__ import annotations
 import numpy as np
 
 from id_scaling.estimators.base import Estimator
-from id_scaling.estimators.displacements import gram_of_displacements, mean_and_error
-from id_scaling.estimators.spread_tables import tle as factors
+from id_scaling.estimators.local_geometry import gram_of_displacements, mean_and_error
+from id_scaling.estimators.standard_error_tables import tle as factors
 
 K = 20
 # Measurements below it, relative to r, are rounding.

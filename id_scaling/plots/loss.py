@@ -7,9 +7,9 @@ from pathlib import Path
 import altair as alt
 import polars as pl
 
-from id_scaling.load import load_contexts, load_tokens
 from id_scaling.plots import style
 from id_scaling.plots.style import RUN
+from id_scaling.results.load import load_contexts, load_tokens
 
 # Positions are averaged over an eighth of an octave.
 PARTS_OF_OCTAVE = 8

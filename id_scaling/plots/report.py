@@ -9,12 +9,12 @@ from pathlib import Path
 
 import polars as pl
 
-from id_scaling.clouds import CONTEXT
+from id_scaling.neighbors.cloud_kinds import CONTEXT
+from id_scaling.neighbors.views import RAW
 from id_scaling.plots import style
-from id_scaling.plots.catalogue import FIGURES
-from id_scaling.plots.doubts import remarks
+from id_scaling.plots.catalog import FIGURES
+from id_scaling.plots.caveats import remarks
 from id_scaling.plots.page import PAGE, SCRIPT, STYLE, as_script, libraries
-from id_scaling.views import RAW
 
 
 def write_report(summary: pl.DataFrame, charts: Mapping[str, style.Specification], path: Path) -> None:

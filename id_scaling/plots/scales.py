@@ -11,13 +11,13 @@ import polars as pl
 
 from id_scaling.estimators import gride, mle, twonn
 from id_scaling.estimators.base import OK, Estimator, estimate_from_neighbors
-from id_scaling.layers import neighbors_at
-from id_scaling.load import run_named
-from id_scaling.neighbors import Neighbors
-from id_scaling.paths import run_folder
+from id_scaling.neighbors.find import Neighbors
 from id_scaling.plots import style
-from id_scaling.plots.catalogue import SAME
-from id_scaling.sealed import read_record
+from id_scaling.plots.catalog import SAME
+from id_scaling.results.load import run_named
+from id_scaling.storage.layer_reader import neighbors_at
+from id_scaling.storage.layout import run_folder
+from id_scaling.storage.records import read_record
 
 # Kinds of estimators by their names up to the scale, and what it is.
 SCALES = {"gride_n": "rank n, of n and 2n", "twoNN_f": "points discarded (%)", "mle_k": "neighbors k"}

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 import altair as alt
 import polars as pl
 
-from id_scaling.clouds import CONTEXT
-from id_scaling.views import leading_view
+from id_scaling.neighbors.cloud_kinds import CONTEXT
+from id_scaling.neighbors.views import leading_view
 
 T = TypeVar("T")
 # A figure, or a part of one, as Vega-Lite has it; data stand at the top, under their names.

@@ -21,8 +21,8 @@ from statistics import median
 
 import yaml
 
-from id_scaling.architecture import Architecture
-from id_scaling.sealed import write_record
+from id_scaling.sources.model_config import Architecture
+from id_scaling.storage.records import write_record
 
 ROOT = Path(__file__).parents[2]
 BARE = Path(__file__).with_name("bare.smk")

@@ -98,8 +98,8 @@ def sites_of_smollm2() -> Iterator[tuple[str, np.ndarray]]:
     """Yield the cloud of one context at each block, attention, MLP and at the final norm of the embedded model."""
     import torch
 
-    from id_scaling.models import load_model, watching
-    from id_scaling.sites import SiteRequest, resolve_sites
+    from id_scaling.models.loading import load_model, watching
+    from id_scaling.models.modules import SiteRequest, resolve_sites
     from tests.benchmarks.texts import context, model_folder
 
     folder = model_folder()
@@ -138,7 +138,7 @@ class Bound:
 
 def timed(points: np.ndarray, bound: Bound, rounds: int, has_rivals: bool) -> dict:
     """Return medians in milliseconds per cloud, accuracy, and the share of points that needed more than float32."""
-    from id_scaling.estimation import estimate_batch
+    from id_scaling.estimators.arrays import estimate_batch
 
     batch = np.stack([points] * BATCH)
     contenders: dict[str, Callable] = {
@@ -211,10 +211,10 @@ class Stored:
     def __init__(self, folder: Path, points: np.ndarray) -> None:
         import numpy as np
 
-        from id_scaling.neighbors import find_neighbors
-        from id_scaling.sites import Site
-        from id_scaling.store import PartWriter
-        from id_scaling.views import View, default_ranks
+        from id_scaling.models.modules import Site
+        from id_scaling.neighbors.find import find_neighbors
+        from id_scaling.neighbors.views import View, default_ranks
+        from id_scaling.storage.layer_writer import PartWriter
 
         ranks = default_ranks(N)
         found = find_neighbors(points, [View(0)], ranks)[0]
@@ -233,9 +233,9 @@ class Stored:
         """Estimate each cloud by each estimator, each reading anew as jobs do."""
         import h5py
 
-        from id_scaling.estimators import get_estimator
         from id_scaling.estimators.base import estimate_from_neighbors
-        from id_scaling.layers import read_neighbors
+        from id_scaling.estimators.registry import get_estimator
+        from id_scaling.storage.layer_reader import read_neighbors
 
         for name in NAMES:
             estimator = get_estimator(name)
@@ -260,7 +260,7 @@ def error(points: np.ndarray) -> float:
 
 def share_of_more(points: np.ndarray) -> float:
     """Return the share of points whose distances needed more than a float32 product."""
-    from id_scaling.search import find_nearest, survey
+    from id_scaling.neighbors.search import find_nearest, survey
 
     cloud = survey(points)
     selection = np.unique(cloud.first)

@@ -17,14 +17,13 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from id_scaling import extract
-from id_scaling.architecture import read_architecture
-from id_scaling.extract import Execution, Extraction
-from id_scaling.models import last_hidden
-from id_scaling.sites import SiteRequest
-from id_scaling.statistics import DEFAULT_GROUPS
-from id_scaling.store import PartWriter
-from id_scaling.views import View
+from id_scaling.extraction.compute import Extraction, ModelRun
+from id_scaling.models.loading import last_hidden
+from id_scaling.models.modules import SiteRequest
+from id_scaling.neighbors.statistics import DEFAULT_GROUPS
+from id_scaling.neighbors.views import View
+from id_scaling.sources.model_config import read_architecture
+from id_scaling.storage.layer_writer import PartWriter
 from tests.benchmarks.texts import context, model_folder
 
 N_TOKENS, N_CONTEXTS = 1024, 4
@@ -45,7 +44,8 @@ def main() -> None:
             last_hidden(run.model, input_ids.to(run.device))
             middle = time.perf_counter()
             with threadpool_limits(1, user_api="blas"), PartWriter(Path(folder) / f"part{turn}", N_CONTEXTS) as writer:
-                run.extract_batch(input_ids, writer, 0)
+                scores = run.extract_batch(input_ids, lambda site, arrays: writer.write_site(site, 0, arrays))
+                writer.write_tokens(0, scores)
             if turn:  # the first compiles and warms up
                 bare.append(middle - start)
                 whole.append(time.perf_counter() - middle)
@@ -56,13 +56,13 @@ def main() -> None:
     )
 
 
-def load(input_ids: torch.Tensor, n_threads: int) -> extract._Run:
+def load(input_ids: torch.Tensor, n_threads: int) -> ModelRun:
     """Return the model ready for extraction, with a loss that costs nothing."""
     folder = model_folder()
     request = SiteRequest(layers=None, inblock=("block", "attn", "mlp"), outblock=("unemb",), mapping=None)
     extraction = Extraction(request, {"default": View()}, None, DEFAULT_GROUPS, False, False, "float16", "auto")
     identity = {"path": str(folder), "architecture": asdict(read_architecture(folder)), "is_pickled": False}
-    run = extract._Run(extraction, identity, Execution(N_CONTEXTS, n_threads), input_ids)
+    run = ModelRun(extraction, identity, n_threads, False, input_ids)
     nothing = torch.zeros(input_ids.shape)
     run.loss_head = lambda *_: (nothing, nothing)
     return run

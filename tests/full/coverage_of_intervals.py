@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from id_scaling.intervals import mean_interval, rank_correlation
+from id_scaling.results.uncertainty import mean_interval, rank_correlation
 from tests.test_intervals import clustered, confounded, sizes_of, truth
 
 N_MEANS, N_CORRELATIONS, N_A_SIZE = 40_000, 4_000, 100

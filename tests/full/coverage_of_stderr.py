@@ -13,8 +13,8 @@ from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 
-from id_scaling.estimators import get_estimator
 from id_scaling.estimators.base import OK, Estimates, Estimator, estimate_from_neighbors, settle
+from id_scaling.estimators.registry import get_estimator
 
 from .tabulate_spread import GEOMETRIES, METHODS, draw_clouds, draw_neighbors, names_of, of_saved_clouds
 

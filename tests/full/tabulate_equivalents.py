@@ -1,7 +1,7 @@
 """The mean estimates of clouds of known dimension, by simulation.
 
-`python -m tests.full.tabulate_equivalents` writes `id_scaling/equivalent_tables.py`, in three minutes of two cores: for
-each distribution, d and n the mean over N_CLOUDS clouds of what each estimator gives. The distributions:
+`python -m tests.full.tabulate_equivalents` writes `id_scaling/results/equivalent_tables.py`, in three minutes of two
+cores: for each distribution, d and n the mean over N_CLOUDS clouds of what each estimator gives. The distributions:
 
 gaussian  the standard normal distribution in d dimensions;
 ball      uniform in a ball of d dimensions;
@@ -21,13 +21,13 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 import id_scaling
-from id_scaling.equivalents import DIMENSION, N_POINTS
-from id_scaling.estimators import get_estimator
 from id_scaling.estimators.base import estimate_from_neighbors
-from id_scaling.neighbors import find_neighbors, stacked
-from id_scaling.views import View
+from id_scaling.estimators.registry import get_estimator
+from id_scaling.neighbors.find import find_neighbors, stacked
+from id_scaling.neighbors.views import View
+from id_scaling.results.equivalents import DIMENSION, N_POINTS
 
-OUTPUT = Path(id_scaling.__file__).with_name("equivalent_tables.py")
+OUTPUT = Path(id_scaling.__file__).with_name("results") / "equivalent_tables.py"
 ESTIMATORS = ("mle", "mle_harmonic", "mind_ml", "twoNN_f0", "twoNN_f10", "twoNN_ml", "gride_n2", "gride_n4", "gride_n8")
 N_CLOUDS = {64: 200, 128: 100, 256: 60, 512: 40, 1024: 24, 2048: 20, 4096: 20}
 VIEW = View(skip_first_tokens=0)

@@ -1,7 +1,7 @@
 """The factors by which estimates spread more than asymptotic standard errors say, by simulation.
 
-`python -m tests.full.tabulate_spread [method …]` writes `id_scaling/estimators/spread_tables/<method>.py`; all methods
-take forty minutes of two cores. For each geometry, d and n it draws clouds, estimates each, and divides the standard
+`python -m tests.full.tabulate_spread [method …]` writes `estimators/standard_error_tables/<method>.py`; all
+methods take forty minutes of two cores. For each geometry, d and n it draws clouds, estimates each, and divides the standard
 deviation of the estimates over clouds by the root mean square of the asymptotic standard errors. The geometries:
 
 torus     d angles, uniform, each as (cos, sin): flat, without a boundary, of one density;
@@ -27,15 +27,15 @@ from pathlib import Path
 
 import numpy as np
 
-import id_scaling.estimators.spread_tables
-from id_scaling.estimators import get_estimator
+import id_scaling.estimators.standard_error_tables
 from id_scaling.estimators.base import Estimator
-from id_scaling.estimators.spread import DIMENSION, N_POINTS
-from id_scaling.neighbors import Neighbors, find_neighbors, stacked
-from id_scaling.statistics import group_of
-from id_scaling.views import View
+from id_scaling.estimators.registry import get_estimator
+from id_scaling.estimators.standard_errors import DIMENSION, N_POINTS
+from id_scaling.neighbors.find import Neighbors, find_neighbors, stacked
+from id_scaling.neighbors.statistics import group_of
+from id_scaling.neighbors.views import View
 
-FOLDER = Path(id_scaling.estimators.spread_tables.__file__).parent
+FOLDER = Path(id_scaling.estimators.standard_error_tables.__file__).parent
 
 # method -> name of the table -> parameter -> estimator
 METHODS = {

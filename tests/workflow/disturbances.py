@@ -13,7 +13,7 @@ import yaml
 from conftest import ROOT
 from slurm_workflow import SlurmWorkflow, running
 
-from id_scaling.lease import read_holder
+from id_scaling.runtime.locks import read_holder
 
 RUN = "runs/*/*/*/*/*/*"
 

@@ -14,14 +14,14 @@ import pytest
 from conftest import Workflow, save_text, save_tiny_llama, study
 from sessions import assert_same_contents
 
-from id_scaling.check import Finding, check_session, report
-from id_scaling.cli import main
+from id_scaling.cli.check import Finding, check_session, report
+from id_scaling.cli.main import main
 from id_scaling.errors import StoreError
-from id_scaling.load import load_summary
-from id_scaling.logs import LOG
-from id_scaling.paths import run_folder
-from id_scaling.sealed import read_record, read_table, write_record, write_table
-from id_scaling.study import Study
+from id_scaling.results.load import load_summary
+from id_scaling.runtime.logging import LOG
+from id_scaling.storage.layout import run_folder
+from id_scaling.storage.records import read_record, read_table, write_record, write_table
+from id_scaling.study.study import Study
 
 # Each kind of stored file, and the verb that reads it.
 READERS = {
@@ -297,10 +297,10 @@ def test_an_extraction_cut_short_goes_on_though_what_it_knew_of_the_model_is_dam
         raise StoreError("stopped before its layer files")
 
     with monkeypatch.context() as stopped:
-        stopped.setattr("id_scaling.extract._assemble", stop)
+        stopped.setattr("id_scaling.extraction.run._assemble", stop)
         assert call(arguments) == 1
     (facts,) = run.glob("parts/*/facts.json")
     flip(facts)
-    monkeypatch.setattr("id_scaling.extract._extract_missing", lambda run, ids, parts, *_: parts == [] or stop())
+    monkeypatch.setattr("id_scaling.extraction.run._extract_missing", lambda run, ids, parts, *_: parts == [] or stop())
     assert call(arguments) == 0
     assert_same_contents(session.session, whole.session)

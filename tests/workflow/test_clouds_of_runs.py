@@ -10,8 +10,8 @@ import pytest
 from conftest import Workflow, save_text, study
 
 from id_scaling import estimate, load_contexts, load_summary
-from id_scaling.check import check_session
-from id_scaling.study import Study
+from id_scaling.cli.check import check_session
+from id_scaling.study.study import Study
 
 VIEWS = {
     "default": {},

@@ -11,7 +11,7 @@ import pytest
 from conftest import Workflow, save_text, save_tiny_llama, study
 
 from id_scaling.errors import ResourceError, of_a_disk
-from id_scaling.files import require_room
+from id_scaling.runtime.atomic_files import require_room
 
 CAN_MOUNT = subprocess.run(["unshare", "--mount", "true"], check=False, capture_output=True).returncode == 0
 

@@ -19,7 +19,7 @@ import yaml
 from conftest import ROOT, Workflow
 
 import id_scaling
-from id_scaling.summarize import COLUMNS
+from id_scaling.results.summary import COLUMNS
 
 
 @pytest.fixture(scope="module")
@@ -134,8 +134,8 @@ def test_every_estimate_is_that_of_scikit_dimension_on_the_saved_clouds(real: Wo
 
 
 def test_saved_clouds_and_means_are_what_the_model_gives(real: Workflow):
-    from id_scaling.models import last_hidden, load_model, watching
-    from id_scaling.sites import SiteRequest, resolve_sites
+    from id_scaling.models.loading import last_hidden, load_model, watching
+    from id_scaling.models.modules import SiteRequest, resolve_sites
 
     identity = json.loads(next(real.session.glob("models/*/*/identity.json")).read_text())
     model = load_model(Path(identity["path"]), torch.float32, torch.device("cpu"), use_accelerator=False)

@@ -13,10 +13,11 @@ import pytest
 import torch
 from conftest import Workflow, study
 
-from id_scaling import cli, extract
+from id_scaling.cli import main as cli
 from id_scaling.errors import ResourceError
-from id_scaling.sealed import read_record
-from id_scaling.study import Study
+from id_scaling.extraction import compute
+from id_scaling.storage.records import read_record
+from id_scaling.study.study import Study
 
 
 @pytest.fixture
@@ -29,16 +30,16 @@ def extracted(tmp_path: Path, tiny_llama: Path, text_folder: Path) -> Workflow:
 
 def extract_again(workflow: Workflow, output: Path, monkeypatch: pytest.MonkeyPatch, n_at_once: int) -> None:
     """Extract the same run into another folder, with a model that takes no more than so many contexts at once."""
-    forward = extract.last_hidden
+    forward = compute.last_hidden
 
     def limited(model: torch.nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
         if len(input_ids) > n_at_once:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
         return forward(model, input_ids)
 
-    monkeypatch.setattr(extract, "last_hidden", limited)
+    monkeypatch.setattr(compute, "last_hidden", limited)
     monkeypatch.chdir(workflow.folder)
-    monkeypatch.setattr(extract.LOG, "propagate", True)
+    monkeypatch.setattr(compute.LOG, "propagate", True)
     jobs = Study(workflow.config)
     (run,) = jobs.runs
     cli.extract(

@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from id_scaling.paths import slug
-from id_scaling.study import Study
+from id_scaling.storage.layout import slug
+from id_scaling.study.study import Study
 
 # Folders that a file system takes and a configuration allows: anything but '/', control characters, '{}' and '<>'.
 LETTERS = "aB0_-.~ '\"$`;&|()[]*?!#%\\,=:@^+é模😀"

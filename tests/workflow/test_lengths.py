@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from conftest import Workflow, random_text, save_text, save_tiny_llama, study
 
-from id_scaling.check import check_session, is_whole
-from id_scaling.load import load_contexts, load_summary, load_tokens
-from id_scaling.study import Study
+from id_scaling.cli.check import check_session, is_whole
+from id_scaling.results.load import load_contexts, load_summary, load_tokens
+from id_scaling.study.study import Study
 
 CHAIN = {"chunk_dataset": 1, "extract_activations": 2, "estimate_dimension": 2, "summarize": 1, "plot": 1}
 SHORT = "a document of 50 tokens"

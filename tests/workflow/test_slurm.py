@@ -30,7 +30,7 @@ from sessions import assert_same, assert_same_contents, contents
 from slurm_cluster import SlurmCluster, missing_programs, slurm_cluster
 from slurm_workflow import LocalWorkflow, SlurmWorkflow, Submission, output_of, running, submissions_of
 
-from id_scaling.store import CONTEXTS_A_PART
+from id_scaling.storage.layer_writer import CONTEXTS_A_PART
 
 pytestmark = pytest.mark.slurm
 

@@ -164,7 +164,7 @@ CASES = {
     ),
     "one length more": (set_key("ctx_len", [48, 64]), {**CHAIN, "chunk_dataset": 1}),
     "the code of the neighbor search": (
-        change_code("id_scaling/search.py", "SETTLED_BY_ROWS = 1 / 16", "SETTLED_BY_ROWS = 1 / 17"),
+        change_code("id_scaling/neighbors/search.py", "SETTLED_BY_ROWS = 1 / 16", "SETTLED_BY_ROWS = 1 / 17"),
         DOWN_FROM_EXTRACTION,
     ),
     "the neighbor ranks": (

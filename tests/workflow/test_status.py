@@ -15,12 +15,12 @@ import pytest
 import yaml
 from conftest import ROOT, Workflow, save_text, save_tiny_llama, study
 
-from id_scaling.cli import main
-from id_scaling.lease import STALE, Lease
-from id_scaling.logs import LOG
-from id_scaling.paths import run_folder
-from id_scaling.status import BAR, MOST_ERRORS, Job, Status, jobs_of, report, status_of
-from id_scaling.study import Study
+from id_scaling.cli.main import main
+from id_scaling.cli.status import BAR, MOST_ERRORS, Job, Status, jobs_of, report, status_of
+from id_scaling.runtime.locks import STALE, Lease
+from id_scaling.runtime.logging import LOG
+from id_scaling.storage.layout import run_folder
+from id_scaling.study.study import Study
 
 LINE = r"\d\d:\d\d:\d\d "
 
@@ -361,7 +361,8 @@ def test_log_of_the_session_before_is_of_a_job_to_do(session: Workflow, hold: Ca
 
 def test_session_whose_process_is_gone_is_held_by_nobody(session: Workflow, python: Callable) -> None:
     code = (
-        "import sys, os; from pathlib import Path; from id_scaling.lease import Lease; Lease(Path(sys.argv[1])).take()"
+        "import sys; from pathlib import Path; from id_scaling.runtime.locks import Lease; "
+        "Lease(Path(sys.argv[1])).take()"
     )
     python(code, session.session / ".lease").wait()
     assert (session.session / ".lease").is_file()

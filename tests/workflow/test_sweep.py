@@ -14,7 +14,7 @@ from test_staleness import copy_sources
 
 import id_scaling
 from id_scaling.errors import ConfigError, IdScalingError, InputError
-from id_scaling.study import Study
+from id_scaling.study.study import Study
 
 SUMMARY = "results/training/summary.parquet"
 STEPS = ("step0", "step1", "step4", "step16", "step64", "step256")

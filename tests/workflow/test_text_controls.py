@@ -8,9 +8,9 @@ import polars as pl
 import pytest
 from conftest import Workflow, save_text, save_tiny_llama, study
 
-from id_scaling.check import check_session, is_whole
-from id_scaling.sealed import read_table
-from id_scaling.study import Study
+from id_scaling.cli.check import check_session, is_whole
+from id_scaling.storage.records import read_table
+from id_scaling.study.study import Study
 
 CHAIN = {"extract_activations": 2, "estimate_dimension": 2, "summarize": 1, "plot": 1}
 

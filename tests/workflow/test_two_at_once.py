@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import Workflow, study
 
-from id_scaling.lease import read_holder
+from id_scaling.runtime.locks import read_holder
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-from id_scaling import embedded
-from id_scaling.controls import NONE
+from id_scaling.sources import bundled
+from id_scaling.text.shuffling import NONE
 from id_scaling.errors import IdScalingError
-from id_scaling.logs import plain
-from id_scaling.paths import Run
-from id_scaling.study import EXTRACT_MINUTES, Study
+from id_scaling.runtime.logging import plain
+from id_scaling.storage.layout import Run
+from id_scaling.study.study import EXTRACT_MINUTES, Study
 
 
 def load_study(config):
@@ -167,7 +167,7 @@ def growing(first):
 
 def hold_session():
     """Refuse to work on a session that another Snakemake, in whichever clone, works on."""
-    from id_scaling import lease
+    from id_scaling.runtime import locks as lease
 
     try:
         LEASES.append(lease.hold_session(Path(STUDY.session)))

@@ -10,7 +10,7 @@ rule train_tokenizer:
     input:
         texts=HELD_IN,
     output:
-        f"<resources>/{embedded.TRAINED_TOKENIZER}/tokenizer.json",
+        f"<resources>/{bundled.TRAINED_TOKENIZER}/tokenizer.json",
     log:
         "<resources>/logs/train_tokenizer.log",
     benchmark:
@@ -35,18 +35,18 @@ rule train_tokenizer:
 rule train_model:
     input:
         texts=HELD_IN,
-        tokenizer=f"<resources>/{embedded.TRAINED_TOKENIZER}/tokenizer.json",
+        tokenizer=f"<resources>/{bundled.TRAINED_TOKENIZER}/tokenizer.json",
     output:
         expand(
             "<resources>/{{model}}/step{step}/model.safetensors",
-            step=embedded.TRAINED_STEPS,
+            step=bundled.TRAINED_STEPS,
         ),
     log:
         "<resources>/logs/train_model/{model}.log",
     benchmark:
         "<resources>/benchmarks/train_model/{model}.tsv"
     wildcard_constraints:
-        model=one_of(embedded.TRAINED),
+        model=one_of(bundled.TRAINED),
     conda:
         "../../environment.yml"
     resources:

@@ -1,0 +1,1 @@
+"""Command line and the reports that people read; nothing else imports it."""

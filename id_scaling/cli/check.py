@@ -1,0 +1,264 @@
+"""A whole session verified: what of it is missing, stale, damaged or suspicious.
+
+Every record, table and layer file that the study asks for is read to its last byte and held against its checksum, the
+settings it would be made with now, and what it was made from: local models and shards too, those of the hub not again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shlex
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import polars as pl
+
+from id_scaling.errors import StoreError, UnsealedError
+from id_scaling.neighbors.cloud_kinds import CONTEXT
+from id_scaling.results.summary import COLUMNS, readable
+from id_scaling.runtime.atomic_files import sha256
+from id_scaling.storage.layout import Run, contexts_path, identity_path, ids_path, run_folder
+from id_scaling.storage.records import read_record, read_table
+from id_scaling.study.study import Study
+from id_scaling.text.shuffling import NONE
+
+T = TypeVar("T")
+# In the order of their weight: the first three make a session not whole.
+KINDS = ("damaged", "stale", "missing", "suspicious")
+MOST_SHOWN = 20
+# Files that one command is to make anew.
+MOST_MENDED = 100
+# Above this share of clouds that are not `ok`, an estimator is not one for this data.
+MANY_FAILED = 0.1
+# A loss this much above that of guessing, in nats a token, is that of a broken model or of the wrong tokens.
+WORSE_THAN_GUESSING = 1.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is not as it should be: its kind, the file, what is the matter, and what is to be made anew."""
+
+    kind: str
+    path: Path
+    words: str
+    target: Path | None = None
+
+    def __str__(self) -> str:
+        return f"{self.kind:<11}{self.path}: {self.words}"
+
+
+def check_session(study: Study) -> list[Finding]:
+    """Return all that is not as it should be in the session of a study."""
+    return _Check(study).findings
+
+
+def report(findings: list[Finding]) -> str:
+    """Return findings as text, the first of each kind, and how many there are."""
+    lines = []
+    for kind in KINDS:
+        found = [finding for finding in findings if finding.kind == kind]
+        lines += [str(finding) for finding in found[:MOST_SHOWN]]
+        if len(found) > MOST_SHOWN:
+            lines.append(f"{kind:<11}… and {len(found) - MOST_SHOWN} more")
+    targets = sorted({str(finding.target) for finding in findings if finding.target})
+    if targets:
+        listed, n_more = shlex.join(targets[:MOST_MENDED]), len(targets) - MOST_MENDED
+        then = f"; then check again, for {n_more} more" if n_more > 0 else ""
+        lines.append("… below is for the options that you run Snakemake with, such as --profile and --configfile")
+        lines.append(f"to mend    rm -f {listed} && snakemake … all {listed}{then}")
+    counts = ", ".join(f"{sum(one.kind == kind for one in findings)} {kind}" for kind in KINDS)
+    return "\n".join([*lines, counts])
+
+
+def is_whole(findings: list[Finding]) -> bool:
+    """Return whether nothing is missing, stale or damaged."""
+    return all(finding.kind == "suspicious" for finding in findings)
+
+
+class _Check:
+    """The findings of one session; what several files are held against is read once."""
+
+    def __init__(self, study: Study) -> None:
+        self.study, self.session = study, Path(study.session)
+        self.findings: list[Finding] = []
+        self.identities: dict[Path, dict[str, Any] | None] = {}
+        self.contexts: dict[Path, str | None] = {}
+        self.made_of: dict[Any, list[Path]] = defaultdict(list)  # weights and contexts -> manifests
+        for run in study.runs:
+            try:
+                self._check_run(run)
+            except (KeyError, pl.exceptions.ColumnNotFoundError) as error:  # a sealed file of another version, or kind
+                self._add("stale", run_folder(self.session, run) / "manifest.json", f"a file of the run lacks {error}")
+        self._check_alike()
+        if study.estimators:
+            self._check_summary()
+        self._check_leftovers()
+
+    def _add(self, kind: str, path: Path, words: str, target: Path | None = None) -> None:
+        self.findings.append(Finding(kind, path, words, None if kind == "suspicious" else target or path))
+
+    def _read(self, path: Path, reader: Callable[[Path], T], target: Path | None = None) -> T | None:
+        """Return what a reader gives; where the file is not there or damaged, that is found."""
+        if not path.is_file():
+            self._add("missing", path, "not there", target)
+            return None
+        try:
+            return reader(path)
+        except UnsealedError:
+            self._add("stale", path, "holds no checksum: cut short, or written by an older version")
+        except (StoreError, OSError) as error:
+            self._add("damaged", path, str(error).removeprefix(f"{path}: ").partition("; ")[0], target)
+        return None
+
+    def _compare(self, path: Path, what: str, found: Any, expected: Any) -> None:
+        """Find a file stale that was made of something else; what is not known is not held against it."""
+        if expected is not None and found != expected:
+            self._add("stale", path, f"made with other {what} than it would be now")
+
+    def _compare_settings(self, path: Path, found: Mapping[str, Any], settings: str) -> None:
+        """Find a file stale that was made by other code, or with other settings."""
+        expected = json.loads(settings)
+        keys = sorted(key for key in found.keys() | expected.keys() if found.get(key) != expected.get(key))
+        self._compare(path, ", ".join(keys), keys, [])
+
+    def _identity(self, kind: str, *names: str) -> dict[str, Any] | None:
+        """Return the identity of something fetched."""
+        path = identity_path(self.session, kind, *names)
+        if path not in self.identities:
+            found = self.identities[path] = self._read(path, read_record)
+            if found and found["commit"] is None:
+                self._check_sources(path, found)
+        return self.identities[path]
+
+    def _check_sources(self, path: Path, identity: Mapping[str, Any]) -> None:
+        """Hold the local files of a model or a shard that are there against what was read of them."""
+        folder = identity.get("path") or os.path.commonpath([os.path.dirname(one) for one in identity["paths"]])
+        for name, expected in {**identity.get("weights", {}), **identity.get("files", {})}.items():
+            source = Path(folder) / name
+            if source.is_file() and self._read(source, sha256, path) not in (None, expected):
+                self._add("stale", path, f"{source} is another file now")
+
+    def _check_run(self, run: Run) -> None:
+        """Check the files of a run, and what it was made from."""
+        model = self._identity("models", run.model, run.checkpoint)
+        contexts = self._check_contexts(run)
+        folder = run_folder(self.session, run)
+        manifest = self._read(folder / "manifest.json", read_record)
+        if manifest:
+            path = folder / "manifest.json"
+            self._compare_settings(path, manifest["settings"], self.study.extract_settings(run))
+            self._compare(path, "weights", manifest["weights"], model and model["weights_sha256"])
+            self._compare(path, "contexts", manifest["contexts"], contexts)
+            self.made_of[manifest["weights"], manifest["contexts"]].append(path)
+            self._check_layers(folder, manifest["files"])
+        tokens = self._read(folder / "tokens.parquet", read_table)
+        if tokens:
+            path = folder / "tokens.parquet"
+            self._compare(path, "extraction", tokens[1]["digest"], manifest and manifest["digest"])
+            self._check_losses(path, tokens[0], model["architecture"]["vocab_size"] if model else math.inf)
+        for module in self.study.modules:
+            for estimator in self.study.estimators:
+                self._check_ids(run, module, estimator, manifest)
+
+    def _check_contexts(self, run: Run) -> str | None:
+        """Check the contexts of a run, once for all that share them; return their hash."""
+        tokenizer = self.study.tokenizer_of(run.model)
+        path = contexts_path(self.session, run, tokenizer)
+        if path not in self.contexts:
+            shard = self._identity("datasets", run.dataset, str(run.subset))
+            identity = self._identity("tokenizers", tokenizer)
+            found = self._read(path, read_table)
+            if found:
+                self._compare_settings(path, found[1]["settings"], self.study.contexts_settings(run))
+                self._compare(path, "text", found[1]["shard_sha256"], shard and shard["sha256"])
+                self._compare(path, "tokenizer", found[1]["tokenizer_sha256"], identity and identity["sha256"])
+                if run.control != NONE:
+                    plain = self._check_contexts(replace(run, control=NONE))
+                    self._compare(path, "contexts", found[1]["contexts"], plain)
+            self.contexts[path] = sha256(path) if found else None
+        return self.contexts[path]
+
+    def _check_layers(self, folder: Path, files: Mapping[str, Any]) -> None:
+        """Check the layer files that a manifest names."""
+        manifest = folder / "manifest.json"
+        for name, facts in files.items():
+            if self._read(folder / name, sha256, manifest) not in (None, facts["sha256"]):
+                self._add("damaged", folder / name, "its content is not what the manifest says", manifest)
+
+    def _check_losses(self, path: Path, tokens: pl.DataFrame, n_tokens: int) -> None:
+        """Find losses that no working model has."""
+        losses = tokens.filter(pl.col("position") > 0)["loss"].cast(pl.Float64)
+        n_wrong = losses.len() - losses.is_finite().sum()
+        if n_wrong:
+            self._add("suspicious", path, f"the loss of {n_wrong} of {losses.len()} tokens is not a finite number")
+        elif losses.mean() > math.log(n_tokens) + WORSE_THAN_GUESSING:
+            guessing = f"guessing among {n_tokens} tokens has {math.log(n_tokens):.2f}"
+            self._add("suspicious", path, f"mean loss {losses.mean():.2f} nats/token, {guessing}")
+
+    def _check_ids(self, run: Run, module: str, estimator: str, manifest: Mapping[str, Any] | None) -> None:
+        """Check one table of IDs."""
+        path = ids_path(self.session, run, module, estimator)
+        found = self._read(path, read_table)
+        if not found:
+            return
+        table, facts = found
+        self._compare_settings(path, facts["settings"], self.study.estimate_settings(run, module, estimator))
+        self._compare(path, "extraction", facts["manifest"], manifest and manifest["digest"])
+        for words in _strange_ids(table):
+            self._add("suspicious", path, words)
+
+    def _check_alike(self) -> None:
+        """Find runs of one text whose weights are equal to the last bit."""
+        for paths in self.made_of.values():
+            for path in paths[1:]:
+                self._add("suspicious", path, f"the same weights, and the same contexts, as {paths[0]}")
+
+    def _check_summary(self) -> None:
+        """Check the table of the session, and what is written of it as text."""
+        path = self.session / "summary.parquet"
+        for figure in map(Path, self.study.targets()):
+            if figure.suffix in (".html", ".svg", ".png") and not figure.is_file():
+                self._add("missing", figure, "not there")
+        found = self._read(path, read_table)
+        if not found:
+            return
+        summary, settings = found
+        self._compare_settings(path, settings, self.study.summarize_settings())
+        if summary.columns != [name for name, _, _ in COLUMNS]:
+            self._add("stale", path, "holds other columns than it would now")
+            return
+        if summary["versions"].n_unique() > 1:
+            self._add("suspicious", path, "runs of different library versions, see its column `versions`")
+        for kind, text in (("csv", summary.write_csv()), ("txt", readable(summary))):
+            copy = path.with_suffix(f".{kind}")
+            if self._read(copy, lambda one: one.read_bytes()) not in (None, text.encode()):
+                self._add("damaged", copy, f"not what {path.name} says")
+
+    def _check_leftovers(self) -> None:
+        """Find what killed jobs left, and runs that the study does not ask for."""
+        asked = {run_folder(self.session, run) for run in self.study.runs}
+        for path in sorted(self.session.glob("runs/*/*/*/*/*/*/")):
+            if path not in asked:
+                self._add("suspicious", path, "a run that this study does not ask for")
+            elif (path / "parts").is_dir():
+                self._add("suspicious", path / "parts", "an extraction that is going on, or was cut short")
+
+
+def _strange_ids(table: pl.DataFrame) -> Iterator[str]:
+    """Yield what is strange in a table of IDs."""
+    is_ok = table["status"] == "ok"
+    for (cloud,), part in table.group_by("cloud", maintain_order=True):
+        failed = part.filter(pl.col("status") != "ok")["status"]
+        if len(failed) > MANY_FAILED * len(part):
+            counts = ", ".join(f"{n} {word}" for word, n in failed.value_counts(sort=True).rows())
+            kind = "" if cloud == CONTEXT else f" {cloud}"
+            yield f"{len(failed)} of {len(part)}{kind} clouds are not ok: {counts}"
+    values = table.filter(is_ok)["value"]
+    n_impossible = len(values) - (values.is_finite() & (values > 0)).sum()
+    if n_impossible:
+        yield f"{n_impossible} IDs are ok and not a positive number"

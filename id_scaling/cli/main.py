@@ -1,0 +1,451 @@
+"""The command line: one verb a stage, which the workflow's rules call with settings and paths.
+
+`python -m id_scaling VERB --help` says what a verb takes. What a verb needs is imported inside it, so that
+estimates never import torch and `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from id_scaling.errors import Ended, IdScalingError, of_a_disk
+from id_scaling.runtime.interrupts import endable
+from id_scaling.runtime.logging import LOG, plain, start_logging
+
+if TYPE_CHECKING:
+    from id_scaling.study.study import Study
+
+Arguments = argparse.Namespace
+
+# Characters of a setting in a log.
+MOST_SHOWN = 80
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; an error of the package is one message on standard error and exit status 1."""
+    arguments = _parser().parse_args(argv)
+    start_logging(arguments.verbose)
+    with endable():
+        try:
+            return _run(arguments)
+        except Ended:
+            print("ended: the system asked for it (SIGTERM), as at the end of a job's time", file=sys.stderr)
+            return 128 + signal.SIGTERM
+        except Exception as error:
+            shown = error if isinstance(error, IdScalingError) else of_a_disk(error)
+            if shown is None:
+                raise
+            print(f"error: {plain(str(shown))}", file=sys.stderr)
+            return 1
+
+
+def _run(arguments: Arguments) -> int:
+    """Run one verb; the log of a job begins with its settings and ends with what was written."""
+    run, options = VERBS[arguments.verb]
+    if OUTPUTS.isdisjoint(options):
+        return run(arguments) or 0
+    LOG.info("%s", _started(arguments))
+    run(arguments)
+    LOG.info("%s", _written(arguments))
+    return 0
+
+
+def _started(arguments: Arguments) -> str:
+    """Return a verb and what it was given on one line: `estimate estimator=mle module=mlp … --output=…`."""
+    given = {key: value for key, value in vars(arguments).items() if key not in ("verb", "verbose") and value}
+    settings = {**given.pop("settings", {}), **given.pop("execution", {})}
+    pairs = {**settings, **{f"--{option}": value for option, value in given.items()}}
+    return " ".join([arguments.verb, *(f"{key}={_shown(value)}" for key, value in pairs.items())])
+
+
+def _shown(value: object) -> str:
+    """Return a value on one line, a long one without its end, but a path whole."""
+    if isinstance(value, Path):
+        return str(value)
+    text = (
+        value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), ensure_ascii=False, default=str)
+    )
+    text = plain(" ".join(text.split()))  # before it is cut: half a token would not be known for one
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}…"
+
+
+def _written(arguments: Arguments) -> str:
+    """Return what a verb wrote: `wrote results/…/mle.parquet (96 rows)`."""
+    found = [value for key, value in vars(arguments).items() if f"--{key}" in OUTPUTS]
+    paths = [path for one in found for path in (one if isinstance(one, list) else [one])]
+    return f"wrote {', '.join(f'{path} ({_size(path)})' for path in paths)}"
+
+
+def _size(path: Path) -> str:
+    """Return how much is in an output: contexts, rows, files or bytes."""
+    if path.is_dir():
+        return f"{sum(one.is_file() for one in path.rglob('*'))} files"
+    if path.suffix == ".parquet":
+        import polars as pl
+
+        return f"{pl.scan_parquet(path, glob=False).select(pl.len()).collect().item()} rows"
+    if path.name == "manifest.json":
+        return f"{json.loads(path.read_text())['n_contexts']} contexts"
+    return f"{path.stat().st_size} bytes"
+
+
+def prepare_model(arguments: Arguments) -> None:
+    """Write the embedded model as safetensors."""
+    from id_scaling.sources import bundled
+
+    bundled.prepare_model(arguments.output)
+
+
+def prepare_dataset(arguments: Arguments) -> None:
+    """Write the embedded texts as parquet shards."""
+    from id_scaling.sources import bundled
+
+    bundled.prepare_dataset(arguments.output)
+
+
+def train_tokenizer(arguments: Arguments) -> None:
+    """Train the tokenizer of the models that are trained here."""
+    from id_scaling.sources import bundled_training as training
+
+    training.train_tokenizer(arguments.texts, arguments.settings["vocab_size"], arguments.output.parent)
+
+
+def train_model(arguments: Arguments) -> None:
+    """Train a small model, or go on where that was cut short, and write its checkpoints."""
+    from id_scaling.sources import bundled_training as training
+
+    # Of each checkpoint its weights are named: FOLDER/step4/model.safetensors
+    folder = arguments.output[0].parents[1]
+    training.train_model(arguments.texts, arguments.tokenizer.parent, arguments.settings, folder)
+
+
+def fetch_model(arguments: Arguments) -> None:
+    """Fetch a checkpoint, check that the study fits it, write its identity."""
+    from id_scaling.models.modules import request_of
+    from id_scaling.sources import models as fetch
+
+    settings, execution, output = arguments.settings, arguments.execution, arguments.output
+    request = request_of(settings["sites"])
+    others = [output.parent.parent / checkpoint / output.name for checkpoint in execution["unlike"]]
+    fetch.fetch_model(
+        settings["model_name"],
+        settings["checkpoint"],
+        request,
+        execution["ctx_len"],
+        output,
+        settings["allow_pickle"],
+        [path for path in others if path != output],
+    )
+
+
+def fetch_weights(arguments: Arguments) -> None:
+    """Bring the weights of a checkpoint of the hub to this machine."""
+    from id_scaling.sources.weights import fetch_weights
+
+    fetch_weights(arguments.model, arguments.output, **arguments.execution)
+
+
+def fetch_tokenizer(arguments: Arguments) -> None:
+    """Fetch a tokenizer, write its identity."""
+    from id_scaling.sources import models as fetch
+
+    fetch.fetch_tokenizer(arguments.settings["model_name"], arguments.output)
+
+
+def fetch_dataset(arguments: Arguments) -> None:
+    """Fetch a shard, write its identity."""
+    from id_scaling.sources import datasets as shards
+
+    shards.fetch_dataset(arguments.settings["dataset_name"], arguments.settings["subset"], arguments.output)
+
+
+def chunk(arguments: Arguments) -> None:
+    """Cut the documents of a shard into contexts."""
+    from id_scaling.storage.records import read_record
+    from id_scaling.text.chunking import Chunking, chunk_dataset
+
+    shard, tokenizer = read_record(arguments.shard), read_record(arguments.tokenizer)
+    metadata = {
+        "settings": arguments.settings,
+        "shard_sha256": shard["sha256"],
+        "tokenizer_sha256": tokenizer["sha256"],
+    }
+    chunk_dataset(
+        [Path(path) for path in shard["paths"]],
+        Path(tokenizer["path"]),
+        Chunking(**arguments.settings["chunking"]),
+        metadata,
+        arguments.output,
+    )
+
+
+def shuffle(arguments: Arguments) -> None:
+    """Permute blocks of tokens of each context, a control of the text."""
+    from id_scaling.text.shuffling import shuffle_contexts
+
+    shuffle_contexts(arguments.contexts, arguments.settings, arguments.output)
+
+
+def extract(arguments: Arguments) -> None:
+    """Run the model over a run's contexts and store neighbors, loss and entropy."""
+    # Before torch, which may be what there is no memory for: of a job whose log is empty Snakemake shows no other log.
+    LOG.info("process %d on %s", os.getpid(), socket.gethostname())
+    from id_scaling.extraction.compute import Extraction
+    from id_scaling.extraction.run import Execution, Inputs, extract
+    from id_scaling.models.loading import pick_device
+    from id_scaling.models.modules import request_of
+    from id_scaling.neighbors.views import View
+
+    LOG.info("device %s, CUDA_VISIBLE_DEVICES=%s", pick_device(), os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+    settings = arguments.settings
+    extraction = Extraction(
+        request=request_of(settings["sites"]),
+        views={name: View(**view) for name, view in settings["views"].items()},
+        ranks=settings["ranks"] and tuple(settings["ranks"]),
+        groups=tuple(settings["groups"]),
+        save_clouds=settings["save_clouds"],
+        save_means=settings["save_means"],
+        save_fp=settings["save_fp"],
+        dtype=settings["dtype"],
+        is_own_tokenizer=settings["is_own_tokenizer"],
+        positions=tuple(settings["positions"]),
+    )
+    execution = Execution(**arguments.execution, n_threads=arguments.threads)
+    inputs = Inputs(arguments.contexts, arguments.model, arguments.weights)
+    extract(extraction, inputs, settings, arguments.output, execution)
+
+
+def estimate(arguments: Arguments) -> None:
+    """Estimate every cloud of one module of a run by one estimator."""
+    from id_scaling.results.estimates import estimate_run
+
+    settings = arguments.settings
+    estimate_run(
+        arguments.manifest,
+        settings["module"],
+        settings["estimator"],
+        settings,
+        arguments.output,
+        arguments.threads,
+    )
+
+
+def summarize(arguments: Arguments) -> None:
+    """Join the tables of a session into one."""
+    from id_scaling.results.summary import summarize
+
+    summarize(arguments.session, arguments.settings, arguments.parquet, arguments.csv, arguments.text)
+
+
+def plot(arguments: Arguments) -> None:
+    """Draw the figures of a session, and its report."""
+    from id_scaling.plots.render import plot
+
+    plot(arguments.session, arguments.output)
+
+
+def validate(arguments: Arguments) -> None:
+    """Check a configuration file, and the models and shards it names that are on disk."""
+    study = _study(arguments.config)
+    study.check()
+    _show(f"{arguments.config}: valid; {len(study.runs)} run(s), {len(study.tables())} table(s) of estimates")
+
+
+def check(arguments: Arguments) -> int:
+    """Verify a whole session: print what is missing, stale, damaged or suspicious; exit status 1 unless it is whole."""
+    from id_scaling.cli.check import check_session, is_whole, report
+
+    study = _study(arguments.config)
+    findings = check_session(study)
+    _show(f"{report(findings)}\n{study.session}: {'whole' if is_whole(findings) else 'not whole'}")
+    return 0 if is_whole(findings) else 1
+
+
+def status(arguments: Arguments) -> None:
+    """Print how far a session is: jobs done, running and failed, contexts, the last errors, who works on it."""
+    from id_scaling.cli.status import report, status_of
+
+    study = _study(arguments.config)
+    _show(report(study, status_of(study)))
+
+
+def _show(text: str) -> None:
+    """Print to standard output, whose reader, `head` say, may have read enough."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _mapping(path: Path) -> dict:
+    """Return what a YAML file holds."""
+    import yaml
+
+    from id_scaling.errors import ConfigError
+
+    try:
+        found = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path}: found no mapping of keys, expected a configuration")
+    return found
+
+
+def _study(path: Path) -> Study:
+    """Return the study of a configuration file."""
+    from id_scaling.errors import ConfigError
+    from id_scaling.study.study import Study
+
+    config = _mapping(path)
+    if "__use_yte__" in config:
+        raise ConfigError(f"{path}: __use_yte__ has Snakemake run Python that stands in the file")
+    return Study(config)
+
+
+def plan(arguments: Arguments) -> None:
+    """Print what a study takes before it starts: jobs, contexts, disk, FLOPs, hours."""
+    from id_scaling.cli.plan import report
+
+    study = _study(arguments.config)
+    study.check()
+    _show(report(study, arguments.tflops, arguments.gpus))
+
+
+def reproduce(arguments: Arguments) -> None:
+    """Run the protocol of a paper, and print ours beside what it published."""
+    from id_scaling.cli.reproduce import reproduce
+
+    said = _mapping(arguments.config)
+    _show(reproduce(arguments.config, said, arguments.only, arguments.profile, is_run=not arguments.no_run))
+
+
+def describe(arguments: Arguments) -> None:
+    """Print the layers, width, positions and module paths of a model, without loading weights."""
+    from id_scaling.models.modules import PRESETS
+    from id_scaling.sources.model_config import read_architecture
+    from id_scaling.sources.models import settings_folder
+
+    with TemporaryDirectory() as aside:
+        architecture = read_architecture(settings_folder(arguments.model, arguments.checkpoint, Path(aside)))
+    preset = PRESETS.get(architecture.model_type)
+    lines = [
+        *(f"{key}: {value}" for key, value in vars(architecture).items()),
+        "module_name_mapping:" if preset else "module_name_mapping: none is known; give the paths yourself",
+        *(f"  {key}: {path}" for key, path in (preset or {}).items()),
+    ]
+    _show("\n".join(lines))
+
+
+def document(arguments: Arguments) -> None:
+    """Write the JSON schema of the configuration and the generated parts of the documentation."""
+    from id_scaling.cli.documentation import write_all
+
+    write_all(arguments.root)
+
+
+def _json(text: str) -> dict:
+    return json.loads(text)
+
+
+def _positive(text: str) -> float:
+    """Return a number above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"found {text}, expected a number above 0")
+    return number
+
+
+def _count(text: str) -> int:
+    """Return a whole number above 0."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"found {text}, expected a number of at least 1")
+    return int(text)
+
+
+# An option of a verb: its flag, and how it is read.
+OPTIONS: dict[str, dict] = {
+    "--settings": {"type": _json, "required": True, "help": "what can change the output, as JSON"},
+    "--execution": {"type": _json, "required": True, "help": "how the job runs, as JSON"},
+    "--threads": {"type": int, "default": 1, "help": "cores to use"},
+    "--output": {"type": Path, "required": True, "help": "what to write"},
+    "--outputs": {"type": Path, "required": True, "nargs": "+", "dest": "output", "help": "what to write"},
+    "--texts": {"type": Path, "required": True, "nargs": "+", "help": "parquet files with a column text"},
+    "--shard": {"type": Path, "required": True, "help": "identity.json of the shard"},
+    "--tokenizer": {"type": Path, "required": True, "help": "identity.json, or tokenizer.json of one trained here"},
+    "--weights": {"type": Path, "nargs": "?", "help": "folder of the weights, where the model's identity names none"},
+    "--contexts": {"type": Path, "required": True, "help": "contexts.parquet"},
+    "--model": {"type": Path, "required": True, "help": "identity.json of the model"},
+    "--manifest": {"type": Path, "required": True, "help": "manifest.json of the run"},
+    "--session": {"type": Path, "required": True, "help": "folder of the session"},
+    "--parquet": {"type": Path, "required": True, "help": "table to write"},
+    "--csv": {"type": Path, "required": True, "help": "the same as text, to write"},
+    "--text": {"type": Path, "required": True, "help": "readable summary to write"},
+    "--checkpoint": {"default": "main", "help": "training checkpoint"},
+    "--root": {"type": Path, "default": Path("."), "help": "root of the repository"},
+    "--tflops": {
+        "type": _positive,
+        "default": 100.0,
+        "help": "10¹² FLOPs a second of a GPU, an assumption",
+    },
+    "--gpus": {"type": _count, "default": 1, "help": "GPUs that extract beside each other"},
+    "--only": {"nargs": "+", "metavar": "MODEL", "help": "models of the file to run, all by default"},
+    "--profile": {"default": "profiles/local", "help": "profile that Snakemake runs under"},
+    "--no-run": {"action": "store_true", "help": "compare what was run before"},
+    "config": {"type": Path, "help": "configuration file"},
+    "name": {"metavar": "MODEL", "dest": "model", "help": "model folder or name"},
+}
+
+# What the verbs of jobs write.
+OUTPUTS = frozenset(("--output", "--outputs", "--parquet", "--csv", "--text"))
+
+VERBS: dict[str, tuple[Callable[[Arguments], int | None], tuple[str, ...]]] = {
+    "prepare-model": (prepare_model, ("--output",)),
+    "prepare-dataset": (prepare_dataset, ("--output",)),
+    "train-tokenizer": (train_tokenizer, ("--settings", "--texts", "--output")),
+    "train-model": (train_model, ("--settings", "--texts", "--tokenizer", "--outputs")),
+    "fetch-model": (fetch_model, ("--settings", "--execution", "--output")),
+    "fetch-weights": (fetch_weights, ("--execution", "--model", "--output")),
+    "fetch-tokenizer": (fetch_tokenizer, ("--settings", "--output")),
+    "fetch-dataset": (fetch_dataset, ("--settings", "--output")),
+    "chunk": (chunk, ("--settings", "--shard", "--tokenizer", "--output")),
+    "shuffle": (shuffle, ("--settings", "--contexts", "--output")),
+    "extract": (extract, ("--settings", "--execution", "--threads", "--contexts", "--model", "--weights", "--output")),
+    "estimate": (estimate, ("--settings", "--threads", "--manifest", "--output")),
+    "summarize": (summarize, ("--settings", "--session", "--parquet", "--csv", "--text")),
+    "plot": (plot, ("--session", "--outputs")),
+    "validate": (validate, ("config",)),
+    "check": (check, ("config",)),
+    "status": (status, ("config",)),
+    "plan": (plan, ("config", "--tflops", "--gpus")),
+    "reproduce": (reproduce, ("config", "--only", "--profile", "--no-run")),
+    "describe": (describe, ("name", "--checkpoint")),
+    "document": (document, ("--root",)),
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    parser = argparse.ArgumentParser(prog="python -m id_scaling", description=__doc__.splitlines()[0])
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for name, (run, options) in VERBS.items():
+        verb = verbs.add_parser(name, help=run.__doc__, description=run.__doc__)
+        verb.add_argument("--verbose", action="store_true", help="log in detail")
+        for option in options:
+            spelled = dict(OPTIONS[option])
+            flag = option if option.startswith("--") else spelled.pop("dest", option)
+            verb.add_argument("--output" if option == "--outputs" else flag, **spelled)
+    return parser

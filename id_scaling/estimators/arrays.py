@@ -1,0 +1,162 @@
+"""Intrinsic dimension of arrays of points: the library's front door, no files and no model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from numbers import Real
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from id_scaling.errors import ConfigError
+from id_scaling.estimators.base import Estimate, estimate_from_neighbors, estimate_from_points
+from id_scaling.estimators.registry import get_estimator
+from id_scaling.estimators.sandbox import DEFAULT_SECONDS
+from id_scaling.neighbors.find import Neighbors, find_neighbors, stacked
+from id_scaling.neighbors.statistics import group_of
+from id_scaling.neighbors.views import View
+
+if TYPE_CHECKING:
+    import polars as pl
+
+DEFAULT_ESTIMATORS = ("mle", "mind_ml", "twoNN_f10")
+
+
+def estimate(
+    points: np.ndarray,
+    estimators: Sequence[str] = DEFAULT_ESTIMATORS,
+    duplicates: Literal["distinct", "keep"] = "distinct",
+    max_seconds: float = DEFAULT_SECONDS,
+) -> dict[str, Estimate]:
+    """Estimate the intrinsic dimension of one point cloud.
+
+    Parameters
+    ----------
+    points : (n_points, d) array of floats
+        Coordinates in any unit. What float16 and float32 give agrees with float64 as `neighbors.error_bounds` says.
+    estimators : sequence of str
+        Names as in `save_IDs_list`: `mle`, `mle_harmonic`, `mind_ml`, `twoNN_f10`, …
+    duplicates : {"distinct", "keep"}
+        Count the first of each set of equal points, or all of them. A kept repetition has distance
+        zero to its twin, which no estimator of neighbors accepts: `degenerate`.
+    max_seconds : float
+        How long an estimator that needs the points themselves, such as `phd`, may take for a cloud before it is a
+        `timeout`.
+
+    Returns
+    -------
+    dict of str to Estimate
+        In the order of `estimators`. A cloud without an answer gives NaN and a status, no exception.
+
+    Raises
+    ------
+    ConfigError
+        Wrong rank or dtype of the points, an unknown estimator, an unknown policy.
+    """
+    points = _checked(points, ndim=2)
+    return {
+        name: Estimate(float(found.value[0]), float(found.stderr[0]), *_counts(neighbors)[0], str(found.status[0]))
+        for name, found, neighbors in _estimates(points[None], estimators, duplicates, max_seconds)
+    }
+
+
+def estimate_batch(
+    clouds: np.ndarray,
+    estimators: Sequence[str] = DEFAULT_ESTIMATORS,
+    duplicates: Literal["distinct", "keep"] = "distinct",
+    max_seconds: float = DEFAULT_SECONDS,
+) -> pl.DataFrame:
+    """Estimate the intrinsic dimension of many point clouds of one size.
+
+    Parameters
+    ----------
+    clouds : (n_clouds, n_points, d) array of floats
+        Coordinates in any unit.
+    estimators, duplicates, max_seconds
+        As in `estimate`.
+
+    Returns
+    -------
+    polars.DataFrame
+        One row per cloud and estimator: `cloud`, `estimator`, `value`, `stderr`, `n_points`,
+        `n_distinct`, `n_nonfinite`, `status`.
+
+    Raises
+    ------
+    ConfigError
+        As in `estimate`.
+    """
+    import polars as pl
+
+    clouds = _checked(clouds, ndim=3)
+    tables = [
+        pl.DataFrame(
+            {
+                "cloud": np.arange(len(clouds)),
+                "estimator": [name] * len(clouds),
+                "value": found.value,
+                "stderr": found.stderr,
+                "n_points": [count[0] for count in _counts(neighbors)],
+                "n_distinct": [count[1] for count in _counts(neighbors)],
+                "n_nonfinite": [count[2] for count in _counts(neighbors)],
+                "status": [str(word) for word in found.status],
+            }
+        )
+        for name, found, neighbors in _estimates(clouds, estimators, duplicates, max_seconds)
+    ]
+    return pl.concat(tables).sort("cloud", maintain_order=True)
+
+
+def _estimates(clouds: np.ndarray, names: Sequence[str], duplicates: str, max_seconds: float):
+    """Yield (name, estimates, neighbors) for each estimator, all from one pass over the clouds."""
+    is_names = isinstance(names, Iterable) and not isinstance(names, str | bytes)
+    found = list(names) if is_names else []
+    if not found:
+        raise ConfigError(f"estimators: found {names!r}, expected a list of names such as ['mle']")
+    names = found
+    if not isinstance(duplicates, str) or duplicates not in ("distinct", "keep"):
+        raise ConfigError(f"duplicates: found {duplicates!r}, expected 'distinct' or 'keep'")
+    if isinstance(max_seconds, bool) or not isinstance(max_seconds, Real) or not max_seconds > 0:
+        raise ConfigError(f"max_seconds: found {max_seconds!r}, expected a number above 0")
+    estimators = [get_estimator(name) for name in dict.fromkeys(map(str, names))]
+    ranks = tuple(sorted({1}.union(*(estimator.ranks for estimator in estimators))))
+    view = View(skip_first_tokens=0, duplicates=duplicates)
+    groups = sorted({group_of(name) for estimator in estimators for name in estimator.statistics})
+    neighbors = stacked([find_neighbors(cloud, [view], ranks, groups)[0] for cloud in clouds])
+    for estimator in estimators:
+        if estimator.needs == "points":
+            yield estimator.name, estimate_from_points(estimator, clouds, neighbors, max_seconds), neighbors
+        else:
+            yield estimator.name, estimate_from_neighbors(estimator, neighbors), neighbors
+
+
+def _counts(neighbors: Neighbors) -> list[tuple[int, int, int]]:
+    """Return n_points, n_distinct and n_nonfinite of each cloud."""
+    names = ("n_points", "n_distinct", "n_nonfinite")
+    columns = (neighbors.statistic(name).astype(int).tolist() for name in names)
+    return list(zip(*columns, strict=True))
+
+
+def _checked(points: np.ndarray, ndim: int) -> np.ndarray:
+    """Return the points as an array of floats, or say what is wrong with them."""
+    shape = "(n_points, d)" if ndim == 2 else "(n_clouds, n_points, d)"
+    try:
+        array = np.asarray(points)
+    except ValueError as error:
+        raise ConfigError(f"points: found rows of different lengths ({error}), expected a {shape} array") from error
+    except (TypeError, RuntimeError) as error:
+        raise ConfigError(
+            f"points: found a {type(points).__name__} that does not become a numpy array ({error}); a torch tensor "
+            "does as points.detach().float().cpu().numpy()"
+        ) from error
+    if np.ma.is_masked(points):
+        raise ConfigError("points: found a masked array; leave the masked points out")
+    if array.ndim != ndim or 0 in array.shape:
+        raise ConfigError(f"points: found shape {array.shape}, expected a non-empty {shape} array")
+    if not np.issubdtype(array.dtype, np.floating):
+        raise ConfigError(
+            f"points: found dtype {array.dtype}, expected floats; convert with points.astype(float) "
+            "if these are coordinates and not indices"
+        )
+    with np.errstate(over="ignore"):
+        return array.astype(np.float64) if array.dtype.itemsize > 8 else array

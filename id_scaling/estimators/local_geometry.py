@@ -1,0 +1,40 @@
+"""What estimators of local geometry look at: inner products of the displacements from each point to its neighbors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from id_scaling.neighbors.search import find_nearest, survey
+
+# Displacements held at once: 128 MB.
+HELD_AT_ONCE = 2**24
+
+
+def gram_of_displacements(points: np.ndarray, k: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the k nearest neighbors j of each point i, nearest first, and the inner products of all x_j - x_i.
+
+    Parameters
+    ----------
+    points : (n, d) float64 array
+        At least k + 1 different points.
+    k : int
+        Number of neighbors.
+
+    Yields
+    ------
+    neighbors : (b, k) array of int
+    gram : (b, k, k) array
+    """
+    nearest = find_nearest(survey(points), np.arange(len(points)), k, np.empty(0, dtype=int)).indices[:, :k]
+    step = max(1, HELD_AT_ONCE // (k * points.shape[1]))
+    for start in range(0, len(points), step):
+        some = slice(start, start + step)
+        displacements = points[nearest[some]] - points[some, None, :]
+        yield nearest[some], displacements @ displacements.transpose(0, 2, 1)
+
+
+def mean_and_error(local: np.ndarray) -> tuple[float, float]:
+    """Return the mean over points, and its standard error as if points were independent."""
+    return float(local.mean()), float(local.std(ddof=1) / np.sqrt(len(local)))

@@ -1,0 +1,86 @@
+"""The registry: an estimator's name is its whole definition.
+
+A name is matched against the grammar below and only then its module is imported. Each module has
+one method and a function `make(name, **parameters)` that returns an `Estimator`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from functools import cache
+
+from id_scaling.errors import ConfigError
+from id_scaling.estimators.base import Estimator
+from id_scaling.estimators.grammar import Rule, hint
+
+MOST = 9999
+
+
+def _k_from(least: int) -> tuple[int, ...]:
+    """Return what k may be: not the 20 of the plain name."""
+    return tuple(k for k in range(least, MOST + 1) if k != 20)
+
+
+GRAMMAR = (
+    Rule("mle", "mle", "mle"),
+    Rule("mle_k(?P<k>NN)", "mle", "mle_k10", {"k": _k_from(4)}, "its spread is infinite below; 20 is mle"),
+    Rule("mle_(?P<mean>harmonic)", "mle", "mle_harmonic"),
+    Rule("mle_(?P<mean>harmonic)_k(?P<k>NN)", "mle", "mle_harmonic_k10", {"k": _k_from(2)}, "20 is mle_harmonic"),
+    Rule("mle_(?P<mean>unbiased)", "mle", "mle_unbiased"),
+    Rule("mle_(?P<mean>unbiased)_k(?P<k>NN)", "mle", "mle_unbiased_k10", {"k": _k_from(3)}, "20 is mle_unbiased"),
+    Rule("twoNN_f(?P<discard_percent>NN)", "twonn", "twoNN_f10", {"f": range(100)}),
+    Rule("twoNN_(?P<method>ml)", "twonn", "twoNN_ml"),
+    Rule("gride_n(?P<scale>NN)", "gride", "gride_n8", {"n": range(1, MOST + 1)}),
+    Rule("mom_k(?P<k>NN)", "mom", "mom_k20", {"k": range(4, MOST + 1)}, "its spread is infinite below"),
+    Rule("mind_ml", "mind_ml", "mind_ml"),
+    Rule("mind_ml_d(?P<cap>NN)", "mind_ml", "mind_ml_d20", {"d": range(1, MOST + 1)}),
+    Rule("corrint", "corrint", "corrint"),
+    Rule("participation_ratio", "participation_ratio", "participation_ratio"),
+    Rule("participation_ratio_(?P<form>corrected)", "participation_ratio", "participation_ratio_corrected"),
+    Rule("(?P<statistic>effective_rank)", "spectrum", "effective_rank"),
+    Rule("(?P<statistic>pca_NN)", "spectrum", "pca_90", {"NN": (90, 95, 99)}),
+    Rule("mada", "mada", "mada"),
+    Rule("tle", "tle", "tle"),
+    Rule("abid_k(?P<k>NN)", "abid", "abid_k100", {"k": range(2, 1000)}),
+    Rule(
+        "local_pca_k(?P<k>NN)_v(?P<percent>NN)",
+        "local_pca",
+        "local_pca_k50_v90",
+        {"k": range(2, 1000), "v": range(10, 100)},
+    ),
+    Rule("phd", "phd", "phd"),
+    Rule("mst", "mst", "mst"),
+    Rule("skdim_(?P<class_name>Name)", "skdim", "skdim_TLE", note="Name is an estimator of scikit-dimension"),
+)
+
+
+@dataclass(frozen=True)
+class Definition:
+    """What a name says: the module that holds the method, and the method's parameters."""
+
+    module: str
+    parameters: dict[str, str]
+
+
+@cache
+def definition_of(name: str) -> Definition:
+    """Return what an estimator's name says.
+
+    Raises
+    ------
+    ConfigError
+        The name is not in the grammar; what was meant, and the forms of that method, are given.
+    """
+    for rule in GRAMMAR:
+        parameters = rule.parameters(str(name))
+        if parameters is not None:
+            return Definition(f"id_scaling.estimators.{rule.module}", parameters)
+    raise ConfigError(f"{name!r} is not an estimator: {hint(str(name), GRAMMAR)}")
+
+
+@cache
+def get_estimator(name: str) -> Estimator:
+    """Return the estimator a name defines; raises as `definition_of` does."""
+    definition = definition_of(name)
+    return importlib.import_module(definition.module).make(name, **definition.parameters)

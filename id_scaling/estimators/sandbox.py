@@ -1,0 +1,53 @@
+"""Estimators of saved clouds in a process of their own: one that hangs, crashes or changes global state costs one row.
+
+A child estimates by name: what it is sent is a name of the grammar and a cloud.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+
+from id_scaling.runtime.workers import ask_child
+
+DEFAULT_SECONDS = 600.0
+SEED = 0
+
+
+def estimate_contained(
+    name: str, points: np.ndarray, max_seconds: float, is_local: bool = False
+) -> tuple[float, float, np.ndarray | None]:
+    """Return value, standard error and, if asked for, local values of one cloud by a named estimator of `points`.
+
+    Parameters
+    ----------
+    name : str
+        A name of the grammar.
+    points : (n, d) float64 array
+        The points that count.
+    max_seconds : float
+        After so long the child is killed.
+    is_local : bool
+        Whether to return the estimate at each point, (n,), too.
+
+    Raises
+    ------
+    TimeoutError
+        The estimate took longer.
+    ChildError
+        It raised an exception, or its process ended.
+    """
+    return ask_child(estimate_here, name, points, is_local, max_seconds=max_seconds)
+
+
+def estimate_here(name: str, points: np.ndarray, is_local: bool) -> tuple[float, float, np.ndarray | None]:
+    """Return what `estimate_contained` returns, from this process."""
+    from id_scaling.estimators.registry import get_estimator
+
+    np.random.seed(SEED)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        estimator = get_estimator(name)
+        value, stderr = estimator.compute(points)
+        return float(value), float(stderr), estimator.local(points) if is_local else None

@@ -1,0 +1,1 @@
+"""One run of a model over contexts; imports no source, no text and no estimator."""

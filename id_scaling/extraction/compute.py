@@ -1,0 +1,232 @@
+"""What one batch of contexts gives: the neighbors of every site, the loss of every token.
+
+Each site's activations are reduced to neighbor distances as the forward pass leaves it, on the device, so
+no more than one site of one batch is held. Everything is computed from the activations as the model
+made them; only a saved copy is rounded to `save_fp`. This module is what makes an extraction stale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from id_scaling.errors import InputError
+from id_scaling.models.loading import (
+    LossHead,
+    last_hidden,
+    load_model,
+    n_embedding_parameters,
+    pick_device,
+    pick_dtype,
+    watching,
+)
+from id_scaling.models.modules import Site, SiteRequest, check_paths, resolve_mapping, resolve_sites
+from id_scaling.models.verification import check_meaning
+from id_scaling.neighbors.find import Neighbors
+from id_scaling.neighbors.kernels.dispatch import kernels_of
+from id_scaling.neighbors.parallel import Searchers, on_host
+from id_scaling.neighbors.statistics import names_of
+from id_scaling.neighbors.views import View, default_ranks, views_at
+from id_scaling.runtime.logging import LOG
+
+# The neighbors of one cloud under each view.
+OfViews = dict[str, Neighbors]
+# Takes a site and its arrays.
+SiteWriter = Callable[[Site, dict[str, np.ndarray]], None]
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What an extraction computes and stores.
+
+    Parameters
+    ----------
+    request : SiteRequest
+        Where activations are read, and which views are made at some layers alone.
+    views : mapping of str to View
+        Under which views neighbors are sought, by name.
+    ranks : tuple of int, or None
+        Neighbor ranks stored; None for the default ladder.
+    groups : tuple of str
+        Groups of cloud statistics stored.
+    save_clouds, save_means : bool
+        Whether the whole manifold, and its centre, are stored.
+    save_fp : str
+        Precision of saved clouds.
+    dtype : str
+        Precision of the weights; `auto` is float32 on a CPU and bfloat16 on a GPU.
+    is_own_tokenizer : bool
+        Whether the contexts must have been made with the checkpoint's own tokenizer.
+    positions : tuple of int
+        Positions whose tokens are stored, in float32.
+    """
+
+    request: SiteRequest
+    views: Mapping[str, View]
+    ranks: tuple[int, ...] | None
+    groups: tuple[str, ...]
+    save_clouds: bool
+    save_means: bool
+    save_fp: str
+    dtype: str
+    is_own_tokenizer: bool = True
+    positions: tuple[int, ...] = ()
+
+
+class ModelRun:
+    """A loaded model and what is read of it.
+
+    Parameters
+    ----------
+    extraction : Extraction
+        What is computed.
+    identity : dict
+        The model's identity, with the folder that holds its weights.
+    n_threads : int
+        On how many cores clouds are searched; it cannot change a number.
+    use_accelerator : bool
+        Whether the model may be spread over several devices.
+    input_ids : (contexts, tokens) tensor
+        All contexts of the run; the first verifies the module paths.
+    """
+
+    def __init__(
+        self,
+        extraction: Extraction,
+        identity: dict[str, Any],
+        n_threads: int,
+        use_accelerator: bool,
+        input_ids: torch.Tensor,
+    ) -> None:
+        torch.set_num_threads(n_threads)
+        self.device = pick_device()
+        dtype = pick_dtype(extraction.dtype, self.device)
+        self.model = load_model(Path(identity["path"]), dtype, self.device, use_accelerator, identity["is_pickled"])
+        architecture = identity["architecture"]
+        self.n_layers = architecture["n_layers"]
+        self.sites = resolve_sites(extraction.request, architecture["model_type"], architecture["n_layers"])
+        check_paths(self.sites, {name for name, _ in self.model.named_modules()})
+        self.extraction, self.searchers = extraction, Searchers(n_threads)
+        kernels_of(np.empty((0, 0)))  # loads their BLAS before its threads are limited
+        n_counted = input_ids.shape[1] - min(view.skip_first_tokens for view in extraction.views.values())
+        self.ranks = extraction.ranks or default_ranks(n_counted)
+        first = input_ids[:1].to(self.device)
+        mapping = resolve_mapping(extraction.request.mapping, architecture["model_type"])
+        self.meaning = check_meaning(self.model, self.sites, mapping, architecture["model_type"], first)
+        with torch.inference_mode():
+            self.loss_head = LossHead(self.model, first)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what is known of the model only once it is loaded."""
+        return {
+            "attention": self.model.config._attn_implementation,
+            "device_map": {key: str(value) for key, value in getattr(self.model, "hf_device_map", {}).items()},
+            "ranks": list(self.ranks),
+            "statistics": list(names_of(self.extraction.groups)),
+            "n_layers": self.n_layers,
+            "n_parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "n_embedding_parameters": n_embedding_parameters(self.model),
+            "sites": [[site.module, site.layer, site.path] for site in self.sites],
+            "meaning": self.meaning,
+        }
+
+    @torch.inference_mode()
+    def extract_batch(self, input_ids: torch.Tensor, write_site: SiteWriter) -> dict[str, np.ndarray]:
+        """Run one batch, hand over the arrays of each site as it is reached, and return those of the tokens.
+
+        Parameters
+        ----------
+        input_ids : (contexts, tokens) tensor
+            The contexts of the batch.
+        write_site : callable
+            Takes a site and its arrays by name, each with one row per context.
+
+        Returns
+        -------
+        dict of (contexts, tokens) float arrays
+            `loss` and `entropy` of each token, in nats.
+        """
+        seen: list[Site] = []
+        before: dict[str, tuple[int, list[OfViews]]] = {}  # module -> the layer last seen, and its neighbors
+
+        def visit(site: Site, activations: torch.Tensor) -> None:
+            seen.append(site)
+            clouds = _as_clouds(activations, site, input_ids.shape)
+            layer, below = before.get(site.module, (None, None))
+            is_next = site.layer is not None and layer == site.layer - 1
+            views = views_at(site.layer, self.extraction.views, self.extraction.request.views)
+            found = self._neighbors(clouds, input_ids.numpy(), views, below if is_next else None)
+            before[site.module] = site.layer, found
+            write_site(site, self._arrays(clouds, found))
+
+        on_device = input_ids.to(self.device)
+        with watching(self.model, self.sites, visit):
+            hidden = last_hidden(self.model, on_device)
+        if sorted(map(repr, seen)) != sorted(map(repr, self.sites)):
+            missed = [site.path for site in self.sites if seen.count(site) != 1]
+            raise InputError(
+                f"model_config.module_name_mapping: a forward pass does not leave {', '.join(missed)} exactly once; "
+                "name modules inside the base model (the output embedding is none: `unemb` is the final norm's output)"
+            )
+        loss, entropy = self.loss_head(on_device, hidden)
+        return {"loss": loss.numpy(), "entropy": entropy.numpy()}
+
+    def _arrays(self, clouds: torch.Tensor, found: list[OfViews]) -> dict[str, np.ndarray]:
+        """Return the datasets of one site for one batch: `found` is a list over contexts."""
+        arrays = {}
+        for view in found[0]:
+            of_view = [neighbors[view] for neighbors in found]
+            arrays[f"{view}/r1"] = np.stack([one.r1 for one in of_view])
+            arrays[f"{view}/log_ratio"] = np.stack([one.log_ratio for one in of_view]).astype(np.float32)
+            arrays[f"{view}/statistics"] = np.array([list(one.statistics.values()) for one in of_view])
+        if self.extraction.save_means:
+            arrays["mean"] = clouds.double().mean(dim=1).float().cpu().numpy()
+        for position in self.extraction.positions:
+            arrays[f"positions/{position}"] = clouds[:, position].float().cpu().numpy()
+        if self.extraction.save_clouds:
+            arrays["activations"] = rounded(on_host(clouds), self.extraction.save_fp)
+        return arrays
+
+    def _neighbors(
+        self, clouds: torch.Tensor, token_ids: np.ndarray, names: Sequence[str], below: list[OfViews] | None
+    ) -> list[OfViews]:
+        """Return the neighbors of each cloud of a batch under some views; a view that is not made below has none."""
+        views, groups = [self.extraction.views[name] for name in names], self.extraction.groups
+        same = {"views": views, "ranks": self.ranks, "groups": groups}
+        under_each = below or [{}] * len(clouds)
+        lists = [[under[name].nearest if name in under else None for name in names] for under in under_each]
+        each = zip(token_ids, lists, strict=True)
+        found = self.searchers.find(clouds, [{**same, "token_ids": ids, "below": under} for ids, under in each])
+        return [dict(zip(names, of_views, strict=True)) for of_views in found]
+
+
+def _as_clouds(activations: torch.Tensor, site: Site, shape: torch.Size) -> torch.Tensor:
+    """Return activations as (contexts, tokens, d); some modules see contexts and tokens as one axis."""
+    if not isinstance(activations, torch.Tensor):
+        raise InputError(
+            f"module {site.path}: found an output of type {type(activations).__name__}, expected a tensor; name "
+            "another module in model_config.module_name_mapping"
+        )
+    if activations.ndim == 2 and len(activations) == shape.numel():
+        activations = activations.unflatten(0, tuple(shape))
+    if activations.ndim != 3 or activations.shape[:2] != shape:
+        raise InputError(
+            f"module {site.path}: found an output of shape {tuple(activations.shape)}, expected (contexts, tokens, "
+            f"d) = ({shape[0]}, {shape[1]}, d); name another module in model_config.module_name_mapping"
+        )
+    return activations
+
+
+def rounded(values: np.ndarray, save_fp: str) -> np.ndarray:
+    """Return values in the precision to save, or in float32 where that would turn a finite one infinite."""
+    with np.errstate(over="ignore"):
+        narrow = values.astype(save_fp)
+    if np.isfinite(narrow).all() or not np.isfinite(values[~np.isfinite(narrow)]).any():
+        return narrow
+    LOG.debug("values beyond %s: this site is saved in float32", save_fp)
+    return values.astype(np.promote_types(save_fp, np.float32))

@@ -1,0 +1,155 @@
+"""Kernels for torch, on the CPU or a GPU: the compiled ones' functions, with results of a row's length on the host."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from id_scaling.neighbors.clusters import Shifts
+from id_scaling.neighbors.kernels.dispatch import Survey
+
+# Coordinate differences held at once: 512 MB on a GPU's scale, 32 MB on a CPU's.
+HELD_ON_GPU, HELD_ON_CPU = 2**26, 2**22
+
+
+def in_order(points: torch.Tensor) -> torch.Tensor:
+    """Return points with rows contiguous."""
+    return points.contiguous()
+
+
+def widened(points: torch.Tensor) -> torch.Tensor:
+    """Return points in the narrowest dtype that is computed in, float32 or float64, rows contiguous."""
+    return points.to(torch.float64 if points.dtype == torch.float64 else torch.float32).contiguous()
+
+
+def means(points: torch.Tensor, labels: np.ndarray) -> np.ndarray:
+    """Return the mean of each group's finite points, in float64; zero for none."""
+    n_groups, is_finite = int(labels.max(initial=0)) + 1, points.isfinite().all(dim=1)
+    finite = torch.where(is_finite[:, None], widened(points), 0.0).double()
+    is_member = torch.nn.functional.one_hot(torch.from_numpy(labels).to(points.device).long(), n_groups).double()
+    return _host((is_member.T @ finite) / (is_member.T @ is_finite.double()).clamp(min=1)[:, None])
+
+
+def survey(points: torch.Tensor, centres: np.ndarray, labels: np.ndarray, dtype: type, some: np.ndarray) -> Survey:
+    """Return what one look at each coordinate gives, centred points in a dtype."""
+    rows, kind = widened(points), torch.float32 if dtype == np.float32 else torch.float64
+    wide = rows.double()
+    squared_norms = wide.square().sum(dim=1)
+    weights = torch.from_numpy(np.random.default_rng(0).standard_normal(rows.shape[1])).to(rows.device)
+    shifted = rows.to(kind) - torch.from_numpy(centres).to(rows.device, kind)[torch.from_numpy(labels).long()]
+    centred = torch.where(squared_norms.isfinite()[:, None], shifted, 0.0)
+    return Survey(
+        _host(squared_norms),
+        _host(torch.linalg.vecdot(wide, weights)),
+        centred,
+        _host(centred.double().square().sum(dim=1)),
+        _host(centred[torch.from_numpy(some).to(rows.device)] @ centred.T),
+    )
+
+
+def projections(centred: torch.Tensor, centres: np.ndarray) -> np.ndarray:
+    """Return the inner products of rows with all centres, in float64."""
+    return _host(centred.double() @ torch.from_numpy(centres).to(centred.device, torch.float64).T)
+
+
+def gram(centred: torch.Tensor, shifts: Shifts | None = None) -> torch.Tensor:
+    """Return all inner products of rows, less what stands between groups."""
+    product = centred @ centred.T
+    if shifts is None:
+        return product
+    table = torch.from_numpy(shifts.table).to(product.device)[:, torch.from_numpy(shifts.labels).long()]
+    return product.sub_(table + table.T)
+
+
+def nearest(
+    product: torch.Tensor, squared_norms: np.ndarray, counts: np.ndarray, n_nearest: int, further: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return squares (n, n_nearest) and indices of the nearest, ascending, and the squares at some further ranks.
+
+    Rows and columns that do not count are left out; where there are too few, squares are infinite and indices -1.
+    """
+    n = len(product)
+    norms = torch.from_numpy(squared_norms).to(product.device)
+    left_out = torch.from_numpy(~counts).to(product.device)
+    keys = torch.where(left_out, torch.inf, norms / 2).to(product.dtype) - product
+    keys.fill_diagonal_(torch.inf)
+    keys[left_out] = torch.inf
+    n_found = min(n_nearest, n)
+    lowest, indices = torch.topk(keys, n_found, dim=1, largest=False)
+    squares = norms[:, None] + norms[indices] - 2 * product.gather(1, indices).double()
+    squares, order = torch.where(lowest.isinf(), torch.inf, squares).sort(dim=1)
+    indices = torch.where(squares.isinf(), -1, indices.gather(1, order))
+    beyond = torch.empty((n, 0))
+    if len(further):
+        beyond = norms[:, None] + 2.0 * keys.sort(dim=1).values[:, torch.from_numpy(further - 1)].double()
+    wide, wide_indices = np.full((n, n_nearest), np.inf), np.full((n, n_nearest), -1, np.int32)
+    wide[:, :n_found], wide_indices[:, :n_found] = _host(squares), _host(indices)
+    return wide, wide_indices, _host(beyond)
+
+
+def differences(points: torch.Tensor, some: np.ndarray, others: np.ndarray, dtype: type) -> np.ndarray:
+    """Return the squared distances of points `some` (m,) to points `others` (m, k), from differences in a dtype."""
+    squares = np.empty(others.shape)
+    kind = torch.float32 if dtype == np.float32 else torch.float64
+    held = HELD_ON_CPU if points.device.type == "cpu" else HELD_ON_GPU
+    step = max(1, held // (others.shape[1] * points.shape[1]))
+    for start in range(0, len(some), step):
+        at = slice(start, start + step)
+        own = points[torch.from_numpy(some[at]).to(points.device).long()].to(kind)
+        theirs = points[torch.from_numpy(others[at]).to(points.device).long()].to(kind)
+        squares[at] = _host((own[:, None, :] - theirs).square().sum(dim=2))
+    return squares
+
+
+def gram_sums(product: torch.Tensor, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return of each row its sum, the sum of its squares, and its product with all sums, over what counts."""
+    is_counted = torch.from_numpy(counts).to(product.device)
+    wide = torch.where(is_counted[:, None] & is_counted[None, :], product, 0.0).double()
+    sums = wide.sum(dim=1)
+    return _host(sums), _host(wide.square().sum(dim=1)), _host(wide @ sums)
+
+
+def n_within(product: torch.Tensor, squared_norms: np.ndarray, counts: np.ndarray, squares: np.ndarray) -> np.ndarray:
+    """Return how many others are nearer to each point than each of some squared distances, (n_squares, n)."""
+    half = torch.from_numpy(np.where(counts, squared_norms / 2, np.inf)).to(product.device)
+    keys = half.to(product.dtype)[None, :] - product
+    keys.fill_diagonal_(torch.inf)
+    limits = [(square / 2 - half).to(product.dtype)[:, None] for square in squares]
+    return np.stack([_host((keys < limit).sum(dim=1)) for limit in limits])
+
+
+def weighted_sum(points: torch.Tensor, weights: np.ndarray) -> np.ndarray:
+    """Return the sum of points times weights, in float64; a point of weight zero need not be finite."""
+    rows = widened(points)
+    some = torch.from_numpy(np.flatnonzero(weights)).to(rows.device)
+    factors = torch.from_numpy(weights[weights != 0]).to(rows.device, rows.dtype)
+    return _host((factors @ rows[some]).double())
+
+
+def submatrix(matrix: torch.Tensor, selection: np.ndarray) -> torch.Tensor:
+    """Return the rows and columns that are selected."""
+    index = torch.from_numpy(selection).to(matrix.device)
+    return matrix[index][:, index]
+
+
+def centred_spectrum(gram: torch.Tensor) -> tuple[np.ndarray, torch.Tensor]:
+    """Return the ascending eigenvalues of H G H with H = 1 - 11ᵀ / n, and the eigenvectors, as columns."""
+    means = gram.mean(dim=0)
+    values, vectors = torch.linalg.eigh(gram - means[:, None] - means[None, :] + means.mean())
+    return _host(values), vectors
+
+
+def turned(points: torch.Tensor) -> torch.Tensor | None:
+    """Return points (n, d) in n coordinates, with the same products; None where one depends on the others."""
+    factor, failed_at = torch.linalg.cholesky_ex(points @ points.T)
+    return None if failed_at else factor
+
+
+def weighted_squares(matrix: torch.Tensor, weights: np.ndarray) -> np.ndarray:
+    """Return the sum of each row's squares times the weights of the columns."""
+    return _host(matrix.square() @ torch.from_numpy(weights).to(matrix.device, matrix.dtype))
+
+
+def _host(values: torch.Tensor) -> np.ndarray:
+    """Return a tensor's values as numpy, on the host."""
+    return values.cpu().numpy()

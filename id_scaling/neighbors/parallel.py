@@ -1,0 +1,97 @@
+"""The neighbors of several clouds at once on the CPU, in a process for each core.
+
+Threads would do, but for a quarter of the time they wait for one another to leave the interpreter. Clouds are handed
+over in memory that all processes share; a single cloud, or a single core, is dealt with in place.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+
+from id_scaling.errors import ResourceError
+from id_scaling.neighbors.find import Neighbors, find_neighbors
+from id_scaling.runtime.workers import ChildError, ask_child, ending_children
+
+
+class Searchers:
+    """Processes that find neighbors.
+
+    Parameters
+    ----------
+    n_processes : int
+        How many clouds are searched at once.
+    """
+
+    def __init__(self, n_processes: int) -> None:
+        self._is_alone, self._room = n_processes == 1, _Room()
+        self._askers = ThreadPoolExecutor(n_processes)
+
+    def find(self, clouds: torch.Tensor, questions: Sequence[Mapping[str, Any]]) -> list[list[Neighbors]]:
+        """Return what `find_neighbors` returns for each cloud (clouds, tokens, d) and its other arguments."""
+        is_on_cpu = clouds.device.type == "cpu"
+        try:
+            if is_on_cpu and not self._is_alone and len(clouds) > 1:
+                with ending_children():
+                    return list(self._askers.map(self._ask, self._room.hold(clouds), questions))
+            points = on_host(clouds) if is_on_cpu else clouds
+            return [find_neighbors(cloud, **question) for cloud, question in zip(points, questions, strict=True)]
+        except (ChildError, MemoryError) as error:
+            if not getattr(error, "lacks_memory", True):
+                raise
+            shape = tuple(clouds.shape[1:])
+            raise ResourceError(
+                f"neighbors of a cloud of {shape}: {error}; give the job more memory, or fewer threads"
+            ) from error
+
+    def _ask(self, place: tuple, question: Mapping[str, Any]) -> list[Neighbors]:
+        """Return the neighbors that a process finds for the cloud at a place of the room."""
+        return ask_child(find_in_room, place, question, files=(self._room.file,))
+
+
+def on_host(clouds: torch.Tensor) -> np.ndarray:
+    """Return activations as numpy, exactly: bfloat16, which numpy lacks, as float32."""
+    return (clouds.float() if clouds.dtype == torch.bfloat16 else clouds).cpu().numpy()
+
+
+class _Room:
+    """Memory that child processes read, as an open file without a name: it is gone with the last of them."""
+
+    def __init__(self) -> None:
+        is_linux = hasattr(os, "memfd_create")
+        self._opened = open(os.memfd_create("clouds"), "r+b") if is_linux else tempfile.TemporaryFile()  # noqa: SIM115
+        self.file = self._opened.fileno()
+        self._memory: mmap.mmap | None = None
+
+    def hold(self, clouds: torch.Tensor) -> list[tuple]:
+        """Copy clouds in, bfloat16 as float32, and return the place of each: file, dtype, shape and first byte."""
+        dtype = torch.float32 if clouds.dtype == torch.bfloat16 else clouds.dtype
+        n_bytes = clouds.numel() * dtype.itemsize
+        if self._memory is None or len(self._memory) < n_bytes:
+            os.ftruncate(self.file, n_bytes)
+            self._memory = mmap.mmap(self.file, n_bytes)
+        held = torch.frombuffer(self._memory, dtype=dtype, count=clouds.numel()).reshape(clouds.shape)
+        held.copy_(clouds)
+        name, step = str(dtype).removeprefix("torch."), n_bytes // len(clouds)
+        return [(self.file, name, tuple(clouds.shape[1:]), step * index) for index in range(len(clouds))]
+
+
+# Of a child: the memory behind each file that it was given.
+_MEMORIES: dict[int, mmap.mmap] = {}
+
+
+def find_in_room(place: tuple[int, str, tuple[int, ...], int], question: Mapping[str, Any]) -> list[Neighbors]:
+    """Return what `find_neighbors` returns for the cloud at a place of shared memory."""
+    file, name, shape, start = place
+    count = int(np.prod(shape))
+    if file not in _MEMORIES or len(_MEMORIES[file]) < start + count * np.dtype(name).itemsize:
+        _MEMORIES[file] = mmap.mmap(file, 0, prot=mmap.PROT_READ)
+    cloud = np.frombuffer(_MEMORIES[file], name, count, start).reshape(shape)
+    return find_neighbors(cloud, **question)

@@ -1,0 +1,145 @@
+"""Views: which points of a cloud count, how they are scaled, and which of them may be neighbors.
+
+Attention sinks put the first token of a context at some 200 times the median norm, and it then sits in most neighbor
+lists; repeated tokens give equal points at the embedding. So the default view skips the first token and keeps one of
+each set of equal points, `one_per_token` one of each token, and the origin's view keeps everything.
+
+What is drawn at random depends on the tokens of the context and the number of the draw alone: all layers, models and
+checkpoints that see the same tokens have the same draw.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+Duplicates = Literal["distinct", "keep", "one_per_token", "matched_subset"]
+NullCloud = Literal["none", "gaussian"]
+RAW = "raw"
+# `raw`, z-scores, directions, and what is left without the leading principal components.
+PREPROCESS = r"raw|standardised|unit_norm|drop_top_[1-9][0-9]{0,3}"
+
+
+@dataclass(frozen=True)
+class View:
+    """Which points of a cloud count, and how.
+
+    Parameters
+    ----------
+    skip_first_tokens : int
+        Tokens left out at the start of each context.
+    duplicates : {"distinct", "keep", "one_per_token", "matched_subset"}
+        `distinct` counts the first of each set of equal points, `keep` counts them all, `one_per_token` counts of those
+        that `distinct` does the first of each token, and `matched_subset` as many of them at random.
+    decimate : int
+        How many points to draw at random of those that would count; 0 draws none. A cloud with fewer has no estimate.
+    draw : int
+        Number of the random draw.
+    preprocess : str
+        How the points are scaled, see `id_scaling.neighbors.transforms`; `raw` leaves them as the model made them.
+    exclude_window : int
+        Points at most so many positions apart are no neighbors (Theiler 1986); 0 excludes none.
+    null_cloud : {"none", "gaussian"}
+        What the points are replaced by: a Gaussian sample with their number, mean and covariance.
+    """
+
+    skip_first_tokens: int = 1
+    duplicates: Duplicates = "distinct"
+    decimate: int = 0
+    draw: int = 0
+    preprocess: str = RAW
+    exclude_window: int = 0
+    null_cloud: NullCloud = "none"
+
+    @property
+    def is_random(self) -> bool:
+        """Whether another draw gives other points."""
+        return self.duplicates == "matched_subset" or self.decimate > 0 or self.null_cloud != "none"
+
+    @property
+    def is_as_made(self) -> bool:
+        """Whether the points are those that the model made."""
+        return self.preprocess == RAW and self.null_cloud == "none"
+
+
+DEFAULT_VIEWS = {
+    "default": View(),
+    "one_per_token": View(duplicates="one_per_token"),
+    "origin": View(skip_first_tokens=0, duplicates="keep"),
+}
+
+
+def leading_view(null_clouds: Mapping[str, str]) -> str:
+    """Return the view that text and figures show, of views and their `null_cloud`.
+
+    It is `default` where there is one, else the first by name, of those that are no null where there are such.
+    """
+    names = sorted(null_clouds)
+    real = [name for name in names if null_clouds[name] == "none"]
+    return "default" if "default" in names else (real or names)[0]
+
+
+def views_at(layer: int | None, names: Iterable[str], layers: Mapping[str, Sequence[int]]) -> list[str]:
+    """Return which views are made at a layer, None being outside the blocks: those without layers of their own too."""
+    return [name for name in names if name not in layers or layer in layers[name]]
+
+
+def default_ranks(n_points: int) -> tuple[int, ...]:
+    """Return the default ladder of neighbor ranks: 1 to 32, then powers of two to half the points."""
+    ranks = [*range(1, 33)]
+    while ranks[-1] * 2 <= n_points // 2:
+        ranks.append(ranks[-1] * 2)
+    return tuple(rank for rank in ranks if rank < n_points)
+
+
+def select(view: View, first: np.ndarray, is_finite: np.ndarray, token_ids: np.ndarray | None) -> np.ndarray:
+    """Return the indices of the points that count; none where one of the view's points is not finite.
+
+    Parameters
+    ----------
+    first : (n_points,) array of int
+        For each point the first point equal to it.
+    is_finite : (n_points,) array of bool
+    token_ids : (n_points,) array of int, or None
+        What two kinds of `duplicates` and every draw need.
+    """
+    index = np.arange(view.skip_first_tokens, len(first))
+    if not is_finite[index].all():
+        return index[:0]
+    if view.duplicates in ("one_per_token", "matched_subset"):
+        distinct = _firsts(index, first)
+        of_tokens = _firsts(distinct, token_ids)
+        is_matched = view.duplicates == "matched_subset"
+        index = _at_random(distinct, len(of_tokens), view.draw, token_ids) if is_matched else of_tokens
+    elif view.duplicates == "distinct":
+        index = _firsts(index, first)
+    return _at_random(index, view.decimate, view.draw, token_ids) if view.decimate else index
+
+
+def generator(draw: int, token_ids: np.ndarray) -> np.random.Generator:
+    """Return the random numbers of one draw of a context."""
+    content = hashlib.sha256(np.ascontiguousarray(token_ids, np.int64).tobytes()).digest()
+    return np.random.default_rng([draw, *np.frombuffer(content, np.uint32).tolist()])
+
+
+def _firsts(index: np.ndarray, kinds: np.ndarray) -> np.ndarray:
+    """Return the indices of the first point of each kind."""
+    of_index = kinds[index]
+    if (np.diff(of_index) > 0).all():
+        return index
+    return index[np.sort(np.unique(of_index, return_index=True)[1])]
+
+
+def _at_random(index: np.ndarray, n_points: int, draw: int, token_ids: np.ndarray) -> np.ndarray:
+    """Return so many of some indices, ascending; none where there are fewer.
+
+    All positions are put in one order, whose first are taken: which of them count hardly changes a draw.
+    """
+    if len(index) < n_points:
+        return index[:0]
+    place = generator(draw, token_ids).permutation(len(token_ids))
+    return np.sort(index[np.argsort(place[index])[:n_points]])

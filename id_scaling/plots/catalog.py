@@ -1,0 +1,140 @@
+"""Which figures a study has, in the order of a reader's questions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from id_scaling.neighbors.views import View, leading_view
+
+# What a view may not differ in from the leading one to differ in its number of points alone.
+SAME = ["skip_first_tokens", "duplicates", "preprocess", "exclude_window", "null_cloud"]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of a study.
+
+    Parameters
+    ----------
+    name : str
+        Its file's.
+    question : str
+        What it answers.
+    caption : str
+        What is seen in it.
+    of : str, optional
+        The axis of the study that has to have two values for it.
+    """
+
+    name: str
+    question: str
+    caption: str
+    of: str | None = None
+
+
+FIGURES = (
+    Figure(
+        "id_by_layer",
+        "How does the dimension change with depth?",
+        "Mean over contexts and a band of one standard deviation between them. Sites outside the blocks stand beside "
+        "them: `emb` before the first, the others after the last. The leading run is shown with one point per token, "
+        "too, on the same axes: repeated tokens are the largest confound.",
+    ),
+    Figure(
+        "estimator_agreement",
+        "Do the estimators agree?",
+        "Means of all estimators in one panel a module. They look at different scales, so they differ by factors; a "
+        "finding should not hang on which is taken.",
+        of="estimators",
+    ),
+    Figure(
+        "twonn_fit",
+        "Do the distances fit the model behind TwoNN?",
+        "Points of one context in the order of µ, the ratio of the distances to the two nearest; F is their share. "
+        "Where density is even about each point they lie on the line, whose slope is TwoNN's dimension; a bend says "
+        "that small and large ratios tell different dimensions.",
+    ),
+    Figure(
+        "id_by_view",
+        "Does it hang on which points count, and how they are scaled?",
+        "Means under each view. `one_per_token` beside `matched_subset` tells repeated tokens from fewer points; a "
+        "`null_cloud` is what a Gaussian of the same covariance gives.",
+        of="views",
+    ),
+    Figure(
+        "id_by_scale",
+        "Does it hang on the scale at which an estimator looks?",
+        "Means of each kind of estimator at the scales that stored neighbors allow, and a band of one standard "
+        "deviation between contexts. At small scales noise counts, at large ones curvature, density and that the cloud "
+        "ends. A dimension that no range of scales agrees on is not one number. That `mle` falls while k is small is "
+        "its own: it is (k − 1)/(k − 2) times too high.",
+    ),
+    Figure(
+        "id_by_n_points",
+        "Does it hang on the number of points?",
+        "Means of random subsets: what still changes with the number of points has not converged.",
+        of="sizes",
+    ),
+    Figure(
+        "id_by_length",
+        "Does it hang on the length of contexts?",
+        "Means for each `ctx_len`, which cuts the documents anew. Longer contexts have more points, which changes an "
+        "estimate by itself: beneath, where a view has `decimate` and contexts have so many, all have as many.",
+        of="lengths",
+    ),
+    Figure(
+        "id_by_control",
+        "Does it hang on the order of the text?",
+        "Means under each control of the text: the more blocks are permuted, the less structure is left.",
+        of="controls",
+    ),
+    Figure(
+        "id_against_loss",
+        "Is it related to how well the model predicts?",
+        "Above, each context at the layer where Spearman's correlation with the loss is strongest, which is chosen by "
+        "looking, so no test; with a straight line fitted. Below, the correlation at every layer, with its 95 % "
+        "interval where there are 20 documents.",
+    ),
+    Figure(
+        "loss_by_position",
+        "How do loss and entropy change along a context?",
+        "Means over contexts and over positions within an eighth of an octave; the first token is not predicted.",
+    ),
+    Figure(
+        "id_by_step",
+        "How does it change over training?",
+        "Means at up to five layers, and the loss, against updates on a scale that is linear to 1 and logarithmic "
+        "beyond, so that it has 0.",
+        of="steps",
+    ),
+    Figure(
+        "id_by_layer_and_step",
+        "Where and when does it change over training?",
+        "Mean at each layer and checkpoint; checkpoints are evenly spaced, whatever their steps.",
+        of="steps",
+    ),
+    Figure(
+        "id_by_size",
+        "How does it change with the size of the model?",
+        "The largest mean of all layers, at each model's last checkpoint, against its parameters. The dashed line, "
+        "where at least three sizes have a loss that falls as N to the −α, N parameters without embeddings, is 4/α: "
+        "about the dimension of the data, expect Sharma and Kaplan (2022), of models trained to convergence on "
+        "plentiful data. Small studies are not of such, and their α is of few points. Losses have to be of one "
+        "tokenizer, and no part of them may stay however large the model: such a part makes α too small and the line "
+        "too high.",
+        of="models",
+    ),
+)
+
+
+def figures_of(n_values: Mapping[str, int]) -> list[Figure]:
+    """Return the figures of a study with so many values on each axis."""
+    return [figure for figure in FIGURES if figure.of is None or n_values[figure.of] > 1]
+
+
+def n_sizes(views: Mapping[str, View]) -> int:
+    """Return how many sizes of clouds views have that differ from the leading one in that alone."""
+    lead = views[leading_view({name: view.null_cloud for name, view in views.items()})]
+    alike = (view for view in views.values() if all(getattr(view, key) == getattr(lead, key) for key in SAME))
+    return len({view.decimate for view in alike})

@@ -1,0 +1,85 @@
+"""The figures of a session, drawn from its tables and written in each format."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import altair as alt
+import polars as pl
+import vl_convert
+
+from id_scaling.plots import style
+from id_scaling.plots.comparisons import estimator_agreement, id_by_control, id_by_length, id_by_view
+from id_scaling.plots.depth import id_by_layer
+from id_scaling.plots.loss import id_against_loss, loss_by_position
+from id_scaling.plots.page import page_of
+from id_scaling.plots.report import write_report
+from id_scaling.plots.scales import id_by_n_points, id_by_scale
+from id_scaling.plots.training import id_by_layer_and_step, id_by_size, id_by_step
+from id_scaling.plots.twonn_fit import twonn_fit
+from id_scaling.runtime.atomic_files import writing
+from id_scaling.runtime.logging import LOG
+from id_scaling.storage.records import read_table
+
+REPORT = "report.html"
+# The version of Vega-Lite that altair writes, as vl_convert names it: v6.1.0 is 6.1.
+VEGA_LITE = alt.SCHEMA_VERSION.removeprefix("v").rpartition(".")[0]
+PIXELS_AN_INCH = 150
+# Of the summary alone, and of the rows behind it too.
+OF_SUMMARY = (
+    id_by_layer,
+    estimator_agreement,
+    id_by_view,
+    id_by_n_points,
+    id_by_length,
+    id_by_control,
+    id_by_step,
+    id_by_layer_and_step,
+    id_by_size,
+)
+OF_SESSION = (twonn_fit, id_by_scale, id_against_loss, loss_by_position)
+
+
+def plot(session: Path, outputs: Sequence[Path]) -> None:
+    """Draw figures of a session, each by the name of its file, and the report of all of them.
+
+    Parameters
+    ----------
+    session : Path
+        The folder of the session.
+    outputs : sequence of Path
+        Files to write: `NAME.html`, `.svg` or `.png` of figures, and `report.html`.
+    """
+    summary, _ = read_table(session / "summary.parquet")
+    alt.data_transformers.disable_max_rows()
+    names = dict.fromkeys(output.stem for output in outputs if output.name != REPORT)
+    charts = {name: chart_of(name, summary, session) for name in names}
+
+    @cache
+    def image(name: str) -> str:
+        return vl_convert.vegalite_to_svg(charts[name], vl_version=VEGA_LITE)
+
+    for output in outputs:
+        with writing(output) as aside:
+            if output.name == REPORT:
+                write_report(summary, charts, aside)
+            elif output.suffix == ".html":
+                aside.write_text(page_of(output.stem, charts[output.stem]), encoding="utf-8")
+            elif output.suffix == ".svg":
+                aside.write_text(image(output.stem), encoding="utf-8")
+            else:
+                aside.write_bytes(vl_convert.svg_to_png(image(output.stem), ppi=PIXELS_AN_INCH))
+    LOG.info("drew %s", ", ".join(map(str, outputs)))
+
+
+def chart_of(name: str, summary: pl.DataFrame, session: Path) -> style.Specification:
+    """Return the figure of a name; where it has no data, what says so."""
+    of_summary = {draw.__name__: draw for draw in OF_SUMMARY}
+    try:
+        if name in of_summary:
+            return of_summary[name](summary)
+        return {draw.__name__: draw for draw in OF_SESSION}[name](summary, session)
+    except style.NothingToShowError as error:
+        return style.nothing(str(error))

@@ -1,0 +1,280 @@
+"""The table of intrinsic dimensions of one run, module and estimator: one row per layer, view and cloud.
+
+Reads the store alone: of contexts, a few of which are in memory at a time, neighbors where the estimator needs no more,
+saved clouds where it does. Of a cloud of all contexts of a run the points are stored, and neighbors are found here.
+Never imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+import polars as pl
+from threadpoolctl import threadpool_limits
+
+from id_scaling.runtime.workers import ending_children
+from id_scaling.neighbors.cloud_kinds import CONTEXT, POSITION, clouds_of_run, stored_as, view_of_run
+from id_scaling.errors import ResourceError, StoreError, made_anew
+from id_scaling.estimators.registry import get_estimator
+from id_scaling.estimators.base import Estimates, Estimator, estimate_from_neighbors, estimate_from_points
+from id_scaling.neighbors.kernels.dispatch import kernels_of
+from id_scaling.storage.layer_reader import read_neighbors, reading, verified
+from id_scaling.runtime.logging import LOG
+from id_scaling.neighbors.find import Neighbors, find_neighbors, stacked
+from id_scaling.storage.records import read_record, read_table, write_table
+from id_scaling.neighbors.statistics import group_of, participation_ratio, participation_ratio_corrected
+from id_scaling.neighbors.transforms import transform
+from id_scaling.neighbors.views import View, views_at
+
+CONTEXTS_AT_ONCE = 32
+# Of the median distance to the nearest neighbor: what is below is next to nothing.
+TINY = 0.01
+# Contexts stand in no order that says which are near; a spectrum is of its estimators alone.
+LEFT_OUT_OF_RUN = ("nn_within_5", "effective_rank")
+# Groups of statistics of a cloud of a run that are columns; tokens are those of its points at a position alone.
+OF_RUN = {"mean": ("moments", "cosine"), "position": ("moments", "cosine", "shares")}
+
+SCHEMA = {
+    "view": pl.String,
+    "cloud": pl.String,
+    "context": pl.Int64,
+    "position": pl.Int64,
+    "layer": pl.Int64,
+    "module": pl.String,
+    "estimator": pl.String,
+    "value": pl.Float64,
+    "stderr": pl.Float64,
+    "status": pl.String,
+    "n_points": pl.Int64,
+    "n_distinct": pl.Int64,
+    "n_nonfinite": pl.Int64,
+    "n_used": pl.Int64,
+    "median_r1": pl.Float64,
+    "tiny_r1": pl.Float64,
+    "median_norm": pl.Float64,
+    "participation_ratio": pl.Float64,
+    "participation_ratio_corrected": pl.Float64,
+    "effective_rank": pl.Float64,
+    "mean_cosine": pl.Float64,
+    "nn_same_token": pl.Float64,
+    "nn_within_5": pl.Float64,
+    "nn_overlap": pl.Float64,
+}
+
+
+@dataclass(frozen=True)
+class Block:
+    """Clouds of one site under one view: of some contexts, or one of all contexts of a run.
+
+    Parameters
+    ----------
+    path : Path
+        The layer file.
+    module, layer, view : str, int or None, str
+        The site, and the view by name.
+    cloud : {"context", "mean", "position"}
+        Whose points they are.
+    contexts : range
+        Contexts that the clouds are of.
+    position : int, optional
+        The position of the tokens that are points of one of a run.
+    """
+
+    path: Path
+    module: str
+    layer: int | None
+    view: str
+    cloud: str
+    contexts: range
+    position: int | None = None
+
+    @property
+    def is_of_run(self) -> bool:
+        """Whether there is one cloud, of all contexts."""
+        return self.cloud != CONTEXT
+
+    def __len__(self) -> int:
+        """Return how many clouds there are."""
+        return 1 if self.is_of_run else len(self.contexts)
+
+
+def estimate_run(
+    manifest_path: Path, module: str, name: str, settings: Mapping[str, Any], output: Path, n_threads: int
+) -> None:
+    """Estimate every cloud of one module of a run by one estimator and write the table.
+
+    Raises
+    ------
+    StoreError
+        A layer file is missing, is not the one the manifest names, or fails its checksums.
+    """
+    manifest = read_record(manifest_path)
+    estimator = get_estimator(name)
+    blocks = list(_blocks(manifest_path.parent, manifest, module, settings))
+    tokens = None
+    if any(block.is_of_run for block in blocks):
+        tokens = _tokens(manifest_path.parent / "tokens.parquet", manifest)
+        kernels_of(np.empty((0, 0)))  # loads their BLAS before its threads are limited
+    # Threads share what is read; estimators of points have a process of their own for each thread. How many threads
+    # BLAS has would change last bits of what is found of a run.
+    with ending_children(), threadpool_limits(1, user_api="blas"):
+        tables = joblib.Parallel(n_jobs=n_threads, prefer="threads")(
+            joblib.delayed(_estimate_block)(estimator, manifest, settings, tokens, block)
+            for block in blocks
+            if not block.is_of_run
+        )
+        # One after another, as the products of many contexts take memory.
+        tables += [_estimate_block(estimator, manifest, settings, tokens, block) for block in blocks if block.is_of_run]
+    table = pl.concat(tables)
+    facts = {
+        "settings": dict(settings),
+        "manifest": manifest["digest"],
+        "versions": {key: version(key) for key in ("numpy", "polars", "scikit-dimension", "id_scaling")},
+    }
+    write_table(output, table, facts)
+    n_failed = table.filter(pl.col("status") != "ok").height
+    LOG.info(
+        "%s of %s: %d clouds, %d not ok, median %.3f",
+        name,
+        module,
+        len(table),
+        n_failed,
+        table.filter(pl.col("status") == "ok")["value"].median() or np.nan,
+    )
+
+
+def _blocks(folder: Path, manifest: Mapping[str, Any], module: str, settings: Mapping[str, Any]) -> Iterator[Block]:
+    """Yield every block of clouds of a module."""
+    made, n_contexts = manifest["settings"], manifest["n_contexts"]
+    of_run = clouds_of_run(settings["clouds"], made.get("positions", ()))
+    for key, layer, _ in manifest["sites"]:
+        if key == module:
+            path = verified(folder, manifest, layer)
+            views = views_at(layer, settings["views"], made["sites"].get("views", {}))
+            for view in views if CONTEXT in settings["clouds"] else ():
+                for start in range(0, n_contexts, CONTEXTS_AT_ONCE):
+                    contexts = range(start, min(start + CONTEXTS_AT_ONCE, n_contexts))
+                    yield Block(path, module, layer, view, CONTEXT, contexts)
+            for cloud, position in of_run:
+                for view in views:
+                    if view_of_run(View(**made["views"][view])):
+                        yield Block(path, module, layer, view, cloud, range(n_contexts), position)
+
+
+def _tokens(path: Path, manifest: Mapping[str, Any]) -> np.ndarray:
+    """Return the tokens of a run, (contexts, tokens)."""
+    table, facts = read_table(path, ["token"])
+    if facts["digest"] != manifest["digest"]:
+        raise StoreError(f"{path}: of another extraction than its run's; {made_anew(path)}")
+    return table["token"].to_numpy().reshape(manifest["n_contexts"], -1)
+
+
+def _estimate_block(
+    estimator: Estimator,
+    manifest: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    tokens: np.ndarray | None,
+    block: Block,
+) -> pl.DataFrame:
+    """Return the table of a block of clouds; `local`, if asked for, is one value a point."""
+    if block.is_of_run:
+        neighbors, points = _of_run(estimator, manifest, tokens, block)
+    else:
+        neighbors, points = _of_contexts(estimator, manifest, block)
+    if points is None:
+        found = estimate_from_neighbors(estimator, neighbors, settings["has_local"])
+    else:
+        found = estimate_from_points(estimator, points, neighbors, settings["max_seconds"], settings["has_local"])
+    table = _table(estimator, block, neighbors, found)
+    if not settings["has_local"]:
+        return table
+    local = pl.Series("local", found.local.tolist(), dtype=pl.List(pl.Float64))
+    return table.with_columns(local.list.eval(pl.element().fill_nan(None)))
+
+
+def _of_contexts(estimator: Estimator, manifest: Mapping[str, Any], block: Block) -> tuple[Neighbors, Any]:
+    """Return the stored neighbors of some contexts, and their clouds where the estimator needs them."""
+    rows = block.contexts
+    with reading(block.path) as file:
+        neighbors = read_neighbors(file[block.module][block.view], manifest, rows, estimator.ranks)
+        if estimator.needs != "points":
+            return neighbors, None
+        clouds = file[block.module]["activations"][rows.start : rows.stop]
+    view = View(**manifest["settings"]["views"][block.view])
+    return neighbors, _scaled(clouds, neighbors, view)
+
+
+def _of_run(
+    estimator: Estimator, manifest: Mapping[str, Any], tokens: np.ndarray, block: Block
+) -> tuple[Neighbors, Any]:
+    """Return the neighbors of one cloud of all contexts of a run, and its points where the estimator needs them.
+
+    What is random is drawn by the tokens at its position, or by all, so that it is the same at all sites.
+    """
+    with reading(block.path) as file:
+        points = file[block.module][stored_as(block.cloud, block.position)][:]
+    view = view_of_run(View(**manifest["settings"]["views"][block.view]))
+    token_ids = tokens[:, block.position] if block.cloud == POSITION else tokens
+    groups = dict.fromkeys([*OF_RUN[block.cloud], *map(group_of, estimator.statistics)])
+    try:
+        neighbors = stacked(find_neighbors(points, [view], sorted({1, *estimator.ranks}), list(groups), token_ids))
+    except MemoryError as error:
+        raise ResourceError(
+            f"{block.path}: all products of {len(points)} contexts ({block.cloud}) do not fit in memory; give the job "
+            "more, take fewer contexts (max_contexts), or leave the cloud out"
+        ) from error
+    return neighbors, _scaled(points[None], neighbors, view, token_ids) if estimator.needs == "points" else None
+
+
+def _table(estimator: Estimator, block: Block, neighbors: Neighbors, found: Estimates) -> pl.DataFrame:
+    """Return the rows of a block of clouds."""
+    n_clouds, left_out = len(block), LEFT_OUT_OF_RUN if block.is_of_run else ()
+    columns = {
+        "view": [block.view] * n_clouds,
+        "cloud": [block.cloud] * n_clouds,
+        "context": [None] if block.is_of_run else list(block.contexts),
+        "position": [block.position] * n_clouds,
+        "layer": [block.layer] * n_clouds,
+        "module": [block.module] * n_clouds,
+        "estimator": [estimator.name] * n_clouds,
+        "value": found.value,
+        "stderr": found.stderr,
+        "status": [str(word) for word in found.status],
+        **_nearness(neighbors.r1),
+        **{name: values for name, values in neighbors.statistics.items() if name in SCHEMA.keys() - left_out},
+    }
+    if {"gram_trace", "gram_frobenius"} <= neighbors.statistics.keys():
+        moments = neighbors.statistic("gram_trace"), neighbors.statistic("gram_frobenius")
+        columns["participation_ratio"] = participation_ratio(*moments)
+        columns["participation_ratio_corrected"] = participation_ratio_corrected(
+            *moments, neighbors.statistic("n_used")
+        )
+    nothing = [None] * n_clouds
+    return pl.DataFrame({name: pl.Series(name, columns.get(name, nothing)).cast(kind) for name, kind in SCHEMA.items()})
+
+
+def _scaled(
+    clouds: np.ndarray, neighbors: Neighbors, view: View, token_ids: np.ndarray | None = None
+) -> np.ndarray | list[np.ndarray]:
+    """Return saved clouds as a view scales them, or as the null that it puts in the place of one."""
+    if view.is_as_made:
+        return clouds
+    selections = map(np.flatnonzero, np.isfinite(neighbors.r1))
+    return [transform(view, cloud, selection, token_ids) for cloud, selection in zip(clouds, selections, strict=True)]
+
+
+def _nearness(r1: np.ndarray) -> dict[str, list[float]]:
+    """Return of each row the median over the points that count, and the share of them far below it."""
+    rows = [row[np.isfinite(row)] for row in r1]
+    medians = [float(np.median(row)) if len(row) else np.nan for row in rows]
+    tiny = [
+        float(np.mean((row == 0) | (row < TINY * median))) if len(row) else np.nan
+        for row, median in zip(rows, medians, strict=True)
+    ]
+    return {"median_r1": medians, "tiny_r1": tiny}

@@ -1,0 +1,218 @@
+"""What a session has measured, as polars tables: its summary, and the rows behind it, one for each context."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from id_scaling.neighbors.cloud_kinds import CONTEXT
+from id_scaling.errors import ConfigError, StoreError, UnsealedError, made_anew
+from id_scaling.text.documents import check_contexts
+from id_scaling.runtime.logging import LOG
+from id_scaling.storage.layout import Run, contexts_path, ids_path, run_folder, runs_of
+from id_scaling.storage.records import read_record, read_table
+
+SCORES = ("loss", "entropy")
+RUN_AXES = ("model", "checkpoint", "dataset", "subset", "ctx_len", "control")
+ROW_AXES = ("view", "layer")
+OF_CONTEXT = ["context", "document", "document_id", "chunk", "token_start", "token_stop", "metadata"]
+
+
+def load_summary(session_path: str | Path) -> pl.DataFrame:
+    """Return the summary of a session.
+
+    Parameters
+    ----------
+    session_path : path
+        The folder a session was saved in, `results/<session_name>` by default.
+
+    Returns
+    -------
+    polars.DataFrame
+        One row per model, checkpoint, dataset, subset, ctx_len, control, group and its value, view, cloud, position,
+        layer, module and estimator; rows without a group are of all contexts. `level` says whether a row is over
+        contexts, or of one cloud of a run.
+
+    Raises
+    ------
+    StoreError
+        The session has no summary yet.
+    """
+    path = _summary_path(session_path)
+    try:
+        return read_table(path)[0]
+    except UnsealedError as error:
+        LOG.warning("%s", error)
+        return pl.read_parquet(path, glob=False)
+
+
+def load_contexts(session_path: str | Path, **axes: str | int | Collection[str | int | None] | None) -> pl.DataFrame:
+    """Return the estimates of single contexts, beside their documents, losses and entropies.
+
+    Parameters
+    ----------
+    session_path : path
+        The folder a session was saved in, `results/<session_name>` by default.
+    **axes
+        What to read alone, a value or a list of values each: `model`, `checkpoint`, `dataset`, `subset`, `ctx_len`,
+        `control`, `module`, `estimator`, `view` and `layer` as in the summary; the layer of what is outside the blocks
+        is None.
+
+    Returns
+    -------
+    polars.DataFrame
+        One row per model, checkpoint, dataset, subset, ctx_len, control, module, estimator, layer, view and context:
+        `value`, `stderr`, `status` and the companions of the estimate; `loss` and `entropy`, means of the context's
+        tokens without the first (nats/token); `document`, `document_id`, `chunk`, `token_start`, `token_stop`, and the
+        document's `metadata` as JSON. What there is no number of is null. Clouds of all contexts of a run are no rows
+        here but of the summary; estimates at single tokens, `local`, are in the tables of `ids` alone.
+
+    Raises
+    ------
+    StoreError
+        The session has no summary yet, or a table is missing or damaged.
+    ConfigError
+        An axis is none of these, or the session has nothing of that name, or nothing of all of them at once.
+    """
+    if CONTEXT not in _settings_of(Path(session_path))["clouds"]:
+        raise ConfigError(
+            "the session has no cloud of one context (cacheing_config.clouds); those of all contexts of a run are rows "
+            "of its summary, of the level 'run'"
+        )
+    return _of_runs(Path(session_path), axes, _contexts_of_run)
+
+
+def load_tokens(session_path: str | Path, **axes: str | int | Collection[str | int]) -> pl.DataFrame:
+    """Return the tokens of contexts with their losses and entropies.
+
+    Parameters
+    ----------
+    session_path : path
+        The folder a session was saved in, `results/<session_name>` by default.
+    **axes
+        What to read alone, a value or a list of values each: `model`, `checkpoint`, `dataset`, `subset`, `ctx_len` and
+        `control` as in the summary.
+
+    Returns
+    -------
+    polars.DataFrame
+        One row per model, checkpoint, dataset, subset, ctx_len, control, context and position: `token`, and `loss` and
+        `entropy` (nats) of the prediction of that token, so the first of a context has none.
+
+    Raises
+    ------
+    StoreError, ConfigError
+        As in `load_contexts`.
+    """
+    if others := axes.keys() & {"module", "estimator", *ROW_AXES}:
+        raise ConfigError(f"{others.pop()} is no axis of tokens; expected some of {', '.join(RUN_AXES)}")
+    return _of_runs(Path(session_path), axes, _tokens_of_run)
+
+
+def _of_runs(session: Path, axes: Mapping[str, Any], rows_of: Callable[..., pl.DataFrame]) -> pl.DataFrame:
+    """Return the rows of the runs that are asked for, each with the names of its run."""
+    settings = _settings_of(session)
+    summary = read_table(_summary_path(session), [*ROW_AXES, "level"])[0].filter(level=CONTEXT)
+    chosen, tables = _chosen(axes, settings, summary), []
+    for run in runs_of(settings):
+        of_run = _names_of(run, settings)
+        if all(of_run[key] in chosen.get(key, {of_run[key]}) for key in of_run):
+            rows = rows_of(session, run, settings, chosen)
+            tables.append(rows.select(*(pl.lit(value).alias(key) for key, value in of_run.items()), pl.all()))
+    if not any(map(len, tables)):
+        raise ConfigError(f"the session has nothing of {', '.join(f'{axis} {axes[axis]!r}' for axis in axes)} at once")
+    return pl.concat(tables)
+
+
+def run_named(session: Path, names: Mapping[str, str | int]) -> Run:
+    """Return the run of a session that the summary calls by these names."""
+    settings = _settings_of(session)
+    for run in runs_of(settings):
+        if _names_of(run, settings) == dict(names):
+            return run
+    raise ConfigError(f"the session has no run {', '.join(map(str, names.values()))}")
+
+
+def _names_of(run: Run, settings: Mapping[str, Any]) -> dict[str, str | int]:
+    """Return what the configuration, and so the summary, calls a run."""
+    return {key: settings["names"].get(key, {}).get(value, value) for key, value in vars(run).items()}
+
+
+def _summary_path(session_path: str | Path) -> Path:
+    """Return the summary of a session, once it is there."""
+    path = Path(session_path) / "summary.parquet"
+    if not path.is_file():
+        raise StoreError(f"{path}: not there; run snakemake on the session, or name the folder that holds it")
+    return path
+
+
+def _settings_of(session: Path) -> dict[str, Any]:
+    """Return the axes of a session, and what its rows are made of."""
+    path = _summary_path(session)
+    _, settings = read_table(path, [])
+    if "lengths" not in settings:
+        raise StoreError(f"{path}: written by an older version; {made_anew(path)}")
+    return settings
+
+
+def _chosen(axes: Mapping[str, Any], settings: Mapping[str, Any], summary: pl.DataFrame) -> dict[str, set]:
+    """Return the values of each axis that are asked for, once the session is known to have them."""
+    named = [_names_of(run, settings) for run in runs_of(settings)]
+    has = {key: {of_run[key] for of_run in named} for key in RUN_AXES}
+    has |= {"module": set(settings["modules"]), "estimator": {name for name, _ in settings["estimators"]}}
+    has |= {axis: set(summary[axis]) for axis in ROW_AXES}
+    chosen = {}
+    for axis, wanted in axes.items():
+        if axis not in has:
+            raise ConfigError(f"{axis} is no axis of a session; expected one of {', '.join(has)}")
+        is_one = isinstance(wanted, str) or not isinstance(wanted, Collection)
+        chosen[axis] = {wanted} if is_one else set(wanted)
+        if not chosen[axis]:
+            raise ConfigError(f"{axis}: found an empty list, expected values to read")
+        if missing := chosen[axis] - has[axis]:
+            listed = ", ".join(map(str, sorted(has[axis], key=lambda value: (value is None, value))))
+            raise ConfigError(f"the session has no {axis} {missing.pop()!r}; it has {listed}")
+    return chosen
+
+
+def _contexts_of_run(session: Path, run: Run, settings: Mapping[str, Any], chosen: Mapping[str, set]) -> pl.DataFrame:
+    """Return the rows of the contexts of one run."""
+    manifest = read_record(run_folder(session, run) / "manifest.json")
+    path = contexts_path(session, run, settings["tokenizers"][run.model])
+    check_contexts(path, manifest["contexts"])
+    contexts, _ = read_table(path, OF_CONTEXT)
+    of_tokens = _tokens_of_run(session, run).filter(pl.col("position") > 0).group_by("context")
+    scores = of_tokens.agg(pl.col(name).cast(pl.Float64).mean() for name in SCORES)
+    contexts = contexts.join(scores, on="context", how="left", maintain_order="left")
+    rows = [pl.col(axis).is_in(list(chosen[axis]), nulls_equal=True) for axis in ROW_AXES if axis in chosen]
+    tables = [
+        _of_extraction(ids_path(session, run, module, estimator), "manifest", manifest, *rows)
+        for module in settings["modules"]
+        for estimator, _ in settings["estimators"]
+        if module in chosen.get("module", {module}) and estimator in chosen.get("estimator", {estimator})
+    ]
+    of_contexts = pl.concat(tables).filter(cloud=CONTEXT).drop("position").fill_nan(None)
+    return of_contexts.join(contexts, on="context", how="left", maintain_order="left")
+
+
+def _tokens_of_run(session: Path, run: Run, *_: Any) -> pl.DataFrame:
+    """Return the rows of the tokens of one run."""
+    folder = run_folder(session, run)
+    return _of_extraction(folder / "tokens.parquet", "digest", read_record(folder / "manifest.json"))
+
+
+def _of_extraction(path: Path, key: str, manifest: Mapping[str, Any], *rows: pl.Expr) -> pl.DataFrame:
+    """Return some rows of a table without its lists, once it is known to be of the run's extraction."""
+    _, facts = read_table(path, [])
+    if facts[key] != manifest["digest"]:
+        raise StoreError(f"{path}: of another extraction than its run's; {made_anew(path)}")
+    kinds = pl.read_parquet_schema(path).items()
+    return (
+        pl.scan_parquet(path, glob=False)
+        .filter(*rows)
+        .select(name for name, kind in kinds if kind != pl.List)
+        .collect()
+    )

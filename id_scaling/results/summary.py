@@ -1,0 +1,520 @@
+"""One table from many: the intrinsic dimensions of a session beside loss and entropy of the same tokens.
+
+Refuses to mix estimates made by different code of one estimator, or of different extractions; mixed
+library versions are a column and a warning. Only estimates with status `ok` enter mean, median and sd, and what
+`intervals` adds of their uncertainty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from id_scaling.results import uncertainty as intervals
+from id_scaling.sources.training_steps import training_step, training_tokens
+from id_scaling.neighbors.cloud_kinds import CONTEXT
+from id_scaling.results.equivalents import DISTRIBUTIONS, equivalent
+from id_scaling.errors import StoreError, made_anew
+from id_scaling.runtime.atomic_files import writing
+from id_scaling.text.documents import documents_of, groups_of
+from id_scaling.runtime.logging import LOG, Progress
+from id_scaling.storage.layout import Run, called, contexts_path, extraction_digest, ids_path, run_folder, runs_of
+from id_scaling.storage.records import read_record, read_table, write_table
+from id_scaling.neighbors.views import leading_view
+
+GROUP = ["group", "group_value"]
+SITE = ["view", "cloud", "position", "layer", "module", "estimator"]
+KEYS = [*GROUP, *SITE]
+FAMILY = ["group", "view", "cloud", "estimator"]
+SCORES = ("loss", "entropy")
+COMPANIONS = (
+    "n_points",
+    "n_distinct",
+    "n_used",
+    "median_r1",
+    "tiny_r1",
+    "median_norm",
+    "participation_ratio",
+    "participation_ratio_corrected",
+    "effective_rank",
+    "mean_cosine",
+    "nn_same_token",
+    "nn_within_5",
+    "nn_overlap",
+)
+
+
+def _of_score(score: str) -> tuple[tuple[str, str, str], ...]:
+    """Return the columns of the correlations of the ID with a score: name, unit and meaning."""
+    fisher = "Fisher's z ± 1.96 standard errors between documents of its influence function (Croux and Dehon 2010)"
+    share = "two-sided p-value of `{}`: (b + 1)/(m + 1) of m = 999 permutations (Phipson and Smyth 2010) of"
+    few = "empty where there are fewer than 20 of these"
+    family = "a family is all rows of the summary with one `group`, `view`, `cloud` and `estimator`"
+    adjusted = f"adjusted for the false discovery rate (Benjamini and Hochberg 1995); {family}"
+    plain, partial = f"spearman_{score}", f"partial_{score}"
+    of_columns = (
+        (
+            plain,
+            f"Spearman's rank correlation, over contexts with status `ok`, of the ID with the mean {score} of a "
+            "context's tokens, the first left out; empty under 5 documents, and where all values are equal",
+        ),
+        (f"{plain}_low", f"lower end of its 95 % interval: {fisher}; empty under 20 documents"),
+        (f"{plain}_high", "its upper end"),
+        (f"p_{score}", f"{share.format(plain)} whole documents among those with equally many contexts; {few}"),
+        (f"q_{score}", f"`p_{score}` {adjusted}"),
+        (
+            partial,
+            "Spearman's partial rank correlation of the same: that of what a linear regression leaves of both ranks, "
+            "on the ranks of how many different tokens a context has, the first left out, and of where in its document "
+            "it starts, and, in the rows of all contexts, on its document's value of the first key of `group_by`; "
+            "empty under 20 documents, and one more for each such value but the first",
+        ),
+        (f"{partial}_low", f"lower end of its 95 % interval: {fisher}, less a degree of freedom for each covariate"),
+        (f"{partial}_high", "its upper end"),
+        (
+            f"p_{partial}",
+            f"{share.format(partial)} the residuals of whole documents (Freedman and Lane 1983) among those with "
+            f"equally many contexts and the same value of the first key of `group_by`; {few}",
+        ),
+        (f"q_{partial}", f"`p_{partial}` {adjusted}"),
+    )
+    return tuple((name, "", meaning) for name, meaning in of_columns)
+
+
+# (column, unit, meaning): the documentation of the table, and its order.
+COLUMNS = (
+    ("model", "", "`model_name` of the configuration"),
+    ("checkpoint", "", "training checkpoint: revision, folder or `main`"),
+    ("dataset", "", "`dataset_name` of the configuration"),
+    ("subset", "", "index of the shard"),
+    ("ctx_len", "tokens", "tokens of a context"),
+    (
+        "control",
+        "",
+        "what was done to the text: `none`, or `shuffle-S`: up to 4^S blocks of a context permuted",
+    ),
+    (
+        "group",
+        "",
+        "key of `group_by` whose value the contexts of this row have in common; empty: all contexts of the run",
+    ),
+    ("group_value", "", "that value; empty where the documents have none"),
+    ("view", "", "name of the view: which points count"),
+    (
+        "skip_first_tokens",
+        "tokens",
+        "tokens left out at the start of each context by the view; empty where points are contexts",
+    ),
+    (
+        "duplicates",
+        "",
+        "what the view does with equal points: `distinct` or `keep`; `one_per_token` counts the first of each token, "
+        "`matched_subset` as many at random",
+    ),
+    ("decimate", "points", "points that the view draws at random; 0: it counts all"),
+    ("draw", "", "number of the view's random draw"),
+    (
+        "preprocess",
+        "",
+        "how the view scales points: `raw`, `standardised`, `unit_norm`, or `drop_top_C` leading principal components",
+    ),
+    ("exclude_window", "positions", "points at most so far apart are no neighbors under the view; 0: all may be"),
+    ("null_cloud", "", "`gaussian`: points replaced by a Gaussian sample with their number, mean and covariance"),
+    (
+        "cloud",
+        "",
+        "`context`: the tokens of one context at one site; `mean`: the centres of all contexts of a run; `position`: "
+        "the tokens at one position of all",
+    ),
+    ("position", "", "that position, from 0; empty for other clouds"),
+    (
+        "level",
+        "",
+        "what each estimate of the row is of: `context`, and the row is over contexts; `run`, one cloud of all "
+        "contexts: its ID is `mean` and `median` alike, `stderr` is its own, and `sd` is empty",
+    ),
+    ("layer", "", "index of the block; empty outside the blocks"),
+    ("module", "", "module key"),
+    ("estimator", "", "name of the estimator, its whole definition"),
+    ("mean", "", "mean ID over contexts with status `ok`"),
+    ("median", "", "median ID over contexts with status `ok`"),
+    ("sd", "", "standard deviation of the ID over contexts with status `ok`"),
+    ("n_documents", "documents", "documents of the contexts with status `ok`; of all where points are contexts"),
+    (
+        "ci_low",
+        "",
+        "lower end of the 95 % interval of `mean`, with documents as the unit; empty under 5 documents",
+    ),
+    ("ci_high", "", "its upper end"),
+    (
+        "interval",
+        "",
+        "`t`, with 5 to 19 documents: `mean` ± Student's quantile of one degree of freedom less than documents × the "
+        "standard error of the jackknife over documents (Efron and Stein 1981); `bootstrap`, from 20: percentiles of "
+        "2000 draws of whole documents (Davison and Hinkley 1997); `too_few_documents`; `one_cloud`, which has none",
+    ),
+    ("stderr", "", "median standard error within a cloud: the asymptotic formula times a simulated factor"),
+    (
+        "value_gaussian_equivalent",
+        "",
+        "no estimate: the dimension of the normal distribution whose clouds of `n_used` points give this `mean`, from "
+        "simulations of 1 to 200 dimensions and 64 to 4096 points",
+    ),
+    ("value_ball_equivalent", "", "the same of the uniform distribution in a ball"),
+    ("value_sphere_equivalent", "", "the same of that on a sphere, of the dimension of its surface"),
+    (
+        "equivalent_status",
+        "",
+        "of the first: `ok`; `out_of_range`, above or below all that was simulated; `not_calibrated`, an estimator "
+        "that was not",
+    ),
+    ("n_contexts", "contexts", "clouds estimated"),
+    ("n_failed", "contexts", "clouds whose status is not `ok`; not in mean, median, sd"),
+    ("statuses", "", "count of each status that is not `ok`"),
+    ("n_points", "points", "mean number of points under the view, before duplicates are dropped"),
+    ("n_distinct", "points", "mean number of different points"),
+    ("n_used", "points", "mean number of points that entered the estimate"),
+    ("median_r1", "activation", "mean over contexts of the median nearest-neighbor distance"),
+    (
+        "tiny_r1",
+        "share",
+        "share of points whose nearest neighbor is at no distance, or below a hundredth of the median one",
+    ),
+    ("median_norm", "activation", "mean over contexts of the median norm of a point"),
+    ("participation_ratio", "", "mean of trace(G)²/‖G‖² of the centred Gram matrix G"),
+    ("participation_ratio_corrected", "", "the same from unbiased estimates of its parts, for samples of few points"),
+    (
+        "effective_rank",
+        "",
+        "mean exponential of the entropy of the covariance spectrum (Roy and Vetterli 2007); empty unless "
+        "`cloud_statistics` has `spectrum`, and for clouds of a run",
+    ),
+    ("mean_cosine", "", "mean cosine similarity of two different points"),
+    ("nn_same_token", "share", "share of points whose nearest neighbor is the same token"),
+    ("nn_within_5", "share", "share of points whose nearest neighbor is at most 5 positions away"),
+    ("nn_overlap", "share", "share of the 10 nearest that are so at the same module one layer down too"),
+    ("n_layers", "blocks", "blocks of the model"),
+    (
+        "relative_depth",
+        "",
+        "(`layer` + 1) / `n_layers`: the share of the blocks that a token has been through; 0 for `emb`, 1 for `unemb`",
+    ),
+    ("n_parameters", "", "parameters of the model, shared ones once"),
+    ("n_embedding_parameters", "", "those of them that embed tokens and positions or map to the vocabulary"),
+    (
+        "training_step",
+        "updates",
+        "as the checkpoint's name says it (`step1000`, `checkpoint-500`); 0 for `random-init`",
+    ),
+    (
+        "training_tokens",
+        "tokens",
+        "as the checkpoint's name says it (`step1000-tokens4B`), or 2,097,152 an update for Pythia (Biderman et al. "
+        "2023) and 2,048 for the embedded `sotu-neox`",
+    ),
+    ("mean_loss", "nats/token", "mean cross-entropy of the run's tokens, first token of a context left out"),
+    ("mean_entropy", "nats/token", "mean entropy of the predictions of the same tokens"),
+    *_of_score("loss"),
+    *_of_score("entropy"),
+    ("dtype", "", "precision of the model's weights"),
+    ("device", "", "where the model ran"),
+    ("versions", "", "library versions of extraction and estimate"),
+)
+
+
+def summarize(session: Path, settings: Mapping[str, Any], parquet: Path, csv: Path, text: Path) -> None:
+    """Write the summary of a session as parquet, csv and readable text.
+
+    Raises
+    ------
+    StoreError
+        A table was made by other code or of another extraction than the session's.
+    ConfigError
+        The documents of a run do not have a field that `group_by` names, or it has too many values.
+    """
+    runs, rows = list(runs_of(settings)), []
+    progress = Progress("summarized run", len(runs))
+    for run in runs:
+        rows.append(_summarize_run(session, run, settings))
+        progress.step()
+    tested = [*SCORES, *(f"partial_{score}" for score in SCORES)]
+    summary = pl.concat(rows).with_columns(_adjusted(name).over(FAMILY).alias(f"q_{name}") for name in tested)
+    summary = summary.with_columns(_equivalents(summary)).select([name for name, _, _ in COLUMNS])
+    if summary["versions"].n_unique() > 1:
+        LOG.warning("mixed library versions, see the column `versions`: %s", summary["versions"].unique().to_list())
+    columns = {name: {"unit": unit, "meaning": meaning} for name, unit, meaning in COLUMNS}
+    write_table(parquet, summary, settings, columns=columns)
+    with writing(csv) as aside:
+        summary.write_csv(aside)
+    with writing(text) as aside:
+        aside.write_text(readable(summary))
+    LOG.info("%d rows in %s", len(summary), parquet)
+
+
+def readable(summary: pl.DataFrame) -> str:
+    """Return the mean ID under the leading view at up to five layers, a line for each run, cloud and estimator."""
+    view = leading_view(dict(summary.select("view", "null_cloud").iter_rows()))
+    lines = [f"Mean intrinsic dimension by layer (view {view!r}), loss and entropy in nats/token"]
+    rows = summary.filter(pl.col("group").is_null(), view=view)
+    keys = ["model", "checkpoint", "dataset", "subset", "ctx_len", "control"]
+    has_lengths = summary["ctx_len"].n_unique() > 1
+    for run, table in rows.group_by(keys, maintain_order=True):
+        loss, entropy = table["mean_loss"][0], table["mean_entropy"][0]
+        layers = _spread(sorted(table["layer"].drop_nulls().unique()))
+        marks = "".join(f"{f'layer {layer}':>10}" for layer in layers) + f"{'outside':>10}"
+        n_layers = table["n_layers"][0]
+        name = called(dict(zip(keys, run, strict=True)), has_lengths)
+        lines += ["", f"{name}: {n_layers} layers, loss {loss:.3f}, entropy {entropy:.3f}"]
+        width = max(14, *(len(name) + 1 for name in table["estimator"]))
+        lines.append(f"  {'module':<8}{'estimator':<{width}}{marks}   not ok")
+        for (cloud, position), of_cloud in table.group_by("cloud", "position", maintain_order=True):
+            if cloud != CONTEXT:
+                where = "" if position is None else f" {position}"
+                lines.append(f"  one cloud of {of_cloud['n_points'][0]:.0f} contexts: {cloud}{where}")
+            lines += _lines(of_cloud, layers, width)
+    return "\n".join(lines) + "\n"
+
+
+def _lines(table: pl.DataFrame, layers: list[int], width: int) -> Iterator[str]:
+    """Yield a line for each module and estimator, with the means at some layers and outside the blocks."""
+    for (module, estimator), part in table.group_by(["module", "estimator"], maintain_order=True):
+        means = dict(zip(part["layer"], part["mean"], strict=True))
+        cells = "".join(f"{_cell(means.get(layer)):>10}" for layer in (*layers, None))
+        yield f"  {module:<8}{estimator:<{width}}{cells}{_failed(part):>9}"
+
+
+def _spread(layers: list[int]) -> list[int]:
+    """Return up to five of some layers, evenly spread, first and last included."""
+    n = min(5, len(layers))
+    return [layers[round(step * (len(layers) - 1) / max(n - 1, 1))] for step in range(n)]
+
+
+def _cell(mean: float | None) -> str:
+    """Return a mean as text, empty where there is none."""
+    return "" if mean is None else f"{mean:.2f}"
+
+
+def _failed(part: pl.DataFrame) -> str:
+    """Return how many of the clouds are not ok."""
+    return f"{part['n_failed'].sum()}/{part['n_contexts'].sum()}"
+
+
+def _summarize_run(session: Path, run: Run, settings: Mapping[str, Any]) -> pl.DataFrame:
+    """Return the rows of one run."""
+    folder = run_folder(session, run)
+    manifest = read_record(folder / "manifest.json")
+    made, positions = manifest["settings"], settings["positions"][str(run.ctx_len)]
+    if extraction_digest(made) != settings["extractions"][run.model] or made.get("positions") != positions:
+        raise StoreError(
+            f"{folder / 'manifest.json'}: made by another extraction than this session's (other code or settings); "
+            f"{made_anew(folder / 'manifest.json')}"
+        )
+    pairs = list(product(settings["modules"], settings["estimators"]))
+    clouds = settings["clouds"]
+    found = [_read_ids(ids_path(session, run, module, name), code, clouds, manifest) for module, (name, code) in pairs]
+    versions = [
+        {"module": module, "estimator": name, "versions": of_table}
+        for (module, (name, _)), (_, of_table) in zip(pairs, found, strict=True)
+    ]
+    tokens = read_table(folder / "tokens.parquet")[0].filter(pl.col("position") > 0)
+    path = contexts_path(session, run, settings["tokenizers"][run.model])
+    groups = groups_of(path, manifest["contexts"], tuple(settings["group_by"].get(run.dataset, ())))
+    ids = pl.concat([table for table, _ in found])
+    documents = documents_of(path, manifest["contexts"])
+    scores = _grouped(tokens, groups).group_by(GROUP, maintain_order=True)
+    names = settings["names"]
+    model, checkpoint = (names[key].get(getattr(run, key), getattr(run, key)) for key in ("model", "checkpoint"))
+    return (
+        _aggregated(_grouped(ids, groups))
+        .join(
+            _uncertainty(ids.filter(cloud=CONTEXT), tokens, documents, groups),
+            on=KEYS,
+            how="left",
+            nulls_equal=True,
+            maintain_order="left",
+        )
+        .join(
+            scores.agg(_mean("loss"), _mean("entropy")), on=GROUP, how="left", nulls_equal=True, maintain_order="left"
+        )
+        .join(pl.DataFrame(versions), on=["module", "estimator"], how="left", maintain_order="left")
+        .join(_views(manifest), on="view", how="left", maintain_order="left")
+        .with_columns(_of_levels(documents["document"].n_unique()))
+        .with_columns(
+            pl.lit(model).alias("model"),
+            pl.lit(checkpoint).alias("checkpoint"),
+            pl.lit(names["dataset"].get(run.dataset, run.dataset)).alias("dataset"),
+            pl.lit(run.subset).alias("subset"),
+            pl.lit(run.ctx_len).alias("ctx_len"),
+            pl.lit(run.control).alias("control"),
+            pl.lit(manifest["n_layers"]).alias("n_layers"),
+            _relative_depth(manifest["n_layers"]),
+            *(pl.lit(manifest[name], pl.Int64).alias(name) for name in ("n_parameters", "n_embedding_parameters")),
+            pl.lit(training_step(checkpoint), pl.Int64).alias("training_step"),
+            pl.lit(training_tokens(model, checkpoint), pl.Int64).alias("training_tokens"),
+            pl.lit(manifest["dtype"]).alias("dtype"),
+            pl.lit(manifest["device"]).alias("device"),
+        )
+    )
+
+
+def _of_levels(n_documents: int) -> list[pl.Expr]:
+    """Return the level of each row, and what a row of one cloud of all contexts has in place of what contexts have."""
+    is_of_run = pl.col("cloud") != CONTEXT
+    return [
+        pl.when(is_of_run).then(pl.lit("run")).otherwise(pl.lit("context")).alias("level"),
+        pl.when(is_of_run).then(n_documents).otherwise("n_documents").alias("n_documents"),
+        pl.when(is_of_run).then(pl.lit("one_cloud")).otherwise("interval").alias("interval"),
+        pl.when(~is_of_run).then("skip_first_tokens").alias("skip_first_tokens"),
+    ]
+
+
+def _relative_depth(n_layers: int) -> pl.Expr:
+    """Return the share of the blocks that a token has been through at a site."""
+    outside = pl.col("module").replace_strict({"emb": 0.0, "unemb": 1.0}, default=None, return_dtype=pl.Float64)
+    return pl.coalesce((pl.col("layer") + 1) / n_layers, outside).alias("relative_depth")
+
+
+def _grouped(table: pl.DataFrame, groups: list[pl.DataFrame]) -> pl.DataFrame:
+    """Return a table of contexts with its rows again for each group that their context is in."""
+    of_all = table.with_columns(pl.lit(None, pl.String).alias(name) for name in GROUP)
+    return pl.concat([of_all, *(table.join(group, on="context", maintain_order="left") for group in groups)])
+
+
+def _mean(score: str) -> pl.Expr:
+    """Return the mean of a score of tokens."""
+    return pl.col(score).cast(pl.Float64).mean().alias(f"mean_{score}")
+
+
+def _read_ids(path: Path, code: str, clouds: list[str], manifest: Mapping[str, Any]) -> tuple[pl.DataFrame, str]:
+    """Return one ids table and the library versions behind it."""
+    table, facts = read_table(path, ["context", *SITE, "value", "stderr", "status", *COMPANIONS])
+    made = facts["settings"]
+    if (made["code"], made.get("clouds"), facts["manifest"]) != (code, clouds, manifest["digest"]):
+        raise StoreError(
+            f"{path}: made by other code of its estimator, of other clouds, or from another extraction, than this "
+            f"session's; {made_anew(path)}"
+        )
+    return table, _versions(manifest["versions"], facts["versions"])
+
+
+def _aggregated(ids: pl.DataFrame) -> pl.DataFrame:
+    """Return a row for each value of a group, view, cloud, layer, module and estimator of a run."""
+    is_ok = pl.col("status") == "ok"
+    value = pl.col("value").filter(is_ok)
+    failures = pl.col("status").filter(~is_ok)
+    return (
+        ids.group_by(KEYS, maintain_order=True)
+        .agg(
+            value.mean().alias("mean"),
+            value.median().alias("median"),
+            value.std().alias("sd"),
+            pl.col("stderr").filter(is_ok).median(),
+            pl.len().cast(pl.Int64).alias("n_contexts"),
+            (~is_ok).sum().cast(pl.Int64).alias("n_failed"),
+            failures.unique(maintain_order=True).alias("_words"),
+            failures.alias("_failures"),
+            *(pl.col(name).drop_nans().mean() for name in COMPANIONS),
+        )
+        .with_columns(
+            pl.struct("_words", "_failures").map_elements(_counted, return_dtype=pl.String).alias("statuses"),
+        )
+        .drop("_words", "_failures")
+    )
+
+
+def _uncertainty(
+    ids: pl.DataFrame, tokens: pl.DataFrame, documents: pl.DataFrame, groups: list[pl.DataFrame]
+) -> pl.DataFrame:
+    """Return intervals and rank correlations of each row of a run, null where there are too few documents."""
+    of_tokens = tokens.group_by("context")
+    means = of_tokens.agg(*(pl.col(score).cast(pl.Float64).mean() for score in SCORES), pl.col("token").n_unique())
+    contexts = documents.join(means, on="context", how="left", maintain_order="left")
+    sites, values = _table(ids, contexts["context"])
+    scores = {score: contexts[score].fill_null(float("nan")).to_numpy() for score in SCORES}
+    covariates = contexts.select(pl.col("token", "token_start").fill_null(0)).to_numpy().T.astype(float)
+    sources = _sources(contexts, groups)
+    parts = [((None, None), contexts["context"])]
+    parts += [(of, part["context"]) for group in groups for of, part in group.group_by(GROUP, maintain_order=True)]
+    tables = []
+    for (group, group_value), members in parts:
+        is_in = contexts["context"].is_in(members.implode()).to_numpy()
+        of_part = {score: of_contexts[is_in] for score, of_contexts in scores.items()}
+        of_documents = contexts["document"].to_numpy()[is_in]
+        of_sources = sources[is_in] if group is None else np.zeros(is_in.sum())
+        found = intervals.of_rows(values[:, is_in], of_documents, of_part, covariates[:, is_in], of_sources)
+        names = {"group": pl.lit(group, pl.String), "group_value": pl.lit(group_value, pl.String)}
+        tables.append(sites.with_columns(**names, **{name: pl.Series(column) for name, column in found.items()}))
+    return pl.concat(tables).fill_nan(None).with_columns(_interval())
+
+
+def _sources(contexts: pl.DataFrame, groups: list[pl.DataFrame]) -> np.ndarray:
+    """Return the number of each context's value of the first key of `group_by`, 0 where there is none."""
+    if not groups:
+        return np.zeros(len(contexts))
+    values = contexts.join(groups[0], on="context", how="left", maintain_order="left")["group_value"]
+    return values.rank("dense").fill_null(0).to_numpy()
+
+
+def _table(ids: pl.DataFrame, contexts: pl.Series) -> tuple[pl.DataFrame, np.ndarray]:
+    """Return the sites of a run, and the estimate of each and each context, NaN where it is not ok."""
+    value = pl.when(pl.col("status") == "ok").then("value").otherwise(float("nan"))
+    found = ids.group_by(SITE, maintain_order=True).agg("context", value)
+    columns = pl.DataFrame({"context": contexts}).with_row_index()
+    at = found["context"].explode().to_frame().join(columns, on="context", how="left", maintain_order="left")["index"]
+    values = np.full((len(found), len(contexts)), np.nan)
+    values[np.repeat(np.arange(len(found)), found["context"].list.len()), at] = found["value"].explode()
+    return found.select(SITE), values
+
+
+def _interval() -> pl.Expr:
+    """Return what kind of interval a number of documents allows."""
+    n = pl.col("n_documents")
+    is_few, is_resampled = n < intervals.LEAST_DOCUMENTS, n >= intervals.LEAST_RESAMPLED
+    kind = pl.when(is_few).then(pl.lit("too_few_documents")).when(is_resampled).then(pl.lit("bootstrap"))
+    return kind.otherwise(pl.lit("t")).alias("interval")
+
+
+def _equivalents(summary: pl.DataFrame) -> list[pl.Series]:
+    """Return the dimensions of simple distributions whose clouds give the means of rows; null where there is none."""
+    columns = {f"value_{name}_equivalent": [] for name in DISTRIBUTIONS}
+    statuses = []
+    for mean, n_points, estimator in summary.select("mean", "n_used", "estimator").iter_rows():
+        found = [
+            (None, None) if mean is None else equivalent(mean, n_points, estimator, name) for name in DISTRIBUTIONS
+        ]
+        statuses.append(found[DISTRIBUTIONS.index("gaussian")][1])
+        for values, (value, _) in zip(columns.values(), found, strict=True):
+            values.append(value)
+    made = [pl.Series(name, values, pl.Float64).fill_nan(None) for name, values in columns.items()]
+    return [*made, pl.Series("equivalent_status", statuses, pl.String)]
+
+
+def _adjusted(name: str) -> pl.Expr:
+    """Return the p-values of a family, adjusted."""
+    p = pl.col(f"p_{name}").fill_null(float("nan"))
+    return p.map_batches(lambda of: pl.Series(intervals.adjusted(of.to_numpy())), pl.Float64).fill_nan(None)
+
+
+def _counted(statuses: Mapping[str, list[str]]) -> str:
+    """Return `degenerate: 3, nonfinite: 1` for a list of statuses."""
+    return ", ".join(f"{word}: {statuses['_failures'].count(word)}" for word in statuses["_words"])
+
+
+def _versions(extraction: Mapping[str, str], estimate: Mapping[str, str]) -> str:
+    """Return versions as one line: those of the extraction, and those of the estimate."""
+    stages = {"extraction": extraction, "estimate": estimate}
+    return "; ".join(
+        f"{stage}: " + ", ".join(f"{name} {number}" for name, number in sorted(versions.items()))
+        for stage, versions in stages.items()
+    )
+
+
+def _views(manifest: Mapping[str, Any]) -> pl.DataFrame:
+    """Return the settings of each view of a run."""
+    views = manifest["settings"]["views"]
+    return pl.DataFrame([{"view": name, **view} for name, view in views.items()])

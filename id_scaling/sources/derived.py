@@ -1,0 +1,147 @@
+"""Checkpoints that are made here: of a GGUF file, or of an architecture and a seed alone.
+
+Each becomes a folder as transformers saves a model, in float32 safetensors, and is then as any other.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from id_scaling.errors import InputError
+from id_scaling.runtime.atomic_files import writing_folder
+from id_scaling.runtime.logging import LOG
+from id_scaling.sources.model_config import read_config
+from id_scaling.sources.untrained import seed_of
+
+GGUF = ".gguf"
+INSTEAD = "fetch it again, or name the model that it was made from"
+# Fields of a GGUF file that change a model, or say that it is a part of one.
+SAID_BEYOND = (".rope.scaling.type", ".rope.scaling.factor", ".rope.scale_linear", "split.count")
+
+
+def is_gguf(model_name: str) -> bool:
+    """Return whether a model's name is that of a GGUF file."""
+    return model_name.endswith(GGUF)
+
+
+def is_derived(model_name: str, checkpoint: str) -> bool:
+    """Return whether a checkpoint is made here."""
+    return is_gguf(model_name) or seed_of(checkpoint) is not None
+
+
+def convert_gguf(path: Path, folder: Path) -> None:
+    """Write the model of a GGUF file, its quantised weights as they are in float32, and its tokenizer.
+
+    Raises
+    ------
+    InputError
+        transformers cannot read it, or does not know its architecture.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    LOG.info("converting %s to safetensors", path.name)
+    model, report = _read(AutoModelForCausalLM, path, dtype=torch.float32, output_loading_info=True)
+    wrong = {key: sorted(map(str, names)) for key, names in report.items() if names}
+    if wrong:
+        raise InputError(f"{path}: its tensors are not those of its architecture: {wrong}; {INSTEAD}")
+    _check_all_read(path, model)
+    # The weights are plain float32 now; what says otherwise would keep them from being saved.
+    del model.config.quantization_config
+    model.hf_quantizer = None
+    with writing_folder(folder) as whole:
+        model.save_pretrained(whole)
+        gguf_tokenizer(path).save_pretrained(whole)
+
+
+def _check_all_read(path: Path, model: Any) -> None:
+    """Raise an InputError where a GGUF file says more of its model than transformers reads of it."""
+    from gguf import GGUFReader
+
+    reader = GGUFReader(path)
+    names = {tensor.name for tensor in reader.tensors}
+    fields = {name: field.contents() for name, field in reader.fields.items() if name.endswith(SAID_BEYOND)}
+    beyond = [f"{name} = {value}" for name, value in fields.items() if value not in ("none", 0, 1)]
+    beyond += sorted(name for name in names if name.startswith("rope_"))
+    n_biases = sum(name.endswith(".bias") for name in names)
+    if n_biases > sum(name.endswith(".bias") for name in model.state_dict()):
+        beyond.append(f"{n_biases} biases")
+    if beyond:
+        raise InputError(f"{path}: transformers does not read {', '.join(beyond)} of it; {INSTEAD}")
+
+
+def gguf_tokenizer(path: Path) -> Any:
+    """Return the tokenizer of a GGUF file."""
+    from transformers import AutoTokenizer
+
+    return _read(AutoTokenizer, path)
+
+
+def gguf_config(path: Path) -> Any:
+    """Return the config of the model of a GGUF file."""
+    from transformers import AutoConfig
+
+    return _read(AutoConfig, path)
+
+
+def _read(kind: Any, path: Path, **options: Any) -> Any:
+    """Return what transformers makes of a GGUF file alone, whatever lies beside it."""
+    with TemporaryDirectory() as alone:
+        (Path(alone) / path.name).symlink_to(path.resolve())
+        try:
+            return kind.from_pretrained(alone, gguf_file=path.name, trust_remote_code=False, **options)
+        except (ValueError, LookupError, NotImplementedError, OSError, struct.error) as error:
+            raise InputError(
+                f"{path}: transformers cannot read this GGUF file ({str(error).splitlines()[0]}); {INSTEAD}"
+            ) from error
+
+
+def untrained(settings: Path, seed: int, folder: Path) -> None:
+    """Write the model of the config in `settings` with the weights that its architecture begins with.
+
+    Raises
+    ------
+    InputError
+        transformers cannot build it without code that comes with it.
+    """
+    import torch
+
+    LOG.info("drawing untrained weights of %s with seed %d", settings, seed)
+    torch.manual_seed(seed)
+    with writing_folder(folder) as whole:
+        built(settings, "cpu", dtype=torch.float32).save_pretrained(whole)
+
+
+def built(settings: Path, device: str, **options: Any) -> Any:
+    """Return a model of the config in a folder, on a device: on `meta` its tensors have shapes alone.
+
+    Raises
+    ------
+    InputError
+        transformers cannot build it without code that comes with it.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(settings, trust_remote_code=False)
+        with torch.device(device):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
+    # Whatever a config that someone else wrote makes of the architecture's own code.
+    except (ValueError, ImportError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        raise InputError(f"{settings}: {_unbuildable(settings, error)}") from error
+
+
+def _unbuildable(settings: Path, error: Exception) -> str:
+    """Return what to say of a model that transformers cannot build by itself."""
+    if "auto_map" not in read_config(settings):
+        return f"transformers cannot build this model: {error}"
+    return (
+        "the model is made by Python code that comes with it, which is never run; name one of an architecture that "
+        "transformers has, or convert it to one"
+    )

@@ -1,0 +1,392 @@
+"""From a name to files on this machine, with an identity: the content hash of what was fetched.
+
+A model and a tokenizer each become one small `identity.json`, as a shard does in `sources.datasets`, which says where
+the files are and what they hold. Later stages depend on that file alone. Compute nodes need no network.
+
+A model name is a folder, a GGUF file, an embedded model, or a repository of the Hugging Face hub; a checkpoint is
+`main`, a folder inside the model's folder, a revision of the repository, or `random-init`: weights not yet trained.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from id_scaling.errors import InputError, StoreError, nearest
+from id_scaling.models.modules import SiteRequest, check_paths
+from id_scaling.runtime.atomic_files import digest, read_json, sha256, writing_folder
+from id_scaling.runtime.locks import leased
+from id_scaling.runtime.logging import LOG
+from id_scaling.sources import bundled, hub
+from id_scaling.sources.derived import built, convert_gguf, gguf_config, gguf_tokenizer, is_derived, is_gguf, untrained
+from id_scaling.sources.model_config import (
+    check_request,
+    config_digest,
+    modules_with_tensors,
+    read_architecture,
+    read_config,
+)
+from id_scaling.sources.safe_files import check_settings, is_pickled, weight_files
+from id_scaling.sources.untrained import seed_of
+from id_scaling.storage.records import read_record, write_record
+
+RESOURCES = Path("resources")
+# Beside the identity of a checkpoint that is made here: its weights.
+WEIGHTS_FOLDER = "weights"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "spiece.model")
+TOKENIZER_CONFIG = "tokenizer_config.json"
+# What of a tokenizer's config changes the tokens of a text; the rest is names, versions and chat templates.
+TOKENIZER_KEYS = (
+    "add_bos_token",
+    "add_eos_token",
+    "add_prefix_space",
+    "added_tokens_decoder",
+    "bos_token",
+    "do_lower_case",
+    "eos_token",
+    "legacy",
+    "tokenizer_class",
+    "unk_token",
+)
+
+
+def fetch_model(
+    model_name: str,
+    checkpoint: str,
+    request: SiteRequest,
+    ctx_len: int,
+    output: Path,
+    allow_pickle: bool = False,
+    others: Sequence[Path] = (),
+) -> None:
+    """Fetch a checkpoint, check that the study can run on it, and write its identity.
+
+    Parameters
+    ----------
+    others : sequence of Path
+        Identities that checkpoints with other weights than this one have, or will have.
+
+    Raises
+    ------
+    InputError
+        The model or the checkpoint is missing, gated, in pickled weights that are not allowed, or has the weights of
+        another checkpoint.
+    ConfigError
+        The model lacks a layer, module or the positions that the study asks for.
+    """
+    names = {"model_name": model_name, "checkpoint": checkpoint}
+    folder = model_folder(model_name, checkpoint)
+    if is_derived(model_name, checkpoint):
+        folder = _derived(names, request, ctx_len, output.parent / WEIGHTS_FOLDER)
+    if folder is None:
+        settings, weights = _from_hub(names, request, ctx_len, allow_pickle, others)
+    else:
+        settings, weights = folder, {}
+        for path in weight_files(folder, allow_pickle):
+            weights[path.name] = _content_hash(path)
+    check_model(settings, request, ctx_len, allow_pickle, has_weights=settings == folder)
+    if is_pickled(weights):
+        LOG.warning("%s: pickled weights, as allow_pickle says; they can run code of whoever made them", min(weights))
+    identity = {
+        **names,
+        "path": folder and str(folder.resolve()),  # None for one of the hub, whose weights come later
+        "commit": _commit(settings),
+        "architecture": asdict(read_architecture(settings)),
+        "weights": weights,
+        "weights_sha256": digest(weights),
+        "is_pickled": is_pickled(weights),
+        "config_sha256": config_digest(settings),
+        "tokenizer_sha256": tokenizer_digest(_with_tokenizer(settings, model_name)),
+    }
+    # One at a time, so that of two that are fetched at once the second sees the first.
+    with leased(Path(os.path.commonpath([output, *others]))) if others else contextlib.nullcontext():
+        check_unlike(identity, others)
+        write_record(output, identity)
+    LOG.info("%s %s: weights %s in %s", model_name, checkpoint, digest(weights), folder or "the hub")
+
+
+def _derived(names: Mapping[str, str], request: SiteRequest, ctx_len: int, folder: Path) -> Path:
+    """Make a checkpoint here, once it is known to be of use; return its folder."""
+    model_name, seed = names["model_name"], seed_of(names["checkpoint"])
+    with TemporaryDirectory() as aside:
+        settings = settings_folder(model_name, names["checkpoint"], Path(aside))
+        check_settings(settings, read_config(settings))
+        check_request(request, ctx_len, read_architecture(settings))
+        if seed is None:
+            convert_gguf(gguf_file(model_name, names["checkpoint"]), folder)
+        else:
+            untrained(settings, seed, folder)
+    return folder
+
+
+def _from_hub(
+    names: Mapping[str, str], request: SiteRequest, ctx_len: int, allow_pickle: bool, others: Sequence[Path]
+) -> tuple[Path, dict[str, str]]:
+    """Return the folder of a checkpoint's settings, and its weights by name and hash, once they are known to be of use.
+
+    The hub knows the hashes of large files; only where it does not say one, the files are downloaded for theirs.
+    """
+    repository = names["model_name"]
+    folder = hub.download_settings(repository, names["checkpoint"])
+    check_settings(folder, read_config(folder))
+    check_request(request, ctx_len, read_architecture(folder))
+    weights = hub.weight_hashes(repository, folder, allow_pickle)
+    if not all(weights.values()):
+        hub.download_to_cache(repository, folder, weights)
+        weights = {name: known or _content_hash(folder / name) for name, known in weights.items()}
+    check_unlike({**names, "commit": folder.name, "weights_sha256": digest(weights)}, others)
+    return folder, weights
+
+
+def check_unlike(identity: Mapping[str, Any], others: Sequence[Path]) -> None:
+    """Raise an InputError when a checkpoint has the weights of another one, as far as others are known."""
+    for other in filter(None, map(known_identity, others)):
+        is_same = identity["weights_sha256"] == other["weights_sha256"]
+        if is_same and _is_as_fetched(identity) and _is_as_fetched(other):
+            raise InputError(
+                f"{_called(identity)}: its weights are, to the last bit, those of {_called(other)}; leave one of "
+                "them out, or set allow_identical_checkpoints: true to go on with both"
+            )
+
+
+def known_identity(path: Path) -> dict[str, Any] | None:
+    """Return the identity of something fetched; None where it is yet to be fetched, or to be made anew."""
+    try:
+        return read_record(path)
+    except (StoreError, FileNotFoundError):  # the latter of one that is being removed
+        return None
+
+
+def _is_as_fetched(identity: Mapping[str, Any]) -> bool:
+    """Return whether a checkpoint still has the weights that its identity says, as a commit does, or has none."""
+    if identity["commit"] or not Path(identity["path"]).is_dir():
+        return True
+    files = weight_files(Path(identity["path"]), identity["is_pickled"])
+    return digest({path.name: sha256(path) for path in files}) == identity["weights_sha256"]
+
+
+def _called(identity: Mapping[str, Any]) -> str:
+    """Return what a checkpoint is called in messages."""
+    return f"{identity['model_name']} at {identity['checkpoint']}"
+
+
+def _content_hash(path: Path) -> str:
+    """Return the hash of a weight file, once it is known to be the one that the hub has of it."""
+    found, expected = sha256(path), hub.stored_hash(path)
+    if expected not in (None, found):
+        raise InputError(f"{path}: damaged: its hash is not the hub's; remove {path.resolve()} and run again")
+    return found
+
+
+def fetch_tokenizer(model_name: str, output: Path) -> None:
+    """Write the identity of a model's own tokenizer, at its main revision."""
+    folder = _tokenizer_folder(model_name, output.parent / "tokenizer")
+    identity = {"path": str(folder.resolve()), "commit": _commit(folder), "sha256": tokenizer_digest(folder)}
+    write_record(output, {"model_name": model_name, **identity})
+
+
+def settings_folder(model_name: str, checkpoint: str, aside: Path) -> Path:
+    """Return a folder with the config of a checkpoint: its own, or `aside` with it where it has none yet.
+
+    Of the hub's files its settings alone are downloaded; untrained weights are of the architecture of `main`.
+    """
+    if is_gguf(model_name):
+        gguf_config(gguf_file(model_name, checkpoint)).save_pretrained(aside)
+        return aside
+    revision = checkpoint if seed_of(checkpoint) is None else "main"
+    folder = model_folder(model_name, checkpoint) or hub.download_settings(model_name, revision)
+    if model_name in bundled.MODELS and not (folder / "config.json").is_file():
+        (aside / "config.json").write_text(json.dumps(bundled.config_of(model_name)))
+        return aside
+    return folder
+
+
+# ---- what can be known without a network, before any job ------------------------------------------------------
+
+
+def looks_local(name: str) -> bool:
+    """Return whether a name can only be a path."""
+    return name.startswith((".", "/", "~")) or os.path.exists(name)
+
+
+def expanded(name: str) -> Path:
+    """Return a path with `~` replaced by the home folder it means."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{name}: there is no such user; expected a path") from error
+
+
+def gguf_file(model_name: str, checkpoint: str) -> Path:
+    """Return the GGUF file of this name.
+
+    Raises
+    ------
+    InputError
+        There is none, or the checkpoint is not `main`.
+    """
+    path = expanded(model_name)
+    if not path.is_file():
+        raise InputError(f"model_name: {path} is not a file; download it, or name the model that it was made from")
+    if checkpoint != "main":
+        raise InputError(f"model_checkpoint: {path} is one model, its checkpoint is 'main', found {checkpoint!r}")
+    return path
+
+
+def model_folder(model_name: str, checkpoint: str) -> Path | None:
+    """Return the folder of a local or embedded checkpoint, None for a GGUF file and for one of the hub.
+
+    Of untrained weights it is the folder whose architecture they are of: the model's own, or its first checkpoint's.
+
+    Raises
+    ------
+    InputError
+        The name is a path, and the model or the checkpoint is not there.
+    """
+    if is_gguf(model_name):
+        gguf_file(model_name, checkpoint)
+        return None
+    is_untrained = seed_of(checkpoint) is not None
+    if model_name in bundled.MODELS:
+        first = bundled.checkpoints_of(model_name)[0]
+        return _embedded_folder(model_name, first if is_untrained else checkpoint)
+    if model_name == bundled.TRAINED_TOKENIZER:
+        raise InputError(f"model_name: {model_name} is a tokenizer; its models are {', '.join(bundled.TRAINED)}")
+    if not looks_local(model_name):
+        return None
+    root = expanded(model_name)
+    if is_untrained:
+        checkpoint = _first_with_config(root)
+    folder = root if checkpoint == "main" else root / checkpoint
+    if not os.path.isfile(folder / "config.json"):  # False for a name too long to be one too
+        raise InputError(_missing_checkpoint(root, checkpoint))
+    return folder
+
+
+def _first_with_config(root: Path) -> str:
+    """Return `main` where a model's folder has a config, or else its first checkpoint that has."""
+    has_own = os.path.isfile(root / "config.json") or not os.path.isdir(root)
+    return "main" if has_own else next((path.parent.name for path in sorted(root.glob("*/config.json"))), "main")
+
+
+def _embedded_folder(model_name: str, checkpoint: str) -> Path:
+    """Return the folder of a checkpoint of an embedded model, whether or not it is made yet."""
+    checkpoints = bundled.checkpoints_of(model_name)
+    if checkpoint not in checkpoints:
+        listed = ", ".join(map(repr, checkpoints))
+        raise InputError(
+            f"model_checkpoint: {model_name} has {listed} alone, found {checkpoint!r}; name one it has, or random-init"
+        )
+    return RESOURCES / model_name if checkpoint == "main" else RESOURCES / model_name / checkpoint
+
+
+def _missing_checkpoint(root: Path, checkpoint: str) -> str:
+    """Return what to say of a local model or checkpoint that is not there."""
+    if not os.path.isdir(root):
+        return f"model_name: {root} is not a folder; expected a model folder or a hub name like 'owner/model'"
+    found = sorted(path.parent.name for path in root.glob("*/config.json"))
+    if checkpoint == "main" and found:
+        return f"model_checkpoint: {root} holds checkpoints, not a model: name some of {', '.join(found[:20])}"
+    hint = nearest(checkpoint, found) if found else "it has no checkpoint folders"
+    where = root if checkpoint == "main" else root / checkpoint
+    return f"model_checkpoint: found no config.json in {where}, expected a checkpoint folder; {hint}"
+
+
+# ---- what a folder holds --------------------------------------------------------------------------------------
+
+
+def tokenizer_digest(folder: Path) -> str:
+    """Return the content hash of the tokenizer in a folder: its files, and what its config says of tokens."""
+    hashes: dict[str, Any] = {name: sha256(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()}
+    config = folder / TOKENIZER_CONFIG
+    if config.is_file():
+        said = read_json(config)
+        hashes["config"] = {key: said[key] for key in TOKENIZER_KEYS if key in said}
+    return digest(hashes)
+
+
+def check_model(
+    folder: Path, request: SiteRequest, ctx_len: int, allow_pickle: bool = False, has_weights: bool = True
+) -> None:
+    """Raise a ConfigError when a model lacks a layer, a module or the positions that are asked for.
+
+    Paths of a preset are known to fit. Of given ones, modules that hold tensors are known from the files' headers;
+    only for others, and for models that may need code of their own, is the model built.
+    """
+    if has_weights:
+        weight_files(folder, allow_pickle)
+    config = read_config(folder)
+    check_settings(folder, config)
+    sites = check_request(request, ctx_len, read_architecture(folder))
+    if request.mapping is None:
+        return
+    is_known = (
+        has_weights and "auto_map" not in config and {site.path for site in sites} <= modules_with_tensors(folder)
+    )
+    if not is_known:
+        check_paths(sites, {name for name, _ in built(folder, "meta").named_modules()})
+
+
+def _with_tokenizer(folder: Path, model_name: str) -> Path:
+    """Return a checkpoint's folder, or that of its model's tokenizer when it has none of its own."""
+    if any((folder / name).is_file() for name in TOKENIZER_FILES):
+        return folder
+    try:
+        own = local_tokenizer_folder(model_name)
+    except InputError:
+        return folder  # a model without a tokenizer runs with the one that `tokenizer` names
+    return own or hub.download_settings(model_name, "main")
+
+
+def _tokenizer_folder(model_name: str, aside: Path) -> Path:
+    """Return a folder that holds a model's tokenizer, downloaded when it is on the hub, `aside` for a GGUF file's."""
+    if is_gguf(model_name):
+        with writing_folder(aside) as whole:
+            gguf_tokenizer(gguf_file(model_name, "main")).save_pretrained(whole)
+        return aside
+    return local_tokenizer_folder(model_name) or hub.download_settings(model_name, "main")
+
+
+def local_tokenizer_folder(model_name: str) -> Path | None:
+    """Return a local or embedded model's folder that holds its tokenizer; None for a GGUF file and one of the hub.
+
+    It is the model's own, or else that of its first checkpoint.
+
+    Raises
+    ------
+    InputError
+        The name is a path, and there is no tokenizer.
+    """
+    if is_gguf(model_name):
+        gguf_file(model_name, "main")
+        return None
+    if (name := bundled.tokenizer_of(model_name)) in bundled.TOKENIZERS:
+        return RESOURCES / name
+    if not looks_local(model_name):
+        return None
+    root = expanded(model_name)
+    checkpoints = sorted(path.parent for path in root.glob("*/config.json")) if os.path.isdir(root) else []
+    for folder in (root, *checkpoints):
+        if any(os.path.isfile(folder / name) for name in TOKENIZER_FILES):
+            return folder
+    raise InputError(
+        f"{root}: found no tokenizer, expected one of {', '.join(TOKENIZER_FILES)} in it or in a checkpoint; or name a "
+        "model that has one in model_config.tokenizer"
+    )
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """Return the files that make the tokenizer in a folder."""
+    return [folder / name for name in (*TOKENIZER_FILES, TOKENIZER_CONFIG) if (folder / name).is_file()]
+
+
+def _commit(folder: Path) -> str | None:
+    """Return the commit of a folder in the hub's cache, which is named by it."""
+    return folder.name if re.fullmatch(r"[0-9a-f]{40}", folder.name) else None

@@ -1,0 +1,117 @@
+"""Records and tables that tell whether they are, to the last bit, as they were written.
+
+A record is a JSON object, a table a parquet file with facts beside its columns. Each holds a seal: the SHA-256 of its
+own bytes, taken with the seal's digits as zeros. Nothing is decoded before it is known to be whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from id_scaling.errors import StoreError, UnsealedError, made_anew
+from id_scaling.runtime.atomic_files import canonical_json, writing
+
+if TYPE_CHECKING:
+    import polars as pl
+
+# The key of the seal in a record and in the metadata of a table, and that of a table's facts.
+SEAL, FACTS = "seal", "id_scaling"
+MARK, N_DIGITS = b"sealed by id_scaling, sha256:", 64
+BLANK = MARK.decode() + "0" * N_DIGITS
+PART = 2**20
+
+
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a record, whole or not at all."""
+    with writing(path) as aside:
+        aside.write_text(json.dumps({**record, SEAL: BLANK}, indent=1, sort_keys=True) + "\n")
+        seal(aside)
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Return a record; raises a StoreError where it is not as it was written."""
+    check_seal(path)
+    record = json.loads(Path(path).read_text())
+    del record[SEAL]
+    return record
+
+
+def write_table(path: Path, table: pl.DataFrame, facts: Any, **notes: Any) -> None:
+    """Write a table, its facts, and notes by their names in its metadata as JSON, whole or not at all."""
+    with writing(path) as aside:
+        said = {name: json.dumps(note, ensure_ascii=False) for name, note in notes.items()}
+        table.write_parquet(aside, metadata={**said, **table_metadata(facts)})
+        seal(aside)
+
+
+def read_table(path: Path, columns: list[str] | None = None) -> tuple[pl.DataFrame, Any]:
+    """Return a table, or some columns of it, and its facts; raises a StoreError where it is not as it was written."""
+    import polars as pl
+
+    check_seal(path)
+    return pl.read_parquet(path, columns=columns, glob=False), json.loads(pl.read_parquet_metadata(path)[FACTS])
+
+
+def table_metadata(facts: Any) -> dict[str, str]:
+    """Return the metadata of a table that is yet to be sealed."""
+    return {FACTS: canonical_json(facts), SEAL: BLANK}
+
+
+def seal(path: Path) -> None:
+    """Put the digits of its seal into a finished file."""
+    with _content(path) as content:
+        start = content.rfind(BLANK.encode()) + len(MARK)
+    assert start >= len(MARK), f"{path} holds no blank seal"
+    digits = _digits(path, start)
+    with open(path, "r+b") as file:
+        file.seek(start)
+        file.write(digits)
+
+
+def check_seal(path: Path) -> None:
+    """Raise a StoreError, which says what to do, where a file is not there or not as it was written."""
+    if not Path(path).is_file():
+        raise StoreError(f"{path}: not there; {made_anew(path)}")
+    with _content(path) as content:
+        start = content.rfind(MARK) + len(MARK)
+        if start < len(MARK):
+            raise UnsealedError(
+                f"{path}: holds no checksum: cut short, or written by an older version, or not by this program; "
+                f"{made_anew(path)}"
+            )
+        found = content[start : start + N_DIGITS]
+    if found != _digits(path, start):
+        raise StoreError(
+            f"{path}: damaged, or changed since it was written: its checksum is of other content; {made_anew(path)}"
+        )
+
+
+@contextmanager
+def _content(path: Path) -> Iterator[bytes | mmap.mmap]:
+    """Yield the bytes of a file, of which no more is in memory than is looked at."""
+    with open(path, "rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            yield b""  # nothing can be mapped of an empty file
+            return
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            yield content
+
+
+def _digits(path: Path, start: int) -> bytes:
+    """Return the digits of the seal of a file that has, or will have, them at `start`."""
+    taken = hashlib.sha256()
+    with open(path, "rb") as file:
+        for part in iter(lambda: file.read(min(PART, start - file.tell())), b""):
+            taken.update(part)
+        taken.update(b"0" * N_DIGITS)
+        file.seek(start + N_DIGITS)
+        for part in iter(lambda: file.read(PART), b""):
+            taken.update(part)
+    return taken.hexdigest().encode()

@@ -1,0 +1,507 @@
+"""A study as the workflow sees it: which jobs there are, and exactly what each of them reads.
+
+`settings` of a job is one canonical JSON text: just the options that can change its output, and `code`, the
+fingerprint of the modules that do the work. Snakemake records that text alone, so a job is made again when,
+and only when, it changes. How a job runs (batch size, threads, verbosity, devices) is its `execution`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+from id_scaling.errors import ConfigError, IdScalingError, InputError
+from id_scaling.estimators.registry import definition_of, get_estimator
+from id_scaling.models.modules import request_of
+from id_scaling.neighbors.cloud_kinds import CLOUDS
+from id_scaling.neighbors.statistics import GROUPS
+from id_scaling.plots.catalog import figures_of, n_sizes
+from id_scaling.runtime.atomic_files import canonical_json
+from id_scaling.sources import bundled
+from id_scaling.sources.datasets import dataset_files, shard_files
+from id_scaling.sources.derived import is_derived, is_gguf
+from id_scaling.sources.model_config import Architecture, architecture_of, check_request, config_digest
+from id_scaling.sources.models import (
+    check_model,
+    check_unlike,
+    expanded,
+    known_identity,
+    local_tokenizer_folder,
+    looks_local,
+    model_folder,
+    tokenizer_digest,
+    tokenizer_files,
+)
+from id_scaling.sources.safe_files import weight_files
+from id_scaling.sources.training_steps import training_step
+from id_scaling.sources.untrained import seed_of
+from id_scaling.storage.layout import Run, extraction_digest, identity_path, ids_path, run_folder, slug
+from id_scaling.storage.records import read_record
+from id_scaling.study.config import Config, ModelConfig, parse
+from id_scaling.study.fingerprint import fingerprint
+from id_scaling.text.shuffling import NONE
+
+# Of settings: Linux takes arguments of up to 131,072 bytes, and a rule's whole command is one.
+MOST_BYTES = 120_000
+# Minutes that a first attempt at an extraction asks for.
+EXTRACT_MINUTES = 720
+
+
+class Study:
+    """A validated configuration and the jobs it asks for.
+
+    Parameters
+    ----------
+    config : mapping
+        The configuration as read from YAML.
+
+    Raises
+    ------
+    ConfigError
+        The configuration cannot be used.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.config: Config = parse(dict(config))
+        models, datasets = self.config.models, self.config.datasets
+        checkpoints = [name for model in models for name in model.model_checkpoint]
+        self.models = _by_slug("model_config.model_name", [model.model_name for model in models], models)
+        self.datasets = _by_slug("dataset_config.dataset_name", [data.dataset_name for data in datasets], datasets)
+        self.tokenizers = _by_slug("model_config.tokenizer", dict.fromkeys(map(_tokenizer, models)))
+        self.checkpoints = _by_slug("model_config.model_checkpoint", dict.fromkeys(checkpoints))
+        _check_apart("cacheing_config.module_inblock_keys and module_outblock_keys", self.modules, self.modules)
+
+    @cached_property
+    def session(self) -> str:
+        """The folder of the session."""
+        path = self.config.session_path or f"results/{self.config.session_name}"
+        return re.sub("^//+", "/", os.path.normpath(expanded(path)))
+
+    @cached_property
+    def runs(self) -> list[Run]:
+        """Every run of the study."""
+        return [
+            Run(model, slug(checkpoint), dataset, subset, ctx_len, control)
+            for model, of_model in self.models.items()
+            for checkpoint in of_model.model_checkpoint
+            for dataset, of_dataset in self.datasets.items()
+            for subset in of_dataset.dataset_subset
+            for ctx_len in self.config.ctx_len
+            for control in self.config.controls
+        ]
+
+    @property
+    def modules(self) -> list[str]:
+        """Every module key of the study."""
+        cacheing = self.config.cacheing_config
+        return [*cacheing.module_inblock_keys, *cacheing.module_outblock_keys]
+
+    @property
+    def estimators(self) -> list[str]:
+        """Every estimator of the study; none when IDs are not saved."""
+        return self.config.cacheing_config.save_IDs_list if self.config.cacheing_config.save_IDs else []
+
+    def tokenizer_of(self, model: str) -> str:
+        """Return the tokenizer's name in paths for a model's."""
+        return slug(_tokenizer(self.models[model]))
+
+    def sites(self, model: str) -> dict[str, Any]:
+        """Return the sites asked of a model, as JSON."""
+        cacheing, mapping = self.config.cacheing_config, self.models[model].module_name_mapping
+        of_views = {"views": cacheing.view_layers} if cacheing.view_layers else {}
+        return {
+            "layers": None if cacheing.layer_idx_list == "all" else sorted(cacheing.layer_idx_list),
+            "inblock": cacheing.module_inblock_keys,
+            "outblock": cacheing.module_outblock_keys,
+            "mapping": None if mapping == "auto" else mapping,
+            **of_views,
+        }
+
+    # ---- what jobs make ---------------------------------------------------------------------------------------
+
+    def targets(self) -> list[str]:
+        """Return the files that the whole study ends in."""
+        if not self.estimators:
+            return self.manifests()
+        return [*self.summaries(), *self.figures(), self.report()]
+
+    def summaries(self) -> list[str]:
+        """Return the summary in each format."""
+        return [f"{self.session}/summary.{kind}" for kind in ("parquet", "csv", "txt")]
+
+    def figures(self, *kinds: str) -> list[str]:
+        """Return the figures that the study has, of some kinds of files or of all."""
+        steps = (set(map(training_step, of_model.model_checkpoint)) - {None} for of_model in self.models.values())
+        n_values = {
+            "estimators": len(self.estimators),
+            "views": len(self.config.cacheing_config.drawn_views),
+            "sizes": n_sizes(self.config.cacheing_config.drawn_views),
+            "lengths": len(self.config.ctx_len),
+            "controls": len(self.config.controls),
+            "models": len(self.models),
+            "steps": max(map(len, steps)),
+        }
+        return [
+            f"{self.session}/figures/{figure.name}.{kind}"
+            for figure in figures_of(n_values)
+            for kind in kinds or ("html", "svg", "png")
+        ]
+
+    def report(self) -> str:
+        """Return the page of all figures."""
+        return f"{self.session}/report.html"
+
+    def identity_path(self, model: str, checkpoint: str) -> Path:
+        """Return where a fetched checkpoint is described."""
+        return identity_path(Path(self.session), "models", model, slug(checkpoint))
+
+    def manifests(self) -> list[str]:
+        """Return the manifests of all runs."""
+        return [str(run_folder(Path(self.session), run) / "manifest.json") for run in self.runs]
+
+    def tables(self) -> list[str]:
+        """Return the ids tables of all runs."""
+        return [
+            str(ids_path(Path(self.session), run, module, estimator))
+            for run in self.runs
+            for module in self.modules
+            for estimator in self.estimators
+        ]
+
+    # ---- what local jobs read ---------------------------------------------------------------------------------
+
+    def model_files(self, model: str, checkpoint: str) -> list[str]:
+        """Return the files that a local or embedded checkpoint is made of; none for the hub's."""
+        name = self.models[model].model_name
+        folder = model_folder(name, self.checkpoints[checkpoint])
+        if folder is None:
+            return [_literal(expanded(name))] if is_gguf(name) else []
+        if name in bundled.MODELS:
+            return [str(folder / "model.safetensors")]
+        if seed_of(self.checkpoints[checkpoint]) is not None:
+            return []  # known by its config, see the settings: another checkpoint may become the first that has one
+        weights = weight_files(folder, self.models[model].allow_pickle)
+        return [_literal(path) for path in (folder / "config.json", *weights, *tokenizer_files(folder))]
+
+    def is_on_hub(self, model: str, checkpoint: str) -> bool:
+        """Return whether the weights of a checkpoint come from the hub."""
+        return checkpoint in self._on_hub(model)
+
+    @cache  # noqa: B019  a study lives as long as its process; asked for once a job, of which there are thousands
+    def _on_hub(self, model: str) -> set[str]:
+        """Return which checkpoints of a model, as they stand in paths, are of the hub."""
+        name = self.models[model].model_name
+        if name in bundled.MODELS or looks_local(name):
+            return set()
+        return {slug(one) for one in self.models[model].model_checkpoint if not is_derived(name, one)}
+
+    def tokenizer_files(self, tokenizer: str) -> list[str]:
+        """Return the file of an embedded or a GGUF tokenizer; others are known by their content, see the settings."""
+        name = self.tokenizers[tokenizer]
+        if is_gguf(name):
+            return [_literal(expanded(name))]
+        return [str(local_tokenizer_folder(name) / "tokenizer.json")] if name in bundled.TOKENIZERS else []
+
+    def shard_files(self, dataset: str, subset: str | int) -> list[str]:
+        """Return the files of a local or embedded shard; none for the hub's."""
+        files = self._dataset_files(dataset)
+        shard = shard_files(self.datasets[dataset].dataset_name, files, int(subset)) if files else []
+        return [_literal(path) for path in shard]
+
+    @cache  # noqa: B019  as below; a glob may be over many folders
+    def _dataset_files(self, dataset: str) -> list[Path]:
+        """Return the files of all shards of a local or embedded dataset; none for the hub's."""
+        return dataset_files(self.datasets[dataset].dataset_name) or []
+
+    # ---- settings: what can change an output ------------------------------------------------------------------
+
+    def train_tokenizer_settings(self) -> str:
+        """Return the settings of `train_tokenizer`."""
+        return _settings(["id_scaling.sources.bundled_training"], vocab_size=bundled.TRAINED_VOCABULARY)
+
+    def train_model_settings(self, model_name: str) -> str:
+        """Return the settings of `train_model`."""
+        config, steps = bundled.config_of(model_name), bundled.TRAINED_STEPS
+        return _settings(["id_scaling.sources.bundled_training"], config=config, steps=steps)
+
+    def fetch_model_settings(self, model: str, checkpoint: str) -> str:
+        """Return the settings of `fetch_model`."""
+        name, called = self.models[model].model_name, self.checkpoints[checkpoint]
+        folder = model_folder(name, called) if seed_of(called) is not None else None
+        is_known = folder is not None and name not in bundled.MODELS
+        return _settings(
+            ["id_scaling.sources.models"],
+            model_name=name,
+            checkpoint=called,
+            sites=self.sites(model),
+            allow_pickle=self.models[model].allow_pickle,
+            config=config_digest(folder) if is_known else None,
+        )
+
+    def fetch_tokenizer_settings(self, tokenizer: str) -> str:
+        """Return the settings of `fetch_tokenizer`."""
+        name = self.tokenizers[tokenizer]
+        folder = None if name in bundled.TOKENIZERS else local_tokenizer_folder(name)
+        # Its content and not its path: one more checkpoint folder may become the first that has it.
+        content = None if folder is None else tokenizer_digest(folder)
+        return _settings(["id_scaling.sources.models"], model_name=name, sha256=content)
+
+    def fetch_dataset_settings(self, dataset: str, subset: str) -> str:
+        """Return the settings of `fetch_dataset`."""
+        name = self.datasets[dataset].dataset_name
+        return _settings(["id_scaling.sources.datasets"], dataset_name=name, subset=int(subset))
+
+    def chunk_settings(self, dataset: str, subset: str, tokenizer: str, ctx_len: str, control: str) -> str:
+        """Return the settings of `chunk_dataset`."""
+        of_dataset = self.datasets[dataset]
+        filtering = of_dataset.filter_and_chunk_config
+        return _settings(
+            ["id_scaling.text.chunking"],
+            dataset=dataset,
+            subset=int(subset),
+            tokenizer=tokenizer,
+            control=control,
+            chunking={
+                "ctx_len": int(ctx_len),
+                "min_chunks": filtering.min_chunks_from_a_document,
+                "max_chunks": filtering.max_chunks_from_a_document,
+                "max_documents": of_dataset.max_dataset_size,
+                "max_contexts": of_dataset.max_contexts,
+                "text_column": of_dataset.text_column,
+                "id_column": of_dataset.id_column,
+                "max_broken_share": of_dataset.max_broken_share,
+                "add_bos": self.config.add_bos,
+            },
+        )
+
+    def shuffle_settings(self, dataset: str, subset: str, tokenizer: str, ctx_len: str, control: str) -> str:
+        """Return the settings of `shuffle_contexts`."""
+        names = {"dataset": dataset, "subset": int(subset), "tokenizer": tokenizer, "ctx_len": int(ctx_len)}
+        return _settings(["id_scaling.text.shuffling"], **names, control=control)
+
+    def contexts_settings(self, run: Run) -> str:
+        """Return the settings of the job that makes the contexts of a run."""
+        of_control = self.chunk_settings if run.control == NONE else self.shuffle_settings
+        return of_control(run.dataset, str(run.subset), self.tokenizer_of(run.model), str(run.ctx_len), run.control)
+
+    def extract_settings(self, run: Run) -> str:
+        """Return the settings of `extract_activations`."""
+        cacheing = self.config.cacheing_config
+        return _settings(
+            ["id_scaling.extraction.run"],
+            **self._names(run),
+            sites=self.sites(run.model),
+            dtype=self.models[run.model].dtype,
+            is_own_tokenizer=self.models[run.model].tokenizer is None,
+            views={name: vars(view) for name, view in cacheing.drawn_views.items()},
+            ranks=None if cacheing.neighbor_ranks == "default" else sorted(cacheing.neighbor_ranks),
+            groups=[group for group in GROUPS if group in cacheing.cloud_statistics],
+            save_clouds=cacheing.save_cache_tensors,
+            save_means=cacheing.save_mean_tensors,
+            positions=cacheing.positions_in(run.ctx_len),
+            save_fp=cacheing.save_fp if cacheing.save_cache_tensors else None,
+        )
+
+    def estimate_settings(self, run: Run, module: str, estimator: str) -> str:
+        """Return the settings of `estimate_dimension`."""
+        return canonical_json({**self._names(run), "module": module, **self._estimate_options(estimator)})
+
+    @cache  # noqa: B019  as above
+    def _estimate_options(self, estimator: str) -> dict[str, Any]:
+        """Return the part of the settings of `estimate_dimension` that an estimator's jobs have in common."""
+        made, cacheing = get_estimator(estimator), self.config.cacheing_config
+        return {
+            "estimator": estimator,
+            "parameters": definition_of(estimator).parameters,
+            "views": sorted(cacheing.drawn_views),
+            "clouds": self._clouds,
+            "has_local": cacheing.save_local_IDs and made.local is not None,
+            "max_seconds": self.config.max_seconds_per_cloud if made.needs == "points" else None,
+            "code": fingerprint(*_estimate_roots(estimator)),
+        }
+
+    def summarize_settings(self) -> str:
+        """Return the settings of `summarize`: the axes of the study, and the code each estimate must have."""
+        settings = _settings(
+            ["id_scaling.results.summary"],
+            models=[
+                {"name": model, "checkpoints": [slug(name) for name in of_model.model_checkpoint]}
+                for model, of_model in self.models.items()
+            ],
+            datasets=[
+                {"name": dataset, "subsets": of_dataset.dataset_subset} for dataset, of_dataset in self.datasets.items()
+            ],
+            lengths=self.config.ctx_len,
+            clouds=self._clouds,
+            positions={str(n): self.config.cacheing_config.positions_in(n) for n in self.config.ctx_len},
+            controls=self.config.controls,
+            group_by={dataset: one.group_by for dataset, one in self.datasets.items() if one.group_by},
+            tokenizers={model: self.tokenizer_of(model) for model in self.models},
+            extractions={
+                model: extraction_digest(json.loads(self.extract_settings(run)))
+                for model, run in {run.model: run for run in self.runs}.items()
+            },
+            modules=self.modules,
+            estimators=[[name, fingerprint(*_estimate_roots(name))] for name in self.estimators],
+            names={
+                "model": _renamed({name: model.model_name for name, model in self.models.items()}),
+                "checkpoint": _renamed(self.checkpoints),
+                "dataset": _renamed({name: dataset.dataset_name for name, dataset in self.datasets.items()}),
+            },
+        )
+        if len(settings.encode()) > MOST_BYTES:
+            raise ConfigError(
+                f"model_config: the summary of {len(self.runs)} runs cannot be told what they are in one command "
+                f"({len(settings.encode())} bytes, possible are {MOST_BYTES}); split the study into sessions"
+            )
+        return settings
+
+    def plot_settings(self) -> str:
+        """Return the settings of `plot`."""
+        return _settings(["id_scaling.plots.render"])
+
+    # ---- execution: how a job runs ----------------------------------------------------------------------------
+
+    @cache  # noqa: B019  as above
+    def fetch_model_execution(self, model: str) -> str:
+        """Return what a checkpoint of a model is held against: others, as they stand in paths, and the longest context.
+
+        One more of either makes no checkpoint stale: those that are fetched are held against it before any job.
+        """
+        is_free = self.config.allow_identical_checkpoints
+        unlike = [] if is_free else list(map(slug, self.models[model].model_checkpoint))
+        return canonical_json({"unlike": unlike, "ctx_len": max(self.config.ctx_len)})
+
+    def fetch_weights_execution(self) -> str:
+        """Return how weights are brought."""
+        return canonical_json({"keep": self.config.keep_weights})
+
+    def extract_execution(self, model: str) -> str:
+        """Return how an extraction runs."""
+        accelerator = self.models[model].use_accelerator
+        return canonical_json({"batch_size": self.config.batch_size, "use_accelerator": accelerator})
+
+    def estimate_threads(self) -> int:
+        """Return on how many cores an estimate runs."""
+        return self.config.multiprocessing_num_cpus if self.config.multiprocessing else 1
+
+    # ---- checks before any job --------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Check models and shards against what is on disk, before any job.
+
+        Raises
+        ------
+        IdScalingError
+            A local model, checkpoint or shard is missing; a model whose config is on disk lacks a layer, a module
+            or the positions asked for.
+        """
+        for name, dataset in self.datasets.items():
+            for subset in dataset.dataset_subset:
+                self.shard_files(name, subset)
+        for name, model in self.models.items():
+            for checkpoint in model.model_checkpoint:
+                self._check_model(name, model, checkpoint)
+        for tokenizer in self.tokenizers.values():
+            local_tokenizer_folder(tokenizer)
+        self.summarize_settings()
+        if not self.config.allow_identical_checkpoints:
+            self._check_unlike()
+
+    def _check_model(self, name: str, model: ModelConfig, checkpoint: str) -> None:
+        """Check one checkpoint by its folder, or by what was found when it was fetched from the hub."""
+        folder, request = model_folder(model.model_name, checkpoint), request_of(self.sites(name))
+        ctx_len = max(self.config.ctx_len)
+        identity = self.identity_path(name, checkpoint)
+        try:
+            if folder is not None and (folder / "config.json").is_file():
+                has_weights = seed_of(checkpoint) is None
+                check_model(folder, request, ctx_len, model.allow_pickle, has_weights)
+                self.model_files(name, slug(checkpoint))
+            elif folder is not None:  # an embedded one that is yet to be made
+                config = bundled.config_of(model.model_name)
+                check_request(request, ctx_len, architecture_of(config, folder / "config.json"))
+            elif fetched := known_identity(identity):
+                check_request(request, ctx_len, Architecture(**fetched["architecture"]))
+        except IdScalingError as error:
+            raise type(error)(f"{model.model_name} at {checkpoint}: {error}") from None
+
+    def _check_unlike(self) -> None:
+        """Check that those checkpoints that were fetched have weights of their own."""
+        alike: dict[str, list[Path]] = defaultdict(list)
+        for name, model in self.models.items():
+            for checkpoint in model.model_checkpoint:
+                path = self.identity_path(name, checkpoint)
+                if identity := known_identity(path):
+                    alike[identity["weights_sha256"]].append(path)
+        for first, *others in alike.values():
+            check_unlike(read_record(first), others)
+
+    @property
+    def _clouds(self) -> list[str]:
+        """Which clouds have an ID."""
+        return [cloud for cloud in CLOUDS if cloud in self.config.cacheing_config.clouds]
+
+    def _names(self, run: Run) -> dict[str, Any]:
+        """Return the names that say which run a setting is of."""
+        return {
+            "model": run.model,
+            "checkpoint": self.checkpoints[run.checkpoint],
+            "dataset": run.dataset,
+            "subset": int(run.subset),
+            "ctx_len": run.ctx_len,
+            "control": run.control,
+        }
+
+
+def _tokenizer(model: ModelConfig) -> str:
+    """Return the model whose tokenizer cuts the text for a model."""
+    return bundled.tokenizer_of(model.tokenizer or model.model_name)
+
+
+def _estimate_roots(estimator: str) -> list[str]:
+    """Return the modules that make an estimate: the job, and the estimator that it loads by name."""
+    return ["id_scaling.results.estimates", definition_of(estimator).module]
+
+
+def _settings(roots: Iterable[str], **options: Any) -> str:
+    """Return a job's settings as canonical JSON."""
+    return canonical_json({**options, "code": fingerprint(*roots)})
+
+
+def _renamed(names: Mapping[str, str]) -> dict[str, str]:
+    """Return the names that are others in paths than in the configuration, by how they stand in paths."""
+    return {in_paths: name for in_paths, name in names.items() if in_paths != name}
+
+
+def _literal(path: Path) -> str:
+    """Return a path as an input of a rule, in which Snakemake reads braces and angle brackets as something else."""
+    if re.search("[{}<>]", str(path)):
+        raise InputError(f"{path}: found braces or angle brackets in a file's name; rename it")
+    return str(path)
+
+
+def _by_slug(key: str, names: Iterable[str], values: Iterable[Any] | None = None) -> dict[str, Any]:
+    """Return values, or else the names themselves, by the folder of each name."""
+    names = list(names)
+    folders = [slug(name) for name in names]
+    _check_apart(key, names, folders)
+    return dict(zip(folders, names if values is None else values, strict=True))
+
+
+def _check_apart(key: str, names: Iterable[str], folders: Iterable[str]) -> None:
+    """Raise a ConfigError when two names have one folder, or would have where a file system knows no case."""
+    taken: dict[str, str] = {}
+    for name, folder in zip(names, folders, strict=True):
+        other = taken.get(folder.lower())
+        if other == name:
+            raise ConfigError(f"{key}: {name!r} stands there twice; merge the two into one entry with a list")
+        if other is not None:
+            raise ConfigError(f"{key}: {other!r} and {name!r} have one folder where case does not count; rename one")
+        taken[folder.lower()] = name

@@ -1,0 +1,1 @@
+"""Documents to contexts; imports no model, no neighbor search and no estimator."""

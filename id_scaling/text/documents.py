@@ -1,0 +1,138 @@
+"""The documents of contexts, and their groups: those whose records have one value in a field that `group_by` names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from id_scaling.errors import ConfigError, StoreError, made_anew
+from id_scaling.runtime.atomic_files import canonical_json, sha256
+from id_scaling.runtime.logging import LOG
+from id_scaling.storage.records import check_seal, read_table
+
+MOST_VALUES, MOST_SHOWN = 1000, 50
+ABSENT = object()
+
+
+@cache
+def groups_of(path: Path, expected: str, keys: tuple[str, ...]) -> list[pl.DataFrame]:
+    """Return for each key of `group_by` which context is in the group of which value.
+
+    Parameters
+    ----------
+    path : Path
+        The contexts.
+    expected : str
+        The SHA-256 that their file has to have.
+    keys : tuple of str
+        Fields of the documents' records, dotted inside others.
+
+    Returns
+    -------
+    list of polars.DataFrame
+        `context`, `group` (the key) and `group_value`, which is null where a record lacks the field.
+
+    Raises
+    ------
+    ConfigError
+        No record has a field, or it has more than `MOST_VALUES` values.
+    StoreError
+        The contexts are others than those that are expected.
+    """
+    if not keys:
+        return []
+    contexts = _columns(path, expected, ["context", "metadata"])
+    records = [json.loads(text or "{}") for text in contexts["metadata"]]
+    return [_group(contexts["context"], records, key, path) for key in keys]
+
+
+@cache
+def documents_of(path: Path, expected: str) -> pl.DataFrame:
+    """Return the `document` of each `context`, and the `token_start` of it there, sorted by both.
+
+    Parameters
+    ----------
+    path : Path
+        The contexts.
+    expected : str
+        The SHA-256 that their file has to have.
+
+    Raises
+    ------
+    StoreError
+        The contexts are others than those that are expected.
+    """
+    return _columns(path, expected, ["context", "document", "token_start"]).sort("document", "context")
+
+
+def _columns(path: Path, expected: str, names: list[str]) -> pl.DataFrame:
+    """Return columns of the contexts that are expected."""
+    _check_once(path, expected)
+    return read_table(path, names)[0]
+
+
+def check_contexts(path: Path, expected: str) -> None:
+    """Raise a StoreError where contexts are others than those that are expected."""
+    check_seal(path)
+    if sha256(path) != expected:
+        raise StoreError(f"{path}: not the contexts that were extracted; {made_anew(path)}")
+
+
+# Many runs share their contexts.
+_check_once = cache(check_contexts)
+
+
+def _group(contexts: pl.Series, records: list[dict[str, Any]], key: str, path: Path) -> pl.DataFrame:
+    """Return which context is in the group of which value of one key."""
+    found = [value_at(record, key) for record in records]
+    if all(value is ABSENT for value in found):
+        there = sorted({name for record in records for name in _names(record)})
+        shown = ", ".join(there[:MOST_SHOWN]) + (", …" if len(there) > MOST_SHOWN else "")
+        raise ConfigError(
+            f"dataset_config.group_by: no document of {path} has {key!r}; beside text and id they have "
+            f"{shown or 'nothing'}"
+        )
+    values = pl.Series("group_value", list(map(_text, found)), pl.String)
+    if values.n_unique() > MOST_VALUES:
+        raise ConfigError(
+            f"dataset_config.group_by: {key!r} has {values.n_unique()} values in {path}, at most {MOST_VALUES} can be "
+            "summarized; group by another field"
+        )
+    typed = {(type(value), text) for value, text in zip(found, values, strict=True) if text is not None}
+    if len(typed) > values.drop_nulls().n_unique():
+        LOG.warning("%s: values of %r that are equal as text are of several types, and one group here", path, key)
+    return pl.DataFrame([contexts]).with_columns(pl.lit(key).alias("group"), values)
+
+
+def value_at(record: dict[str, Any], key: str) -> Any:
+    """Return the value of a record at a key that may be dotted, ABSENT where there is none.
+
+    A field whose own name has a dot in it comes before one inside another.
+    """
+    if key in record:
+        return record[key]
+    heads = (key[:place] for place, letter in enumerate(key) if letter == ".")
+    inner = ((record.get(head), key[len(head) + 1 :]) for head in heads)
+    found = (value_at(section, rest) for section, rest in inner if isinstance(section, dict))
+    return next((value for value in found if value is not ABSENT), ABSENT)
+
+
+def _names(record: dict[str, Any]) -> Iterator[str]:
+    """Yield the dotted keys of a record's fields."""
+    for name, value in record.items():
+        if isinstance(value, dict):
+            yield from (f"{name}.{inner}" for inner in _names(value))
+        else:
+            yield name
+
+
+def _text(value: Any) -> str | None:
+    """Return a value as text: what is not text as JSON; null, or none, is null."""
+    if value is None or value is ABSENT:
+        return None
+    return value if isinstance(value, str) else canonical_json(value)

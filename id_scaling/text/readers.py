@@ -1,0 +1,250 @@
+"""Records of a shard: its documents, and what is wrong with those that cannot be read, as a stream.
+
+A record has a text, an identifier and other fields, its metadata. What is in memory at a time does not grow with the
+shard, nor with a row group of parquet; it grows with a record, of which none is longer than `MOST_BYTES`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import json
+import math
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from id_scaling.errors import InputError, nearest
+from id_scaling.runtime.atomic_files import canonical_json
+from id_scaling.runtime.logging import LOG
+
+# Of a line, a text file, a text; and of a field of metadata as JSON, in characters.
+MOST_BYTES, MOST_OF_A_FIELD = 2**28, 10_000
+BUFFER, MOST_ROWS = 2**20, 64
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text of a shard, where it stands, and the other fields of its record as canonical JSON."""
+
+    number: int
+    name: str
+    text: str
+    metadata: str | None
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A record that cannot be read: where it is, and what is wrong with it."""
+
+    where: str
+    what: str
+
+
+class Shard:
+    """The files of a shard.
+
+    Parameters
+    ----------
+    files : list of Path
+        Parquet, JSON lines, plain or compressed, and text files, each of these one document.
+    text_column, id_column : str
+        Fields of a record; a record without an id is known by its number in the shard.
+    """
+
+    def __init__(self, files: list[Path], text_column: str, id_column: str) -> None:
+        self.files, self.text_column, self.id_column = files, text_column, id_column
+        self.n_bytes = sum(path.stat().st_size for path in files)
+        self._n_bytes_before, self._n_bytes_of_file = 0, 0.0
+        self._left_out: set[str] = set()
+
+    @property
+    def share(self) -> float:
+        """The share of the shard's bytes that was read."""
+        return (self._n_bytes_before + self._n_bytes_of_file) / max(self.n_bytes, 1)
+
+    def records(self) -> Iterator[Document | Broken]:
+        """Yield the records in order.
+
+        Raises
+        ------
+        InputError
+            A file is damaged, or a parquet file lacks the column of texts.
+        """
+        number = 0
+        for path in self.files:
+            for where, record in self._reader(path)(path):
+                yield self._document(number, where, record)
+                number += 1
+            self._n_bytes_before, self._n_bytes_of_file = self._n_bytes_before + path.stat().st_size, 0.0
+
+    def _reader(self, path: Path) -> Callable[[Path], Iterator[tuple[str, dict[str, Any] | str]]]:
+        """Return what yields (where, record) for each record of a file; for a broken one, what is wrong with it."""
+        return {".parquet": self._of_parquet, ".txt": self._of_text}.get(path.suffix, self._of_lines)
+
+    def _of_parquet(self, path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
+        """Yield the rows of a parquet file."""
+        try:
+            # With a buffer, pages are read one after another; without, a column of a whole row group at once.
+            with pq.ParquetFile(path, buffer_size=BUFFER, pre_buffer=False) as file:
+                self._check_columns(path, file.schema_arrow.names)
+                rows = (
+                    batch.slice(row, 1) for batch in file.iter_batches(_rows_a_batch(file)) for row in range(len(batch))
+                )
+                bytes_a_row = path.stat().st_size / max(file.metadata.num_rows, 1)
+                for number, row in enumerate(rows):
+                    self._n_bytes_of_file = bytes_a_row * (number + 1)
+                    yield f"{path.name} row {number}", _row(row)
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{path}: not a readable parquet file ({error}); fetch or write it again") from error
+
+    def _check_columns(self, path: Path, columns: list[str]) -> None:
+        """Raise an InputError when a parquet file has no column of texts."""
+        if self.text_column not in columns:
+            raise InputError(
+                f"{path}: found columns {', '.join(columns)}, expected {self.text_column!r} "
+                f"(dataset_config.text_column); {nearest(self.text_column, columns)}"
+            )
+
+    def _of_lines(self, path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
+        """Yield the records of a JSON-lines file, plain or compressed."""
+        with _opened(path) as (file, decoded):
+            for number, line in enumerate(_lines(decoded), start=1):
+                self._n_bytes_of_file = file.tell()
+                if line is None or line.strip():
+                    yield f"{path.name} line {number}", _json_record(line)
+
+    def _of_text(self, path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
+        """Yield the one document of a text file."""
+        record: dict[str, Any] | str = f"longer than {MOST_BYTES} bytes"
+        if path.stat().st_size <= MOST_BYTES:
+            try:
+                record = {self.text_column: path.read_bytes().decode("utf-8"), self.id_column: path.stem}
+            except UnicodeDecodeError as error:
+                record = f"not UTF-8 at byte {error.start}"
+        yield path.name, record
+
+    def _document(self, number: int, where: str, record: dict[str, Any] | str) -> Document | Broken:
+        """Return the document of a record, or what is wrong with it."""
+        wrong = record if isinstance(record, str) else _wrong_with(record, self.text_column)
+        if wrong:
+            return Broken(where, wrong)
+        name, text = record.get(self.id_column), record[self.text_column]
+        name = str(number if name is None else name).encode("utf-8", "backslashreplace").decode()
+        others = {key: value for key, value in record.items() if key not in (self.text_column, self.id_column)}
+        try:
+            return Document(number, name, text, self._metadata(others))
+        except RecursionError:
+            return Broken(where, "fields inside each other too deep to be kept")
+
+    def _metadata(self, fields: dict[str, Any]) -> str | None:
+        """Return fields as canonical JSON without those that are too long; None when there are none."""
+        texts = {key: _json_of(value) for key, value in fields.items()}
+        too_long = {key for key, text in texts.items() if len(text) > MOST_OF_A_FIELD}
+        for key in sorted(too_long - self._left_out):
+            LOG.warning(
+                "field %r is left out of the metadata where it is longer than %d characters", key, MOST_OF_A_FIELD
+            )
+        self._left_out |= too_long
+        kept = (f"{canonical_json(key)}:{texts[key]}" for key in sorted(texts.keys() - too_long))
+        return "{" + ",".join(kept) + "}" if texts.keys() - too_long else None
+
+
+def _rows_a_batch(file: pq.ParquetFile) -> int:
+    """Return how many rows of a parquet file are read at a time: many short ones, or one that is long."""
+    groups = (file.metadata.row_group(number) for number in range(file.metadata.num_row_groups))
+    longest = max((group.total_byte_size / max(group.num_rows, 1) for group in groups), default=1)
+    return max(1, min(MOST_ROWS, int(BUFFER / max(longest, 1))))
+
+
+def _row(batch: pa.RecordBatch) -> dict[str, Any] | str:
+    """Return the record of a batch of one row, or what is wrong with it; dates and times are as arrow writes them."""
+    try:
+        columns = (one.cast(pa.string()) if pa.types.is_temporal(one.type) else one for one in batch.columns)
+        return {name: column.to_pylist()[0] for name, column in zip(batch.schema.names, columns, strict=True)}
+    except UnicodeDecodeError as error:
+        return f"not UTF-8 at byte {error.start}"
+    except (ValueError, OverflowError) as error:
+        return f"a value that cannot be read ({error})"
+
+
+def _lines(handle: IO[bytes]) -> Iterator[bytes | None]:
+    """Yield the lines of a file; None for one that is too long, of which no more is in memory than is allowed."""
+    while line := handle.readline(MOST_BYTES + 1):
+        is_too_long = len(line) > MOST_BYTES
+        while is_too_long and line and not line.endswith(b"\n"):
+            line = handle.readline(BUFFER)
+        yield None if is_too_long else line
+
+
+def _json_record(line: bytes | None) -> dict[str, Any] | str:
+    """Return the record of one line, or what is wrong with it."""
+    if line is None:
+        return f"longer than {MOST_BYTES} bytes"
+    try:
+        record = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return f"not UTF-8 at byte {error.start}"
+    except json.JSONDecodeError as error:
+        return f"not JSON ({error.msg} at column {error.colno})"
+    except (RecursionError, ValueError) as error:
+        return f"not JSON that can be read ({error})"
+    return record if isinstance(record, dict) else {}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
+    """Open a plain, gzip or zstandard file; yield it as it is, and as it is read by lines."""
+    try:
+        with path.open("rb") as file, _DECODERS.get(path.suffix, contextlib.nullcontext)(file) as decoded:
+            yield file, decoded
+    except (EOFError, zlib.error, OSError) as error:
+        raise InputError(f"{path}: damaged or cut short ({error}); fetch or write it again") from error
+
+
+def _zstandard(file: IO[bytes]) -> IO[bytes]:
+    return io.BufferedReader(pa.CompressedInputStream(file, "zstd"), BUFFER)
+
+
+_DECODERS = {".gz": gzip.open, ".zst": _zstandard}
+
+
+def _wrong_with(record: dict[str, Any], column: str) -> str | None:
+    """Return what is wrong with a record that has no usable text."""
+    if column not in record:
+        return f"no {column!r} (dataset_config.text_column); it has {', '.join(map(str, record)) or 'nothing'}"
+    text = record[column]
+    if not isinstance(text, str):
+        return f"{column!r} is {type(text).__name__}, expected text"
+    try:
+        n_bytes = len(text) if text.isascii() else len(text.encode())
+    except UnicodeEncodeError as error:
+        return f"{column!r} has half a character (a lone surrogate) at {error.start}"
+    return f"{column!r} is longer than {MOST_BYTES} bytes" if n_bytes > MOST_BYTES else None
+
+
+def _json_of(value: Any) -> str:
+    """Return a value as canonical JSON; what JSON has not is text, as bytes, dates and numbers that are not finite."""
+    try:
+        return canonical_json(value)
+    except (TypeError, ValueError):
+        return canonical_json(_plain(value))
+
+
+def _plain(value: Any) -> Any:
+    """Return a value of JSON for any value."""
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    is_plain = value is None or isinstance(value, (str, int)) or (isinstance(value, float) and math.isfinite(value))
+    return value if is_plain else str(value)

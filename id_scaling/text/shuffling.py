@@ -1,0 +1,116 @@
+"""Controls of the text: contexts with their structure broken, of which a model is asked the same as of the plain ones.
+
+`shuffle-S` is the ladder of Viswanathan et al. (2025), The geometry of tokens in internal representations of large
+language models: the tokens of a context are cut into min(4^S, n_tokens) blocks, and the order of the blocks is
+permuted. A token at a context's start that the document does not have, beginning-of-sequence, stays where it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from id_scaling.runtime.atomic_files import canonical_json, sha256, writing
+from id_scaling.runtime.logging import LOG
+from id_scaling.storage.records import FACTS, check_seal, seal, table_metadata
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+NONE, SHUFFLE = "none", "shuffle-"
+CONTROLS = (NONE, *(f"{SHUFFLE}{level}" for level in range(1, 6)))
+# Contexts that are in memory at a time.
+BATCH = 1024
+
+
+def shuffle_contexts(source: Path, settings: dict[str, Any], output: Path) -> None:
+    """Write the contexts of a control: those of `none` in their order, each with its own tokens shuffled.
+
+    Parameters
+    ----------
+    source : Path
+        `contexts.parquet` of `none`.
+    settings : dict
+        Of the job; `control` is `shuffle-S`.
+    output : Path
+        The table to write. Its facts are those of `source`, with the job's settings, the hash of `source` as
+        `contexts` and the rule of the shuffle as `rule`.
+
+    Raises
+    ------
+    StoreError
+        `source` is not as it was written.
+    """
+    import pyarrow.parquet as pq
+
+    check_seal(source)
+    level = int(settings["control"].removeprefix(SHUFFLE))
+    with pq.ParquetFile(source) as file, writing(output) as aside:
+        facts = json.loads(file.metadata.metadata[FACTS.encode()])
+        facts |= {"settings": settings, "contexts": sha256(source), "rule": _rule(level)}
+        schema = file.schema_arrow.with_metadata(table_metadata(facts))
+        with pq.ParquetWriter(aside, schema) as writer:
+            for batch in file.iter_batches(BATCH):
+                writer.write_batch(_shuffled_batch(batch, level, n_fixed=int(facts["bos"] is not None), schema=schema))
+        seal(aside)
+        LOG.info("%s of %d contexts", settings["control"], file.metadata.num_rows)
+
+
+def shuffled(tokens: np.ndarray, level: int, document_id: str, chunk: int) -> np.ndarray:
+    """Return tokens with their blocks in another order.
+
+    The n_blocks = min(4^level, n_tokens) blocks are contiguous, and their sizes differ by at most one: n_tokens mod
+    n_blocks of them, the first, are the larger ones. Each gets 64 bits of SHAKE-256 of [document_id, chunk, level,
+    draw], and they are ordered by these, so that a context has one order whatever stands beside it and whichever
+    model reads it. Where that is the order they had, `draw`, from 0 on, is raised by one; one block alone has no other.
+
+    Parameters
+    ----------
+    tokens : (n_tokens,) array
+        Without a token that stays.
+    level : int
+        S, at least 0.
+    document_id : str
+        The document that the context is of.
+    chunk : int
+        The context's number in its document.
+    """
+    n_blocks = min(4**level, len(tokens))
+    if n_blocks < 2:
+        return tokens
+    sizes = np.full(n_blocks, len(tokens) // n_blocks)
+    sizes[: len(tokens) % n_blocks] += 1
+    block = np.repeat(np.arange(n_blocks), sizes)
+    for draw in count():
+        identity = canonical_json([document_id, chunk, level, draw])
+        keys = np.frombuffer(hashlib.shake_256(identity.encode()).digest(8 * n_blocks), "<u8")
+        if (keys.argsort(kind="stable") != np.arange(n_blocks)).any():
+            return tokens[keys[block].argsort(kind="stable")]
+
+
+def _shuffled_batch(batch: pa.RecordBatch, level: int, n_fixed: int, schema: pa.Schema) -> pa.RecordBatch:
+    """Return contexts with all tokens but the first `n_fixed` of each shuffled."""
+    import pyarrow as pa
+
+    place = batch.schema.get_field_index("input_ids")
+    names = zip(batch["document_id"].to_pylist(), batch["chunk"].to_pylist(), strict=True)
+    rows = [
+        np.concatenate([tokens[:n_fixed], shuffled(tokens[n_fixed:], level, *name)])
+        for tokens, name in zip(batch[place].to_numpy(zero_copy_only=False), names, strict=True)
+    ]
+    columns = batch.columns
+    columns[place] = pa.array(rows, schema.field(place).type)
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _rule(level: int) -> str:
+    """Return what was done to the tokens, in words."""
+    return (
+        f"tokens of a context, a beginning-of-sequence token left where it is, in min(4^{level}, tokens) blocks of "
+        "sizes that differ by at most one; order of the blocks by SHAKE-256 of [document_id, chunk, level, draw]"
+    )
