@@ -49,5 +49,7 @@ def estimate_here(name: str, points: np.ndarray, is_local: bool) -> tuple[float,
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         estimator = get_estimator(name)
-        value, stderr = estimator.compute(points)
-        return float(value), float(stderr), estimator.local(points) if is_local else None
+        value, stderr, *local = estimator.compute(points)
+        if is_local and not local:
+            local = [estimator.local(points)]
+        return float(value), float(stderr), local[0] if is_local else None
