@@ -227,13 +227,14 @@ def extract(arguments: Arguments) -> None:
 
 def estimate(arguments: Arguments) -> None:
     """Estimate every cloud of one module of a run by one estimator."""
+    from id_scaling.estimators.registry import get_estimator
     from id_scaling.results.estimates import estimate_run
 
     settings = arguments.settings
     estimate_run(
         arguments.manifest,
         settings["module"],
-        settings["estimator"],
+        get_estimator(settings["estimator"]),
         settings,
         arguments.output,
         arguments.threads,

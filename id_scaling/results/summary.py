@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from id_scaling.results import uncertainty as intervals
-from id_scaling.sources.training_steps import training_step, training_tokens
+from id_scaling.results.training_steps import training_step, training_tokens
 from id_scaling.neighbors.cloud_kinds import CONTEXT
 from id_scaling.results.equivalents import DISTRIBUTIONS, equivalent
 from id_scaling.errors import StoreError, made_anew
