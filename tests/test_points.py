@@ -21,7 +21,8 @@ from scipy.sparse.csgraph import minimum_spanning_tree
 
 import id_scaling
 from id_scaling.errors import ConfigError
-from id_scaling.estimators.registry import abid, base, get_estimator, local_pca, mst, phd, spanning_trees, tle
+from id_scaling.estimators import abid, base, local_pca, mst, phd, spanning_trees, tle
+from id_scaling.estimators.registry import get_estimator
 from id_scaling.estimators.sandbox import estimate_contained
 from id_scaling.estimators.standard_errors import factor
 from id_scaling.neighbors.find import find_neighbors, stacked
@@ -175,7 +176,7 @@ def misbehaving(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         "    if wish == 3: raise ValueError('no')\n"
         "    if wish == 4: print('noise'); os.write(1, b'more noise')\n"
         "    return float(os.getpid()), 0.0\n"
-        "import id_scaling.estimators as package\n"
+        "import id_scaling.estimators.registry as package\n"
         "from id_scaling.estimators.base import Estimator\n"
         "package.get_estimator = lambda name: Estimator(name, 'points', 2, compute)\n"
     )

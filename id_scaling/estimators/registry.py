@@ -107,6 +107,5 @@ def _made(name: str) -> Estimator:
 
 def _other_names() -> dict[str, str]:
     """Return what else people call an estimator, in small letters, and its name here."""
-    from id_scaling.estimators.skdim import CEILINGS
-
-    return {class_name.lower(): f"skdim_{class_name}" for class_name in CEILINGS} | {"2nn": "twoNN_f10"}
+    classes = importlib.import_module("id_scaling.estimators.skdim").CEILINGS
+    return {class_name.lower(): f"skdim_{class_name}" for class_name in classes} | {"2nn": "twoNN_f10"}

@@ -14,6 +14,8 @@ from id_scaling.runtime.atomic_files import digest
 
 # Settings in which the extractions of one model's runs differ; positions are counted from the start of a context.
 RUN_KEYS = ("checkpoint", "dataset", "subset", "ctx_len", "control", "positions")
+# Raised when what is stored, or how, changes so that older files would be read wrong: extractions are made again.
+LAYOUT_VERSION = 1
 WEIGHTS_RECORD = "weights.json"
 MOST_PLAIN = 64  # characters of a name that stands in paths as it is
 
@@ -72,6 +74,11 @@ def weights_record(identity: Mapping[str, Any]) -> dict[str, Any]:
 def identity_path(session: Path, kind: str, *names: str) -> Path:
     """Return the identity of something fetched: a kind of `models`, `tokenizers` or `datasets`, and its names."""
     return session.joinpath(kind, *names, "identity.json")
+
+
+def figures_manifest_path(session: Path) -> Path:
+    """Return the record of the figures and the report of a session: their settings, and the checksum of each."""
+    return session / "figures/manifest.json"
 
 
 def file_of(layer: int | None) -> str:

@@ -10,13 +10,13 @@ import hashlib
 import json
 import mmap
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from id_scaling.errors import StoreError, UnsealedError, made_anew
-from id_scaling.runtime.atomic_files import canonical_json, writing
+from id_scaling.runtime.atomic_files import canonical_json, digest, sha256, writing
 
 if TYPE_CHECKING:
     import polars as pl
@@ -43,6 +43,11 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
+def checksums(paths: Iterable[Path], folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of files by their paths inside a folder, as a record keeps those of files without a seal."""
+    return {str(Path(path).relative_to(folder)): sha256(path) for path in sorted(paths)}
+
+
 def write_table(path: Path, table: pl.DataFrame, facts: Any, **notes: Any) -> None:
     """Write a table, its facts, and notes by their names in its metadata as JSON, whole or not at all."""
     with writing(path) as aside:
@@ -57,6 +62,50 @@ def read_table(path: Path, columns: list[str] | None = None) -> tuple[pl.DataFra
 
     check_seal(path)
     return pl.read_parquet(path, columns=columns, glob=False), json.loads(pl.read_parquet_metadata(path)[FACTS])
+
+
+def read_note(path: Path, name: str) -> Any:
+    """Return a note in the metadata of a table that is known to be as it was written; None where it has none."""
+    import polars as pl
+
+    note = pl.read_parquet_metadata(path).get(name)
+    return None if note is None else json.loads(note)
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """Return the facts of a table from its footer, as `read_footer`."""
+    return read_footer(path)[0]
+
+
+def read_footer(path: Path) -> tuple[dict[str, Any], str]:
+    """Return the facts and the seal of a table from its footer: quick, and its content is not verified.
+
+    Raises
+    ------
+    StoreError
+        The file is no table, or has no facts.
+    """
+    import polars as pl
+
+    try:
+        notes = pl.read_parquet_metadata(path)
+        return json.loads(notes[FACTS]), notes[SEAL]
+    except (pl.exceptions.PolarsError, OSError, KeyError, ValueError) as error:
+        raise StoreError(f"{path}: damaged, or not written by this program ({error}); {made_anew(path)}") from error
+
+
+def key_of(facts: Mapping[str, Any]) -> str:
+    """Return what an output is, as a hash: the settings it was made with, and what it was made from.
+
+    Two outputs of one key have the same content. What is made from an output names it by this key, so a key covers
+    everything upstream, and nothing of the machine, the time or the place.
+    """
+    return digest({"settings": facts["settings"], "made_from": facts["made_from"]})
+
+
+def summary_settings(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a summary, whose facts are they and what it was made from."""
+    return {key: value for key, value in facts.items() if key != "made_from"}
 
 
 def table_metadata(facts: Any) -> dict[str, str]:
