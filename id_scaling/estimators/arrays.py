@@ -41,8 +41,8 @@ def estimate(
         Count the first of each set of equal points, or all of them. A kept repetition has distance
         zero to its twin, which no estimator of neighbors accepts: `degenerate`.
     max_seconds : float
-        How long an estimator that needs the points themselves, such as `phd`, may take for a cloud before it is a
-        `timeout`.
+        How much processor time an estimator that needs the points themselves, such as `phd`, may take for a cloud before
+        it is a `timeout`; by the clock it may take ten times as long, as where others compute too.
 
     Returns
     -------
@@ -54,6 +54,8 @@ def estimate(
     ------
     ConfigError
         Wrong rank or dtype of the points, an unknown estimator, an unknown policy.
+    ResourceError
+        All products of the points do not fit in memory.
     """
     points = _checked(points, ndim=2)
     found = _ByName()
@@ -98,7 +100,7 @@ def estimate_batch(
 
     Raises
     ------
-    ConfigError
+    ConfigError, ResourceError
         As in `estimate`.
     """
     import polars as pl

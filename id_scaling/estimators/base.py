@@ -185,7 +185,7 @@ def estimate_from_points(
     neighbors : Neighbors
         Which points count: those whose r_1 is a number.
     max_seconds : float
-        An estimate that takes longer is a `timeout`.
+        An estimate that takes more processor time is a `timeout`.
     is_local : bool
         Whether to return the estimate at each point too.
     """

@@ -62,6 +62,16 @@ GRAMMAR = (
     Rule("skdim_(?P<class_name>Name)", "skdim", "skdim_TLE", note="Name is an estimator of scikit-dimension"),
 )
 
+# What else people call an estimator, in small letters and digits, and its name here.
+OTHER_NAMES = {
+    "2nn": "twoNN_f10",
+    "danco": "skdim_DANCo",
+    "ess": "skdim_ESS",
+    "fishers": "skdim_FisherS",
+    "knn": "skdim_KNN",
+    "lpca": "skdim_lPCA",
+}
+
 
 @dataclass(frozen=True)
 class Definition:
@@ -84,7 +94,7 @@ def definition_of(name: str) -> Definition:
         parameters = rule.parameters(str(name))
         if parameters is not None:
             return Definition(f"id_scaling.estimators.{rule.module}", parameters)
-    raise ConfigError(f"{name!r} is not an estimator: {hint(str(name), GRAMMAR, _other_names())}")
+    raise ConfigError(f"{name!r} is not an estimator: {hint(str(name), GRAMMAR, OTHER_NAMES)}")
 
 
 def canonical_name(name: str) -> str:
@@ -103,9 +113,3 @@ def get_estimator(name: str) -> Estimator:
 def _made(name: str) -> Estimator:
     definition = definition_of(name)
     return importlib.import_module(definition.module).make(name, **definition.parameters)
-
-
-def _other_names() -> dict[str, str]:
-    """Return what else people call an estimator, in small letters, and its name here."""
-    classes = importlib.import_module("id_scaling.estimators.skdim").CEILINGS
-    return {class_name.lower(): f"skdim_{class_name}" for class_name in classes} | {"2nn": "twoNN_f10"}

@@ -28,14 +28,14 @@ def estimate_contained(
     points : (n, d) float64 array
         The points that count.
     max_seconds : float
-        After so long the child is killed.
+        After so much processor time the child is killed.
     is_local : bool
         Whether to return the estimate at each point, (n,), too.
 
     Raises
     ------
     TimeoutError
-        The estimate took longer.
+        The estimate took more.
     ChildError
         It raised an exception, or its process ended.
     """

@@ -21,7 +21,6 @@ from functools import partial
 from types import ModuleType
 
 import numpy as np
-from scipy.special import lambertw
 
 from id_scaling.errors import ConfigError, nearest
 from id_scaling.estimators.base import Estimator
@@ -50,6 +49,8 @@ def _ess(n: int, _: int) -> float:
 
 def _fisher(n: int, _: int) -> float:
     """Return the dimension where one pair of points on the sphere cannot be separated, at the least margin."""
+    with warnings.catch_warnings():  # importing it adds a filter
+        lambertw = importlib.import_module("scipy.special").lambertw
     share, log = 2 / (n * (n - 1)), np.log(1 - LEAST_ALPHA**2)
     return float(lambertw(-log / (2 * np.pi * share**2 * LEAST_ALPHA**2 * (1 - LEAST_ALPHA**2))).real / -log)
 
