@@ -8,18 +8,22 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from id_scaling.errors import ConfigError
-from id_scaling.estimators.base import Estimate, estimate_from_neighbors, estimate_from_points
+from id_scaling.errors import ConfigError, ResourceError
+from id_scaling.estimators.base import Estimate, Estimator, estimate_from_neighbors, estimate_from_points
 from id_scaling.estimators.near_copies import K, tiny_share
 from id_scaling.estimators.registry import canonical_name, get_estimator
 from id_scaling.estimators.sandbox import DEFAULT_SECONDS
 from id_scaling.neighbors.find import Neighbors, find_neighbors, stacked
 from id_scaling.neighbors.statistics import group_of
 from id_scaling.neighbors.views import View
+from id_scaling.runtime import memory
 
 if TYPE_CHECKING:
     import polars as pl
 
+# Of memory, beyond the one product of all pairs: what was measured of a spectrum, and of trees and their distances.
+BYTES_A_PAIR = {"spectrum": 65, "points": 24}
+FEWER = "take fewer points, such as several random subsets, each a cloud of its own"
 DEFAULT_ESTIMATORS = ("mle", "mind_ml", "twoNN_f10")
 
 
@@ -143,12 +147,29 @@ def _estimates(clouds: np.ndarray, names: str | Sequence[str], duplicates: str, 
     ranks = tuple(sorted(set(range(1, K + 1)).union(*(estimator.ranks for estimator in estimators))))
     view = View(skip_first_tokens=0, duplicates=duplicates)
     groups = sorted({group_of(name) for estimator in estimators for name in estimator.statistics})
-    neighbors = stacked([find_neighbors(cloud, [view], ranks, groups)[0] for cloud in clouds])
+    _require_memory(clouds, estimators)
+    try:
+        neighbors = stacked([find_neighbors(cloud, [view], ranks, groups)[0] for cloud in clouds])
+    except MemoryError as error:
+        raise ResourceError(f"products of clouds of shape {clouds.shape[1:]}: {error}; {FEWER}") from error
     for estimator in estimators:
         if estimator.needs == "points":
             yield estimator.name, estimate_from_points(estimator, clouds, neighbors, max_seconds), neighbors
         else:
             yield estimator.name, estimate_from_neighbors(estimator, neighbors), neighbors
+
+
+def _require_memory(clouds: np.ndarray, estimators: Sequence[Estimator]) -> None:
+    """Refuse clouds whose products of all pairs do not fit in memory.
+
+    Raises
+    ------
+    ResourceError
+        As `memory.require` does.
+    """
+    n = clouds.shape[1]
+    a_pair = max([8 if clouds.dtype.itemsize > 4 else 4, *(BYTES_A_PAIR.get(one.needs, 0) for one in estimators)])
+    memory.require(a_pair * n**2, f"a cloud of {n:,} points", FEWER)
 
 
 def _counts(neighbors: Neighbors) -> list[tuple[int, int, int]]:

@@ -27,6 +27,7 @@ from id_scaling.neighbors.kernels.dispatch import kernels_of
 from id_scaling.neighbors.statistics import group_of, participation_ratio, participation_ratio_corrected
 from id_scaling.neighbors.transforms import transform
 from id_scaling.neighbors.views import View, views_at
+from id_scaling.runtime import memory
 from id_scaling.runtime.logging import LOG
 from id_scaling.runtime.workers import ending_children
 from id_scaling.storage.layer_reader import read_neighbors, reading, verified
@@ -228,6 +229,11 @@ def _of_run(
     token_ids = tokens[:, block.position] if block.cloud == POSITION else tokens
     groups = dict.fromkeys([*OF_RUN[block.cloud], *map(group_of, estimator.statistics)])
     ranks = sorted({*range(1, K + 1), *estimator.ranks})
+    memory.require(
+        8 * len(points) ** 2,
+        f"{block.path}: one cloud of {len(points):,} contexts ({block.cloud})",
+        "give the job more, take fewer contexts (max_contexts), or leave the cloud out",
+    )
     try:
         neighbors = stacked(find_neighbors(points, [view], ranks, list(groups), token_ids))
     except MemoryError as error:
