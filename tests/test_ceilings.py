@@ -92,14 +92,10 @@ def test_knn_returns_no_more_than_the_coordinates() -> None:
 
 
 def test_a_single_inseparable_pair_is_the_ceiling_of_fishers() -> None:
-    # Directions at right angles, but two at an angle whose cosine is just above the least margin.
-    n = 60
-    points = np.concatenate([np.eye(n), -np.eye(n)])
-    points[1] = 0.62 * points[0] + np.sqrt(1 - 0.62**2) * points[1]
-    found = skdim.id.FisherS()
+    n, found = 120, skdim.id.FisherS()
     found._alphas = np.arange(0.6, 1, 0.02)[None]
-    share = np.where(found._alphas[0] < 0.61, 2 / (2 * n * (2 * n - 1)), 0.0)
-    assert found._dimension_uniform_sphere(share)[1][0] == pytest.approx(CEILINGS["FisherS"](2 * n, n), rel=1e-12)
+    share = np.where(found._alphas[0] < 0.61, 2 / (n * (n - 1)), 0.0)  # each of the two, at the least margin only
+    assert found._dimension_uniform_sphere(share)[1][0] == pytest.approx(CEILINGS["FisherS"](n, 60), rel=1e-12)
 
 
 @pytest.mark.parametrize("class_name", [name for name, ceiling in CEILINGS.items() if ceiling is None])
