@@ -204,7 +204,7 @@ def test_a_cloud_without_an_answer_says_why_in_silence(name: str, points: np.nda
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = id_scaling.estimate(points, [name])[name]
-    if np.nanmax(points) == 1e6 and name in ("phd", "mst"):
+    if np.nanmax(points) == 1e6 and name in ("phd", "phd_text", "mst"):
         status = "boundary"  # one edge is longer than all others: the tree does not grow with the points drawn
     assert found.status == status
     assert np.isnan(found.value) == (status != "ok")
@@ -267,10 +267,11 @@ def spend(seconds: float) -> float:
     return time.process_time() - start
 
 
-def test_a_limit_is_of_processor_time_whoever_else_computes() -> None:
-    # Four busy processes on the one core that the child has: it takes several times as long by the clock.
+def test_a_limit_is_of_processor_time_whoever_else_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(children, "WALL_TIMES", 1000)  # this machine may be busy already
+    # Three busy processes on the one core that the child has: it takes several times as long by the clock.
     core = {min(os.sched_getaffinity(0))}
-    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4)]
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3)]
     kept = os.sched_getaffinity(0)
     try:
         for process in busy:
@@ -278,8 +279,8 @@ def test_a_limit_is_of_processor_time_whoever_else_computes() -> None:
         os.sched_setaffinity(0, core)
         children.ask_child(spend, 0.0)
         start = time.perf_counter()
-        assert children.ask_child(spend, 0.4, max_seconds=1.0) >= 0.4
-        assert time.perf_counter() - start > 0.8  # the comparison can fail: it was slowed
+        assert children.ask_child(spend, 0.3, max_seconds=0.6) >= 0.3
+        assert time.perf_counter() - start > 0.6  # the comparison can fail: it was slowed
         with pytest.raises(TimeoutError, match="no answer after 0.3 s of processor time"):
             children.ask_child(spend, 5.0, max_seconds=0.3)
     finally:
@@ -405,12 +406,12 @@ def test_ties_that_leave_the_slope_right_leave_the_number(name: str, points: np.
 
 
 def test_tle_does_not_depend_on_the_unit_as_scikit_dimensions_does() -> None:
-    # Coordinates of about 1e-3: measurements below an absolute 1e-4 are many, and scikit-dimension drops them.
-    points = 1e-3 * np.random.default_rng(0).standard_normal((60, 3))
+    # In a unit in which many measurements are below 1e-4 scikit-dimension drops them.
+    points = np.random.default_rng(0).standard_normal((60, 3))
     found = id_scaling.estimate(points, "tle")["tle"].value
-    assert found == pytest.approx(id_scaling.estimate(1e3 * points, "tle")["tle"].value, rel=1e-9)
-    assert skdim.id.TLE().fit_transform(1e3 * points) == pytest.approx(found, rel=1e-3)
-    assert abs(skdim.id.TLE().fit_transform(points) / found - 1) > 0.02
+    assert id_scaling.estimate(2e-4 * points, "tle")["tle"].value == pytest.approx(found, rel=1e-9)
+    assert skdim.id.TLE().fit_transform(points) == pytest.approx(found, rel=1e-3)
+    assert abs(skdim.id.TLE().fit_transform(2e-4 * points) / found - 1) > 0.02
 
 
 @pytest.mark.parametrize("method", [mst, phd])

@@ -12,7 +12,8 @@ import skdim
 import id_scaling
 from id_scaling.errors import ConfigError
 from id_scaling.estimators.registry import get_estimator
-from id_scaling.neighbors.find import Neighbors
+from id_scaling.neighbors.find import Neighbors, find_neighbors, stacked
+from id_scaling.neighbors.views import View
 
 FIXTURES = json.loads(files("skdim.tests.reference").joinpath("fixtures.json").read_text())
 CLOUDS = {

@@ -25,9 +25,7 @@ def make(name: str, k: str, percent: str) -> Estimator:
     given = {"k": int(k), "percent": int(percent)}
     compute, local, spread = partial(mean, **given), partial(pointwise, **given), table_at(factors.MEAN, int(k))
     ceiling = partial(largest, **given)
-    return Estimator(
-        name, "points", int(k) + 1, compute, ceiling=ceiling, local=local, is_mean=True, spread=spread
-    )
+    return Estimator(name, "points", int(k) + 1, compute, ceiling=ceiling, local=local, is_mean=True, spread=spread)
 
 
 def largest(_: int, __: int, k: int, percent: int) -> float:

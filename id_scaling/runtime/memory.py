@@ -28,7 +28,9 @@ def require(n_bytes: float, what: str, advice: str) -> None:
     """
     available = min(_limits(), default=None)
     if available is not None and n_bytes > available:
-        raise ResourceError(f"{what} needs {n_bytes / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB is free; {advice}")
+        raise ResourceError(
+            f"{what} needs {n_bytes / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB is free; {advice}"
+        )
 
 
 def _limits() -> Iterator[int]:

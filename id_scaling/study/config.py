@@ -26,7 +26,15 @@ from id_scaling.errors import ConfigError, nearest
 from id_scaling.estimators.registry import get_estimator
 from id_scaling.neighbors.cloud_kinds import CLOUDS, CONTEXT, MEAN, POSITION, view_of_run
 from id_scaling.neighbors.statistics import ALWAYS, DEFAULT_GROUPS, GROUPS, group_of
-from id_scaling.neighbors.views import DEFAULT_VIEWS, PREPROCESS, Duplicates, NullCloud, View, default_ranks, spelling_of
+from id_scaling.neighbors.views import (
+    DEFAULT_VIEWS,
+    PREPROCESS,
+    Duplicates,
+    NullCloud,
+    View,
+    default_ranks,
+    spelling_of,
+)
 from id_scaling.runtime.logging import plain
 from id_scaling.sources import bundled
 from id_scaling.text.shuffling import CONTROLS, SHUFFLE
