@@ -45,8 +45,8 @@ def estimate(
         Count the first of each set of equal points, or all of them. A kept repetition has distance
         zero to its twin, which no estimator of neighbors accepts: `degenerate`.
     max_seconds : float
-        How much processor time an estimator that needs the points themselves, such as `phd`, may take for a cloud before
-        it is a `timeout`; by the clock it may take ten times as long, as where others compute too.
+        How much processor time an estimator that needs the points themselves, such as `phd`, may take for a cloud
+        before it is a `timeout`; by the clock it may take ten times as long, as where others compute too.
 
     Returns
     -------

@@ -34,7 +34,7 @@ def largest(_: int, __: int, k: int, percent: int) -> float:
 
 
 def mean(points: np.ndarray, k: int, percent: int) -> tuple[float, float, np.ndarray]:
-    """Return the mean over points, its standard error, no less than one more or less at one point makes, and all d_i."""
+    """Return the mean over points, its standard error, no less than one more at one point makes, and all d_i."""
     local = pointwise(points, k, percent)
     value, error = mean_and_error(local)
     return value, float(np.hypot(error, 1 / len(points))), local

@@ -6,8 +6,8 @@ seeded: the same cloud gives the same number.
 Bac, Mirkes, Gorban, Tyukin and Zinovyev (2021), "Scikit-Dimension: a Python package for intrinsic dimension
 estimation". Importing it silences every warning of the process; that is undone here.
 
-Some methods cannot return more than a ceiling, by a parameter, by the coordinates or by the number of points, and return
-it where the dimension is larger. A value there is `saturated`. What the ceilings are was read in the source of version
+Some methods cannot return more than a ceiling, by a parameter, the coordinates or the number of points, and return it
+where the dimension is larger. A value there is `saturated`. What the ceilings are was read in the source of version
 0.5 and is tested against it.
 """
 

@@ -10,9 +10,9 @@ two of them and z_jl² = 2 u_j² + 2 u_l² - v_jl² that to a reflection,
 
     d_i = -2 k² / (sum_{j≠l} log(s(v_jl) / r) + sum_{j≠l} log(s(z_jl) / r) + 2 sum_j log(u_j / r)).
 
-The ID is the mean over points. A pair one of whose measurements vanishes is left out, and taken off k²: here one that is
-below 1e-7 of r. The authors' code and scikit-dimension leave out measurements below an absolute 1e-4, so that their value
-depends on the unit of the points; where none is so small the two agree, and arithmetic of 40 digits agrees with this.
+The ID is the mean over points. A pair one of whose measurements vanishes is left out, and taken off k²: here one below
+1e-7 of r. The authors' code and scikit-dimension leave out measurements below an absolute 1e-4, so that their value
+depends on the unit of the points; where none is so small the two agree. Arithmetic of 40 digits agrees with this.
 """
 
 from __future__ import annotations

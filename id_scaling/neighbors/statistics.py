@@ -51,8 +51,8 @@ GROUPS: dict[str, tuple[tuple[str, str], ...]] = {
     "overlap": (
         (
             "nn_overlap",
-            "share of a point's 10 nearest that are among its 10 nearest at the same module one layer down; none where, "
-            "at either, several points are at no distance from one",
+            "share of a point's 10 nearest that are among its 10 nearest at the same module one layer down; none "
+            "where, at either, several points are at no distance from one",
         ),
     ),
     "spectrum": (

@@ -67,7 +67,7 @@ def preprocess(name: str, rows: Any) -> Any:
 
 
 def _centred(rows: Any) -> Any:
-    """Return points (n, d) less their mean: differences from the first, so that a constant coordinate leaves nothing."""
+    """Return points (n, d) less their mean: differences from the first, so that a constant one leaves nothing."""
     xp, shifted = array_api_compat.array_namespace(rows), rows - rows[:1, :]
     return shifted - xp.mean(shifted, axis=0, keepdims=True)
 

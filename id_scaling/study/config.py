@@ -236,8 +236,9 @@ class ViewConfig(_Section):
     )
     preprocess: Annotated[str, Field(pattern=SCALING), AfterValidator(spelling_of)] = Field(
         "raw",
-        description="how points are scaled: `raw`, as they are; `standardised` or `standardized`, each coordinate to mean "
-        "0 and standard deviation 1, stored as `standardised`; `unit_norm`; `drop_top_C`, without the C leading principal components",
+        description="how points are scaled: `raw`, as they are; `standardised` or `standardized`, each coordinate to "
+        "mean 0 and standard deviation 1, stored as `standardised`; `unit_norm`; `drop_top_C`, without the "
+        "C leading principal components",
     )
     exclude_window: int = Field(
         0, ge=0, description="points at most so many positions apart are no neighbors (a Theiler window); 0 for none"
@@ -418,8 +419,8 @@ class Config(_Section):
     max_seconds_per_cloud: float = Field(
         600,
         gt=0,
-        description="an estimate from a saved cloud that takes more processor time is a `timeout`; so is one that takes "
-        "ten times as long by the clock",
+        description="an estimate from a saved cloud that takes more processor time is a `timeout`; so is one that "
+        "takes ten times as long by the clock",
     )
     allow_identical_checkpoints: bool = Field(
         False, description="go on where two checkpoints have the same weights, to the last bit"
