@@ -292,7 +292,11 @@ def test_text_is_read_from_the_named_column(tmp_path: Path, tokenizer: Path) -> 
 def test_file_says_what_it_was_made_of(documents: Path, tokenizer: Path, tmp_path: Path) -> None:
     output = tmp_path / "contexts.parquet"
     chunk_dataset([documents], tokenizer, Chunking(4, 1, None, None), {"shard_sha256": "abc"}, output)
-    assert json.loads(pl.read_parquet_metadata(output)["id_scaling"]) == {"shard_sha256": "abc", "bos": None}
+    assert json.loads(pl.read_parquet_metadata(output)["id_scaling"]) == {
+        "shard_sha256": "abc",
+        "bos": None,
+        "tokenizer": "tokenizer.json",
+    }
 
 
 # ---- metadata --------------------------------------------------------------------------------------------------
@@ -396,8 +400,8 @@ def test_no_more_of_a_long_document_is_tokenised_than_is_asked_for(
     sizes = {"MOST_WHOLE": 400, "PIECE": 500, "OVERLAP": 50, "PIECES_A_BATCH": 1}
     for name, value in sizes.items():
         monkeypatch.setattr(tokens, name, value)
-    taken, real = [], tokens._tokens
-    monkeypatch.setattr(tokens, "_tokens", lambda *given: taken.append(len(given[2])) or real(*given))
+    taken, real = [], tokens.TextTokenizer.tokens
+    monkeypatch.setattr(tokens.TextTokenizer, "tokens", lambda *given: taken.append(len(given[2])) or real(*given))
     shard = write_lines(tmp_path / "0.jsonl", [{"text": "that " * 1000}])
     contexts = chunk(shard, tokenizer, **options)
     assert contexts["input_ids"].explode().unique().to_list() == [IDS["that"]]
