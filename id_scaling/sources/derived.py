@@ -5,11 +5,7 @@ Each becomes a folder as transformers saves a model, in float32 safetensors, and
 
 from __future__ import annotations
 
-import shutil
 import struct
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,7 +13,6 @@ from typing import Any
 from id_scaling.errors import InputError
 from id_scaling.runtime.atomic_files import writing_folder
 from id_scaling.runtime.logging import LOG
-from id_scaling.sources.cache import cached_folder, cached_sha256
 from id_scaling.sources.model_config import read_config
 from id_scaling.sources.untrained import seed_of
 
@@ -80,28 +75,6 @@ def _check_all_read(path: Path, model: Any) -> None:
         raise InputError(f"{path}: transformers does not read {', '.join(beyond)} of it; {INSTEAD}")
 
 
-def write_gguf_tokenizer(path: Path, folder: Path) -> None:
-    """Write the tokenizer of a GGUF file to a folder, as transformers saves one; each file is parsed once."""
-
-    def parse(content: Path) -> None:
-        LOG.info("reading the tokenizer of %s, which takes some seconds, once", path)
-        gguf_tokenizer(path).save_pretrained(content)
-
-    with _cached("gguf-tokenizer", path, parse) as content, writing_folder(folder) as whole:
-        shutil.copytree(content, whole, dirs_exist_ok=True)
-
-
-def write_gguf_config(path: Path, folder: Path) -> None:
-    """Write the config of the model of a GGUF file to a folder that is there; each file is parsed once."""
-
-    def parse(content: Path) -> None:
-        LOG.info("reading the config of %s, which takes some seconds, once", path)
-        gguf_config(path).save_pretrained(content)
-
-    with _cached("gguf-config", path, parse) as content:
-        shutil.copytree(content, folder, dirs_exist_ok=True)
-
-
 def gguf_tokenizer(path: Path) -> Any:
     """Return the tokenizer of a GGUF file."""
     from transformers import AutoTokenizer
@@ -114,12 +87,6 @@ def gguf_config(path: Path) -> Any:
     from transformers import AutoConfig
 
     return _read(AutoConfig, path)
-
-
-def _cached(kind: str, path: Path, parse: Callable[[Path], None]) -> AbstractContextManager[Path]:
-    """Return the folder of the cache with what is parsed of a GGUF file: by its content, and by who reads it."""
-    versions = {name: version(name) for name in ("transformers", "tokenizers", "gguf")}
-    return cached_folder(kind, {"gguf": cached_sha256(path), **versions}, parse)
 
 
 def _read(kind: Any, path: Path, **options: Any) -> Any:

@@ -8,7 +8,7 @@ transformers makes the tokenizer.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,7 +88,7 @@ def tokenizer_files(folder: Path) -> list[Path]:
     return [folder / name for name in names if (folder / name).is_file()]
 
 
-def tokenizer_digest(folder: Path) -> str:
+def tokenizer_digest(folder: Path, hash_file: Callable[[Path], str] = sha256) -> str:
     """Return the content hash of the tokenizer in a folder: of what is used of its files.
 
     Raises
@@ -98,7 +98,7 @@ def tokenizer_digest(folder: Path) -> str:
     """
     if not (folder / WHOLE).is_file():
         hashes: dict[str, Any] = {
-            name: sha256(folder / name) for name in (*TOKENIZER_FILES, ADDED_TOKENS) if (folder / name).is_file()
+            name: hash_file(folder / name) for name in (*TOKENIZER_FILES, ADDED_TOKENS) if (folder / name).is_file()
         }
         config = _object(folder / TOKENIZER_CONFIG)
         hashes["config"] = {key: config[key] for key in KEYS_OF_TRANSFORMERS if key in config}
@@ -108,7 +108,7 @@ def tokenizer_digest(folder: Path) -> str:
     used = {"bos_token": facts.bos_token, "adds_bos": facts.adds_bos, "control": sorted(facts.control)}
     if facts.bos_token is None:  # then it is the one of the class
         used["class"] = facts.tokenizer_class
-    return digest({WHOLE: sha256(folder / WHOLE), **used})
+    return digest({WHOLE: hash_file(folder / WHOLE), **used})
 
 
 def read_whole(folder: Path) -> Tokenizer:

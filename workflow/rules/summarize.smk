@@ -1,12 +1,16 @@
 """One table of the whole session, and its figures."""
 
+SUMMARY = "<session>/summary.parquet"
+FIGURES = "<session>/figures/manifest.json"
+
 
 rule summarize:
     input:
-        manifests=STUDY.manifests(),
-        tables=STUDY.tables(),
+        start=since(SUMMARY, START),
+        manifests=since(SUMMARY, STUDY.manifests()),
+        tables=since(SUMMARY, STUDY.tables()),
     output:
-        parquet="<session>/summary.parquet",
+        parquet=SUMMARY,
         csv=report(
             ensure("<session>/summary.csv", non_empty=True),
             caption="../report/summary.rst",
@@ -38,7 +42,8 @@ rule summarize:
 
 rule plot:
     input:
-        "<session>/summary.parquet",
+        start=since(FIGURES, START),
+        summary=since(FIGURES, SUMMARY),
     output:
         files=STUDY.figures("html", "svg"),
         figures=report(
@@ -51,7 +56,7 @@ rule plot:
             caption="../report/report.rst",
             category="Report",
         ),
-        manifest="<session>/figures/manifest.json",
+        manifest=FIGURES,
     log:
         "<session>/logs/plot.log",
     benchmark:
@@ -67,7 +72,7 @@ rule plot:
         r"""
         id_scaling plot \
             --settings {params.settings:q} \
-            --session "$(dirname {input:q})" \
+            --session "$(dirname {input.summary:q})" \
             --output {output.files:q} {output.figures:q} {output.report:q} \
             --record {output.manifest:q} \
             2>&1 | tee {log:q}
