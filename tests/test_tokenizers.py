@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 from conftest import random_text, study
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers.processors import TemplateProcessing
-from verbs import Session
+from verbs import do
 
 from id_scaling.errors import InputError
 from id_scaling.sources.models import fetch_tokenizer
@@ -49,15 +49,11 @@ def byte_level() -> Tokenizer:
 def byte_level_split() -> Tokenizer:
     """As Llama 3 and Qwen: a pattern of its own, digits by three, vocabulary before merges."""
     tokenizer = Tokenizer(models.BPE(ignore_merges=True))
-    pattern = (
-        normalizers.NFC(),
-        r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    )
-    from tokenizers import Regex
-
-    tokenizer.normalizer = pattern[0]
+    pattern = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.decoder = decoders.ByteLevel()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(pattern[1]), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
+        [pre_tokenizers.Split(Regex(pattern), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
     )
     return trained(tokenizer, trainers.BpeTrainer, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
 
@@ -173,25 +169,27 @@ def test_of_a_tokenizer_that_transformers_would_change_the_fetch_says_so(
     assert "other tokens" not in caplog.text
 
 
-def test_contexts_say_what_their_tokenizer_was_read_from(tmp_path: Path, tiny_llama: Path, text_folder: Path) -> None:
-    """A whole run with a tokenizer that transformers would change."""
-    model = shutil.copytree(tiny_llama, tmp_path / "model")
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
-    tokenizer.train_from_iterator(
-        TRAINED_ON, trainers.BpeTrainer(vocab_size=95, limit_alphabet=40, special_tokens=SPECIAL, show_progress=False)
-    )
-    save(tmp_path / "tokenizer", tokenizer, "qwen2", tokenizer_class="PreTrainedTokenizerFast")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(tmp_path / "tokenizer" / name, model)
-    session = Session(tmp_path / "session", study(model, text_folder))
-    table, facts = read_table(Path(session.paths["contexts"]))
+def contexts_of(config: dict[str, Any], folder: Path) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """Return the contexts of a study's first run, and their facts, made verb by verb."""
+    made = Study(config)
+    run, tokenizer, shard, contexts = made.runs[0], *(folder / name for name in ("tokenizer", "shard", "contexts"))
+    do("fetch-tokenizer", tokenizer, made.fetch_tokenizer_settings(made.tokenizer_of(run.model)))
+    do("fetch-dataset", shard, made.fetch_dataset_settings(run.dataset, "0"))
+    do("chunk", contexts, made.contexts_settings(run), shard=shard, tokenizer=tokenizer)
+    return read_table(contexts)
+
+
+def test_contexts_are_of_the_file_and_say_so(tmp_path: Path, text_folder: Path) -> None:
+    """Of a tokenizer that transformers would change."""
+    model = save(tmp_path / "model", spaces_marked(), "qwen2", tokenizer_class="PreTrainedTokenizerFast")
+    table, facts = contexts_of(study(model, text_folder), tmp_path)
     assert facts["tokenizer"] == "tokenizer.json"
     documents = [json.loads(line)["text"] for line in (text_folder / "00.jsonl").read_text().splitlines()]
     file = Tokenizer.from_file(str(model / "tokenizer.json"))
     for row in table.iter_rows(named=True):
         ids = file.encode(documents[row["document"]]).ids
         assert row["input_ids"] == ids[row["token_start"] : row["token_stop"]]
+    assert len(table) > len(documents)
 
 
 # ---- control tokens are text -----------------------------------------------------------------------------------
@@ -263,27 +261,15 @@ def test_a_control_token_that_still_comes_of_a_text_is_an_error(
         tokenize(loaded, ["a </s> b"])
 
 
-def test_control_strings_of_documents_are_text_in_their_contexts(tmp_path: Path, tiny_llama: Path) -> None:
-    model, text = shutil.copytree(tiny_llama, tmp_path / "model"), tmp_path / "text"
-    tokenizer = words()
-    (model / "tokenizer.json").write_text(tokenizer.to_str())
+@pytest.mark.parametrize(("allow", "n_expected"), [(False, 0), (True, 20)])
+def test_control_strings_of_documents_are_as_the_study_asks(allow: bool, n_expected: int, tmp_path: Path) -> None:
+    model, text = save(tmp_path / "model", words()), tmp_path / "text"
     text.mkdir()
     (text / "0.jsonl").write_text(json.dumps({"text": "the of and <|endoftext|> to in " * 60}))
-    end = SPECIAL.index("<|endoftext|>")
-    for allow, n_found in ((False, 0), (True, 20)):
-        config = study(model, text, dataset_config__allow_special_tokens=allow, ctx_len=60)
-        session = Session.__new__(Session)
-        session.study = Study(config)
-        run = session.study.runs[0]
-        assert json.loads(session.study.contexts_settings(run))["chunking"]["allow_special_tokens"] is allow
-        session.paths = {name: str(tmp_path / str(allow) / name) for name in ("tokenizer", "shard", "contexts")}
-        session.do(
-            "fetch-tokenizer", session.study.fetch_tokenizer_settings(next(iter(session.study.tokenizers))), "tokenizer"
-        )
-        session.do("fetch-dataset", session.study.fetch_dataset_settings(run.dataset, "0"), "shard")
-        session.do("chunk", session.study.contexts_settings(run), "contexts")
-        ids = read_table(Path(session.paths["contexts"]))[0]["input_ids"].explode()
-        assert (ids == end).sum() == n_found
+    config = study(model, text, dataset_config__allow_special_tokens=allow, ctx_len=60)
+    table, facts = contexts_of(config, tmp_path)
+    assert facts["settings"]["chunking"]["allow_special_tokens"] is allow
+    assert (table["input_ids"].explode() == SPECIAL.index("<|endoftext|>")).sum() == n_expected
 
 
 # ---- what contexts start with ----------------------------------------------------------------------------------
@@ -352,15 +338,16 @@ def test_truncation_padding_and_dropout_of_a_file_are_not_taken(tmp_path: Path) 
 
 
 def test_vocabulary_and_merges_without_the_file_keep_working(tmp_path: Path) -> None:
+    """What transformers makes of them is the same tokenizer, except for control tokens, which they do not mark."""
     tokenizer = byte_level()
     tokenizer.model.save(str(tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     loaded = load_tokenizer(tmp_path)
     assert loaded.read_from == "vocab.json, merges.txt, by transformers as GPT2Tokenizer"
-    assert [ids.tolist() for ids in tokenize(loaded, PROBES)] == [
-        tokenizer.encode(text.replace("</s>", "</s >")).ids if "</s>" in text else tokenizer.encode(text).ids
-        for text in PROBES
-    ] or True
+    texts = [text.replace("</s>", "") for text in TEXTS]
+    assert [ids.tolist() for ids in tokenize(loaded, texts)] == [tokenizer.encode(text).ids for text in texts]
+    assert SPECIAL.index("<|endoftext|>") not in tokenize(loaded, ["a <|endoftext|> b"])[0]
+    assert SPECIAL.index("<|endoftext|>") in tokenize(load_tokenizer(tmp_path, True), ["a <|endoftext|> b"])[0]
     assert check_tokenizer(tmp_path) == loaded.read_from
 
 
