@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 from conftest import random_text, study
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers.processors import TemplateProcessing
 from verbs import do
@@ -349,6 +351,170 @@ def test_vocabulary_and_merges_without_the_file_keep_working(tmp_path: Path) -> 
     assert SPECIAL.index("<|endoftext|>") not in tokenize(loaded, ["a <|endoftext|> b"])[0]
     assert SPECIAL.index("<|endoftext|>") in tokenize(load_tokenizer(tmp_path, True), ["a <|endoftext|> b"])[0]
     assert check_tokenizer(tmp_path) == loaded.read_from
+
+
+@pytest.fixture(scope="module", params=["bpe", "unigram"])
+def sentencepiece(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of SentencePiece, as Llama 2 has it or as T5."""
+    options = {
+        "bpe": {"byte_fallback": True, "normalization_rule_name": "identity", "remove_extra_whitespaces": False},
+        "unigram": {},
+    }
+    prefix = tmp_path_factory.mktemp(request.param) / "pieces"
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(TRAINED_ON * 3),
+        model_prefix=str(prefix),
+        vocab_size=450,
+        model_type=request.param,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        **options[request.param],
+    )
+    return prefix.with_suffix(".model")
+
+
+@pytest.mark.parametrize("name", [None, "LlamaTokenizer", "GemmaTokenizer", "PreTrainedTokenizerFast"])
+@pytest.mark.parametrize("model_type", ["llama", "gemma", "mistral", "qwen2", "internlm2"])
+def test_a_sentencepiece_model_is_read_by_its_own_library(
+    model_type: str, name: str | None, sentencepiece: Path, tmp_path: Path
+) -> None:
+    """transformers makes other tokens of it for most classes: spaces are lost, or the first word has another start."""
+    shutil.copy(sentencepiece, tmp_path / "tokenizer.model")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": name} if name else {}))
+    file = SentencePieceProcessor(model_file=str(sentencepiece))
+    loaded = load_tokenizer(tmp_path)
+    assert [ids.tolist() for ids in tokenize(loaded, TEXTS)] == file.encode(TEXTS)
+    written = np.concatenate(tokenize(loaded, ["<s> a</s>", "</s>"])).tolist()
+    assert not {file.bos_id(), file.eos_id()} & set(written)
+    assert (loaded.read_from, check_tokenizer(tmp_path)) == ("tokenizer.model", "tokenizer.model")
+    assert bos_token(loaded, "auto") == file.bos_id() == 1
+
+
+@pytest.mark.parametrize(
+    ("config", "add_bos", "expected"),
+    [
+        ({}, "auto", None),
+        ({}, "always", 1),
+        ({"add_bos_token": True}, "auto", 1),
+        ({"bos_token": "the"}, "always", None),
+    ],
+)
+def test_token_before_contexts_of_t5s_format_is_added_when_asked_for(
+    config: dict, add_bos: str, expected: int | None, sentencepiece: Path, tmp_path: Path
+) -> None:
+    shutil.copy(sentencepiece, tmp_path / "spiece.model")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    loaded = load_tokenizer(tmp_path)
+    assert loaded.read_from == "spiece.model"
+    if "bos_token" not in config:
+        assert bos_token(loaded, add_bos) == expected
+        return
+    with pytest.raises(InputError, match="no beginning-of-sequence token"):  # no piece has that name
+        bos_token(loaded, add_bos)
+
+
+def test_sentencepiece_takes_no_text_for_control_tokens(sentencepiece: Path, tmp_path: Path) -> None:
+    shutil.copy(sentencepiece, tmp_path / "tokenizer.model")
+    with pytest.raises(InputError, match=r"allow_special_tokens is true; .*with a tokenizer\.json"):
+        load_tokenizer(tmp_path, allow_special_tokens=True)
+
+
+def test_folder_with_a_config_alone_is_no_tokenizer(tmp_path: Path) -> None:
+    """transformers makes one without a vocabulary of it."""
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "XGLMTokenizer"}')
+    (tmp_path / "config.json").write_text('{"model_type": "xglm"}')
+    with pytest.raises(InputError, match=r"found no tokenizer, expected one of tokenizer\.json"):
+        load_tokenizer(tmp_path)
+
+
+# ---- damaged files ---------------------------------------------------------------------------------------------
+
+
+def damaged(content: bytes, seed: int) -> bytes:
+    """Cut a file, or flip some of its bits."""
+    draw = np.random.default_rng(seed)
+    if seed % 3 == 0:
+        return content[: draw.integers(len(content))]
+    changed = bytearray(content)
+    for place in draw.integers(len(content), size=draw.choice([1, 1, 30])):
+        changed[place] ^= 1 << draw.integers(8)
+    return bytes(changed)
+
+
+def outcome(folder: Path) -> str:
+    """Return what becomes of reading a tokenizer: it works, or one error of ours says where."""
+    try:
+        tokenizer_digest(folder)
+        check_tokenizer(folder)
+        tokenize(load_tokenizer(folder), ["the people <s> 12"])
+    except InputError as error:
+        is_clear = str(folder) in str(error) and len(str(error)) < 1000
+        return "error" if is_clear else str(error)
+    return "read"
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"])
+def test_damaged_files_are_read_or_said(kind: tuple[str, Tokenizer], name: str, tmp_path: Path) -> None:
+    folder = save(tmp_path, kind[1], bos_token="<s>", eos_token={"content": "</s>", "lstrip": False})
+    shutil.copy(folder / "tokenizer_config.json", folder / "special_tokens_map.json")
+    content = (folder / name).read_bytes()
+    cut = []
+    for seed in range(12):
+        (folder / name).write_bytes(damaged(content, seed))
+        result = outcome(folder)
+        assert result in ("error", "read")
+        cut += [result] if seed % 3 == 0 else []
+    assert set(cut) == {"error"}  # no cut is silent
+
+
+def test_a_damaged_sentencepiece_model_is_read_or_said(sentencepiece: Path, tmp_path: Path) -> None:
+    content, cut = sentencepiece.read_bytes(), []
+    for seed in range(90):
+        (tmp_path / "tokenizer.model").write_bytes(damaged(content, seed))
+        result = outcome(tmp_path)
+        assert result in ("error", "read")
+        cut += [result] if seed % 3 == 0 else []
+    assert set(cut) == {"error"}
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt"])
+def test_a_damaged_vocabulary_or_list_of_merges_is_read_or_said(name: str, tmp_path: Path) -> None:
+    byte_level().model.save(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    content = (tmp_path / name).read_bytes()
+    for seed in range(12):
+        (tmp_path / name).write_bytes(damaged(content, seed))
+        assert outcome(tmp_path) in ("error", "read")
+
+
+def test_merges_that_are_cut_short_are_said(tmp_path: Path) -> None:
+    pieces = [f"p{number}" for number in range(2000)]
+    vocabulary = {piece: place for place, piece in enumerate([*"p0123456789", *pieces])}
+    merges = [(piece[:-1], piece[-1]) for piece in pieces]
+    models.BPE(vocab=vocabulary, merges=merges).save(str(tmp_path))
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    assert load_tokenizer(tmp_path).encode(["p1234"])
+    lines = (tmp_path / "merges.txt").read_bytes().splitlines(keepends=True)
+    (tmp_path / "merges.txt").write_bytes(b"".join(lines[:1200]))
+    with pytest.raises(InputError, match=r"merges\.txt: cut short: 801 of the 2011 pieces"):
+        load_tokenizer(tmp_path)
+
+
+def test_validate_says_that_a_tokenizer_is_damaged(
+    tiny_llama: Path, text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = shutil.copytree(tiny_llama, tmp_path / "model")
+    Study(study(model, text_folder)).check()
+    content = (model / "tokenizer.json").read_bytes()
+    (model / "tokenizer.json").write_bytes(content[:-20])
+    with pytest.raises(InputError, match=r"model/tokenizer\.json: damaged or cut short, not JSON"):
+        Study(study(model, text_folder)).check()
+    (model / "tokenizer.json").write_bytes(content)
+    (model / "tokenizer_config.json").write_text("[]")
+    with pytest.raises(InputError, match=r"tokenizer_config\.json: found a JSON list, expected an object"):
+        Study(study(model, text_folder)).check()
 
 
 # ---- identity --------------------------------------------------------------------------------------------------

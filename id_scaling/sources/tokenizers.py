@@ -6,7 +6,14 @@ from pathlib import Path
 
 from id_scaling.errors import InputError
 from id_scaling.runtime.logging import LOG
-from id_scaling.storage.tokenizers import WHOLE, made_by_transformers, read_facts, read_whole, tokenizer_files
+from id_scaling.storage.tokenizers import (
+    WHOLE,
+    made_by_transformers,
+    read_facts,
+    read_sentencepiece,
+    read_whole,
+    tokenizer_files,
+)
 
 # Texts that parts of tokenizers treat in ways of their own: spaces at each place, lines, digits, letters of one to four
 # bytes, composed and decomposed accents, code.
@@ -31,6 +38,8 @@ def check_tokenizer(folder: Path) -> str:
         They cannot be read.
     """
     read_facts(folder)
+    if not (folder / WHOLE).is_file() and read_sentencepiece(folder) is not None:
+        return ", ".join(path.name for path in tokenizer_files(folder) if path.suffix == ".model")
     if not (folder / WHOLE).is_file():
         made = made_by_transformers(folder)
         names = ", ".join(path.name for path in tokenizer_files(folder))

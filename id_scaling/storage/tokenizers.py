@@ -1,13 +1,14 @@
 """The tokenizer of a model folder: what its files say, their content hash, and what is made of them.
 
-Where there is a `tokenizer.json`, that file is the tokenizer, read by the `tokenizers` library. transformers may put
-parts of the class that it takes for the model in the place of the file's own. Only of folders without the file
-transformers makes the tokenizer.
+Where there is a `tokenizer.json`, that file is the tokenizer, read by the `tokenizers` library; or else a model of
+SentencePiece is, read by that library. transformers may put parts of the class that it takes for the model in the place
+of the file's own, so it makes the tokenizer only of a folder with neither.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,12 @@ from id_scaling.errors import InputError
 from id_scaling.runtime.atomic_files import digest, sha256
 
 if TYPE_CHECKING:
+    from sentencepiece import SentencePieceProcessor
     from tokenizers import Tokenizer
 
-WHOLE = "tokenizer.json"
-TOKENIZER_FILES = (WHOLE, "tokenizer.model", "vocab.json", "merges.txt", "spiece.model")
+WHOLE, LLAMA_PIECES, T5_PIECES = "tokenizer.json", "tokenizer.model", "spiece.model"
+VOCABULARY, MERGES = "vocab.json", "merges.txt"
+TOKENIZER_FILES = (WHOLE, LLAMA_PIECES, VOCABULARY, MERGES, T5_PIECES)
 TOKENIZER_CONFIG, SPECIAL_TOKENS, ADDED_TOKENS = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 # What of a tokenizer's config changes the tokens of a text where transformers makes the tokenizer; the rest is names,
 # versions and chat templates.
@@ -36,7 +39,11 @@ KEYS_OF_TRANSFORMERS = (
     "tokenizer_class",
     "unk_token",
 )
-# Keys of the two files above whose values are control tokens, one or several.
+# Numbers of the fields of SentencePiece's format, in their order: pieces, their training, normalization of text.
+SENTENCEPIECE_FIELDS = {1, 2, 3}
+# Of files that transformers can make a tokenizer of: where there is none, it makes one without a vocabulary.
+VOCABULARIES = (*TOKENIZER_FILES, "*.model", "*.tiktoken", "*.codes", "vocab*", "tekken.json", "*vocab.txt")
+# Keys of a tokenizer's config and of its map of special tokens whose values are control tokens, one or several.
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 LISTED = ("additional_special_tokens", "extra_special_tokens")
 AGAIN = "fetch or save it again"
@@ -146,6 +153,66 @@ def whole_of(text: str, path: Path) -> Tokenizer:
     return tokenizer
 
 
+def read_sentencepiece(folder: Path) -> SentencePieceProcessor | None:
+    """Return the tokenizer that a model of SentencePiece is; None where a folder has none.
+
+    Raises
+    ------
+    InputError
+        The file is damaged.
+    """
+    path = next((folder / name for name in (LLAMA_PIECES, T5_PIECES) if (folder / name).is_file()), None)
+    if path is None or _is_tiktoken(path):
+        return None
+    from sentencepiece import SentencePieceProcessor
+
+    pieces, content = SentencePieceProcessor(), path.read_bytes()
+    try:
+        if not _protobuf_fields(content) >= SENTENCEPIECE_FIELDS:
+            raise ValueError("it ends before its last part")
+        pieces.load_from_serialized_proto(content)
+        pieces.encode("a")
+    # As `tokenizers`, the library raises no class of its own.
+    except Exception as error:
+        raise InputError(
+            f"{path}: not a SentencePiece model that can be read ({_first_line(error)}); {AGAIN}"
+        ) from error
+    return pieces
+
+
+def _is_tiktoken(path: Path) -> bool:
+    """Return whether a file is a vocabulary of tiktoken, as Llama 3 has: lines of a token in base64 and its rank."""
+    with path.open("rb") as file:
+        return re.fullmatch(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n", file.readline(200)) is not None
+
+
+def _protobuf_fields(content: bytes) -> set[int]:
+    """Return the numbers of the fields of a message; raises a ValueError where one ends after the message does."""
+    fields, place = set(), 0
+    while place < len(content):
+        tag, place = _varint(content, place)
+        if tag & 7 != 2:  # all fields of the format have a length
+            raise ValueError(f"no field of it at byte {place}")
+        length, place = _varint(content, place)
+        fields.add(tag >> 3)
+        place += length
+    if place > len(content):
+        raise ValueError("it is cut short")
+    return fields
+
+
+def _varint(content: bytes, place: int) -> tuple[int, int]:
+    """Return a number of protobuf's format, and where the next field begins."""
+    value = shift = 0
+    while place < len(content) and shift < 64:
+        byte, place = content[place], place + 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, place
+        shift += 7
+    raise ValueError("it is cut short")
+
+
 def made_by_transformers(folder: Path) -> Any:
     """Return what transformers makes of the files of a tokenizer.
 
@@ -156,6 +223,12 @@ def made_by_transformers(folder: Path) -> Any:
     """
     from transformers import AutoTokenizer
 
+    if not any(True for name in VOCABULARIES for _ in folder.glob(name)):
+        raise InputError(
+            f"{folder}: found no tokenizer, expected one of {', '.join(TOKENIZER_FILES)}; name a model with one in "
+            "model_config.tokenizer"
+        )
+    _check_merges(folder)
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     # Damaged files make transformers, and the libraries under it, raise almost any class.
@@ -164,6 +237,25 @@ def made_by_transformers(folder: Path) -> Any:
             f"{folder}: transformers cannot make this tokenizer, and Python code that may come with it is never run "
             f"({_first_line(error)}); name a model with another in model_config.tokenizer"
         ) from error
+
+
+def _check_merges(folder: Path) -> None:
+    """Raise an InputError where a vocabulary has far more pieces than a list of merges, which may be cut, makes."""
+    if not (folder / MERGES).is_file() or (folder / WHOLE).is_file():
+        return
+    vocabulary = _object(folder / VOCABULARY)
+    try:
+        lines = (folder / MERGES).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{folder / MERGES}: damaged: {error}; {AGAIN}") from error
+    made = {"".join(line.split()) for line in lines if not line.startswith("#version")}
+    n_lacking = sum(len(piece) > 1 and piece not in made for piece in vocabulary)
+    # Control tokens and some reserved ones are made by no merge.
+    if n_lacking > 300 + len(made) / 100:
+        raise InputError(
+            f"{folder / MERGES}: cut short: {n_lacking} of the {len(vocabulary)} pieces in {VOCABULARY} come of no "
+            f"merge; {AGAIN}"
+        )
 
 
 def _first_line(error: BaseException) -> str:

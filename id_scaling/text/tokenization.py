@@ -13,8 +13,10 @@ text of its own.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,15 +25,19 @@ import numpy as np
 
 from id_scaling.errors import InputError
 from id_scaling.storage.tokenizers import (
+    LLAMA_PIECES,
+    T5_PIECES,
     WHOLE,
     made_by_transformers,
     read_facts,
+    read_sentencepiece,
     read_whole,
     tokenizer_files,
     whole_of,
 )
 
 if TYPE_CHECKING:
+    from sentencepiece import SentencePieceProcessor
     from tokenizers import Tokenizer
 
 # Characters of a text that is tokenised whole; of the pieces of a longer one, and how much of a piece is in the next.
@@ -55,63 +61,49 @@ class TextTokenizer:
     ----------
     name : str
         What messages call it.
-    backend : tokenizers.Tokenizer or transformers tokenizer
-        What makes the tokens; the latter only where it is written in Python.
+    encode : callable
+        Returns the tokens of each of some texts.
+    encode_with_offsets : callable or None
+        Returns them with the characters that each token is of; None where that is not known.
     bos : int or None
         The beginning-of-sequence token.
     adds_bos : bool
         Whether the tokenizer itself puts that before a text.
-    control : mapping of int to str
-        Its control tokens.
+    refused : mapping of int to str
+        Control tokens that no text may become.
     read_from : str
         The files it was read from.
-    allows_control : bool
-        Whether a string in a text that is spelled as a control token becomes it.
     """
 
     name: str
-    backend: Any
+    encode: Callable[[list[str]], list[list[int]]]
+    encode_with_offsets: Callable[[list[str]], list[Tokens]] | None
     bos: int | None
     adds_bos: bool
-    control: Mapping[int, str]
-    read_from: str = WHOLE
-    allows_control: bool = True
-
-    @property
-    def has_offsets(self) -> bool:
-        """Whether it says where in a text its tokens are."""
-        return not callable(self.backend)
-
-    def ids(self, texts: list[str]) -> list[list[int]]:
-        """Return the tokens of texts, several of them at once on as many cores as RAYON_NUM_THREADS says."""
-        if self.has_offsets:
-            return [made.ids for made in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
-        options = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
-        return (
-            self.backend(texts, split_special_tokens=not self.allows_control, **options)["input_ids"] if texts else []
-        )
+    refused: Mapping[int, str]
+    read_from: str
 
     def tokens(self, text: str, places: list[tuple[int, int]]) -> list[Tokens]:
         """Return the tokens of the pieces of a text at some places, and where in it they are."""
-        made = self.backend.encode_batch([text[start:stop] for start, stop in places], add_special_tokens=False)
+        made = self.encode_with_offsets([text[start:stop] for start, stop in places])
         return [
-            Tokens(np.array(one.ids, np.int32), *(np.array(one.offsets, np.int64).reshape(-1, 2).T + start))
-            for (start, _), one in zip(places, made, strict=True)
+            Tokens(ids, starts + start, stops + start)
+            for (start, _), (ids, starts, stops) in zip(places, made, strict=True)
         ]
 
     def check(self, ids: np.ndarray) -> np.ndarray:
         """Return tokens of a text; raises an InputError where one is a control token."""
-        wrong = () if self.allows_control else ids[np.isin(ids, list(self.control))]
+        wrong = ids[np.isin(ids, list(self.refused))] if self.refused else ()
         if len(wrong):
             raise InputError(
-                f"{self.name}: text became the control token {self.control[int(wrong[0])]!r}, which this tokenizer "
+                f"{self.name}: text became the control token {self.refused[int(wrong[0])]!r}, which this tokenizer "
                 "cannot be kept from; set dataset_config.allow_special_tokens: true to let it"
             )
         return ids
 
 
 def load_tokenizer(folder: Path, allow_special_tokens: bool = False) -> TextTokenizer:
-    """Return the tokenizer of a model folder: that of `tokenizer.json`, or else what transformers makes of its files.
+    """Return the tokenizer of a model folder: what its own library reads, or else what transformers makes of its files.
 
     Parameters
     ----------
@@ -126,8 +118,11 @@ def load_tokenizer(folder: Path, allow_special_tokens: bool = False) -> TextToke
         A file is damaged, or transformers cannot make it without code that comes with it.
     """
     folder = Path(folder)
-    made = _of_file(folder) if (folder / WHOLE).is_file() else _of_transformers(folder)
-    return made if allow_special_tokens else _with_control_as_text(made)
+    if (folder / WHOLE).is_file():
+        return _of_file(folder, allow_special_tokens)
+    if (pieces := read_sentencepiece(folder)) is not None:
+        return _of_sentencepiece(folder, pieces, allow_special_tokens)
+    return _of_transformers(folder, allow_special_tokens)
 
 
 def bos_token(tokenizer: TextTokenizer, add_bos: str) -> int | None:
@@ -162,7 +157,7 @@ def tokenize(tokenizer: TextTokenizer, texts: list[str], n_needed: int | None = 
     InputError
         A text became a control token although it is to be text.
     """
-    ids = iter(tokenizer.ids([text for text in texts if len(text) <= MOST_WHOLE]))
+    ids = iter(tokenizer.encode([text for text in texts if len(text) <= MOST_WHOLE]))
     return [
         tokenizer.check(
             np.array(next(ids), np.int32) if len(text) <= MOST_WHOLE else _long_tokens(tokenizer, text, n_needed)
@@ -173,8 +168,8 @@ def tokenize(tokenizer: TextTokenizer, texts: list[str], n_needed: int | None = 
 
 def _long_tokens(tokenizer: TextTokenizer, text: str, n_needed: int | None) -> np.ndarray:
     """Return the tokens of a long text."""
-    if not tokenizer.has_offsets:
-        return np.array(tokenizer.ids([text])[0], np.int32)
+    if tokenizer.encode_with_offsets is None:
+        return np.array(tokenizer.encode([text])[0], np.int32)
     parts, n_tokens = [], 0
     for part in _joined(tokenizer, text):
         parts.append(part)
@@ -219,52 +214,77 @@ def _join(first: Tokens, second: Tokens, edge: int) -> tuple[int, int] | None:
     return min(joins, key=lambda join: abs(first.starts[join[0]] - (edge - OVERLAP // 2)), default=None)
 
 
-# ---- control tokens are text -----------------------------------------------------------------------------------
+# ---- from files ------------------------------------------------------------------------------------------------
 
 
-def _of_file(folder: Path) -> TextTokenizer:
-    """Return the tokenizer that `tokenizer.json` is, control tokens in a text included."""
+def _of_file(folder: Path, allow_special_tokens: bool) -> TextTokenizer:
+    """Return the tokenizer that `tokenizer.json` is."""
     facts, backend = read_facts(folder), read_whole(folder)
     token = facts.bos_token or _bos_token_of_class(folder)
     bos = None if token is None else backend.token_to_id(token)
     is_first = backend.encode("a").ids[:1] == [bos] if facts.adds_bos is None else facts.adds_bos
-    return TextTokenizer(str(folder), backend, bos, bos is not None and is_first, _control(backend, facts.control))
+    refused = {} if allow_special_tokens else _control(backend, facts.control, _unknown_token(backend))
+    return _of_backend(backend, str(folder), bos, bos is not None and is_first, refused, WHOLE)
 
 
-def _of_transformers(folder: Path) -> TextTokenizer:
-    """Return the tokenizer that transformers makes of a folder's files, control tokens in a text included."""
+def _of_sentencepiece(folder: Path, pieces: SentencePieceProcessor, allow_special_tokens: bool) -> TextTokenizer:
+    """Return the tokenizer that a SentencePiece model is; to it, control tokens in a text are text."""
+    (name, *_) = (path.name for path in tokenizer_files(folder) if path.name in (LLAMA_PIECES, T5_PIECES))
+    if allow_special_tokens:
+        raise InputError(
+            f"{folder / name}: SentencePiece takes no text for a control token, but allow_special_tokens is true; set "
+            f"it to false, or name a model with a {WHOLE} in model_config.tokenizer"
+        )
+    facts = read_facts(folder)
+    bos = pieces.bos_id() if facts.bos_token is None else pieces.piece_to_id(facts.bos_token)
+    bos = None if bos in (-1, pieces.unk_id()) else bos
+    # Llama and who took its format put the token before a text, T5 and XLNet do not.
+    is_first = name == LLAMA_PIECES if facts.adds_bos is None else facts.adds_bos
+    encode = partial(pieces.encode, num_threads=int(os.environ.get("RAYON_NUM_THREADS", "1")))
+    return TextTokenizer(str(folder), encode, None, bos, bos is not None and is_first, {}, name)
+
+
+def _of_transformers(folder: Path, allow_special_tokens: bool) -> TextTokenizer:
+    """Return the tokenizer that transformers makes of a folder's files."""
     made = made_by_transformers(folder)
     bos, named = made.bos_token_id, read_facts(folder).control | set(made.all_special_tokens)
     adds_bos = bos is not None and made("a")["input_ids"][:1] == [bos]
     read_from = f"{', '.join(path.name for path in tokenizer_files(folder))}, by transformers as {type(made).__name__}"
     if made.is_fast:
         backend = whole_of(made.backend_tokenizer.to_str(), folder)
-        return TextTokenizer(str(folder), backend, bos, adds_bos, _control(backend, named), read_from)
+        refused = {} if allow_special_tokens else _control(backend, named, _unknown_token(backend))
+        return _of_backend(backend, str(folder), bos, adds_bos, refused, read_from)
     numbers = {made.convert_tokens_to_ids(token): token for token in named}
-    return TextTokenizer(str(folder), made, bos, adds_bos, numbers, read_from)
+    refused = {} if allow_special_tokens else {key: numbers[key] for key in numbers if key != made.unk_token_id}
+    options = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        return made(texts, split_special_tokens=bool(refused), **options)["input_ids"] if texts else []
+
+    return TextTokenizer(str(folder), encode, None, bos, adds_bos, refused, read_from)
 
 
-def _with_control_as_text(made: TextTokenizer) -> TextTokenizer:
-    """Return a tokenizer to which a string that is spelled as a control token is text as any other."""
-    backend, unknown = made.backend, _unknown_token(made)
-    # What a tokenizer does not know becomes its unknown token, which is a control token to some.
-    control = {number: token for number, token in made.control.items() if number != unknown}
-    if made.has_offsets:
-        # A model of pieces knows the unknown token by its place, and finds the string of its name as any piece.
-        hidden = made.control if hasattr(backend.model, "unk_id") else control
+def _of_backend(
+    backend: Tokenizer, name: str, bos: int | None, adds_bos: bool, refused: Mapping[int, str], read_from: str
+) -> TextTokenizer:
+    """Return a tokenizer to which strings that are spelled as the control tokens that it refuses are text."""
+    # A model of pieces knows the unknown token by its place, and finds the string of its name as any piece.
+    unknown = getattr(backend.model, "unk_id", None)
+    hidden = {**refused, unknown: backend.id_to_token(unknown)} if refused and unknown is not None else refused
+    backend.encode_special_tokens = bool(refused)
+    if _is_reached(backend, hidden):
+        backend = whole_of(_without(json.loads(backend.to_str()), set(hidden.values())), Path(name))
         backend.encode_special_tokens = True
-        if _is_reached(backend, hidden):
-            backend = whole_of(_without(json.loads(backend.to_str()), set(hidden.values())), Path(made.name))
-            backend.encode_special_tokens = True
-    return replace(made, backend=backend, control=control, allows_control=False)
 
+    # On as many cores as RAYON_NUM_THREADS says.
+    def encode(texts: list[str]) -> list[list[int]]:
+        return [made.ids for made in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
-def _control(backend: Tokenizer, named: Iterable[str]) -> dict[int, str]:
-    """Return the control tokens of a tokenizer: those that it marks as special, and those that are named as such."""
-    marked = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
-    # A single character is a letter of the text, whatever else it may be.
-    numbers = {backend.token_to_id(token): token for token in marked | set(named) if len(token) > 1}
-    return {number: token for number, token in numbers.items() if number is not None}
+    def encode_with_offsets(texts: list[str]) -> list[Tokens]:
+        made = backend.encode_batch(texts, add_special_tokens=False)
+        return [Tokens(np.array(one.ids, np.int32), *np.array(one.offsets, np.int64).reshape(-1, 2).T) for one in made]
+
+    return TextTokenizer(name, encode, encode_with_offsets, bos, adds_bos, refused, read_from)
 
 
 def _bos_token_of_class(folder: Path) -> str | None:
@@ -275,13 +295,24 @@ def _bos_token_of_class(folder: Path) -> str | None:
         return None
 
 
-def _unknown_token(made: TextTokenizer) -> int | None:
+# ---- control tokens are text -----------------------------------------------------------------------------------
+
+
+def _control(backend: Tokenizer, named: Iterable[str], unknown: int | None) -> dict[int, str]:
+    """Return the control tokens of a tokenizer: those that it marks as special, and those that are named as such.
+
+    Not that of what it does not know, which any text may become; nor a single character, a letter of the text whatever
+    else it may be.
+    """
+    marked = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
+    numbers = {backend.token_to_id(token): token for token in marked | set(named) if len(token) > 1}
+    return {number: token for number, token in numbers.items() if number not in (None, unknown)}
+
+
+def _unknown_token(backend: Tokenizer) -> int | None:
     """Return the token of what a tokenizer does not know."""
-    if not made.has_offsets:
-        return made.backend.unk_token_id
-    model = made.backend.model
-    token = getattr(model, "unk_token", None)
-    return getattr(model, "unk_id", None) if token is None else made.backend.token_to_id(token)
+    token = getattr(backend.model, "unk_token", None)
+    return getattr(backend.model, "unk_id", None) if token is None else backend.token_to_id(token)
 
 
 def _is_reached(backend: Tokenizer, control: Mapping[int, str]) -> bool:
