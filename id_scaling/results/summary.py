@@ -24,7 +24,7 @@ from id_scaling.results.training_steps import training_step, training_tokens
 from id_scaling.runtime.atomic_files import digest, writing
 from id_scaling.runtime.logging import LOG, Progress
 from id_scaling.storage.layout import Run, called, contexts_path, extraction_digest, ids_path, run_folder, runs_of
-from id_scaling.storage.records import checksums, key_of, read_facts, read_record, read_table, write_table
+from id_scaling.storage.records import checksums, read_footer, read_record, read_table, write_table
 from id_scaling.text.documents import documents_of, groups_of
 
 GROUP = ["group", "group_value"]
@@ -259,9 +259,9 @@ def summarize(session: Path, settings: Mapping[str, Any], parquet: Path, csv: Pa
 
 
 def _made_from(session: Path, runs: Iterable[Run], settings: Mapping[str, Any]) -> dict[str, str]:
-    """Return what a summary is made from: the keys of all tables, as one hash."""
+    """Return what a summary is made from: the seals of all tables, as one hash."""
     names = [(module, estimator) for module in settings["modules"] for estimator, _ in settings["estimators"]]
-    return {"tables": digest([key_of(read_facts(ids_path(session, run, *name))) for run in runs for name in names])}
+    return {"tables": digest([read_footer(ids_path(session, run, *name))[1] for run in runs for name in names])}
 
 
 def readable(summary: pl.DataFrame) -> str:

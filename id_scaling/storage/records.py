@@ -73,7 +73,12 @@ def read_note(path: Path, name: str) -> Any:
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """Return the facts of a table from its footer alone: quick, and its content is not verified.
+    """Return the facts of a table from its footer, as `read_footer`."""
+    return read_footer(path)[0]
+
+
+def read_footer(path: Path) -> tuple[dict[str, Any], str]:
+    """Return the facts and the seal of a table from its footer: quick, and its content is not verified.
 
     Raises
     ------
@@ -83,7 +88,8 @@ def read_facts(path: Path) -> dict[str, Any]:
     import polars as pl
 
     try:
-        return json.loads(pl.read_parquet_metadata(path)[FACTS])
+        notes = pl.read_parquet_metadata(path)
+        return json.loads(notes[FACTS]), notes[SEAL]
     except (pl.exceptions.PolarsError, OSError, KeyError, ValueError) as error:
         raise StoreError(f"{path}: damaged, or not written by this program ({error}); {made_anew(path)}") from error
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from id_scaling.sources.datasets import dataset_content
 from id_scaling.sources.file_hashes import FOLDER, FileHashes
 from id_scaling.sources.models import RESOURCES, model_content, tokenizer_content
 from id_scaling.storage.layout import Run, contexts_path, figures_manifest_path, identity_path, ids_path, run_folder
-from id_scaling.storage.records import key_of, read_facts, read_record, summary_settings
+from id_scaling.storage.records import key_of, read_facts, read_footer, read_record, summary_settings
 from id_scaling.study.study import Study
 from id_scaling.text.shuffling import NONE
 
@@ -64,10 +64,12 @@ class Staleness:
         self._hashes = FileHashes(self.session / FOLDER)
         self._sources: dict[Path, Content] = {}
         self._keys: dict[Path, str | None] = {}
+        self._seals: list[str] = []
         self._compare_bundled()
-        keys = [key for run in study.runs for key in self._compare_run(run)]
+        for run in study.runs:
+            self._compare_run(run)
         if study.estimators:
-            self._compare_figures(self._compare_summary(keys))
+            self._compare_figures(self._compare_summary())
 
     @property
     def stale(self) -> dict[str, str]:
@@ -226,8 +228,8 @@ class Staleness:
         self._keys[path] = self._compare(rule, [path], lambda: read_facts(path), settings, made_from, upstream)
         return self._keys[path]
 
-    def _compare_run(self, run: Run) -> Iterator[str | None]:
-        """Compare the jobs of a run; yield the key of each of its tables."""
+    def _compare_run(self, run: Run) -> None:
+        """Compare the extraction and the tables of a run."""
         folder = run_folder(self.session, run)
         contexts = contexts_path(self.session, run, self.study.tokenizer_of(run.model))
         manifest, identity = folder / "manifest.json", self.study.identity_path(run.model, run.checkpoint)
@@ -242,22 +244,26 @@ class Staleness:
         extraction = self._compare(
             "extract_activations", outputs, lambda: _whole_extraction(manifest), settings, made_from, upstream
         )
+        made = _read_or_empty(manifest).get("digest")
         for module in self.study.modules:
             for estimator in self.study.estimators:
                 table = ids_path(self.session, run, module, estimator)
-                yield self._compare(
-                    "estimate_dimension",
-                    [table],
-                    lambda table=table: read_facts(table),
-                    self.study.estimate_settings(run, module, estimator),
-                    {"extraction": extraction},
-                    {manifest: True},
-                )
+                read = partial(self._table_record, table, made)
+                settings, made_from = self.study.estimate_settings(run, module, estimator), {"extraction": extraction}
+                self._compare("estimate_dimension", [table], read, settings, made_from, {manifest: True})
 
-    def _compare_summary(self, keys: Sequence[str | None]) -> str | None:
+    def _table_record(self, table: Path, made: str | None) -> dict[str, Any]:
+        """Return the record of a table of the extraction `made`, and keep its seal."""
+        facts, seal = read_footer(table)
+        if facts["manifest"] != made:
+            raise _NotWholeError("made from another extraction of these settings")
+        self._seals.append(seal)
+        return facts
+
+    def _compare_summary(self) -> str | None:
         """Compare the summary; return its key."""
         outputs, tables = list(map(Path, self.study.summaries())), list(map(Path, self.study.tables()))
-        made_from = {"tables": None if None in keys else digest(keys)}
+        made_from = {"tables": digest(self._seals) if len(self._seals) == len(tables) else None}
         read = partial(_summary_record, outputs[0])
         settings = self.study.summarize_settings()
         return self._compare("summarize", outputs, read, settings, made_from, dict.fromkeys(tables, True))
@@ -266,7 +272,14 @@ class Staleness:
         """Compare the figures and the report."""
         record, table = figures_manifest_path(self.session), self.session / "summary.parquet"
         outputs = [record, *map(Path, [*self.study.figures(), self.study.report()])]
-        read, settings = partial(read_record, record), self.study.plot_settings()
+
+        def read() -> dict[str, Any]:
+            figures = read_record(record)
+            if figures["summary"] != self._hashes.sha256(table):
+                raise _NotWholeError(f"made from other content of {table}")
+            return figures
+
+        settings = self.study.plot_settings()
         self._compare("plot", outputs, read, settings, {"summary": summary}, {table: True})
 
 
@@ -297,7 +310,8 @@ def _unlike(outputs: Sequence[Path], read: Callable[[], Mapping[str, Any]], expe
 
 def _differing(recorded: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
     """Return the keys at which two records differ, as text."""
-    return ", ".join(key for key in sorted({*recorded, *expected}) if recorded.get(key) != expected.get(key))
+    keys = [key for key in sorted({*recorded, *expected}) if recorded.get(key) != expected.get(key)]
+    return ", ".join("content" if key == "sha256" else key.removesuffix("_sha256") for key in keys)
 
 
 class _NotWholeError(Exception):

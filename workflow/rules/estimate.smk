@@ -8,7 +8,8 @@ rule estimate_dimension:
         start=since(TABLE, START),
         manifest=since(TABLE, MANIFEST),
     output:
-        TABLE,
+        # Kept until it is replaced, also where the job fails.
+        update(TABLE),
     log:
         "<session>/logs/estimate_dimension/{model}/{checkpoint}/{dataset}/{subset}/{ctx_len}/{control}/{module}/{estimator}.log",
     conda:

@@ -10,13 +10,14 @@ rule summarize:
         manifests=since(SUMMARY, STUDY.manifests()),
         tables=since(SUMMARY, STUDY.tables()),
     output:
-        parquet=SUMMARY,
+        # Kept until all are replaced, also where the job fails.
+        parquet=update(SUMMARY),
         csv=report(
-            ensure("<session>/summary.csv", non_empty=True),
+            update(ensure("<session>/summary.csv", non_empty=True)),
             caption="../report/summary.rst",
             category="Summary",
         ),
-        text="<session>/summary.txt",
+        text=update("<session>/summary.txt"),
     log:
         "<session>/logs/summarize.log",
     benchmark:
@@ -45,18 +46,18 @@ rule plot:
         start=since(FIGURES, START),
         summary=since(FIGURES, SUMMARY),
     output:
-        files=STUDY.figures("html", "svg"),
+        files=update(STUDY.figures("html", "svg")),
         figures=report(
-            STUDY.figures("png"),
+            update(STUDY.figures("png")),
             caption="../report/figure.rst",
             category="Figures",
         ),
         report=report(
-            STUDY.report(),
+            update(STUDY.report()),
             caption="../report/report.rst",
             category="Report",
         ),
-        manifest=FIGURES,
+        manifest=update(FIGURES),
     log:
         "<session>/logs/plot.log",
     benchmark:
