@@ -228,6 +228,11 @@ def _opened(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
         with path.open("rb") as file, _DECODERS.get(path.suffix, contextlib.nullcontext)(file) as decoded:
             yield file, decoded
     except (EOFError, zlib.error, zstd.ZstdError, OSError) as error:
+        if "too much memory" in str(error):
+            raise InputError(
+                f"{path}: needs a window of more than {2**MAX_WINDOW_LOG} bytes, the most that zstandard reads; "
+                f"compress it again: zstd --long={MAX_WINDOW_LOG}"
+            ) from error
         raise InputError(f"{path}: damaged or cut short ({error}); fetch or write it again") from error
 
 
