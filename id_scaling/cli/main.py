@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from id_scaling.errors import Ended, IdScalingError, of_a_disk
+from id_scaling.runtime.atomic_files import sweep
 from id_scaling.runtime.interrupts import endable
 from id_scaling.runtime.logging import LOG, plain, start_logging
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 Arguments = argparse.Namespace
 
+# Verbs whose outputs nobody else writes meanwhile, so that what a killed process left of them is removed first.
+ALONE = ("fetch-model", "fetch-tokenizer", "fetch-dataset", "chunk", "shuffle", "estimate", "summarize", "plot")
 # Characters of a setting in a log.
 MOST_SHOWN = 80
 
@@ -55,6 +58,9 @@ def _run(arguments: Arguments) -> int:
     if OUTPUTS.isdisjoint(options):
         return run(arguments) or 0
     LOG.info("%s", _started(arguments))
+    if arguments.verb in ALONE:
+        for path in _outputs(arguments):
+            sweep(path.parent, path.name)
     run(arguments)
     LOG.info("%s", _written(arguments))
     return 0
@@ -81,9 +87,13 @@ def _shown(value: object) -> str:
 
 def _written(arguments: Arguments) -> str:
     """Return what a verb wrote: `wrote results/…/mle.parquet (96 rows)`."""
-    found = [value for key, value in vars(arguments).items() if f"--{key}" in OUTPUTS]
-    paths = [path for one in found for path in (one if isinstance(one, list) else [one])]
-    return f"wrote {', '.join(f'{path} ({_size(path)})' for path in paths)}"
+    return f"wrote {', '.join(f'{path} ({_size(path)})' for path in _outputs(arguments))}"
+
+
+def _outputs(arguments: Arguments) -> list[Path]:
+    """Return the paths that a verb writes."""
+    values = [value for key, value in vars(arguments).items() if f"--{key}" in OUTPUTS]
+    return [path for value in values for path in (value if isinstance(value, list) else [value])]
 
 
 def _size(path: Path) -> str:

@@ -195,6 +195,11 @@ class DatasetConfig(_Section):
     max_broken_share: float = Field(
         0.0, ge=0, le=1, description="share of the records read that may be broken; above it the run stops"
     )
+    allow_special_tokens: bool = Field(
+        False,
+        description="whether a string in a text that is spelled as a control token of the tokenizer, `<|endoftext|>` "
+        "say, becomes that token; else it is text as any other",
+    )
     filter_and_chunk_config: ChunkConfig = Field(ChunkConfig(), description="which documents, how many chunks")
     group_by: list[Name] = Field(
         [],
