@@ -25,6 +25,7 @@ from id_scaling.runtime.atomic_files import digest, read_json, sha256, writing_f
 from id_scaling.runtime.locks import leased
 from id_scaling.runtime.logging import LOG
 from id_scaling.sources import bundled, hub
+from id_scaling.sources.cache import RESOURCES
 from id_scaling.sources.derived import built, convert_gguf, gguf_config, gguf_tokenizer, is_derived, is_gguf, untrained
 from id_scaling.sources.model_config import (
     check_request,
@@ -37,7 +38,6 @@ from id_scaling.sources.safe_files import check_settings, is_pickled, weight_fil
 from id_scaling.sources.untrained import seed_of
 from id_scaling.storage.records import read_record, write_record
 
-RESOURCES = Path("resources")
 # Beside the identity of a checkpoint that is made here: its weights.
 WEIGHTS_FOLDER = "weights"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "spiece.model")
