@@ -17,8 +17,9 @@ from id_scaling.models.modules import SiteRequest
 from id_scaling.runtime.atomic_files import read_json, sha256
 from id_scaling.runtime.locks import leased
 from id_scaling.sources.derived import built
-from id_scaling.sources.model_config import Architecture, check_request, modules_with_tensors, read_architecture
+from id_scaling.sources.model_config import Architecture, check_request, read_architecture
 from id_scaling.sources.models import (
+    check_built,
     check_model,
     fetch_model,
     fetch_tokenizer,

@@ -257,7 +257,7 @@ def plot(arguments: Arguments) -> None:
 def validate(arguments: Arguments) -> None:
     """Check a configuration file, and the models and shards it names that are on disk."""
     study = _study(arguments.config)
-    study.check()
+    study.check(is_thorough=True)
     _show(f"{arguments.config}: valid; {len(study.runs)} run(s), {len(study.tables())} table(s) of estimates")
 
 

@@ -81,7 +81,7 @@ def extract(
         "weights": identity["weights_sha256"],
         "config": identity["config_sha256"],
         "device": device.type,
-        "dtype": str(pick_dtype(extraction.dtype, device)).removeprefix("torch."),
+        "dtype": str(pick_dtype(extraction.dtype, device, identity["n_parameters"])).removeprefix("torch."),
         "versions": versions(),
     }
     made_of["digest"] = digest(made_of)
