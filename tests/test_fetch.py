@@ -237,12 +237,14 @@ def test_module_without_tensors_may_be_read_too(tiny_llama: Path) -> None:
     assert without.format(layer=0) not in modules_of(headers)
     check_paths_of(tiny_llama, SiteRequest(None, ("act",), (), {"act": without}), headers)
     with pytest.raises(ConfigError, match=r"no module 'model\.layers\.0\.mlp\.act_fun'; did you mean .*act_fn'"):
-        check_paths_of(tiny_llama, SiteRequest(None, ("act",), (), {"act": without.replace("act_fn", "act_fun")}), headers)
+        check_paths_of(
+            tiny_llama, SiteRequest(None, ("act",), (), {"act": without.replace("act_fn", "act_fun")}), headers
+        )
 
 
 CONFIGS = [
     ("llama", {"num_hidden_layers": 3, "hidden_size": 64, "vocab_size": 99, "max_position_embeddings": 77}, 77),
-    ("gpt2", {"n_layer": 3, "n_embd": 64, "vocab_size": 99, "n_positions": 77}, 77),
+    ("gpt2", {"n_layer": 3, "n_head": 4, "n_embd": 64, "vocab_size": 99, "n_positions": 77}, 77),
     ("gptj", {"n_layer": 3, "n_embd": 64, "vocab_size": 99, "n_positions": 77}, 77),
     ("gpt_neox", {"num_hidden_layers": 3, "hidden_size": 64, "vocab_size": 99, "max_position_embeddings": 77}, 77),
     (

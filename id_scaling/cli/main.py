@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 Arguments = argparse.Namespace
 
+# Bars of other packages, redrawn in place, make a log of thousands of lines. Read when tqdm is imported.
+os.environ.setdefault("TQDM_DISABLE", "1")
+
 # Characters of a setting in a log.
 MOST_SHOWN = 80
 

@@ -34,6 +34,8 @@ AT_LEAST_ONE = {
     "max_position_embeddings",
     "n_positions",
 }
+# The keys of the configs of language models in others, of which that holds; and of a config that is one.
+TEXT = ("", "text_config", "llm_config", "language_config")
 # Keys, and the largest value that is taken. The largest that were published: 1,000 layers, 128 heads, 2,048 experts, a
 # width of 20,480, 80,000 inside an MLP, 1e6 words, 1e7 positions.
 LIMITS = {
@@ -88,8 +90,11 @@ def check_values(config: Mapping[str, Any], path: Path) -> None:
     path : Path
         Where it is, for messages.
     """
-    for of_part in _parts(config):
+    for name, of_part in _parts(config):
+        of_text = name in TEXT
         for key, value in of_part.items():
+            if of_text and key in AT_LEAST_ONE and value is not None and not isinstance(value, list):
+                _require(path, key, value, _is_whole(value) and value >= 1, "a whole number of at least 1")
             _check_number(path, key, value)
         _check_heads(path, of_part)
         _check_packages(path, of_part)
@@ -106,23 +111,21 @@ def check_layers(n_layers: int, n_tensors: int, path: Path) -> None:
 
 def is_quantised(config: Mapping[str, Any]) -> bool:
     """Return whether the weights of a model are quantised, so that files hold other tensors than the model has."""
-    return any(isinstance(part.get("quantization_config"), Mapping) for part in _parts(config))
+    return any(isinstance(part.get("quantization_config"), Mapping) for _, part in _parts(config))
 
 
-def _parts(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Yield a config and the configs in it."""
-    yield config
-    for value in config.values():
+def _parts(config: Mapping[str, Any], name: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield a config and the configs in it, with their keys."""
+    yield name, config
+    for key, value in config.items():
         if isinstance(value, Mapping):
-            yield from _parts(value)
+            yield from _parts(value, key)
 
 
 def _check_number(path: Path, key: str, value: Any) -> None:
     """Raise an InputError when the value of a key is not one that a model can have."""
     if value is None:
         return
-    if key in AT_LEAST_ONE and not isinstance(value, list):
-        _require(path, key, value, _is_whole(value) and value >= 1, "a whole number of at least 1")
     if _is_whole(value):
         limit = next((limit for pattern, limit in LIMITS.items() if re.search(pattern, key)), None)
         _require(path, key, value, limit is None or value <= limit, f"a number of at most {limit}")
@@ -142,7 +145,7 @@ def _check_heads(path: Path, config: Mapping[str, Any]) -> None:
         raise InputError(
             f"{path}: found {heads} attention heads and {keys} key-value heads, expected a multiple; {AGAIN}"
         )
-    shares = config.get("model_type") in HEADS_SHARE_WIDTH and config.get("head_dim") is None
+    shares = str(config.get("model_type")) in HEADS_SHARE_WIDTH and config.get("head_dim") is None
     if shares and _is_whole(heads) and _is_whole(width) and width % heads:
         raise InputError(f"{path}: found a width of {width} and {heads} attention heads, expected a multiple; {AGAIN}")
 
@@ -165,7 +168,7 @@ def _check_quantisation(path: Path, said: Mapping[str, Any]) -> None:
     """Raise an InputError when quantised weights need a package that is not installed."""
     is_old = any(str(key).startswith("load_in_") for key in said)
     method = said.get("quant_method", "bitsandbytes" if is_old else None)
-    if method not in PACKAGES:
+    if not isinstance(method, str) or method not in PACKAGES:
         return  # transformers says what it knows of it when the model is built
     missing = [names for names in PACKAGES[method] if not any(map(_is_installed, names.split("|")))]
     if missing:

@@ -10,19 +10,26 @@ from __future__ import annotations
 import contextlib
 import resource
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from id_scaling.errors import IdScalingError, InputError
+from id_scaling.errors import IdScalingError, InputError, shortened
+from id_scaling.runtime.atomic_files import digest
 from id_scaling.runtime.logging import LOG
 from id_scaling.runtime.workers import ChildError, ask_child
+from id_scaling.sources.cache import cached_folder
 from id_scaling.sources.config_checks import is_quantised
-from id_scaling.sources.model_config import read_config
+from id_scaling.sources.model_config import config_digest, read_config
 from id_scaling.sources.weight_headers import Stored
+from id_scaling.storage.records import read_record, write_record
 
 # Of building: a model of 1,000 layers took 20 s and 0.3 GB beyond the libraries.
 MAX_SECONDS, MAX_BYTES = 300.0, 8 * 2**30
 PROBE_TOKENS = 4
+# Part of the cache's key: to be raised where this module comes to check more.
+INSPECTION = 1
+RECORD = "model.json"
 # As safetensors calls them, and as torch does. Types of less than a byte are of quantised weights.
 DTYPES = {
     "BOOL": "bool",
@@ -54,6 +61,8 @@ class MetaModel(NamedTuple):
 def inspect(folder: Path, stored: Mapping[str, Stored] | None = None) -> MetaModel:
     """Return the modules and the number of parameters of the model that a folder's config describes.
 
+    It is built once for each content of the config and of the headers: the checkpoints of a training mostly share it.
+
     Parameters
     ----------
     folder : Path
@@ -68,6 +77,24 @@ def inspect(folder: Path, stored: Mapping[str, Stored] | None = None) -> MetaMod
         transformers cannot build the model, it takes too much time or memory, or the tensors are others.
     """
     tensors = None if stored is None or is_quantised(read_config(folder)) else {**stored}
+    key = {
+        "config": config_digest(folder),
+        "tensors": tensors and digest(sorted([name, one.dtype, list(one.shape)] for name, one in tensors.items())),
+        "versions": {name: version(name) for name in ("torch", "transformers")},
+        "inspection": INSPECTION,
+    }
+
+    def fill(content: Path) -> None:
+        modules, n_parameters = _inspected_in_worker(folder, tensors)
+        write_record(content / RECORD, {"modules": sorted(modules), "n_parameters": n_parameters})
+
+    with cached_folder("models", key, fill) as content:
+        known = read_record(content / RECORD)
+    return MetaModel(frozenset(known["modules"]), known["n_parameters"])
+
+
+def _inspected_in_worker(folder: Path, tensors: Mapping[str, Stored] | None) -> tuple[frozenset[str], int]:
+    """Return the modules and the number of parameters of a model, which another process builds."""
     try:
         words, answer = ask_child(_inspected, str(folder), tensors, max_seconds=MAX_SECONDS)
     except TimeoutError as error:
@@ -75,10 +102,11 @@ def inspect(folder: Path, stored: Mapping[str, Stored] | None = None) -> MetaMod
     except ChildError as error:
         if error.lacks_memory:
             raise InputError(f"{folder}: {_too_large(f'{MAX_BYTES / 2**30:g} GiB')}") from error
-        raise InputError(f"{folder}: transformers cannot build the model of its config.json ({error})") from error
+        words = f"{folder}: transformers cannot build the model of its config.json ({shortened(str(error))})"
+        raise InputError(f"{words}; correct it, or fetch or save the model again") from error
     if words is not None:
         raise InputError(words)
-    return MetaModel(*answer)
+    return answer
 
 
 def _too_large(bound: str) -> str:

@@ -366,7 +366,7 @@ def check_built(folder: Path, request: SiteRequest, headers: Mapping[str, Stored
     ConfigError
         It lacks a module that is asked for.
     """
-    model = inspect(folder, headers)
+    model = inspect(folder, headers or None)
     check_paths(_sites(folder, request), model.modules)
     return model
 
