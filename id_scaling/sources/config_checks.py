@@ -90,6 +90,8 @@ def check_values(config: Mapping[str, Any], path: Path) -> None:
     path : Path
         Where it is, for messages.
     """
+    model_type = config.get("model_type", "")
+    _require(path, "model_type", model_type, isinstance(model_type, str) and len(model_type) < 100, "an architecture")
     for name, of_part in _parts(config):
         of_text = name in TEXT
         for key, value in of_part.items():
