@@ -39,7 +39,7 @@ def check_gguf(path: Path) -> None:
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             values, n_tensors = _Header(content).read()
-    except (ValueError, struct.error, OSError, RecursionError) as error:
+    except (ValueError, struct.error, OSError, OverflowError) as error:
         raise InputError(f"{path}: damaged or cut short: not a whole GGUF file ({error}); {AGAIN}") from error
     for name, value in values.items():
         pattern = next((pattern for end, pattern in SIZES.items() if name.endswith(end)), None)
@@ -108,18 +108,23 @@ class _Header:
         if of_each in SCALARS:
             self.take(length * struct.calcsize(f"<{SCALARS[of_each]}"))
             return None
-        for _ in range(length):
-            self.skip_string() if of_each == STRING else self.value(of_each, depth + 1)
+        if of_each == STRING:
+            self.skip_strings(length)
+        else:
+            for _ in range(length):
+                self.value(of_each, depth + 1)
         return None
 
     def string(self) -> str:
         """Return a string."""
         return self.take(*self.scalars("Q")).decode()
 
-    def skip_string(self) -> None:
-        """Go past a string."""
-        (length,) = struct.unpack_from("<Q", self.content, self.place)
-        self.place += 8 + length
+    def skip_strings(self, n_strings: int) -> None:
+        """Go past so many strings; a vocabulary has some hundred thousand."""
+        place, content, length_at = self.place, self.content, struct.Struct("<Q").unpack_from
+        for _ in range(n_strings):
+            place += 8 + length_at(content, place)[0]
+        self.place = min(place, len(content) + 1)
 
     def scalars(self, format_: str) -> tuple:
         """Return numbers."""
@@ -127,7 +132,7 @@ class _Header:
 
     def take(self, n_bytes: int) -> bytes:
         """Return so many bytes."""
-        if n_bytes > len(self.content) - self.place:
+        if not 0 <= n_bytes <= len(self.content) - self.place:
             raise ValueError(f"it ends at byte {len(self.content)}, within its header")
         self.place += n_bytes
         return self.content[self.place - n_bytes : self.place]

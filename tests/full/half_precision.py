@@ -1,9 +1,9 @@
-"""How far half precision moves IDs: the same contexts through the same model, its weights in float32 and in another dtype.
+"""How far half precision moves IDs: the same contexts, with weights in float32 and in another dtype.
 
 `python -m tests.full.half_precision MODEL TEXT [--dtype bfloat16] [--contexts 4] [--tokens 1024] [--layers 0 10 20 29]`
-runs a folder with a model of the architecture `llama` on the first tokens of a text file, takes the activations of its blocks in
-float64, and prints for each layer the relative difference of estimates under the view `default`, mean and worst of the
-contexts, and the share of points whose nearest neighbor is another. The activations that are compared are those of a CPU.
+runs a folder with a model of the architecture `llama` on the first tokens of a text file, on a CPU, and takes the
+outputs of its blocks in float64, without the first token. It prints for each layer the relative difference of
+estimates, mean and worst of the contexts, and the share of points whose nearest neighbor is another.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 
 from id_scaling.estimators.arrays import estimate_batch
 from id_scaling.models.loading import last_hidden, load_model, watching
-from id_scaling.models.modules import SiteRequest, resolve_sites
+from id_scaling.models.modules import Site, SiteRequest, resolve_sites
 from id_scaling.text.tokenization import load_tokenizer
 
 ESTIMATORS = ("twoNN_f10", "mle", "mle_harmonic", "mind_ml", "gride_n4")
@@ -47,10 +47,11 @@ def blocks(folder: Path, dtype: torch.dtype, contexts: torch.Tensor, layers: Seq
     model = load_model(folder, dtype, torch.device("cpu"), use_accelerator=False)
     sites = resolve_sites(SiteRequest(tuple(layers), ("block",), (), None), "llama", model.config.num_hidden_layers)
     seen: dict[int, list[np.ndarray]] = {layer: [] for layer in layers}
-    with (
-        torch.inference_mode(),
-        watching(model, sites, lambda site, one: seen[site.layer].append(one.double().numpy())),
-    ):
+
+    def keep(site: Site, activations: torch.Tensor) -> None:
+        seen[site.layer].append(activations.double().numpy())
+
+    with torch.inference_mode(), watching(model, sites, keep):
         for context in contexts:
             last_hidden(model, context[None])
     return {layer: np.concatenate(clouds)[:, 1:] for layer, clouds in seen.items()}
@@ -59,7 +60,7 @@ def blocks(folder: Path, dtype: torch.dtype, contexts: torch.Tensor, layers: Seq
 def report(layer: int, exact: np.ndarray, other: np.ndarray) -> None:
     """Print what changes at one layer."""
     for name in ESTIMATORS:
-        ours, theirs = (estimate_batch(clouds, [name])["estimate"].to_numpy() for clouds in (other, exact))
+        ours, theirs = (estimate_batch(clouds, [name])["value"].to_numpy() for clouds in (other, exact))
         change = 100 * (ours / theirs - 1)
         print(f"{layer:5}  {name:13} {change.mean():9.2f} {np.abs(change).max():9.2f}")
     changed = np.mean([nearest(one) != nearest(two) for one, two in zip(exact, other, strict=True)])
