@@ -212,6 +212,7 @@ def test_a_shard_that_the_study_does_not_read_is_no_matter(copied: dict[str, Any
 
 
 def test_a_source_is_hashed_again_only_when_its_size_or_a_time_changed(copied: dict[str, Any], monkeypatch) -> None:
+    monkeypatch.setattr("id_scaling.sources.file_hashes.SETTLED", 0.0)
     assert stale(copied) == {}
     hashed = []
     monkeypatch.setattr("id_scaling.sources.file_hashes.sha256", lambda path: hashed.append(path) or "other")

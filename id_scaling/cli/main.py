@@ -30,6 +30,10 @@ Arguments = argparse.Namespace
 
 # Verbs whose outputs nobody else writes meanwhile, so that what a killed process left of them is removed first.
 ALONE = ("fetch-model", "fetch-tokenizer", "fetch-dataset", "chunk", "shuffle", "estimate", "summarize", "plot")
+
+# Bars of other packages, redrawn in place, make a log of thousands of lines. Read when tqdm is imported.
+os.environ.setdefault("TQDM_DISABLE", "1")
+
 # Characters of a setting in a log.
 MOST_SHOWN = 80
 
@@ -296,7 +300,7 @@ def plot(arguments: Arguments) -> None:
 def validate(arguments: Arguments) -> None:
     """Check a configuration file, and the models and shards it names that are on disk."""
     study = _study(arguments.config)
-    study.check()
+    study.check(is_thorough=True)
     _show(f"{arguments.config}: valid; {len(study.runs)} run(s), {len(study.tables())} table(s) of estimates")
 
 

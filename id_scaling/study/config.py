@@ -149,7 +149,9 @@ class ModelConfig(_Section):
         None, description="model whose tokenizer cuts the text; default: the model's own, at its main revision"
     )
     dtype: _precision("auto", "float32", "bfloat16", "float16") = Field(
-        "auto", description="precision of the weights; `auto` is float32 on a CPU and bfloat16 on a GPU"
+        "auto",
+        description="precision of the weights; `auto` is float32 on a CPU, and on a GPU up to 2,000,000,000 "
+        "parameters, above them bfloat16, see [below](#dtype)",
     )
     allow_pickle: bool = Field(
         False,

@@ -27,9 +27,12 @@ from id_scaling.runtime.atomic_files import canonical_json
 from id_scaling.sources import bundled
 from id_scaling.sources.datasets import dataset_files, shard_files
 from id_scaling.sources.derived import is_derived, is_gguf
+from id_scaling.sources.gguf_header import check_gguf
 from id_scaling.sources.model_config import Architecture, architecture_of, check_request, config_digest
 from id_scaling.sources.models import (
+    check_built,
     check_model,
+    check_paths_of,
     check_unlike,
     expanded,
     known_identity,
@@ -407,8 +410,13 @@ class Study:
 
     # ---- checks before any job --------------------------------------------------------------------------------
 
-    def check(self) -> None:
+    def check(self, is_thorough: bool = False) -> None:
         """Check models and shards against what is on disk, before any job.
+
+        Parameters
+        ----------
+        is_thorough : bool
+            Whether local models are also built, without their weights, which takes seconds for each checkpoint.
 
         Raises
         ------
@@ -421,22 +429,26 @@ class Study:
                 self.shard_files(name, subset)
         for name, model in self.models.items():
             for checkpoint in model.model_checkpoint:
-                self._check_model(name, model, checkpoint)
+                self._check_model(name, model, checkpoint, is_thorough)
         for tokenizer, name in self.tokenizers.items():
             self._check_tokenizer(tokenizer, name)
         self.summarize_settings()
         if not self.config.allow_identical_checkpoints:
             self._check_unlike()
 
-    def _check_model(self, name: str, model: ModelConfig, checkpoint: str) -> None:
+    def _check_model(self, name: str, model: ModelConfig, checkpoint: str, is_thorough: bool) -> None:
         """Check one checkpoint by its folder, or by what was found when it was fetched from the hub."""
         folder, request = model_folder(model.model_name, checkpoint), request_of(self.sites(name))
         ctx_len = max(self.config.ctx_len)
         identity = self.identity_path(name, checkpoint)
         try:
+            if is_gguf(model.model_name):
+                check_gguf(expanded(model.model_name))
             if folder is not None and (folder / "config.json").is_file():
                 has_weights = seed_of(checkpoint) is None
-                check_model(folder, request, ctx_len, model.allow_pickle, has_weights)
+                headers = check_model(folder, request, ctx_len, model.allow_pickle, has_weights)
+                check = check_built if is_thorough else check_paths_of
+                check(folder, request, headers)
                 self.model_files(name, slug(checkpoint))
             elif folder is not None:  # an embedded one that is yet to be made
                 config = bundled.config_of(model.model_name)
