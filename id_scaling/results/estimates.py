@@ -139,7 +139,7 @@ def estimate_run(
     n_failed = table.filter(pl.col("status") != "ok").height
     LOG.info(
         "%s of %s: %d clouds, %d not ok, median %.3f",
-        name,
+        settings["estimator"],
         module,
         len(table),
         n_failed,

@@ -1,17 +1,25 @@
 """Helper functions of the rules: what each job reads, from its wildcards alone."""
 
 import gc
+import json
 import re
 import sys
+from functools import cache
+from itertools import product
+from math import ceil
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.settings.types import RerunTrigger
 
 from id_scaling.sources import bundled
 from id_scaling.text.shuffling import NONE
-from id_scaling.errors import IdScalingError
+from id_scaling.errors import IdScalingError, StoreError
 from id_scaling.runtime.logging import plain
-from id_scaling.storage.layout import Run
+from id_scaling.runtime.atomic_files import canonical_json, read_json, writing
+from id_scaling.storage.layout import Run, ids_path, run_folder, staging_folder
+from id_scaling.storage.records import read_record, read_table
+from id_scaling.storage.staging import clear_staging, publish, staged_table
 from id_scaling.study.study import EXTRACT_MINUTES, Study
 
 
@@ -32,6 +40,13 @@ STUDY = load_study(config)
 LEASES = []
 PYTHON = sys.executable
 VERBOSITY = "--verbose" if STUDY.config.verbose else ""
+
+RUN = "{model}/{checkpoint}/{dataset}/{subset}/{ctx_len}/{control}"
+TABLES = frozenset(STUDY.tables())
+BATCH = f"<session>/runs/{RUN}/staged/done"
+PLAN = Path(STUDY.session) / ".planned_estimates.json"
+# What one estimate asks for at first, and cores of a batch where no profile says how many one job may have.
+ESTIMATE_MB, ESTIMATE_MINUTES, BATCH_CORES, EXTRACT_CORES = 2000, 30, 8, 8
 
 # What `id_scaling` in commands is: the package under the interpreter that runs Snakemake, activated environment or not.
 # It is no part of their text, which Snakemake records and which has to be the same on all machines.
@@ -146,6 +161,164 @@ def get_estimate_settings(wildcards):
     return STUDY.estimate_settings(
         get_run(wildcards), wildcards.module, wildcards.estimator
     )
+
+
+def get_batch(wildcards):
+    """The batch that is to make a table. Of a fresh table it is no input: then no batch can be a reason to link it."""
+    workflow.dag_settings.rerun_triggers -= {RerunTrigger.INPUT}
+    run, module, estimator = get_run(wildcards), wildcards.module, wildcards.estimator
+    return ancient(BATCH) if is_to_be_made(run, module, estimator) else []
+
+
+@cache
+def is_to_be_made(run, module, estimator):
+    """Whether a table is forced, or not the one that the study would make now; only the main process asks."""
+    if not workflow.is_main_process:
+        return False
+    table = ids_path(Path(STUDY.session), run, module, estimator)
+    manifest = run_folder(Path(STUDY.session), run) / "manifest.json"
+    if is_forced(str(table)) or not (table.is_file() and manifest.is_file()):
+        return True
+    settings = json.loads(STUDY.estimate_settings(run, module, estimator))
+    try:
+        made_of = read_record(manifest)
+        facts = read_table(table, columns=[])[1]
+    except StoreError:
+        return True
+    is_extracted = made_of["settings"] == json.loads(STUDY.extract_settings(run))
+    return not is_extracted or (facts["settings"], facts["manifest"]) != (
+        settings,
+        made_of["digest"],
+    )
+
+
+def is_forced(table):
+    """Whether the command line forces a table, or something that it may be made of."""
+    told = workflow.dag_settings
+    is_target = told.forcetargets and table in told.targets
+    above = told.forcerun - TABLES - {"summarize", "plot"}
+    return told.forceall or is_target or table in told.forcerun or bool(above)
+
+
+def planned_batches():
+    """What this Snakemake is to estimate: by run, its tables by module and estimator, and the cores of its batch."""
+    if workflow.is_main_process:
+        return batches_of_dag(len(workflow.dag or ()))
+    return read_json(PLAN) if PLAN.is_file() else {}
+
+
+@cache
+def batches_of_dag(n_jobs):
+    """As above, by the jobs of the main process, which are known once they are counted."""
+    batches = {}
+    for job in workflow.dag.needrun_jobs(exclude_finished=False) if n_jobs else ():
+        if job.rule.name == "estimate_dimension":
+            batch = batches.setdefault(key_of(job.wildcards), {"tables": []})
+            batch["tables"].append((job.wildcards.module, job.wildcards.estimator))
+    return batches
+
+
+def key_of(wildcards):
+    return "/".join(map(str, vars(get_run(wildcards)).values()))
+
+
+def get_planned_tables(wildcards):
+    """The tables that the batch of a run is to make; all, where nothing is known of a plan."""
+    batch = planned_batches().get(key_of(wildcards))
+    return batch["tables"] if batch else [*product(STUDY.modules, STUDY.estimators)]
+
+
+def get_batch_settings(wildcards, resources):
+    # Not recorded, as it takes `resources`: which tables are planned is no reason to make one.
+    return STUDY.batch_settings(get_run(wildcards), get_planned_tables(wildcards))
+
+
+def get_batch_execution(wildcards, resources, threads):
+    # What is allocated is what the main process asked for. Snakemake elsewhere counts the cores of the machine.
+    planned = planned_batches().get(key_of(wildcards), {})
+    return canonical_json(
+        {
+            "n_threads": planned.get("threads", threads),
+            "n_each": STUDY.estimate_threads(),
+        }
+    )
+
+
+def get_batch_logs(wildcards):
+    return f"{STUDY.session}/logs/estimate_dimension/{key_of(wildcards)}"
+
+
+def get_batch_threads(wildcards):
+    """As many cores as its tables can use. With more runs to extract on this machine, those of an extraction stay free."""
+    n_useful = len(get_planned_tables(wildcards)) * STUDY.estimate_threads()
+    n_cores = workflow.resource_settings.cores or BATCH_CORES
+    if workflow.local_exec and n_extractions(len(workflow.dag or ())) > 1:
+        n_cores = n_cores - EXTRACT_CORES if n_cores >= 2 * EXTRACT_CORES else n_cores
+    return min(n_useful, n_cores)
+
+
+@cache
+def n_extractions(n_jobs):
+    jobs = workflow.dag.needrun_jobs(exclude_finished=False) if n_jobs else ()
+    return sum(job.rule.name == "extract_activations" for job in jobs)
+
+
+def n_side_by_side(wildcards, threads):
+    n_tables = len(get_planned_tables(wildcards))
+    return max(1, min(n_tables, threads // STUDY.estimate_threads()))
+
+
+def get_batch_memory(wildcards, threads, attempt):
+    """Memory of one estimate times how many run side by side."""
+    return ESTIMATE_MB * n_side_by_side(wildcards, threads) * attempt
+
+
+def get_batch_minutes(wildcards, threads, attempt):
+    """Time of one estimate times how many run one after the other."""
+    n_tables = len(get_planned_tables(wildcards))
+    return ESTIMATE_MINUTES * ceil(n_tables / n_side_by_side(wildcards, threads)) * attempt
+
+
+def get_staging(wildcards, resources):
+    return staging_folder(Path(STUDY.session), get_run(wildcards))
+
+
+def get_staged(wildcards, resources):
+    """Where the batch left a table, without its suffix; not recorded, as it follows from the settings."""
+    settings = json.loads(get_estimate_settings(wildcards))
+    staging = staging_folder(Path(STUDY.session), get_run(wildcards))
+    return staged_table(staging, settings).with_suffix("")
+
+
+def plan_batches():
+    """Write down what is to be estimated, for jobs elsewhere; drop what is forced, so that no batch uses it again."""
+    jobs = list(workflow.dag.needrun_jobs())
+    forced = {job.rule.name for job in jobs if workflow.dag.reason(job).forced}
+    is_made_again = bool(forced - {"estimate_dimension", "summarize", "plot"})
+    batches = {}
+    for job in jobs:
+        if job.rule.name == "estimate_batch":
+            tables = get_planned_tables(job.wildcards)
+            batches[key_of(job.wildcards)] = {"tables": tables, "threads": job.threads}
+        elif job.rule.name == "estimate_dimension":
+            if is_made_again or workflow.dag.reason(job).forced:
+                Path(f"{get_staged(job.wildcards, None)}.parquet").unlink(missing_ok=True)
+                Path(job.output[0]).unlink(missing_ok=True)
+    if batches:
+        with writing(PLAN) as aside:
+            aside.write_text(canonical_json(batches))
+
+
+def end_batches():
+    """Publish what was estimated and not linked, as where another estimate of its run failed; remove what is left over."""
+    session = Path(STUDY.session)
+    for job in workflow.dag.needrun_jobs(exclude_finished=False):
+        if job.rule.name == "estimate_dimension" and not Path(job.output[0]).is_file():
+            staged = Path(f"{get_staged(job.wildcards, None)}.parquet")
+            publish(staged, Path(job.output[0]), Path(job.input.manifest))
+    for key in planned_batches():
+        clear_staging(session / "runs" / key / "staged")
+    PLAN.unlink(missing_ok=True)
 
 
 def get_summarize_settings(wildcards):
