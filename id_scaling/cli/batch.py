@@ -97,8 +97,17 @@ def _tables(settings: Mapping[str, Any], staging: Path, logs: Path) -> Iterator[
 
 def _is_finished(table: Table, manifest: Path, digest: str) -> bool:
     """Return whether a table is staged, or declared and can be."""
-    declared = manifest.parent / "ids" / f"{table}.parquet"
-    return is_staged(table.staged) or adopt(table.staged, declared, table.settings, digest)
+    if is_staged(table.staged):
+        return True
+    is_adopted = adopt(table.staged, manifest.parent / "ids" / f"{table}.parquet", table.settings, digest)
+    if is_adopted and table.log.is_file():
+        _stage_log(table)
+    return is_adopted
+
+
+def _stage_log(table: Table) -> None:
+    """Keep a table's log: Snakemake deletes it with the outputs, before both are linked."""
+    shutil.copyfile(table.log, table.staged.with_suffix(".log"))
 
 
 def _compute(tables: list[Table], manifest: Path, execution: Execution) -> list[Failure]:
@@ -141,8 +150,8 @@ def _compute_one(table: Table, manifest: Path, execution: Execution, is_over: th
         failure = f"error: {error}"
         with open(table.log, "a") as log:
             log.write(f"{failure}\n")
-    if not failure:  # Snakemake deletes the log with the outputs, before both are linked
-        shutil.copyfile(table.log, table.staged.with_suffix(".log"))
+    if not failure:
+        _stage_log(table)
     return failure
 
 

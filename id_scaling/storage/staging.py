@@ -71,6 +71,7 @@ def publish(table: Path, declared: Path, manifest: Path) -> bool:
         return False
     declared.parent.mkdir(parents=True, exist_ok=True)
     os.replace(table, declared)
+    table.unlink(missing_ok=True)  # two names of one file are both kept
     return True
 
 

@@ -2,12 +2,14 @@
 
 import gc
 import json
+import os
 import re
 import sys
 from functools import cache
 from itertools import product
 from math import ceil
 from pathlib import Path
+from shutil import which
 
 from snakemake.exceptions import WorkflowError
 from snakemake.settings.types import RerunTrigger
@@ -55,6 +57,20 @@ shell.prefix(
     "set -euo pipefail; trap '' TERM; "
     'id_scaling() {{ trap - TERM; exec {PYTHON:q} -m id_scaling "$@" {VERBOSITY}; }}; '
 )
+
+
+def outlast_controller():
+    """Have Slurm's commands outlast a restart of its controller, for the executor's plugin, which does not."""
+    folder = str(Path(workflow.basedir) / "profiles" / "slurm" / "bin")
+    if workflow.is_main_process and folder not in os.environ["PATH"].split(":"):
+        os.environ["PATH"] = f"{folder}:{os.environ['PATH']}"
+        os.environ["ID_SCALING_SLURM_CONFIG"] = os.path.abspath(
+            ".snakemake/slurm_config.txt"
+        )
+
+
+if which("scontrol"):
+    outlast_controller()
 
 
 def one_of(names):
@@ -313,7 +329,7 @@ def end_batches():
     """Publish what was estimated and not linked, as where another estimate of its run failed; remove what is left over."""
     session = Path(STUDY.session)
     for job in workflow.dag.needrun_jobs(exclude_finished=False):
-        if job.rule.name == "estimate_dimension" and not Path(job.output[0]).is_file():
+        if job.rule.name == "estimate_dimension":
             staged = Path(f"{get_staged(job.wildcards, None)}.parquet")
             publish(staged, Path(job.output[0]), Path(job.input.manifest))
     for key in planned_batches():
