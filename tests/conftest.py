@@ -155,10 +155,10 @@ class Workflow:
         return {**os.environ, "PYTHONPATH": str(self.root)}
 
     def planned(self, *arguments: str) -> dict[str, int]:
-        """Return how many jobs of each rule a dry run plans, without `all`."""
+        """Return how many jobs of each rule a dry run plans, without `all` and what computes tables to be linked."""
         output = self.run(*arguments, "--dry-run", "--quiet", "rules")
         rows = re.findall(r"^(\w+)\s+(\d+)$", output, flags=re.MULTILINE)
-        return {rule: int(count) for rule, count in rows if rule not in ("all", "total")}
+        return {rule: int(count) for rule, count in rows if rule not in ("all", "estimate_batch", "total")}
 
     @property
     def session(self) -> Path:

@@ -8,7 +8,6 @@ missing only. Computes nothing itself and imports nothing heavy: each process lo
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import threading
 import traceback
@@ -32,10 +31,11 @@ MAX_SHOWN = 5  # failed tables that the error of a batch names
 
 @dataclass(frozen=True)
 class Table:
-    """One table that a batch is to make: its settings, where it is staged, and its log."""
+    """One table that a batch is to make: its settings, where it is staged and where declared, and its log."""
 
     settings: Mapping[str, Any]
     staged: Path
+    declared: Path
     log: Path
 
     def __str__(self) -> str:
@@ -76,10 +76,10 @@ def estimate_batch(settings: Mapping[str, Any], manifest: Path, logs: Path, exec
         Tables failed; the others are staged.
     """
     staging, digest = output.parent, read_record(manifest)["digest"]
-    tables = list(_tables(settings, staging, logs))
+    tables = list(_tables(settings, staging, manifest.parent / "ids", logs))
     with leased(staging):
         open_staging(staging, manifest)
-        missing = [table for table in tables if not _is_finished(table, manifest, digest)]
+        missing = [table for table in tables if not _is_finished(table, digest)]
         LOG.info("%d tables: %d finished before, %d to compute", len(tables), len(tables) - len(missing), len(missing))
         failures = _compute(missing, manifest, execution)
     if failures:
@@ -87,27 +87,29 @@ def estimate_batch(settings: Mapping[str, Any], manifest: Path, logs: Path, exec
     output.write_text(f"{len(tables)} tables\n")
 
 
-def _tables(settings: Mapping[str, Any], staging: Path, logs: Path) -> Iterator[Table]:
+def _tables(settings: Mapping[str, Any], staging: Path, declared: Path, logs: Path) -> Iterator[Table]:
     """Yield the tables of a batch, those of estimators that read points first: they take longest."""
     names = [(module, name) for module, estimators in settings["tables"].items() for name in estimators]
     for module, name in sorted(names, key=lambda names: settings["estimators"][names[1]]["max_seconds"] is None):
         of_table = {**settings["run"], "module": module, **settings["estimators"][name]}
-        yield Table(of_table, staged_table(staging, of_table), logs / module / f"{name}.log")
+        log = logs / module / f"{name}.log"
+        yield Table(of_table, staged_table(staging, of_table), declared / module / f"{name}.parquet", log)
 
 
-def _is_finished(table: Table, manifest: Path, digest: str) -> bool:
+def _is_finished(table: Table, digest: str) -> bool:
     """Return whether a table is staged, or declared and can be."""
     if is_staged(table.staged):
         return True
-    is_adopted = adopt(table.staged, manifest.parent / "ids" / f"{table}.parquet", table.settings, digest)
+    is_adopted = adopt(table.staged, table.declared, table.settings, digest)
     if is_adopted and table.log.is_file():
         _stage_log(table)
     return is_adopted
 
 
 def _stage_log(table: Table) -> None:
-    """Keep a table's log: Snakemake deletes it with the outputs, before both are linked."""
-    shutil.copyfile(table.log, table.staged.with_suffix(".log"))
+    """Keep a table's log, which Snakemake deletes with the outputs before both are linked."""
+    text = table.log.read_text(errors="replace").replace(str(table.staged), str(table.declared))
+    table.staged.with_suffix(".log").write_text(text)
 
 
 def _compute(tables: list[Table], manifest: Path, execution: Execution) -> list[Failure]:

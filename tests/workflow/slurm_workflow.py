@@ -16,6 +16,9 @@ from slurm_cluster import SlurmCluster
 
 COLUMNS = ("JobIDRaw", "State", "Partition", "NodeList", "ReqCPUS", "ReqMem", "AllocTRES", "SubmitLine")
 
+# A folder whose `sitecustomize` disturbs estimates and writes down when each was at work.
+DISTURBED = Path(__file__).with_name("disturbed_estimates")
+
 # Sums are made in the same order wherever a run is, and no processes are started that share its work.
 ONE_THREAD = ("--set-threads", "extract_activations=1")
 

@@ -1,16 +1,28 @@
-"""On PYTHONPATH, makes each estimate of every process last long, or fail, and write down when it was at work.
+"""On PYTHONPATH, disturbs the estimates of every process and writes down when each was at work.
 
-ESTIMATE_SECONDS: how long each sleeps first. ESTIMATE_FAILS: `module/estimator` that raises an error as long as the file
-ESTIMATE_MENDED is not there. ESTIMATE_TRACE: a file that gets a line each: the table, its start and its end.
+ESTIMATE_SECONDS: how long each sleeps first. ESTIMATE_DISTURBED: `module/estimator` that does not end well as long as
+the file ESTIMATE_MENDED is not there, and ESTIMATE_HOW: `fails`, `dies` or `hangs`. ESTIMATE_TRACE: a file that gets a
+line of each that ended well: the table, its start and its end.
 """
 
 import functools
 import importlib.util
 import os
+import signal
 import sys
 import time
 
 MODULE = "id_scaling.results.estimates"
+
+
+def end_badly(name):
+    """Fail, die or hang, as the environment says."""
+    how = os.environ["ESTIMATE_HOW"]
+    if how == "fails":
+        raise RuntimeError(f"{name} fails for a test")
+    if how == "dies":
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(600)
 
 
 def disturbed(estimate_run):
@@ -20,8 +32,8 @@ def disturbed(estimate_run):
     def run(manifest_path, module, estimator, settings, *arguments):
         name, start = f"{module}/{settings['estimator']}", time.time()
         time.sleep(float(os.environ.get("ESTIMATE_SECONDS", "0")))
-        if name == os.environ.get("ESTIMATE_FAILS") and not os.path.exists(os.environ["ESTIMATE_MENDED"]):
-            raise RuntimeError(f"{name} fails for a test")
+        if name == os.environ.get("ESTIMATE_DISTURBED") and not os.path.exists(os.environ["ESTIMATE_MENDED"]):
+            end_badly(name)
         estimate_run(manifest_path, module, estimator, settings, *arguments)
         with open(os.environ["ESTIMATE_TRACE"], "a") as trace:
             trace.write(f"{name} {start} {time.time()}\n")
