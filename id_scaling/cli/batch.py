@@ -23,7 +23,7 @@ from id_scaling.errors import EstimateError
 from id_scaling.runtime.locks import leased
 from id_scaling.runtime.logging import LOG, start_logging
 from id_scaling.runtime.workers import ChildError, ask_child, ending_children
-from id_scaling.storage.records import read_record
+from id_scaling.storage.records import key_of, read_record
 from id_scaling.storage.staging import adopt, is_staged, open_staging, staged_table
 
 MAX_SHOWN = 5  # failed tables that the error of a batch names
@@ -44,10 +44,14 @@ class Table:
 
 @dataclass(frozen=True)
 class Execution:
-    """How a batch runs: on how many cores in all, at most how many of one estimate, and with how much in the logs."""
+    """How a batch runs: on how many cores in all, and at most how many of one estimate.
+
+    Where tables are forced, declared ones are not used again; what an attempt before staged is.
+    """
 
     n_threads: int
     n_each: int = 1
+    is_forced: bool = False
     is_verbose: bool = False
 
 
@@ -75,11 +79,12 @@ def estimate_batch(settings: Mapping[str, Any], manifest: Path, logs: Path, exec
     EstimateError
         Tables failed; the others are staged.
     """
-    staging, digest = output.parent, read_record(manifest)["digest"]
+    staging, extraction = output.parent, key_of(read_record(manifest))
     tables = list(_tables(settings, staging, manifest.parent / "ids", logs))
     with leased(staging):
         open_staging(staging, manifest)
-        missing = [table for table in tables if not _is_finished(table, digest)]
+        adopted = None if execution.is_forced else extraction
+        missing = [table for table in tables if not _is_finished(table, adopted)]
         LOG.info("%d tables: %d finished before, %d to compute", len(tables), len(tables) - len(missing), len(missing))
         failures = _compute(missing, manifest, execution)
     if failures:
@@ -96,14 +101,15 @@ def _tables(settings: Mapping[str, Any], staging: Path, declared: Path, logs: Pa
         yield Table(of_table, staged_table(staging, of_table), declared / module / f"{name}.parquet", log)
 
 
-def _is_finished(table: Table, digest: str) -> bool:
-    """Return whether a table is staged, or declared and can be."""
+def _is_finished(table: Table, extraction: str | None) -> bool:
+    """Return whether a table is staged, or declared, made from this extraction, and can be."""
     if is_staged(table.staged):
         return True
-    is_adopted = adopt(table.staged, table.declared, table.settings, digest)
-    if is_adopted and table.log.is_file():
+    if extraction is None or not adopt(table.staged, table.declared, table.settings, extraction):
+        return False
+    if table.log.is_file():
         _stage_log(table)
-    return is_adopted
+    return True
 
 
 def _stage_log(table: Table) -> None:

@@ -50,16 +50,16 @@ def is_staged(table: Path) -> bool:
     return True
 
 
-def adopt(table: Path, declared: Path, settings: Mapping[str, Any], manifest_digest: str) -> bool:
-    """Stage a declared table, which Snakemake is about to delete, if it is what would be computed; return whether."""
+def adopt(table: Path, declared: Path, settings: Mapping[str, Any], extraction: str) -> bool:
+    """Stage a declared table, which Snakemake may delete, if it is what would be computed; return whether."""
     try:
         _, facts = read_table(declared)
     except StoreError:
         return False
-    if facts["settings"] != settings or facts["manifest"] != manifest_digest:
+    if facts["settings"] != settings or facts.get("made_from") != {"extraction": extraction}:
         return False
-    _link(declared, table)
-    os.utime(table)  # newer than the manifest, whose extraction may have run again with the same result
+    with writing(table) as aside:
+        shutil.copyfile(declared, aside)
     return True
 
 
@@ -71,7 +71,6 @@ def publish(table: Path, declared: Path, manifest: Path) -> bool:
         return False
     declared.parent.mkdir(parents=True, exist_ok=True)
     os.replace(table, declared)
-    table.unlink(missing_ok=True)  # two names of one file are both kept
     return True
 
 
@@ -79,13 +78,3 @@ def clear_staging(folder: Path) -> None:
     """Remove a staging folder in which no table waits."""
     if folder.is_dir() and not any(folder.glob("*/*.parquet")):
         shutil.rmtree(folder)
-
-
-def _link(source: Path, target: Path) -> None:
-    """Give a file a second name, or a copy where the file system has no hard links."""
-    with writing(target) as aside:
-        aside.unlink(missing_ok=True)
-        try:
-            os.link(source, aside)
-        except OSError:
-            shutil.copyfile(source, aside)

@@ -12,15 +12,13 @@ from pathlib import Path
 from shutil import which
 
 from snakemake.exceptions import WorkflowError
-from snakemake.settings.types import RerunTrigger
 
 from id_scaling.sources import bundled
 from id_scaling.text.shuffling import NONE
-from id_scaling.errors import IdScalingError, StoreError
+from id_scaling.errors import IdScalingError
 from id_scaling.runtime.logging import plain
 from id_scaling.runtime.atomic_files import canonical_json, read_json, writing
-from id_scaling.storage.layout import Run, ids_path, run_folder, staging_folder
-from id_scaling.storage.records import read_record, read_table
+from id_scaling.storage.layout import Run, staging_folder
 from id_scaling.storage.staging import clear_staging, publish, staged_table
 from id_scaling.study.study import EXTRACT_MINUTES, Study
 
@@ -44,9 +42,7 @@ PYTHON = sys.executable
 VERBOSITY = "--verbose" if STUDY.config.verbose else ""
 
 RUN = "{model}/{checkpoint}/{dataset}/{subset}/{ctx_len}/{control}"
-TABLES = frozenset(STUDY.tables())
-BATCH = f"<session>/runs/{RUN}/staged/done"
-PLAN = Path(STUDY.session) / ".planned_estimates.json"
+PLAN, PLANNED = Path(STUDY.session) / ".planned_estimates.json", {}
 # What one estimate asks for at first, and cores of a batch where no profile says how many one job may have.
 ESTIMATE_MB, ESTIMATE_MINUTES, BATCH_CORES, EXTRACT_CORES = 2000, 30, 8, 8
 
@@ -102,6 +98,18 @@ def get_run(wildcards):
 
 def get_model_files(wildcards):
     return STUDY.model_files(wildcards.model, wildcards.checkpoint)
+
+
+def get_model_sources(wildcards):
+    # So that a bundled model is there in another clone too, in which nothing was fetched.
+    return STUDY.model_files(wildcards.model, wildcards.checkpoint)
+
+
+def get_text_sources(wildcards):
+    return [
+        *STUDY.shard_files(wildcards.dataset, wildcards.subset),
+        *STUDY.tokenizer_files(wildcards.tokenizer),
+    ]
 
 
 def get_weights(wildcards):
@@ -179,43 +187,6 @@ def get_estimate_settings(wildcards):
     )
 
 
-def get_batch(wildcards):
-    """The batch that is to make a table. Of a fresh table it is no input: then no batch can be a reason to link it."""
-    workflow.dag_settings.rerun_triggers -= {RerunTrigger.INPUT}
-    run, module, estimator = get_run(wildcards), wildcards.module, wildcards.estimator
-    return ancient(BATCH) if is_to_be_made(run, module, estimator) else []
-
-
-@cache
-def is_to_be_made(run, module, estimator):
-    """Whether a table is forced, or not the one that the study would make now; only the main process asks."""
-    if not workflow.is_main_process:
-        return False
-    table = ids_path(Path(STUDY.session), run, module, estimator)
-    manifest = run_folder(Path(STUDY.session), run) / "manifest.json"
-    if is_forced(str(table)) or not (table.is_file() and manifest.is_file()):
-        return True
-    settings = json.loads(STUDY.estimate_settings(run, module, estimator))
-    try:
-        made_of = read_record(manifest)
-        facts = read_table(table, columns=[])[1]
-    except StoreError:
-        return True
-    is_extracted = made_of["settings"] == json.loads(STUDY.extract_settings(run))
-    return not is_extracted or (facts["settings"], facts["manifest"]) != (
-        settings,
-        made_of["digest"],
-    )
-
-
-def is_forced(table):
-    """Whether the command line forces a table, or something that it may be made of."""
-    told = workflow.dag_settings
-    is_target = told.forcetargets and table in told.targets
-    above = told.forcerun - TABLES - {"summarize", "plot"}
-    return told.forceall or is_target or table in told.forcerun or bool(above)
-
-
 def planned_batches():
     """What this Snakemake is to estimate: by run, its tables by module and estimator, and the cores of its batch."""
     if workflow.is_main_process:
@@ -251,11 +222,12 @@ def get_batch_settings(wildcards, resources):
 
 def get_batch_execution(wildcards, resources, threads):
     # What is allocated is what the main process asked for. Snakemake elsewhere counts the cores of the machine.
-    planned = planned_batches().get(key_of(wildcards), {})
+    planned = (PLANNED or planned_batches()).get(key_of(wildcards), {})
     return canonical_json(
         {
             "n_threads": planned.get("threads", threads),
             "n_each": STUDY.estimate_threads(),
+            "is_forced": planned.get("is_forced", False),
         }
     )
 
@@ -307,19 +279,26 @@ def get_staged(wildcards, resources):
 
 
 def plan_batches():
-    """Write down what is to be estimated, for jobs elsewhere; drop what is forced, so that no batch uses it again."""
+    """Write down what is to be estimated, for jobs elsewhere; drop what is staged of what is forced."""
     jobs = list(workflow.dag.needrun_jobs())
-    forced = {job.rule.name for job in jobs if workflow.dag.reason(job).forced}
-    is_made_again = bool(forced - {"estimate_dimension", "summarize", "plot"})
-    batches = {}
-    for job in jobs:
-        if job.rule.name == "estimate_batch":
-            tables = get_planned_tables(job.wildcards)
-            batches[key_of(job.wildcards)] = {"tables": tables, "threads": job.threads}
-        elif job.rule.name == "estimate_dimension":
-            if is_made_again or workflow.dag.reason(job).forced:
-                Path(f"{get_staged(job.wildcards, None)}.parquet").unlink(missing_ok=True)
-                Path(job.output[0]).unlink(missing_ok=True)
+    forced = [job for job in jobs if workflow.dag.reason(job).forced]
+    below = {"estimate_dimension", "summarize", "plot"}
+    is_made_again = any(job.rule.name not in below for job in forced)
+    batches = {
+        key_of(job.wildcards): {
+            "tables": get_planned_tables(job.wildcards),
+            "threads": job.threads,
+            "is_forced": is_made_again,
+        }
+        for job in jobs
+        if job.rule.name == "estimate_batch"
+    }
+    for job in jobs if is_made_again else forced:
+        if job.rule.name == "estimate_dimension":
+            staged = Path(f"{get_staged(job.wildcards, None)}.parquet")
+            staged.unlink(missing_ok=True)
+            batches.get(key_of(job.wildcards), {})["is_forced"] = True
+    PLANNED.update(batches)
     if batches:
         with writing(PLAN) as aside:
             aside.write_text(canonical_json(batches))

@@ -6,13 +6,20 @@ settings and this manifest, that rule computes it itself.
 """
 
 
+TABLE = f"<session>/runs/{RUN}/ids/{{module}}/{{estimator}}.parquet"
+# Made when a table of its run is stale only, and gone when these are linked.
+BATCH = f"<session>/runs/{RUN}/staged/done"
+
+
 localrules:
     estimate_dimension,
 
 
 rule estimate_batch:
     input:
-        manifest=f"<session>/runs/{RUN}/manifest.json",
+        # One that a killed Snakemake left is of another plan.
+        start=START,
+        manifest=MANIFEST,
     output:
         temp(BATCH),
     log:
@@ -43,10 +50,12 @@ rule estimate_batch:
 
 rule estimate_dimension:
     input:
-        manifest=f"<session>/runs/{RUN}/manifest.json",
-        batch=get_batch,
+        start=since(TABLE, START),
+        manifest=since(TABLE, MANIFEST),
+        batch=since(TABLE, BATCH),
     output:
-        f"<session>/runs/{RUN}/ids/{{module}}/{{estimator}}.parquet",
+        # Kept until it is replaced, also where the job fails.
+        update(TABLE),
     log:
         f"<session>/logs/estimate_dimension/{RUN}/{{module}}/{{estimator}}.log",
     conda:
