@@ -44,16 +44,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     start_logging(arguments.verbose)
     with endable():
         try:
-            return _run(arguments)
+            return run_job(arguments)
         except Ended:
             print("ended: the system asked for it (SIGTERM), as at the end of a job's time", file=sys.stderr)
             return 128 + signal.SIGTERM
-        except Exception as error:
-            shown = error if isinstance(error, IdScalingError) else of_a_disk(error)
-            if shown is None:
-                raise
-            print(f"error: {plain(str(shown))}", file=sys.stderr)
-            return 1
+
+
+def run_job(arguments: Arguments) -> int:
+    """Run one verb; return its exit status, 1 after an error of the package, which is one message."""
+    try:
+        return _run(arguments)
+    except Exception as error:
+        shown = error if isinstance(error, IdScalingError) else of_a_disk(error)
+        if shown is None:
+            raise
+        print(f"error: {plain(str(shown))}", file=sys.stderr)
+        return 1
 
 
 def _run(arguments: Arguments) -> int:
@@ -273,6 +279,14 @@ def estimate(arguments: Arguments) -> None:
     )
 
 
+def estimate_batch(arguments: Arguments) -> None:
+    """Estimate, side by side, the tables of a run that are not finished, and stage each as soon as it is."""
+    from id_scaling.cli.batch import Execution, estimate_batch
+
+    execution = Execution(**arguments.execution, is_verbose=arguments.verbose)
+    estimate_batch(arguments.settings, arguments.manifest, arguments.logs, execution, arguments.output)
+
+
 def summarize(arguments: Arguments) -> None:
     """Join the tables of a session into one."""
     from id_scaling.results.summary import summarize
@@ -433,6 +447,7 @@ OPTIONS: dict[str, dict] = {
     "--contexts": {"type": Path, "required": True, "help": "contexts.parquet"},
     "--model": {"type": Path, "required": True, "help": "identity.json of the model"},
     "--manifest": {"type": Path, "required": True, "help": "manifest.json of the run"},
+    "--logs": {"type": Path, "required": True, "help": "folder of the logs of single tables"},
     "--session": {"type": Path, "required": True, "help": "folder of the session"},
     "--parquet": {"type": Path, "required": True, "help": "table to write"},
     "--csv": {"type": Path, "required": True, "help": "the same as text, to write"},
@@ -469,6 +484,7 @@ VERBS: dict[str, tuple[Callable[[Arguments], int | None], tuple[str, ...]]] = {
     "shuffle": (shuffle, ("--settings", "--contexts", "--output")),
     "extract": (extract, ("--settings", "--execution", "--threads", "--contexts", "--model", "--weights", "--output")),
     "estimate": (estimate, ("--settings", "--threads", "--manifest", "--output")),
+    "estimate-batch": (estimate_batch, ("--settings", "--execution", "--manifest", "--logs", "--output")),
     "summarize": (summarize, ("--settings", "--session", "--parquet", "--csv", "--text")),
     "plot": (plot, ("--settings", "--session", "--outputs", "--record")),
     "validate": (validate, ("config",)),

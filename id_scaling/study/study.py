@@ -13,6 +13,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from functools import cache, cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -329,6 +330,26 @@ class Study:
         """Return the settings of `estimate_dimension`."""
         return canonical_json({**self._names(run), "module": module, **self._estimate_options(estimator)})
 
+    def batch_settings(self, run: Run, tables: Iterable[tuple[str, str]]) -> str:
+        """Return the settings of tables of a run, by module and estimator, as one JSON text that fits a command."""
+        of_module: dict[str, list[str]] = {}
+        for module, estimator in tables:
+            of_module.setdefault(module, []).append(estimator)
+        names = {name for estimators in of_module.values() for name in estimators}
+        settings = canonical_json(
+            {
+                "run": self._names(run),
+                "estimators": {name: self._estimate_options(name) for name in names},
+                "tables": of_module,
+            }
+        )
+        if len(settings.encode()) > MOST_BYTES:
+            raise ConfigError(
+                f"cacheing_config.save_IDs_list: {len(names)} estimators cannot be told to one job "
+                f"({len(settings.encode())} bytes, possible are {MOST_BYTES}); split the list into sessions"
+            )
+        return settings
+
     @cache  # noqa: B019  as above
     def _estimate_options(self, estimator: str) -> dict[str, Any]:
         """Return the part of the settings of `estimate_dimension` that an estimator's jobs have in common."""
@@ -433,6 +454,7 @@ class Study:
         for tokenizer, name in self.tokenizers.items():
             self._check_tokenizer(tokenizer, name)
         self.summarize_settings()
+        self.batch_settings(self.runs[0], product(self.modules, self.estimators))
         if not self.config.allow_identical_checkpoints:
             self._check_unlike()
 
