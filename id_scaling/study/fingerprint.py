@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 PACKAGE = "id_scaling"
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).parents[1]
 
 # Modules that cannot change the content of an output: the words of errors, the lines of a log, and the registry of
 # estimators with its grammar, whose whole answer for one name stands in the settings beside the fingerprint.
