@@ -20,7 +20,7 @@ import polars as pl
 
 from id_scaling.errors import StoreError, UnsealedError
 from id_scaling.neighbors.cloud_kinds import CONTEXT
-from id_scaling.results.summary import COLUMNS, readable
+from id_scaling.results.summary import COLUMNS, mixture, readable
 from id_scaling.runtime.atomic_files import sha256
 from id_scaling.storage.layout import Run, contexts_path, identity_path, ids_path, run_folder
 from id_scaling.storage.records import read_record, read_table
@@ -209,8 +209,14 @@ class _Check:
         table, facts = found
         self._compare_settings(path, facts["settings"], self.study.estimate_settings(run, module, estimator))
         self._compare(path, "extraction", facts["manifest"], manifest and manifest["digest"])
-        for words in _strange_ids(table):
+        for words in _strange_ids(table.filter(~self._is_of_equal_tokens(module))):
             self._add("suspicious", path, words)
+
+    def _is_of_equal_tokens(self, module: str) -> pl.Expr:
+        """Return which estimates are degenerate by definition: at `emb` equal tokens are equal points, if all count."""
+        views = self.study.config.cacheing_config.views
+        keeping = [name for name, view in views.items() if view.duplicates == "keep"]
+        return pl.col("view").is_in(keeping) & (pl.lit(module) == "emb") & (pl.col("status") == "degenerate")
 
     def _check_alike(self) -> None:
         """Find runs of one text whose weights are equal to the last bit."""
@@ -234,6 +240,8 @@ class _Check:
             return
         if summary["versions"].n_unique() > 1:
             self._add("suspicious", path, "runs of different library versions, see its column `versions`")
+        if words := mixture({kind: set(summary[kind]) for kind in ("dtype", "device")}):
+            self._add("suspicious", path, words)
         for kind, text in (("csv", summary.write_csv()), ("txt", readable(summary))):
             copy = path.with_suffix(f".{kind}")
             if self._read(copy, lambda one: one.read_bytes()) not in (None, text.encode()):

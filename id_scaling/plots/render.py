@@ -79,7 +79,7 @@ def chart_of(name: str, summary: pl.DataFrame, session: Path) -> style.Specifica
     of_summary = {draw.__name__: draw for draw in OF_SUMMARY}
     try:
         if name in of_summary:
-            return of_summary[name](summary)
-        return {draw.__name__: draw for draw in OF_SESSION}[name](summary, session)
+            return style.with_warning(of_summary[name](summary))
+        return style.with_warning({draw.__name__: draw for draw in OF_SESSION}[name](summary, session))
     except style.NothingToShowError as error:
         return style.nothing(str(error))
