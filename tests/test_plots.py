@@ -346,6 +346,7 @@ def test_an_exponent_that_may_be_nought_has_a_dimension_without_an_upper_end() -
     rising = scaling_law(sizes, sizes**0.1)
     assert np.isnan([rising.dimension, *rising.dimension_interval]).all()
     assert "the loss does not fall, so no 4/α" in str(rising)
+    sizes = 10.0 ** np.arange(5, 10)
     falling = scaling_law(sizes, sizes**-0.01 * np.exp(0.1 * np.array([1, -1, 1, -1, 1])))
     assert falling.alpha > 0 > falling.interval[0]
     assert falling.dimension_interval == (pytest.approx(4 / falling.interval[1]), np.inf)
@@ -374,6 +375,11 @@ def of_sizes(session: Path, losses: list[float | None], clouds: tuple[str, ...] 
     return chart
 
 
+def rows_of(chart: dict) -> list[dict]:
+    """Return the titled rows of panels of a figure of several grids."""
+    return [row for grid in chart["vconcat"] for row in grid["vconcat"]]
+
+
 def marks_of(row: dict) -> dict[str, dict]:
     """Return the marks of each panel of a row, by its title and their type."""
     marks = {}
@@ -385,7 +391,7 @@ def marks_of(row: dict) -> dict[str, dict]:
 
 def test_a_scaling_law_stands_next_to_clouds_of_the_last_block_alone(session: Path) -> None:
     chart = of_sizes(session, [8 * 10 ** (-0.25 * power) for power in range(5)])
-    largest, last = chart["vconcat"]
+    largest, last = rows_of(chart)
     assert not any("rule" in marks for marks in marks_of(largest).values())
     said = last["title"]["subtitle"][1]
     assert said == "loss ~ N^−α over 5 sizes, α = 0.25, 95% interval 0.25 to 0.25 (Student, 3 degrees of freedom)"
@@ -413,14 +419,15 @@ def test_sizes_are_parameters_without_embeddings_on_the_axis_and_in_the_fit(sess
 )
 def test_no_law_is_drawn_of_four_sizes_or_without_clouds_of_all_contexts(losses, clouds, session: Path) -> None:
     chart = of_sizes(session, losses, clouds)
-    assert len(chart["vconcat"]) == 1
+    assert len(rows_of(chart)) == 1
     assert "4/α" not in json.dumps(chart, ensure_ascii=False)
 
 
 def test_losses_that_do_not_fall_imply_nothing(session: Path) -> None:
     chart = of_sizes(session, [3.0, 3.1, 3.2, 3.3, 3.4], ("mean", "position"))
-    assert chart["vconcat"][1]["title"]["subtitle"][1].endswith("; the loss does not fall, so no 4/α")
-    assert "rule" not in marks_of(chart["vconcat"][1])["mle"]
+    _, last = rows_of(chart)
+    assert last["title"]["subtitle"][1].endswith("; the loss does not fall, so no 4/α")
+    assert "rule" not in marks_of(last)["mle"]
     assert "NaN" not in as_script(chart)
 
 
@@ -466,7 +473,8 @@ def test_means_that_are_too_low_for_their_points_are_those_below_their_equivalen
     assert is_doubt
     assert said.startswith(f"{n_mle} of {n_rows} means are below 0.9 of their Gaussian equivalent: ")
     ((is_doubt, said),) = said_of(summary.filter(~is_mle), "of their Gaussian equivalent")
-    assert (is_doubt, said[:10]) == (False, f"0 of {n_rows - n_mle} m"[:10])
+    assert is_doubt is False
+    assert said == f"0 of {n_rows - n_mle} means are below 0.9 of their Gaussian equivalent."
     unknown = summary.with_columns(
         value_gaussian_equivalent=pl.lit(None, pl.Float64), equivalent_status=pl.lit("out_of_range")
     )

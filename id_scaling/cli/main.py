@@ -251,15 +251,17 @@ def summarize(arguments: Arguments) -> None:
 
 def plot(arguments: Arguments) -> None:
     """Draw the figures of a session and its report, and record what they were drawn from and the checksum of each."""
-    from id_scaling.plots.render import plot
-    from id_scaling.runtime.atomic_files import sha256
-    from id_scaling.storage.records import checksums, write_record
+    from id_scaling.plots.render import draw
+    from id_scaling.runtime.atomic_files import sha256, writing_all
+    from id_scaling.storage.records import write_record
 
-    session, settings = arguments.session, arguments.settings
+    session, outputs = arguments.session, arguments.output
     summary = sha256(session / "summary.parquet")
-    plot(session, arguments.output)
-    files = checksums(arguments.output, session)
-    write_record(arguments.record, {"settings": settings, "summary": summary, "files": files})
+    with writing_all([*outputs, arguments.record]) as (*places, record):
+        draw(session, dict(zip(outputs, places, strict=True)))
+        pairs = sorted(zip(outputs, places, strict=True))
+        files = {str(output.relative_to(session)): sha256(place) for output, place in pairs}
+        write_record(record, {"settings": arguments.settings, "summary": summary, "files": files})
 
 
 def validate(arguments: Arguments) -> None:
