@@ -523,6 +523,21 @@ def test_a_count_of_significant_correlations_is_neither_good_nor_bad(session: Pa
         assert said.startswith(("72 of 72", "90 of 90") if q < 0.05 else "0 of ")
 
 
+def test_the_smallest_attainable_q_is_said_where_no_effect_could_be_significant(session: Path) -> None:
+    few = load_summary(session).with_columns(q_loss=pl.lit(0.2), p_loss_maxt=pl.lit(0.04), q_loss_floor=pl.lit(0.092))
+    ((is_doubt, said),) = said_of(few, "correlations with loss")
+    assert is_doubt
+    assert "a single effect, however large, has q ≥ 0.092 at best" in said
+    n_rows = len(few.filter(view="default"))
+    assert f"{n_rows} have p < 0.05 by max-T" in said
+    ((is_doubt, said),) = said_of(few.with_columns(q_loss_floor=pl.lit(0.001)), "correlations with loss")
+    assert is_doubt is None
+    assert "at best" not in said
+    older = few.drop("q_loss_floor", "p_loss_maxt")
+    ((is_doubt, said),) = said_of(older, "correlations with loss")
+    assert said.endswith("have q < 0.05 (Benjamini and Hochberg 1995).")
+
+
 def test_rows_of_several_dtypes_or_devices_are_said_in_report_and_figures(session: Path) -> None:
     summary = load_summary(session)
     assert said_of(summary, "mixed") == []

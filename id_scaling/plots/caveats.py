@@ -136,11 +136,12 @@ def _sizes(rows: pl.DataFrame) -> Remark:
     """Return how many means are lower than the dimension of a Gaussian that gives them from as many points."""
     known = rows.filter(pl.col("mean").is_not_null() & pl.col("value_gaussian_equivalent").is_not_null())
     n_low = known.filter(pl.col("mean") < COMPRESSED * pl.col("value_gaussian_equivalent")).height
-    n_unknown = rows.filter(pl.col("mean").is_not_null(), equivalent_status="out_of_range").height
+    is_unknown = pl.col("value_gaussian_equivalent").is_null() & (pl.col("equivalent_status") != "not_calibrated")
+    n_unknown = rows.filter(pl.col("mean").is_not_null(), is_unknown).height
     if not len(known) and not n_unknown:
         return None, "No estimator has a Gaussian equivalent, so nothing tells whether means are low for their points."
     what = f"{n_low} of {len(known)} means are below {COMPRESSED} of their Gaussian equivalent"
-    why = ": from so few points they, and differences between them, are too low, the more the larger they are"
+    why = ": from so few points they are too low, the more the larger they are, and so are differences between them"
     more = f"; {n_unknown} more are outside what was simulated" if n_unknown else ""
     return n_low > 0, f"{what}{why if n_low else ''}{more}."
 
@@ -149,12 +150,14 @@ def _disagreements(rows: pl.DataFrame) -> Iterator[Remark]:
     """Yield at how many sites estimators have Gaussian equivalents that are too far apart for a Gaussian cloud."""
     equivalent = pl.col("value_gaussian_equivalent")
     known = rows.filter(equivalent.is_not_null()).group_by(*style.RUN, "layer", "module", maintain_order=True)
-    sites = known.agg((equivalent.max() / equivalent.min()).alias("ratio"), pl.len()).filter(pl.col("len") > 1)
+    # One that is out of range has no number, but the status of its site says whether it is too far from the others.
+    is_apart = (equivalent.max() / equivalent.min() > DISAGREEING) | (pl.col("equivalent_status") == "rejected").any()
+    sites = known.agg(is_apart.alias("is_apart"), pl.len()).filter((pl.col("len") > 1) | pl.col("is_apart"))
     if len(sites):
-        n_apart = (sites["ratio"] > DISAGREEING).sum()
+        n_apart = sites["is_apart"].sum()
         said = f"At {n_apart} of {len(sites)} sites the Gaussian equivalents of one cloud by several estimators differ "
         why = ": such clouds are not Gaussian, and no equivalent is their dimension" if n_apart else ""
-        yield n_apart > 0, f"{said}by more than {DISAGREEING} times{why}."
+        yield n_apart > 0, f"{said}by a factor above {DISAGREEING}{why}."
 
 
 def _neighbors(rows: pl.DataFrame) -> Iterator[Remark]:
@@ -172,14 +175,25 @@ def _neighbors(rows: pl.DataFrame) -> Iterator[Remark]:
 
 
 def _findings(rows: pl.DataFrame) -> Iterator[Remark]:
-    """Yield how many correlations are left once p-values are adjusted."""
+    """Yield how many correlations are left once p-values are adjusted, and whether one by itself could be."""
     for name in ("loss", "entropy", "partial_loss", "partial_entropy"):
-        known = rows[f"q_{name}"].drop_nulls()
-        if len(known):
-            n_left, score = (known < SIGNIFICANT).sum(), name.removeprefix("partial_")
-            what = f"{'partial ' if name != score else ''}correlations with {score}"
-            family = "Benjamini and Hochberg 1995, a family is all rows of a view and estimator"
-            yield None, f"{n_left} of {len(known)} {what} have q < {SIGNIFICANT} ({family})."
+        known = rows.filter(pl.col(f"q_{name}").is_not_null())
+        if not len(known):
+            continue
+        n_left, score = (known[f"q_{name}"] < SIGNIFICANT).sum(), name.removeprefix("partial_")
+        what = f"{'partial ' if name != score else ''}correlations with {score}"
+        said = f"{n_left} of {len(known)} {what} have q < {SIGNIFICANT} (Benjamini and Hochberg 1995)"
+        if f"p_{name}_maxt" in known.columns:  # a summary of an older version has neither of these
+            n_left = (known[f"p_{name}_maxt"] < SIGNIFICANT).sum()
+            said += f", {n_left} have p < {SIGNIFICANT} by max-T (Westfall and Young 1993)"
+        floors = known[f"q_{name}_floor"].drop_nulls() if f"q_{name}_floor" in known.columns else pl.Series([])
+        n_hopeless = (floors >= SIGNIFICANT).sum() if len(floors) else 0
+        if n_hopeless:
+            said += (
+                f"; documents allow so few permutations that in {n_hopeless} rows a single effect, however large, has "
+                f"q ≥ {floors.max():.2g} at best"
+            )
+        yield (True if n_hopeless else None), f"{said}."
 
 
 def _versions(rows: pl.DataFrame) -> Remark:

@@ -104,7 +104,7 @@ def id_by_size(summary: pl.DataFrame) -> style.Specification:
     last = _after_last_block(summary, table)
     if law and len(last):
         drawn.append(_with_law(last, law, text))
-    return style.configured(style.beside("vconcat", drawn))
+    return style.configured(style.beside("vconcat", drawn, color="independent", strokeDash="independent"))
 
 
 _MODEL = ["model", "checkpoint", "dtype", "device", *COUNTS, "n_counted"]
@@ -130,10 +130,10 @@ def _with_law(last: pl.DataFrame, law: ScalingLaw, text: str) -> style.Specifica
     low, high = law.dimension_interval
     implied = {"four_over_alpha": law.dimension, "four_over_alpha_low": low, "four_over_alpha_high": high}
     last = last.with_columns(pl.lit(value, pl.Float64).alias(name) for name, value in implied.items())
-    n_points = f"{last['n_used'].min():.0f} to {last['n_used'].max():.0f} points"
-    said = f"one cloud of all contexts ({n_points}), output of the last block, {text}", str(law)
+    n_points = " to ".join(dict.fromkeys(f"{n:.0f}" for n in (last["n_used"].min(), last["n_used"].max())))
+    said = [f"one cloud of all contexts ({n_points} points), output of the last block, {text}", str(law)]
     panel = partial(_against_size, title=style.ID, by="points", law=law)
-    titles = "The last block and a scaling law of the losses", list(said)
+    titles = "The last block and a scaling law of the losses", said
     return style.grid(last.with_columns(row=pl.lit("last")), "row", "estimator", panel, lambda _: titles)
 
 
