@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import altair as alt
@@ -11,6 +15,7 @@ import numpy as np
 import polars as pl
 import pytest
 import scipy.integrate
+import vl_convert
 from conftest import save_text, save_tiny_llama, study
 from verbs import run_study
 
@@ -19,10 +24,10 @@ from id_scaling.neighbors.views import leading_view
 from id_scaling.plots.catalog import FIGURES
 from id_scaling.plots.caveats import remarks
 from id_scaling.plots.page import as_script
-from id_scaling.plots.render import OF_SUMMARY, chart_of
+from id_scaling.plots.render import OF_SUMMARY, chart_of, plot
 from id_scaling.plots.scales import _by_scale, _stored
 from id_scaling.plots.training import scaling_law
-from id_scaling.results.load import load_contexts, load_summary
+from id_scaling.results.load import load_contexts, load_summary, load_tokens
 from id_scaling.results.summary import readable
 
 VIEWS = {
@@ -575,6 +580,57 @@ def test_equal_tokens_at_the_embedding_under_a_view_that_keeps_them_are_no_doubt
     others = expected.with_columns(n_failed=pl.when(of_view).then(2).otherwise("n_failed"))
     ((is_doubt, _),) = said_of(others, "View window-9")
     assert is_doubt is True
+
+
+PATTERN = "a [b] [!c]*?"
+
+
+def test_a_session_whose_path_is_like_a_pattern_is_read_and_drawn(session: Path, tmp_path: Path) -> None:
+    """A folder that the pattern would match has other content."""
+    copy = shutil.copytree(session, tmp_path / PATTERN / "session")
+    (tmp_path / "a b dx1").mkdir()
+    outputs = [copy / "figures" / f"{name}.svg" for name in NAMES]
+    plot(copy, [*outputs, copy / "report.html"])
+    assert all(len(output.read_text()) > 1000 for output in outputs)
+    assert load_summary(copy).equals(load_summary(session), null_equal=True)
+    for load in (load_contexts, load_tokens):
+        assert load(copy).equals(load(session), null_equal=True)
+
+
+KILLED_WRITER = """
+import os, signal, sys
+from pathlib import Path
+import vl_convert
+from id_scaling.plots.render import plot
+vl_convert.svg_to_png = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+plot(Path(sys.argv[1]), [Path(output) for output in sys.argv[2:]])
+"""
+
+
+@pytest.mark.parametrize("end", ["error", "kill"])
+def test_figures_and_report_are_replaced_as_one_set_or_not_at_all(
+    end: str, session: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The picture is the last but the report: a page and a drawing are complete when it fails."""
+    outputs = [tmp_path / name for name in ("id_by_layer.html", "id_by_layer.svg", "id_by_layer.png", "report.html")]
+    for output in outputs:
+        output.write_text("old")
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("no memory")
+
+    if end == "error":
+        monkeypatch.setattr(vl_convert, "svg_to_png", fail)
+        with pytest.raises(OSError, match="no memory"):
+            plot(session, outputs)
+        assert sorted(tmp_path.iterdir()) == sorted(outputs)
+    else:
+        killed = subprocess.run([sys.executable, "-c", KILLED_WRITER, session, *outputs], check=False)
+        assert killed.returncode == -signal.SIGKILL
+    assert {output.read_text() for output in outputs} == {"old"}
+    monkeypatch.undo()
+    plot(session, outputs)
+    assert all(output.stat().st_size > 1000 for output in outputs)
 
 
 def test_rows_of_contexts_are_of_one_extraction(session: Path) -> None:

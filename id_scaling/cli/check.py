@@ -179,7 +179,7 @@ class _Check:
 
     def _is_of_equal_tokens(self, module: str) -> pl.Expr:
         """Return which estimates are degenerate by definition: at `emb` equal tokens are equal points, if all count."""
-        views = self.study.config.cacheing_config.views
+        views = self.study.config.cacheing_config.drawn_views
         keeping = [name for name, view in views.items() if view.duplicates == "keep"]
         return pl.col("view").is_in(keeping) & (pl.lit(module) == "emb") & (pl.col("status") == "degenerate")
 
