@@ -296,19 +296,19 @@ def summarize(arguments: Arguments) -> None:
 
 def plot(arguments: Arguments) -> None:
     """Draw the figures of a session and its report, and record what they were drawn from and the checksum of each."""
-    from id_scaling.plots.render import plot
-    from id_scaling.runtime.atomic_files import sha256
-    from id_scaling.storage.records import checksums, key_of, read_facts, summary_settings, write_record
+    from id_scaling.plots.render import draw
+    from id_scaling.runtime.atomic_files import sha256, writing_all
+    from id_scaling.storage.records import key_of, read_facts, summary_settings, write_record
 
-    session, settings = arguments.session, arguments.settings
+    session, settings, outputs = arguments.session, arguments.settings, arguments.output
     summary, facts = session / "summary.parquet", read_facts(session / "summary.parquet")
     made_from = {"summary": key_of({"settings": summary_settings(facts), "made_from": facts["made_from"]})}
     summary_sha256 = sha256(summary)
-    plot(session, arguments.output)
-    files = checksums(arguments.output, session)
-    write_record(
-        arguments.record, {"settings": settings, "made_from": made_from, "summary": summary_sha256, "files": files}
-    )
+    with writing_all([*outputs, arguments.record]) as (*places, record):
+        draw(session, dict(zip(outputs, places, strict=True)))
+        pairs = sorted(zip(outputs, places, strict=True))
+        files = {str(output.relative_to(session)): sha256(place) for output, place in pairs}
+        write_record(record, {"settings": settings, "made_from": made_from, "summary": summary_sha256, "files": files})
 
 
 def validate(arguments: Arguments) -> None:
