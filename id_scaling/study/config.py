@@ -301,7 +301,9 @@ class CacheingConfig(_Section):
     save_IDs: bool = Field(
         True, description="estimate and save the IDs; turning it on or off never repeats an extraction"
     )
-    save_IDs_list: list[Name] = Field(["mle_harmonic", "mle", "mind_ml", "twoNN_f10"], description="estimators, by name")
+    save_IDs_list: list[Name] = Field(
+        ["mle_harmonic", "mle", "mind_ml", "twoNN_f10"], description="estimators, by name"
+    )
     clouds: Annotated[list[Literal[CLOUDS]], Field(min_length=1)] = Field(
         [CONTEXT],
         description="what has an ID: `context`, the tokens of each context; `mean`, the centres of all contexts of a "
