@@ -57,6 +57,7 @@ SCHEMA = {
     "n_used": pl.Int64,
     "median_r1": pl.Float64,
     "tiny_r1": pl.Float64,
+    "top_share": pl.Float64,
     "median_norm": pl.Float64,
     "participation_ratio": pl.Float64,
     "participation_ratio_corrected": pl.Float64,

@@ -38,6 +38,7 @@ COMPANIONS = (
     "n_used",
     "median_r1",
     "tiny_r1",
+    "top_share",
     "median_norm",
     "participation_ratio",
     "participation_ratio_corrected",
@@ -52,10 +53,11 @@ COMPANIONS = (
 def _of_score(score: str) -> tuple[tuple[str, str, str], ...]:
     """Return the columns of the correlations of the ID with a score: name, unit and meaning."""
     fisher = "Fisher's z ± 1.96 standard errors between documents of its influence function (Croux and Dehon 2010)"
-    share = "two-sided p-value of `{}`: (b + 1)/(m + 1) of m = 999 permutations (Phipson and Smyth 2010) of"
+    share = (
+        "two-sided p-value of `{}`: (b + 1)/(m + 1) of m permutations (Phipson and Smyth 2010; how many: see "
+        "config/README) of"
+    )
     few = "empty where there are fewer than 20 of these"
-    family = "a family is all rows of the summary with one `group`, `view`, `cloud` and `estimator`"
-    adjusted = f"adjusted for the false discovery rate (Benjamini and Hochberg 1995); {family}"
     plain, partial = f"spearman_{score}", f"partial_{score}"
     of_columns = (
         (
@@ -66,7 +68,7 @@ def _of_score(score: str) -> tuple[tuple[str, str, str], ...]:
         (f"{plain}_low", f"lower end of its 95 % interval: {fisher}; empty under 20 documents"),
         (f"{plain}_high", "its upper end"),
         (f"p_{score}", f"{share.format(plain)} whole documents among those with equally many contexts; {few}"),
-        (f"q_{score}", f"`p_{score}` {adjusted}"),
+        *_of_family(score, plain),
         (
             partial,
             "Spearman's partial rank correlation of the same: that of what a linear regression leaves of both ranks, "
@@ -81,9 +83,31 @@ def _of_score(score: str) -> tuple[tuple[str, str, str], ...]:
             f"{share.format(partial)} the residuals of whole documents (Freedman and Lane 1983) among those with "
             f"equally many contexts and the same value of the first key of `group_by`; {few}",
         ),
-        (f"q_{partial}", f"`p_{partial}` {adjusted}"),
+        *_of_family(partial, partial),
     )
     return tuple((name, "", meaning) for name, meaning in of_columns)
+
+
+def _of_family(tested: str, statistic: str) -> tuple[tuple[str, str], ...]:
+    """Return the columns that say what a p-value is worth among all of its family: name and meaning."""
+    return (
+        (
+            f"q_{tested}",
+            f"`p_{tested}` adjusted for the false discovery rate (Benjamini and Hochberg 1995); a family is all rows "
+            "of one `group`, `view`, `cloud` and `estimator` of a run, or of what `family_per` says",
+        ),
+        (
+            f"p_{tested}_maxt",
+            f"`p_{tested}` adjusted for the family-wise error rate: the share of permutations whose largest "
+            f"|`{statistic}`| √(contexts − 1) of the family is at least this row's (single-step max-T, Westfall and "
+            "Young 1993), which counts how rows resemble each other",
+        ),
+        (
+            f"q_{tested}_floor",
+            f"the smallest `q_{tested}` that a single effect in the family could have, from how many permutations "
+            "there are: above 0.05 no single effect can be significant, whatever its size",
+        ),
+    )
 
 
 # (column, unit, meaning): the documentation of the table, and its order.
@@ -170,13 +194,29 @@ COLUMNS = (
     (
         "equivalent_status",
         "",
-        "of the first: `ok`; `out_of_range`, above or below all that was simulated; `not_calibrated`, an estimator "
-        "that was not",
+        "of the first: `ok`; `rejected`, by the estimators of the cloud, see `equivalents_rejected`; `out_of_range`, "
+        "above or below all that was simulated; `not_calibrated`, an estimator that was not",
+    ),
+    (
+        "equivalents_rejected",
+        "",
+        "which of `gaussian`, `ball`, `sphere` the cloud is not like: by one of them its estimators have equivalents "
+        "that differ by more than a factor of 1.5, where those of such a cloud would agree; empty: none, or only one "
+        "estimator that is calibrated",
     ),
     ("n_contexts", "contexts", "clouds estimated"),
-    ("n_failed", "contexts", "clouds whose status is not `ok`; not in mean, median, sd"),
+    (
+        "n_failed",
+        "contexts",
+        "clouds whose status is not `ok`: in none of this row's means, medians, intervals and correlations",
+    ),
     ("statuses", "", "count of each status that is not `ok`"),
-    ("n_points", "points", "mean number of points under the view, before duplicates are dropped"),
+    (
+        "n_points",
+        "points",
+        "mean number of points under the view, before duplicates are dropped; this and what follows of clouds, over "
+        "contexts with status `ok`",
+    ),
     ("n_distinct", "points", "mean number of different points"),
     ("n_used", "points", "mean number of points that entered the estimate"),
     ("median_r1", "activation", "mean over contexts of the median nearest-neighbor distance"),
@@ -184,6 +224,12 @@ COLUMNS = (
         "tiny_r1",
         "share",
         "share of points whose nearest neighbor is at no distance, or below a hundredth of the median one",
+    ),
+    (
+        "top_share",
+        "share",
+        "share of the mean over points that the tenth of the points with the largest local dimensions makes; empty for "
+        "estimators that are no such mean",
     ),
     ("median_norm", "activation", "mean over contexts of the median norm of a point"),
     ("participation_ratio", "", "mean of trace(G)²/‖G‖² of the centred Gram matrix G"),
