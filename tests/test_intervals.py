@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from id_scaling.results import permutations
 from id_scaling.results import uncertainty as intervals
+from id_scaling.results.permutations import N_FIRST
 from id_scaling.results.uncertainty import (
     LEAST_DOCUMENTS,
     LEAST_RESAMPLED,
-    N_PERMUTATIONS,
     adjusted,
     mean_interval,
     of_rows,
@@ -78,7 +79,7 @@ def test_bootstrap_draws_documents_with_all_their_contexts() -> None:
     values = clustered(random, sizes, 1)
     documents = np.split(values[0], np.cumsum(sizes)[:-1])
     means = []
-    for counts in intervals._counts(25).astype(int):
+    for counts in np.concatenate(list(intervals._counts(25))).astype(int):
         assert counts.sum() == 25
         means.append(np.concatenate([documents[place] for place in np.repeat(range(25), counts)]).mean())
     assert np.ravel(mean_interval(values, sizes)) == pytest.approx(np.quantile(means, (0.025, 0.975)), rel=1e-12)
@@ -88,7 +89,7 @@ def test_rows_of_several_blocks_are_those_of_one(monkeypatch: pytest.MonkeyPatch
     values = np.random.default_rng(0).standard_normal((7, 40))
     sizes = np.full(20, 2)
     at_once = mean_interval(values, sizes)
-    monkeypatch.setattr(intervals, "ROWS_A_BLOCK", 3)
+    monkeypatch.setattr(intervals, "ELEMENTS", 60)
     assert np.allclose(mean_interval(values, sizes), at_once, rtol=1e-12, atol=0)
 
 
@@ -197,10 +198,15 @@ def test_intervals_of_correlations_cover() -> None:
 # ---- permutations ----------------------------------------------------------------------------------------------
 
 
+def orders_of(*kinds: tuple[int, ...]) -> np.ndarray:
+    """Return the first permutations of documents of some sizes and sources."""
+    return np.concatenate(list(permutations._first_orders(kinds, N_FIRST)))
+
+
 def test_documents_are_exchanged_whole_among_those_of_as_many_contexts() -> None:
     sizes = (2, 3, 2, 3, 1, 2)
     documents = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
-    found = intervals._permutations(sizes, (0,) * len(sizes))
+    found = orders_of(sizes, (0,) * len(sizes))
     assert (np.sort(found, axis=1) == np.arange(sum(sizes))).all()
     taken = {tuple(part) for row in found for part in np.split(row, np.cumsum(sizes)[:-1])}
     assert taken == {tuple(document) for document in documents}
@@ -226,7 +232,7 @@ def test_p_value_counts_the_order_that_was_seen() -> None:
     score = np.arange(30.0)
     rho, _, _, (p, of_opposite) = correlate(np.stack([score, -score]), score, np.ones(30, int))
     assert rho == pytest.approx([1, -1])
-    assert p == of_opposite == 1 / (N_PERMUTATIONS + 1)
+    assert p == of_opposite == 1 / (N_FIRST + 1)
 
 
 @pytest.mark.parametrize(
@@ -256,7 +262,7 @@ def test_independent_documents_are_rejected_as_often_as_is_said(n_documents: int
 
 def test_documents_are_exchanged_with_those_of_their_source() -> None:
     sizes, sources = (2, 2, 2, 1, 2, 1), (0, 1, 0, 1, 0, 0)
-    found = intervals._permutations(sizes, sources)
+    found = orders_of(sizes, sources)
     is_moved = (found != np.arange(sum(sizes))).any(axis=0)
     assert is_moved.tolist() == [True] * 2 + [False] * 2 + [True] * 2 + [False] + [True] * 2 + [False]
     assert len(np.unique(found, axis=0)) == 6
@@ -389,7 +395,7 @@ def test_each_source_takes_a_document(n_sources: int, is_known: bool) -> None:
     """One context a document, so that as many sources would leave nothing of any rank."""
     random = np.random.default_rng(3)
     values, covariates, score = random.standard_normal((2, 30)), random.standard_normal((2, 30)), random.random(30)
-    found = of_rows(values, np.arange(30), {"loss": score}, covariates, np.arange(30) % n_sources)
+    found = of_rows(values, np.arange(30), {"loss": score}, covariates, np.arange(30) % n_sources).columns
     for name in ("partial_loss", "partial_loss_low", "partial_loss_high", "p_partial_loss"):
         assert (np.isfinite(found[name]) == is_known).all()
     assert np.isfinite(found["spearman_loss_low"]).all()
@@ -397,11 +403,13 @@ def test_each_source_takes_a_document(n_sources: int, is_known: bool) -> None:
 
 def test_row_is_as_if_alone_with_the_contexts_it_has() -> None:
     values, documents, scores, covariates, sources = table()
-    found = of_rows(values, documents, scores, covariates, sources)
+    found = of_rows(values, documents, scores, covariates, sources).columns
     for number, row in enumerate(values):
         is_there = np.isfinite(row)
         of_row = {name: score[is_there] for name, score in scores.items()}
-        alone = of_rows(row[is_there][None], documents[is_there], of_row, covariates[:, is_there], sources[is_there])
+        alone = of_rows(
+            row[is_there][None], documents[is_there], of_row, covariates[:, is_there], sources[is_there]
+        ).columns
         assert {name: column[number] for name, column in found.items()} == pytest.approx(
             {name: column[0] for name, column in alone.items()}, rel=1e-9
         )
@@ -417,7 +425,7 @@ def test_row_is_as_if_alone_with_the_contexts_it_has() -> None:
 
 def test_rows_in_another_order_have_the_same_numbers() -> None:
     values, documents, scores, covariates, sources = table()
-    found, turned = (of_rows(rows, documents, scores, covariates, sources) for rows in (values, values[::-1]))
+    found, turned = (of_rows(rows, documents, scores, covariates, sources).columns for rows in (values, values[::-1]))
     assert all(turned[name][::-1] == pytest.approx(found[name], rel=1e-9, nan_ok=True) for name in found)
 
 
@@ -425,7 +433,7 @@ def test_rows_in_another_order_have_the_same_numbers() -> None:
 def test_too_few_documents_have_no_numbers(n_documents: int) -> None:
     values, documents, scores, covariates, sources = table(n_documents=n_documents)
     scores = {"entropy": scores["entropy"]}
-    found = of_rows(values[:1], documents, scores, covariates, sources)
+    found = of_rows(values[:1], documents, scores, covariates, sources).columns
     assert found.pop("n_documents") == [n_documents]
     for name in ("ci_low", "ci_high", "spearman_entropy"):
         assert np.isnan(found[name][0]) == (n_documents < LEAST_DOCUMENTS)

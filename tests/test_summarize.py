@@ -23,9 +23,10 @@ from id_scaling.plots.caveats import remarks
 from id_scaling.plots.depth import id_by_layer
 from id_scaling.plots.report import write_report
 from id_scaling.plots.style import NothingToShowError
+from id_scaling.results.equivalents import equivalent
 from id_scaling.results.estimates import SCHEMA
 from id_scaling.results.load import load_contexts, load_summary
-from id_scaling.results.summary import COLUMNS, readable, summarize
+from id_scaling.results.summary import COLUMNS, COMPANIONS, readable, summarize
 from id_scaling.results.uncertainty import mean_interval, rank_correlation
 from id_scaling.runtime.atomic_files import sha256
 from id_scaling.runtime.logging import LOG
@@ -45,6 +46,7 @@ SETTINGS: dict[str, Any] = {
     "positions": {"64": []},
     "controls": ["none"],
     "group_by": {},
+    "family_per": "run",
     "tokenizers": {"owner--model": "owner--tokenizer"},
     "extractions": {"owner--model": extraction_digest(EXTRACTION)},
     "modules": ["block", "emb"],
@@ -86,6 +88,7 @@ def table_of(module: str, estimator: str = "mle", values: dict | None = None) ->
             "n_used": 60,
             "median_r1": 1.0 + context,
             "tiny_r1": 0.1,
+            "top_share": 0.2,
             "median_norm": 2.0,
             "participation_ratio": 3.0,
             "effective_rank": 3.5,
@@ -118,6 +121,14 @@ def write_contexts(session: Path, run: Run) -> str:
     return sha256(path)
 
 
+def write_these_contexts(session: Path, contexts: pl.DataFrame) -> None:
+    """Write other contexts of the run, and have its manifest name them."""
+    path = contexts_path(session, RUN, SETTINGS["tokenizers"][RUN.model])
+    sealed.write_table(path, contexts, {})
+    manifest = sealed.read_record(run_folder(session, RUN) / "manifest.json")
+    write_record(run_folder(session, RUN) / "manifest.json", {**manifest, "contexts": sha256(path)})
+
+
 def write_run(session: Path, run: Run, digest: str = "d1", **versions: str) -> None:
     """Write manifest and tokens of a run."""
     folder = run_folder(session, run)
@@ -127,6 +138,7 @@ def write_run(session: Path, run: Run, digest: str = "d1", **versions: str) -> N
         "contexts": write_contexts(session, run),
         "settings": EXTRACTION,
         "n_layers": 9,
+        "sites": [["block", layer, ""] for layer in range(9)] + [["emb", None, ""]],
         "n_parameters": 70,
         "n_embedding_parameters": 20,
         "versions": {"torch": "2.6", **versions},
@@ -238,12 +250,29 @@ def test_site_without_an_estimate_has_no_number_and_keeps_its_row(session: Path)
     assert (none["n_contexts"], none["n_failed"], none["statuses"]) == (2, 2, "degenerate: 2")
 
 
-def test_companions_are_means_over_all_contexts(session: Path) -> None:
+def test_companions_are_means_over_the_contexts_that_are_ok(session: Path) -> None:
+    """As the mean of the ID is: contexts 0 and 3 of five."""
     partial = row_of(summary_of(session), "default", 1, "block")
-    assert (partial["n_points"], partial["n_distinct"], partial["n_used"]) == (63.0, 62.0, 60.0)
-    assert (partial["median_r1"], partial["median_norm"], partial["participation_ratio"]) == (3.0, 2.0, 3.0)
+    assert (partial["n_points"], partial["n_distinct"], partial["n_used"]) == (63.0, 61.5, 60.0)
+    assert (partial["median_r1"], partial["median_norm"], partial["participation_ratio"]) == (2.5, 2.0, 3.0)
     assert (partial["nn_same_token"], partial["nn_within_5"]) == (0.25, 0.5)
-    assert (partial["tiny_r1"], partial["effective_rank"]) == (0.1, 3.5)
+    assert (partial["tiny_r1"], partial["effective_rank"], partial["top_share"]) == (0.1, 3.5, 0.2)
+    none = row_of(summary_of(session), "origin", 0, "block")
+    assert [none[name] for name in COMPANIONS] == [None] * len(COMPANIONS)
+
+
+def test_points_of_clouds_without_an_estimate_do_not_lower_the_mean_and_its_equivalent(session: Path) -> None:
+    """78 clouds of 92 points and 66 of none: 92 points a mean and not 49.8, of which nothing was simulated."""
+    values = {("default", 0, "block"): [(5.4, "ok")] * 78 + [(NAN, "too_few_points")] * 66}
+    metadata = {"context": range(144), "document": range(144), "token_start": [0] * 144, "metadata": ["{}"] * 144}
+    write_these_contexts(session, pl.DataFrame(metadata))
+    table = table_of("block", "mle_harmonic", values)
+    table = table.with_columns(n_used=pl.when(pl.col("status") == "ok").then(92).otherwise(0).cast(pl.Int64))
+    write_table(session, RUN, table)
+    (row,) = summary_of(session, modules=["block"], estimators=[["mle_harmonic", "code-of-mle"]]).to_dicts()
+    assert (row["n_used"], row["n_contexts"], row["n_failed"]) == (92.0, 144, 66)
+    assert row["value_gaussian_equivalent"] == equivalent(5.4, 92, "mle_harmonic", "gaussian")[0]
+    assert row["equivalent_status"] == "ok"
 
 
 def test_loss_and_entropy_leave_out_the_first_token_of_each_context(session: Path) -> None:
@@ -413,16 +442,13 @@ def test_group_has_a_row_for_each_of_its_values_of_the_contexts_with_it(session:
     assert [rows[value]["statuses"] for value in rows] == ["degenerate: 1", "nonfinite: 1", "degenerate: 1"]
     # Of the two contexts that have tokens: losses 2 and 4, and 3 and 7; both of Books.
     assert [rows[value]["mean_loss"] for value in rows] == [4.0, None, None]
-    assert [rows[value]["median_r1"] for value in rows] == [1.5, 3.5, 5.0]
+    assert [rows[value]["median_r1"] for value in rows] == [1.0, 4.0, None]
 
 
 def test_loss_and_entropy_of_a_group_are_of_its_contexts(session: Path) -> None:
     metadata = ['{"n":1}', '{"n":2}']
     table = pl.DataFrame({"context": range(2), "document": range(2), "token_start": [0, 0], "metadata": metadata})
-    path = contexts_path(session, RUN, SETTINGS["tokenizers"][RUN.model])
-    sealed.write_table(path, table, {})
-    manifest = sealed.read_record(run_folder(session, RUN) / "manifest.json")
-    write_record(run_folder(session, RUN) / "manifest.json", {**manifest, "contexts": sha256(path)})
+    write_these_contexts(session, table)
     two = {("default", 1, "block"): [(3.0, "ok"), (5.0, "ok")], ("default", None, "emb"): [(1.0, "ok")] * 2}
     for module in SETTINGS["modules"]:
         write_table(session, RUN, table_of(module, values=two))
@@ -640,7 +666,7 @@ def test_without_enough_documents_there_is_no_number(session: Path) -> None:
     summary = summary_of(session, group_by={"words": ["lang"]})
     assert summary["interval"].unique().to_list() == ["too_few_documents"]
     assert summary.select(UNCERTAIN).null_count().row(0) == (len(summary),) * len(UNCERTAIN)
-    assert len(UNCERTAIN) == 22
+    assert len(UNCERTAIN) == 30
     assert row_of(summary.filter(pl.col("group").is_null()), "default", 1, "block")["n_documents"] == 2
     assert row_of(summary.filter(pl.col("group").is_null()), "origin", 0, "block")["n_documents"] == 0
 

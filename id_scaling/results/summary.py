@@ -7,31 +7,39 @@ library versions are a column and a warning. Only estimates with status `ok` ent
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from itertools import product
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+from polars import selectors
+from threadpoolctl import threadpool_limits
 
-from id_scaling.results import uncertainty as intervals
-from id_scaling.sources.training_steps import training_step, training_tokens
 from id_scaling.neighbors.cloud_kinds import CONTEXT
-from id_scaling.results.equivalents import DISTRIBUTIONS, equivalent
-from id_scaling.errors import StoreError, made_anew
-from id_scaling.runtime.atomic_files import writing
-from id_scaling.text.documents import documents_of, groups_of
-from id_scaling.runtime.logging import LOG, Progress
-from id_scaling.storage.layout import Run, called, contexts_path, extraction_digest, ids_path, run_folder, runs_of
-from id_scaling.storage.records import checksums, read_record, read_table, write_table
 from id_scaling.neighbors.views import leading_view
+from id_scaling.results import uncertainty
+from id_scaling.results.equivalents import DISTRIBUTIONS, MAX_RATIO, REJECTED, equivalent, nearest_equivalent
+from id_scaling.results.permutations import p_of_maximum
+from id_scaling.results.run_tables import SCORES, SITE, OpenRun, open_run
+from id_scaling.runtime.atomic_files import sha256, writing_all
+from id_scaling.runtime.logging import LOG, Progress
+from id_scaling.sources.training_steps import training_step, training_tokens
+from id_scaling.storage.layout import Run, called, runs_of
+from id_scaling.storage.records import write_table
 
+RUN_AXES = ["model", "checkpoint", "dataset", "subset", "ctx_len", "control"]
 GROUP = ["group", "group_value"]
-SITE = ["view", "cloud", "position", "layer", "module", "estimator"]
 KEYS = [*GROUP, *SITE]
+# Of the runs of a family, see `family_per`.
 FAMILY = ["group", "view", "cloud", "estimator"]
-SCORES = ("loss", "entropy")
+_FAMILY_OF = {"run": lambda run: run, "model": lambda run: run.model, "study": lambda run: None}
+# Of the values of sites, in memory at once: 32 MB.
+ELEMENTS = 2**22
+# The largest statistic of each permutation, by test, group, view, cloud and estimator.
+Maxima = dict[tuple, np.ndarray]
 COMPANIONS = (
     "n_points",
     "n_distinct",
@@ -274,7 +282,9 @@ COLUMNS = (
 
 
 def summarize(session: Path, settings: Mapping[str, Any], parquet: Path, csv: Path, text: Path) -> None:
-    """Write the summary of a session as parquet, csv and readable text.
+    """Write the summary of a session as parquet, csv and readable text, all three or none.
+
+    Memory does not grow with contexts × rows: tables are read some sites at a time (`id_scaling.results.run_tables`).
 
     Raises
     ------
@@ -283,23 +293,23 @@ def summarize(session: Path, settings: Mapping[str, Any], parquet: Path, csv: Pa
     ConfigError
         The documents of a run do not have a field that `group_by` names, or it has too many values.
     """
-    runs, rows = list(runs_of(settings)), []
+    runs, families = list(runs_of(settings)), []
     progress = Progress("summarized run", len(runs))
-    for run in runs:
-        rows.append(_summarize_run(session, run, settings))
-        progress.step()
-    tested = [*SCORES, *(f"partial_{score}" for score in SCORES)]
-    summary = pl.concat(rows).with_columns(_adjusted(name).over(FAMILY).alias(f"q_{name}") for name in tested)
+    # How many threads BLAS has would change last bits, and so once in a while a count of permutations.
+    with threadpool_limits(1, user_api="blas"):
+        for _, members in groupby(runs, key=_FAMILY_OF[settings["family_per"]]):
+            families.append(_summarize_family(session, list(members), settings, progress))
+    summary = pl.concat(families)
     summary = summary.with_columns(_equivalents(summary)).select([name for name, _, _ in COLUMNS])
+    summary = summary.with_columns(selectors.float().fill_nan(None))
     if summary["versions"].n_unique() > 1:
         LOG.warning("mixed library versions, see the column `versions`: %s", summary["versions"].unique().to_list())
     columns = {name: {"unit": unit, "meaning": meaning} for name, unit, meaning in COLUMNS}
-    with writing(csv) as aside:
-        summary.write_csv(aside)
-    with writing(text) as aside:
-        aside.write_text(readable(summary))
-    # Last, as it vouches for the others: they have no checksum of their own.
-    write_table(parquet, summary, settings, columns=columns, files=checksums((csv, text), parquet.parent))
+    with writing_all([parquet, csv, text]) as (new_parquet, new_csv, new_text):
+        summary.write_csv(new_csv)
+        new_text.write_text(readable(summary))
+        files = {path.name: sha256(new) for path, new in ((csv, new_csv), (text, new_text))}
+        write_table(new_parquet, summary, settings, columns=columns, files=files)
     LOG.info("%d rows in %s", len(summary), parquet)
 
 
@@ -351,53 +361,45 @@ def _failed(part: pl.DataFrame) -> str:
     return f"{part['n_failed'].sum()}/{part['n_contexts'].sum()}"
 
 
-def _summarize_run(session: Path, run: Run, settings: Mapping[str, Any]) -> pl.DataFrame:
-    """Return the rows of one run."""
-    folder = run_folder(session, run)
-    manifest = read_record(folder / "manifest.json")
-    made, positions = manifest["settings"], settings["positions"][str(run.ctx_len)]
-    if extraction_digest(made) != settings["extractions"][run.model] or made.get("positions") != positions:
-        raise StoreError(
-            f"{folder / 'manifest.json'}: made by another extraction than this session's (other code or settings); "
-            f"{made_anew(folder / 'manifest.json')}"
-        )
-    pairs = list(product(settings["modules"], settings["estimators"]))
-    clouds = settings["clouds"]
-    found = [_read_ids(ids_path(session, run, module, name), code, clouds, manifest) for module, (name, code) in pairs]
-    versions = [
-        {"module": module, "estimator": name, "versions": of_table}
-        for (module, (name, _)), (_, of_table) in zip(pairs, found, strict=True)
-    ]
-    tokens = read_table(folder / "tokens.parquet")[0].filter(pl.col("position") > 0)
-    path = contexts_path(session, run, settings["tokenizers"][run.model])
-    groups = groups_of(path, manifest["contexts"], tuple(settings["group_by"].get(run.dataset, ())))
-    ids = pl.concat([table for table, _ in found])
-    documents = documents_of(path, manifest["contexts"])
-    scores = _grouped(tokens, groups).group_by(GROUP, maintain_order=True)
-    names = settings["names"]
-    model, checkpoint = (names[key].get(getattr(run, key), getattr(run, key)) for key in ("model", "checkpoint"))
+def _summarize_family(session: Path, runs: list[Run], settings: Mapping[str, Any], progress: Progress) -> pl.DataFrame:
+    """Return the rows of runs whose correlations are tested as one family."""
+    sizes = Counter()
+    for run in runs:
+        sizes.update(open_run(session, run, settings).n_tested())
+    maxima: Maxima = {}
+    tables = []
+    for run in runs:
+        tables.append(_summarize_run(open_run(session, run, settings), settings, sizes, maxima))
+        progress.step()
+    return _adjusted(pl.concat(tables), maxima)
+
+
+def _summarize_run(
+    run: OpenRun, settings: Mapping[str, Any], sizes: Mapping[str | None, int], maxima: Maxima
+) -> pl.DataFrame:
+    """Return the rows of one run but for what is of its family, whose largest statistics are gathered in `maxima`."""
+    manifest, scores = run.manifest, run.scores()
+    tables, certain = [], _Uncertainty(run, scores, sizes, maxima)
+    for ids in run.sites(settings, ["value", "stderr", "status", *COMPANIONS]):
+        tables.append(_aggregated(_grouped(ids, run.groups)))
+        certain.add(ids.filter(cloud=CONTEXT))
+    # Rows of all contexts first, then those of each key, as if all sites had been read at once.
+    table = pl.concat(tables).sort(pl.col("group").replace_strict(run.order, default=0), maintain_order=True)
+    of_groups = _grouped(scores, run.groups).group_by(GROUP, maintain_order=True).agg(map(_mean, SCORES))
+    names, of = settings["names"], run.run
+    model, checkpoint = (names[key].get(getattr(of, key), getattr(of, key)) for key in ("model", "checkpoint"))
     return (
-        _aggregated(_grouped(ids, groups))
-        .join(
-            _uncertainty(ids.filter(cloud=CONTEXT), tokens, documents, groups),
-            on=KEYS,
-            how="left",
-            nulls_equal=True,
-            maintain_order="left",
-        )
-        .join(
-            scores.agg(_mean("loss"), _mean("entropy")), on=GROUP, how="left", nulls_equal=True, maintain_order="left"
-        )
-        .join(pl.DataFrame(versions), on=["module", "estimator"], how="left", maintain_order="left")
+        table.join(certain.table(), on=KEYS, how="left", nulls_equal=True, maintain_order="left")
+        .join(of_groups, on=GROUP, how="left", nulls_equal=True, maintain_order="left")
         .join(_views(manifest), on="view", how="left", maintain_order="left")
-        .with_columns(_of_levels(documents["document"].n_unique()))
+        .with_columns(_of_levels(run.documents["document"].n_unique()))
         .with_columns(
             pl.lit(model).alias("model"),
             pl.lit(checkpoint).alias("checkpoint"),
-            pl.lit(names["dataset"].get(run.dataset, run.dataset)).alias("dataset"),
-            pl.lit(run.subset).alias("subset"),
-            pl.lit(run.ctx_len).alias("ctx_len"),
-            pl.lit(run.control).alias("control"),
+            pl.lit(names["dataset"].get(of.dataset, of.dataset)).alias("dataset"),
+            pl.lit(of.subset).alias("subset"),
+            pl.lit(of.ctx_len).alias("ctx_len"),
+            pl.lit(of.control).alias("control"),
             pl.lit(manifest["n_layers"]).alias("n_layers"),
             _relative_depth(manifest["n_layers"]),
             *(pl.lit(manifest[name], pl.Int64).alias(name) for name in ("n_parameters", "n_embedding_parameters")),
@@ -433,20 +435,8 @@ def _grouped(table: pl.DataFrame, groups: list[pl.DataFrame]) -> pl.DataFrame:
 
 
 def _mean(score: str) -> pl.Expr:
-    """Return the mean of a score of tokens."""
-    return pl.col(score).cast(pl.Float64).mean().alias(f"mean_{score}")
-
-
-def _read_ids(path: Path, code: str, clouds: list[str], manifest: Mapping[str, Any]) -> tuple[pl.DataFrame, str]:
-    """Return one ids table and the library versions behind it."""
-    table, facts = read_table(path, ["context", *SITE, "value", "stderr", "status", *COMPANIONS])
-    made = facts["settings"]
-    if (made["code"], made.get("clouds"), facts["manifest"]) != (code, clouds, manifest["digest"]):
-        raise StoreError(
-            f"{path}: made by other code of its estimator, of other clouds, or from another extraction, than this "
-            f"session's; {made_anew(path)}"
-        )
-    return table, _versions(manifest["versions"], facts["versions"])
+    """Return the mean of a score of the tokens of some contexts."""
+    return (pl.col(f"sum_{score}").sum() / pl.col(f"n_{score}").sum()).alias(f"mean_{score}")
 
 
 def _aggregated(ids: pl.DataFrame) -> pl.DataFrame:
@@ -465,7 +455,8 @@ def _aggregated(ids: pl.DataFrame) -> pl.DataFrame:
             (~is_ok).sum().cast(pl.Int64).alias("n_failed"),
             failures.unique(maintain_order=True).alias("_words"),
             failures.alias("_failures"),
-            *(pl.col(name).drop_nans().mean() for name in COMPANIONS),
+            *(pl.col(name).filter(is_ok).drop_nans().mean() for name in COMPANIONS),
+            pl.col("versions").first(),
         )
         .with_columns(
             pl.struct("_words", "_failures").map_elements(_counted, return_dtype=pl.String).alias("statuses"),
@@ -474,29 +465,75 @@ def _aggregated(ids: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _uncertainty(
-    ids: pl.DataFrame, tokens: pl.DataFrame, documents: pl.DataFrame, groups: list[pl.DataFrame]
-) -> pl.DataFrame:
-    """Return intervals and rank correlations of each row of a run, null where there are too few documents."""
-    of_tokens = tokens.group_by("context")
-    means = of_tokens.agg(*(pl.col(score).cast(pl.Float64).mean() for score in SCORES), pl.col("token").n_unique())
-    contexts = documents.join(means, on="context", how="left", maintain_order="left")
-    sites, values = _table(ids, contexts["context"])
-    scores = {score: contexts[score].fill_null(float("nan")).to_numpy() for score in SCORES}
-    covariates = contexts.select(pl.col("token", "token_start").fill_null(0)).to_numpy().T.astype(float)
-    sources = _sources(contexts, groups)
-    parts = [((None, None), contexts["context"])]
-    parts += [(of, part["context"]) for group in groups for of, part in group.group_by(GROUP, maintain_order=True)]
-    tables = []
-    for (group, group_value), members in parts:
-        is_in = contexts["context"].is_in(members.implode()).to_numpy()
-        of_part = {score: of_contexts[is_in] for score, of_contexts in scores.items()}
-        of_documents = contexts["document"].to_numpy()[is_in]
-        of_sources = sources[is_in] if group is None else np.zeros(is_in.sum())
-        found = intervals.of_rows(values[:, is_in], of_documents, of_part, covariates[:, is_in], of_sources)
-        names = {"group": pl.lit(group, pl.String), "group_value": pl.lit(group_value, pl.String)}
-        tables.append(sites.with_columns(**names, **{name: pl.Series(column) for name, column in found.items()}))
-    return pl.concat(tables).fill_nan(None).with_columns(_interval())
+class _Uncertainty:
+    """Intervals and rank correlations of the rows of a run, some sites at a time."""
+
+    def __init__(self, run: OpenRun, scores: pl.DataFrame, sizes: Mapping[str | None, int], maxima: Maxima) -> None:
+        self.sizes, self.maxima = sizes, maxima
+        self.contexts = run.documents.join(scores, on="context", how="left", maintain_order="left")
+        self.sources = _sources(self.contexts, run.groups)
+        self.parts = [((None, None), self.contexts["context"])]
+        self.parts += [
+            (names, part["context"])
+            for group in run.groups
+            for names, part in group.group_by(GROUP, maintain_order=True)
+        ]
+        self.held: list[tuple[pl.DataFrame, np.ndarray]] = []
+        self.tables: list[pl.DataFrame] = []
+
+    def add(self, ids: pl.DataFrame) -> None:
+        """Take the estimates of some whole sites, and have what was taken computed once it is much."""
+        self.held.append(_table(ids, self.contexts["context"]))
+        if sum(values.size for _, values in self.held) >= ELEMENTS:
+            self._compute()
+
+    def table(self) -> pl.DataFrame:
+        """Return the statistics of all rows, null where there are too few documents."""
+        self._compute()
+        return pl.concat(self.tables).fill_nan(None).with_columns(_interval())
+
+    def _compute(self) -> None:
+        """Compute the statistics of what was taken."""
+        if not self.held:
+            return
+        sites = pl.concat([of_held for of_held, _ in self.held])
+        values = np.concatenate([of_held for _, of_held in self.held])
+        self.held = []
+        for names, members in self.parts:
+            is_in = self.contexts["context"].is_in(members.implode()).to_numpy()
+            self.tables.append(self._of_part(names, is_in, sites, values if is_in.all() else values[:, is_in]))
+
+    def _of_part(
+        self, names: tuple[str | None, str | None], is_in: np.ndarray, sites: pl.DataFrame, values: np.ndarray
+    ) -> pl.DataFrame:
+        """Return the statistics of some sites over the contexts of a group, or over all."""
+        group, group_value = names
+        contexts, family = self.contexts.filter(is_in), sites.select(["view", "cloud", "estimator"])
+        scores = {score: contexts[score].cast(pl.Float64).fill_null(float("nan")).to_numpy() for score in SCORES}
+        covariates = contexts.select(pl.col("token", "token_start").fill_null(0)).to_numpy().T.astype(float)
+        sources = self.sources[is_in] if group is None else np.zeros(is_in.sum())
+        kinds = family.unique(maintain_order=True).with_row_index("family")
+        families = family.join(kinds, on=family.columns, how="left", maintain_order="left")["family"].to_numpy()
+        family_sizes = np.full(len(sites), self.sizes[group])
+        found = uncertainty.of_rows(
+            values, contexts["document"].to_numpy(), scores, covariates, sources, family_sizes, families
+        )
+        for test, largest in found.maxima.items():
+            for place, key in enumerate(kinds.drop("family").iter_rows()):
+                _gather(self.maxima, (test, group, *key), [of_rows[place] for of_rows in largest])
+        names_of_part = {"group": pl.lit(group, pl.String), "group_value": pl.lit(group_value, pl.String)}
+        return sites.with_columns(
+            **names_of_part, **{name: pl.Series(column) for name, column in found.columns.items()}
+        )
+
+
+def _gather(maxima: Maxima, key: tuple, statistics: list[np.ndarray]) -> None:
+    """Take in the largest statistics of some rows of a family; of fewer permutations, where some rows have fewer."""
+    known = [maxima[key]] if key in maxima else []
+    every = [largest for largest in (*known, *statistics) if len(largest)]
+    if every:
+        n = min(map(len, every))
+        maxima[key] = np.max([largest[:n] for largest in every], axis=0)
 
 
 def _sources(contexts: pl.DataFrame, groups: list[pl.DataFrame]) -> np.ndarray:
@@ -521,7 +558,7 @@ def _table(ids: pl.DataFrame, contexts: pl.Series) -> tuple[pl.DataFrame, np.nda
 def _interval() -> pl.Expr:
     """Return what kind of interval a number of documents allows."""
     n = pl.col("n_documents")
-    is_few, is_resampled = n < intervals.LEAST_DOCUMENTS, n >= intervals.LEAST_RESAMPLED
+    is_few, is_resampled = n < uncertainty.LEAST_DOCUMENTS, n >= uncertainty.LEAST_RESAMPLED
     kind = pl.when(is_few).then(pl.lit("too_few_documents")).when(is_resampled).then(pl.lit("bootstrap"))
     return kind.otherwise(pl.lit("t")).alias("interval")
 
@@ -538,27 +575,73 @@ def _equivalents(summary: pl.DataFrame) -> list[pl.Series]:
         for values, (value, _) in zip(columns.values(), found, strict=True):
             values.append(value)
     made = [pl.Series(name, values, pl.Float64).fill_nan(None) for name, values in columns.items()]
-    return [*made, pl.Series("equivalent_status", statuses, pl.String)]
+    rejected = _rejected(summary)
+    status = pl.Series("equivalent_status", statuses, pl.String)
+    is_rejected = rejected.str.contains("gaussian") & (status == "ok")
+    status = pl.select(pl.when(is_rejected.fill_null(False)).then(pl.lit(REJECTED)).otherwise(status)).to_series()
+    return [*made, status.alias("equivalent_status"), rejected]
 
 
-def _adjusted(name: str) -> pl.Expr:
-    """Return the p-values of a family, adjusted."""
-    p = pl.col(f"p_{name}").fill_null(float("nan"))
-    return p.map_batches(lambda of: pl.Series(intervals.adjusted(of.to_numpy())), pl.Float64).fill_nan(None)
+def _rejected(summary: pl.DataFrame) -> pl.Series:
+    """Return which distributions the estimators of each row's cloud do not agree about, null where of none."""
+    cloud = [*RUN_AXES, *GROUP, *(key for key in SITE if key != "estimator")]
+    bounded = summary.select(
+        *cloud,
+        *(
+            pl.Series(
+                name,
+                [
+                    None if mean is None else nearest_equivalent(mean, n_points, estimator, name)
+                    for mean, n_points, estimator in summary.select("mean", "n_used", "estimator").iter_rows()
+                ],
+                pl.Float64,
+            )
+            for name in DISTRIBUTIONS
+        ),
+    )
+    words = [
+        pl.when(pl.col(name).max().over(cloud) > MAX_RATIO * pl.col(name).min().over(cloud)).then(pl.lit(name))
+        for name in DISTRIBUTIONS
+    ]
+    listed = bounded.select(pl.concat_str(words, separator=", ", ignore_nulls=True).alias("equivalents_rejected"))
+    return listed.to_series().replace("", None)
+
+
+def _adjusted(rows: pl.DataFrame, maxima: Maxima) -> pl.DataFrame:
+    """Return the rows of a family with what their p-values are worth among all of it."""
+    tests = [*SCORES, *(f"partial_{score}" for score in SCORES)]
+    of_family = [
+        expression
+        for test in tests
+        for expression in (
+            _false_discovery(f"p_{test}").over(FAMILY).alias(f"q_{test}"),
+            (pl.col(f"p_{test}_floor") * pl.col(f"p_{test}").count().over(FAMILY)).clip(upper_bound=1),
+        )
+    ]
+    rows = rows.with_columns(of_family).rename({f"p_{test}_floor": f"q_{test}_floor" for test in tests})
+    return rows.with_columns(_family_wise(rows, test, maxima) for test in tests)
+
+
+def _false_discovery(name: str) -> pl.Expr:
+    """Return the p-values of a family, adjusted for the false discovery rate."""
+    p = pl.col(name).fill_null(float("nan"))
+    return p.map_batches(lambda of: pl.Series(uncertainty.adjusted(of.to_numpy())), pl.Float64).fill_nan(None)
+
+
+def _family_wise(rows: pl.DataFrame, test: str, maxima: Maxima) -> pl.Series:
+    """Return the p-values of rows, adjusted for the family-wise error rate."""
+    statistic = test if test.startswith("partial_") else f"spearman_{test}"
+    ordered = {key: np.sort(largest) for key, largest in maxima.items() if key[0] == test}
+    values = []
+    for *key, p, rho, n in rows.select(*FAMILY, f"p_{test}", statistic, f"n_{test}").iter_rows():
+        largest = None if p is None else ordered[test, *key]
+        values.append(None if p is None else p_of_maximum(rho, n, largest))
+    return pl.Series(f"p_{test}_maxt", values, pl.Float64)
 
 
 def _counted(statuses: Mapping[str, list[str]]) -> str:
     """Return `degenerate: 3, nonfinite: 1` for a list of statuses."""
     return ", ".join(f"{word}: {statuses['_failures'].count(word)}" for word in statuses["_words"])
-
-
-def _versions(extraction: Mapping[str, str], estimate: Mapping[str, str]) -> str:
-    """Return versions as one line: those of the extraction, and those of the estimate."""
-    stages = {"extraction": extraction, "estimate": estimate}
-    return "; ".join(
-        f"{stage}: " + ", ".join(f"{name} {number}" for name, number in sorted(versions.items()))
-        for stage, versions in stages.items()
-    )
 
 
 def _views(manifest: Mapping[str, Any]) -> pl.DataFrame:
