@@ -26,6 +26,7 @@ from id_scaling.plots.style import NothingToShowError
 from id_scaling.results.equivalents import equivalent
 from id_scaling.results.estimates import SCHEMA
 from id_scaling.results.load import load_contexts, load_summary
+from id_scaling.results.permutations import N_FIRST
 from id_scaling.results.summary import COLUMNS, COMPANIONS, readable, summarize
 from id_scaling.results.uncertainty import mean_interval, rank_correlation
 from id_scaling.runtime.atomic_files import sha256
@@ -590,7 +591,7 @@ def test_uncertainty_is_of_the_contexts_that_are_ok_in_the_order_of_documents(se
                 assert [row[name] for name in names] == [None] * 8
             else:
                 assert [row[name] for name in names] == pytest.approx(expected, rel=1e-9)
-    assert row_of(summary, "default", 3, "block")["p_loss"] == 0.001
+    assert row_of(summary, "default", 3, "block")["p_loss"] == 1 / (N_FIRST + 1)
 
 
 def test_family_is_of_all_rows_of_a_group_view_cloud_and_estimator(session: Path) -> None:

@@ -332,7 +332,9 @@ def readable(summary: pl.DataFrame) -> str:
         for (cloud, position), of_cloud in table.group_by("cloud", "position", maintain_order=True):
             if cloud != CONTEXT:
                 where = "" if position is None else f" {position}"
-                lines.append(f"  one cloud of {of_cloud['n_points'][0]:.0f} contexts: {cloud}{where}")
+                n_points = of_cloud["n_points"].max()  # none where no cloud has an estimate
+                of_what = "all" if n_points is None else f"{n_points:.0f}"
+                lines.append(f"  one cloud of {of_what} contexts: {cloud}{where}")
             lines += _lines(of_cloud, layers, width)
     return "\n".join(lines) + "\n"
 

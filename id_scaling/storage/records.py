@@ -35,11 +35,15 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
         seal(aside)
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """Return a record; raises a StoreError where it is not as it was written."""
-    check_seal(path)
-    record = json.loads(Path(path).read_text())
-    del record[SEAL]
+def read_record(path: Path, verify: bool = True) -> dict[str, Any]:
+    """Return a record; raises a StoreError where it is not as it was written, or without `verify` no JSON object."""
+    if verify:
+        check_seal(path)
+    try:
+        record = json.loads(Path(path).read_text())
+        record.pop(SEAL, None)
+    except (AttributeError, ValueError) as error:
+        raise StoreError(f"{path}: cut short, or not a record of this program ({error}); {made_anew(path)}") from error
     return record
 
 
@@ -56,12 +60,30 @@ def write_table(path: Path, table: pl.DataFrame, facts: Any, **notes: Any) -> No
         seal(aside)
 
 
-def read_table(path: Path, columns: list[str] | None = None) -> tuple[pl.DataFrame, Any]:
-    """Return a table, or some columns of it, and its facts; raises a StoreError where it is not as it was written."""
+def read_table(path: Path, columns: list[str] | None = None, verify: bool = True) -> tuple[pl.DataFrame, Any]:
+    """Return a table, or some columns of it, and its facts; raises a StoreError where it is not as it was written.
+
+    Without `verify` its seal is not looked at: what cannot be read is an error still, changed numbers are none.
+    """
     import polars as pl
 
-    check_seal(path)
-    return pl.read_parquet(path, columns=columns, glob=False), json.loads(pl.read_parquet_metadata(path)[FACTS])
+    facts = read_facts(path, verify)
+    try:
+        return pl.read_parquet(path, columns=columns, glob=False), facts
+    except pl.exceptions.PolarsError as error:
+        raise StoreError(f"{path}: damaged, or of another version ({error}); {made_anew(path)}") from error
+
+
+def read_facts(path: Path, verify: bool = True) -> Any:
+    """Return the facts of a table; raises a StoreError where it is not as it was written."""
+    import polars as pl
+
+    if verify:
+        check_seal(path)
+    try:
+        return json.loads(pl.read_parquet_metadata(path)[FACTS])
+    except (pl.exceptions.PolarsError, KeyError, ValueError) as error:
+        raise StoreError(f"{path}: cut short, or not a table of this program ({error}); {made_anew(path)}") from error
 
 
 def read_note(path: Path, name: str) -> Any:
