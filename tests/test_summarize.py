@@ -29,7 +29,6 @@ from id_scaling.results.load import load_contexts, load_summary
 from id_scaling.results.permutations import N_FIRST
 from id_scaling.results.summary import COLUMNS, COMPANIONS, readable, summarize
 from id_scaling.results.uncertainty import mean_interval, rank_correlation
-from id_scaling.runtime.atomic_files import sha256
 from id_scaling.runtime.logging import LOG
 from id_scaling.storage import records as sealed
 from id_scaling.storage.layout import Run, contexts_path, extraction_digest, ids_path, run_folder, runs_of
@@ -113,21 +112,26 @@ DOCUMENTS = [0, 0, 1, 1, 2]
 STARTS = [0, 64, 0, 64, 0]
 
 
+def write_contexts_to(path: Path, contexts: pl.DataFrame) -> str:
+    """Write contexts; return what a manifest says of them, which depends on their content here."""
+    facts = {"settings": {"content": contexts.write_csv()}, "made_from": {}}
+    sealed.write_table(path, contexts, facts)
+    return sealed.key_of(facts)
+
+
 def write_contexts(session: Path, run: Run) -> str:
-    """Write the contexts of a run, as far as a summary reads them; return their hash."""
+    """Write the contexts of a run, as far as a summary reads them; return their key."""
     path = contexts_path(session, run, SETTINGS["tokenizers"][run.model])
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = {"document": DOCUMENTS, "token_start": STARTS, "metadata": METADATA}
-    sealed.write_table(path, pl.DataFrame({"context": range(5), **columns}), {})
-    return sha256(path)
+    return write_contexts_to(path, pl.DataFrame({"context": range(5), **columns}))
 
 
 def write_these_contexts(session: Path, contexts: pl.DataFrame) -> None:
     """Write other contexts of the run, and have its manifest name them."""
     path = contexts_path(session, RUN, SETTINGS["tokenizers"][RUN.model])
-    sealed.write_table(path, contexts, {})
-    manifest = sealed.read_record(run_folder(session, RUN) / "manifest.json")
-    write_record(run_folder(session, RUN) / "manifest.json", {**manifest, "contexts": sha256(path)})
+    key, manifest = write_contexts_to(path, contexts), sealed.read_record(run_folder(session, RUN) / "manifest.json")
+    write_record(run_folder(session, RUN) / "manifest.json", {**manifest, "contexts": key})
 
 
 def write_run(session: Path, run: Run, digest: str = "d1", **versions: str) -> None:
@@ -498,18 +502,18 @@ def test_key_that_no_record_has_names_those_there_are(session: Path) -> None:
 def test_more_values_than_can_be_summarized_are_an_error(n_values: int, tmp_path: Path) -> None:
     path = tmp_path / "contexts.parquet"
     metadata = [f'{{"n":{number}}}' for number in range(n_values)]
-    sealed.write_table(path, pl.DataFrame({"context": range(n_values), "metadata": metadata}), {})
+    key = write_contexts_to(path, pl.DataFrame({"context": range(n_values), "metadata": metadata}))
     if n_values <= MOST_VALUES:
-        (group,) = grouping.groups_of(path, sha256(path), ("n",))
+        (group,) = grouping.groups_of(path, key, ("n",))
         assert group["group_value"].n_unique() == n_values
         return
     with pytest.raises(ConfigError, match=r"'n' has 1001 values in .*contexts\.parquet, at most 1000"):
-        grouping.groups_of(path, sha256(path), ("n",))
+        grouping.groups_of(path, key, ("n",))
 
 
 def test_contexts_that_are_not_those_of_the_extraction_are_refused(session: Path) -> None:
     path = contexts_path(session, RUN, SETTINGS["tokenizers"][RUN.model])
-    sealed.write_table(path, pl.DataFrame({"context": range(5), "metadata": METADATA[::-1]}), {})
+    write_contexts_to(path, pl.DataFrame({"context": range(5), "metadata": METADATA[::-1]}))
     for keys in ([], ["lang"]):
         with pytest.raises(StoreError, match=r"contexts\.parquet: not the contexts that were extracted; remove it"):
             summary_of(session, group_by={"words": keys})
@@ -538,9 +542,9 @@ def write_documents(session: Path, run: Run = RUN, n_documents: int = N_DOCUMENT
         }
     )
     path = contexts_path(session, run, SETTINGS["tokenizers"][run.model])
-    sealed.write_table(path, contexts.select("context", "document", "token_start", "metadata"), {})
+    key = write_contexts_to(path, contexts.select("context", "document", "token_start", "metadata"))
     folder = run_folder(session, run)
-    write_record(folder / "manifest.json", {**sealed.read_record(folder / "manifest.json"), "contexts": sha256(path)})
+    write_record(folder / "manifest.json", {**sealed.read_record(folder / "manifest.json"), "contexts": key})
     tokens = pl.concat(
         [
             contexts.select("context", "loss", "entropy", token=pl.lit(position), position=pl.lit(position))
@@ -759,7 +763,7 @@ def test_forty_thousand_tables_are_one_summary(tmp_path: Path) -> None:
 def test_summary_is_read_back_with_its_settings(session: Path) -> None:
     summary = summary_of(session)
     assert load_summary(str(session)).equals(summary)
-    assert sealed.read_table(session / "summary.parquet")[1] == SETTINGS
+    assert sealed.summary_settings(sealed.read_table(session / "summary.parquet")[1]) == SETTINGS
     from_csv = pl.read_csv(session / "summary.csv")
     assert from_csv.columns == summary.columns
     assert from_csv["mean"].to_list() == summary["mean"].to_list()

@@ -18,19 +18,18 @@ import numpy as np
 import polars as pl
 from threadpoolctl import threadpool_limits
 
-from id_scaling.runtime.workers import ending_children
-from id_scaling.neighbors.cloud_kinds import CONTEXT, POSITION, clouds_of_run, stored_as, view_of_run
 from id_scaling.errors import ResourceError, StoreError, made_anew
-from id_scaling.estimators.registry import get_estimator
 from id_scaling.estimators.base import Estimates, Estimator, estimate_from_neighbors, estimate_from_points
-from id_scaling.neighbors.kernels.dispatch import kernels_of
-from id_scaling.storage.layer_reader import read_neighbors, reading, verified
-from id_scaling.runtime.logging import LOG
+from id_scaling.neighbors.cloud_kinds import CONTEXT, POSITION, clouds_of_run, stored_as, view_of_run
 from id_scaling.neighbors.find import Neighbors, find_neighbors, stacked
-from id_scaling.storage.records import read_record, read_table, write_table
+from id_scaling.neighbors.kernels.dispatch import kernels_of
 from id_scaling.neighbors.statistics import group_of, participation_ratio, participation_ratio_corrected
 from id_scaling.neighbors.transforms import transform
 from id_scaling.neighbors.views import View, views_at
+from id_scaling.runtime.logging import LOG
+from id_scaling.runtime.workers import ending_children
+from id_scaling.storage.layer_reader import read_neighbors, reading, verified
+from id_scaling.storage.records import key_of, read_record, read_table, write_table
 
 CONTEXTS_AT_ONCE = 32
 # Of the median distance to the nearest neighbor: what is below is next to nothing.
@@ -106,7 +105,7 @@ class Block:
 
 
 def estimate_run(
-    manifest_path: Path, module: str, name: str, settings: Mapping[str, Any], output: Path, n_threads: int
+    manifest_path: Path, module: str, estimator: Estimator, settings: Mapping[str, Any], output: Path, n_threads: int
 ) -> None:
     """Estimate every cloud of one module of a run by one estimator and write the table.
 
@@ -116,7 +115,6 @@ def estimate_run(
         A layer file is missing, is not the one the manifest names, or fails its checksums.
     """
     manifest = read_record(manifest_path)
-    estimator = get_estimator(name)
     blocks = list(_blocks(manifest_path.parent, manifest, module, settings))
     tokens = None
     if any(block.is_of_run for block in blocks):
@@ -135,6 +133,7 @@ def estimate_run(
     table = pl.concat(tables)
     facts = {
         "settings": dict(settings),
+        "made_from": {"extraction": key_of(manifest)},
         "manifest": manifest["digest"],
         "versions": {key: version(key) for key in ("numpy", "polars", "scikit-dimension", "id_scaling")},
     }
@@ -142,7 +141,7 @@ def estimate_run(
     n_failed = table.filter(pl.col("status") != "ok").height
     LOG.info(
         "%s of %s: %d clouds, %d not ok, median %.3f",
-        name,
+        estimator.name,
         module,
         len(table),
         n_failed,
@@ -257,9 +256,11 @@ def _table(estimator: Estimator, block: Block, neighbors: Neighbors, found: Esti
             *moments, neighbors.statistic("n_used")
         )
     nothing = [None] * n_clouds
-    table = pl.DataFrame({name: pl.Series(name, columns.get(name, nothing)).cast(kind) for name, kind in SCHEMA.items()})
+    table = pl.DataFrame(
+        {name: pl.Series(name, columns.get(name, nothing)).cast(kind) for name, kind in SCHEMA.items()}
+    )
     # What there is no number of is null: `status` says why there is no value, and a mean over NaN would be none.
-    return table.fill_nan(None)
+    return pl.DataFrame(series).fill_nan(None)
 
 
 def _scaled(

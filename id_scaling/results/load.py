@@ -12,7 +12,7 @@ from id_scaling.errors import ConfigError, StoreError, made_anew
 from id_scaling.neighbors.cloud_kinds import CONTEXT
 from id_scaling.results.run_tables import SCORES, token_scores
 from id_scaling.storage.layout import Run, contexts_path, ids_path, run_folder, runs_of
-from id_scaling.storage.records import read_facts, read_record, read_table
+from id_scaling.storage.records import read_record, read_table, table_facts
 from id_scaling.text.documents import check_contexts
 
 RUN_AXES = ("model", "checkpoint", "dataset", "subset", "ctx_len", "control")
@@ -160,7 +160,7 @@ def _summary_path(session_path: str | Path) -> Path:
 def _settings_of(session: Path, verify: bool = True) -> dict[str, Any]:
     """Return the axes of a session, and what its rows are made of."""
     path = _summary_path(session)
-    settings = read_facts(path, verify)
+    settings = table_facts(path, verify)
     if "lengths" not in settings:
         raise StoreError(f"{path}: written by an older version; {made_anew(path)}")
     return settings
@@ -219,13 +219,11 @@ def _tokens_of_run(session: Path, run: Run, _: Mapping[str, Any], __: Mapping[st
 
 def _check_extraction(path: Path, key: str, manifest: Mapping[str, Any], verify: bool) -> None:
     """Raise a StoreError where a table is not of the run's extraction."""
-    if read_facts(path, verify).get(key) != manifest["digest"]:
+    if table_facts(path, verify).get(key) != manifest["digest"]:
         raise StoreError(f"{path}: of another extraction than its run's; {made_anew(path)}")
 
 
-def _of_extraction(
-    path: Path, key: str, manifest: Mapping[str, Any], verify: bool, *rows: pl.Expr
-) -> pl.DataFrame:
+def _of_extraction(path: Path, key: str, manifest: Mapping[str, Any], verify: bool, *rows: pl.Expr) -> pl.DataFrame:
     """Return some rows of a table without its lists, once it is known to be of the run's extraction."""
     _check_extraction(path, key, manifest, verify)
     kinds = pl.read_parquet_schema(path).items()

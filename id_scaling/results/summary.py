@@ -8,7 +8,7 @@ library versions are a column and a warning. Only estimates with status `ok` ent
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,11 @@ from id_scaling.results import uncertainty
 from id_scaling.results.equivalents import DISTRIBUTIONS, MAX_RATIO, REJECTED, equivalent, nearest_equivalent
 from id_scaling.results.permutations import p_of_maximum
 from id_scaling.results.run_tables import SCORES, SITE, OpenRun, open_run
-from id_scaling.runtime.atomic_files import sha256, writing_all
+from id_scaling.results.training_steps import training_step, training_tokens
+from id_scaling.runtime.atomic_files import digest, sha256, writing_all
 from id_scaling.runtime.logging import LOG, Progress
-from id_scaling.sources.training_steps import training_step, training_tokens
-from id_scaling.storage.layout import Run, called, runs_of
-from id_scaling.storage.records import write_table
+from id_scaling.storage.layout import Run, called, ids_path, runs_of
+from id_scaling.storage.records import read_footer, write_table
 
 RUN_AXES = ["model", "checkpoint", "dataset", "subset", "ctx_len", "control"]
 GROUP = ["group", "group_value"]
@@ -309,8 +309,15 @@ def summarize(session: Path, settings: Mapping[str, Any], parquet: Path, csv: Pa
         summary.write_csv(new_csv)
         new_text.write_text(readable(summary))
         files = {path.name: sha256(new) for path, new in ((csv, new_csv), (text, new_text))}
-        write_table(new_parquet, summary, settings, columns=columns, files=files)
+        facts = {**settings, "made_from": _made_from(session, runs, settings)}
+        write_table(new_parquet, summary, facts, columns=columns, files=files)
     LOG.info("%d rows in %s", len(summary), parquet)
+
+
+def _made_from(session: Path, runs: Iterable[Run], settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a summary is made from: the seals of all tables, as one hash."""
+    names = [(module, estimator) for module in settings["modules"] for estimator, _ in settings["estimators"]]
+    return {"tables": digest([read_footer(ids_path(session, run, *name))[1] for run in runs for name in names])}
 
 
 def readable(summary: pl.DataFrame) -> str:
@@ -321,12 +328,13 @@ def readable(summary: pl.DataFrame) -> str:
     keys = ["model", "checkpoint", "dataset", "subset", "ctx_len", "control"]
     has_lengths = summary["ctx_len"].n_unique() > 1
     for run, table in rows.group_by(keys, maintain_order=True):
-        loss, entropy = table["mean_loss"][0], table["mean_entropy"][0]
+        scores = {score: table[f"mean_{score}"][0] for score in SCORES}
         layers = _spread(sorted(table["layer"].drop_nulls().unique()))
         marks = "".join(f"{f'layer {layer}':>10}" for layer in layers) + f"{'outside':>10}"
         n_layers = table["n_layers"][0]
         name = called(dict(zip(keys, run, strict=True)), has_lengths)
-        lines += ["", f"{name}: {n_layers} layers, loss {loss:.3f}, entropy {entropy:.3f}"]
+        scores = ", ".join(f"{score} {_cell(mean, 3) or 'no number'}" for score, mean in scores.items())
+        lines += ["", f"{name}: {n_layers} layers, {scores}"]
         width = max(14, *(len(name) + 1 for name in table["estimator"]))
         lines.append(f"  {'module':<8}{'estimator':<{width}}{marks}   not ok")
         for (cloud, position), of_cloud in table.group_by("cloud", "position", maintain_order=True):
@@ -353,9 +361,9 @@ def _spread(layers: list[int]) -> list[int]:
     return [layers[round(step * (len(layers) - 1) / max(n - 1, 1))] for step in range(n)]
 
 
-def _cell(mean: float | None) -> str:
+def _cell(mean: float | None, n_digits: int = 2) -> str:
     """Return a mean as text, empty where there is none."""
-    return "" if mean is None else f"{mean:.2f}"
+    return "" if mean is None else f"{mean:.{n_digits}f}"
 
 
 def _failed(part: pl.DataFrame) -> str:
