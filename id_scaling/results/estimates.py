@@ -256,9 +256,7 @@ def _table(estimator: Estimator, block: Block, neighbors: Neighbors, found: Esti
             *moments, neighbors.statistic("n_used")
         )
     nothing = [None] * n_clouds
-    table = pl.DataFrame(
-        {name: pl.Series(name, columns.get(name, nothing)).cast(kind) for name, kind in SCHEMA.items()}
-    )
+    series = {name: pl.Series(name, columns.get(name, nothing)).cast(kind) for name, kind in SCHEMA.items()}
     # What there is no number of is null: `status` says why there is no value, and a mean over NaN would be none.
     return pl.DataFrame(series).fill_nan(None)
 
