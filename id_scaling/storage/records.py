@@ -71,14 +71,16 @@ def read_table(path: Path, columns: list[str] | None = None, verify: bool = True
     try:
         return pl.read_parquet(path, columns=columns, glob=False), facts
     except pl.exceptions.PolarsError as error:
-        raise StoreError(f"{path}: damaged, or of another version ({error}); {made_anew(path)}") from error
+        what = str(error).partition("\n")[0]
+        raise StoreError(f"{path}: damaged, or of another version ({what}); {made_anew(path)}") from error
 
 
 def table_facts(path: Path, verify: bool = True) -> Any:
     """Return the facts of a table; raises a StoreError where it is not as it was written."""
     if verify:
         check_seal(path)
-    return read_facts(path)
+        return read_facts(path)
+    return _footer(path, FACTS)[0]
 
 
 def read_note(path: Path, name: str) -> Any:
@@ -102,11 +104,17 @@ def read_footer(path: Path) -> tuple[dict[str, Any], str]:
     StoreError
         The file is no table, or has no facts.
     """
+    facts, seal_of_table = _footer(path, FACTS, SEAL)
+    return facts, seal_of_table
+
+
+def _footer(path: Path, *keys: str) -> list[Any]:
+    """Return what the footer of a table holds at FACTS, and as text at others."""
     import polars as pl
 
     try:
         notes = pl.read_parquet_metadata(path)
-        return json.loads(notes[FACTS]), notes[SEAL]
+        return [json.loads(notes[key]) if key == FACTS else notes[key] for key in keys]
     except (pl.exceptions.PolarsError, OSError, KeyError, ValueError) as error:
         raise StoreError(f"{path}: damaged, or not written by this program ({error}); {made_anew(path)}") from error
 
