@@ -62,8 +62,7 @@ def _of_score(score: str) -> tuple[tuple[str, str, str], ...]:
     """Return the columns of the correlations of the ID with a score: name, unit and meaning."""
     fisher = "Fisher's z ± 1.96 standard errors between documents of its influence function (Croux and Dehon 2010)"
     share = (
-        "two-sided p-value of `{}`: (b + 1)/(m + 1) of m permutations (Phipson and Smyth 2010; how many: see "
-        "config/README) of"
+        "two-sided p-value of `{}`: (b + 1)/(m + 1) of m permutations (Phipson and Smyth 2010; how many: see below) of"
     )
     few = "empty where there are fewer than 20 of these"
     plain, partial = f"spearman_{score}", f"partial_{score}"
@@ -106,9 +105,9 @@ def _of_family(tested: str, statistic: str) -> tuple[tuple[str, str], ...]:
         ),
         (
             f"p_{tested}_maxt",
-            f"`p_{tested}` adjusted for the family-wise error rate: the share of permutations whose largest "
-            f"|`{statistic}`| √(contexts − 1) of the family is at least this row's (single-step max-T, Westfall and "
-            "Young 1993), which counts how rows resemble each other",
+            f"`p_{tested}` adjusted for the family-wise error rate: the share of permutations whose largest absolute "
+            f"`{statistic}` of the family, times √(contexts − 1), is at least this row's (single-step max-T, Westfall "
+            "and Young 1993), which counts how rows resemble each other",
         ),
         (
             f"q_{tested}_floor",
