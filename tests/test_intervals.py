@@ -13,6 +13,7 @@ from id_scaling.results.uncertainty import (
     LEAST_DOCUMENTS,
     LEAST_RESAMPLED,
     adjusted,
+    correlations_of,
     mean_interval,
     of_rows,
 )
@@ -190,7 +191,7 @@ def test_intervals_of_correlations_cover() -> None:
         if number % 100 == 0:
             sizes = random.integers(1, 5, 50)
         x, rest = clustered(random, sizes, 2)
-        _, (low,), (high,), _ = correlate(x[None], r * x + (1 - r**2) ** 0.5 * rest, sizes)
+        _, (low,), (high,), _ = correlations_of(x[None], r * x + (1 - r**2) ** 0.5 * rest, sizes)
         n_covered += low <= 6 / np.pi * np.arcsin(r / 2) <= high
     assert 0.92 <= n_covered / 1000 <= 0.97
 
@@ -303,14 +304,17 @@ def test_intervals_of_partial_correlations_cover(n_documents: int, n_sources: in
         if number % 50 == 0:
             sizes = random.integers(1, 5, n_documents)
         value, *given = confounded(random, sizes, n_sources, r)
-        _, (low,), (high,), _ = correlate(value[None], *given)
+        _, (low,), (high,), _ = correlations_of(value[None], *given)
         n_covered += low <= expected <= high
     assert least <= n_covered / 1000 <= 0.97
 
 
 @pytest.mark.parametrize(("n_documents", "n_sources"), [(20, 1), (30, 4)])
-def test_nothing_but_covariates_and_sources_is_rejected_as_often_as_is_said(n_documents: int, n_sources: int) -> None:
+def test_nothing_but_covariates_and_sources_is_rejected_as_often_as_is_said(
+    n_documents: int, n_sources: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """At 5 %, within three standard deviations of a share of 2000; without covariates and sources nearly always."""
+    monkeypatch.setattr(permutations, "N_FIRST", 999)
     random = np.random.default_rng(n_documents)
     sizes = np.resize([4, 4, 4, 4, 2, 2, 2, 2], n_documents)
     found, naive = [], []
@@ -348,7 +352,7 @@ def planted(random: np.random.Generator, n_rows: int, n_effects: int, n_contexts
     return values, score
 
 
-def tests_of(values: np.ndarray, score: np.ndarray, **of_rows_options: np.ndarray) -> dict[str, np.ndarray]:
+def known_of(values: np.ndarray, score: np.ndarray, **of_rows_options: np.ndarray) -> dict[str, np.ndarray]:
     """Return what is known of rows of one context a document: p, q, the smallest q there can be, and max-T."""
     n = len(score)
     found = of_rows(values, np.arange(n), {"loss": score}, np.zeros((0, n)), np.zeros(n), **of_rows_options)
@@ -361,7 +365,7 @@ def tests_of(values: np.ndarray, score: np.ndarray, **of_rows_options: np.ndarra
 def test_a_single_effect_among_many_rows_is_significant() -> None:
     """999 permutations gave a single effect among 360 rows a q of 0.36, whatever its size."""
     values, score = planted(np.random.default_rng(0), N_FAMILY, 1)
-    found = tests_of(values, score)
+    found = known_of(values, score)
     assert found["p"][0] == 1 / (PER_ROW * N_FAMILY + 1)
     assert found["q"][0] == found["floor"][0] == pytest.approx(0.05 / 20, rel=1e-4)
     assert found["maxt"][0] == 1 / (N_FIRST + 1)
@@ -375,7 +379,7 @@ def test_rows_whose_product_is_too_much_have_fewer_permutations_and_are_signific
 ) -> None:
     monkeypatch.setattr(permutations, "MAX_PRODUCTS", 60 * 50_000)
     values, score = planted(np.random.default_rng(0), 100, 4)
-    found = tests_of(values, score)
+    found = known_of(values, score)
     assert found["p"][:4] == pytest.approx(np.full(4, 1 / (50_000 // 4 + 1)))
     assert (found["q"][:4] < 0.05).all()
 
@@ -384,7 +388,7 @@ def test_few_orders_of_documents_say_that_nothing_can_be_significant() -> None:
     """Five documents have 120 orders: of 20 rows, 20/120."""
     values, score = planted(np.random.default_rng(0), 20, 1, n_contexts=5)
     values[0] = score
-    found = tests_of(values, score)
+    found = known_of(values, score)
     assert found["floor"] == pytest.approx(np.full(20, 20 / 120))
     # Both the order itself and its reverse have |ρ| = 1.
     assert found["p"][0] == pytest.approx(2 / 120, abs=0.004)
@@ -393,12 +397,12 @@ def test_few_orders_of_documents_say_that_nothing_can_be_significant() -> None:
 def test_p_values_of_rows_that_stop_and_of_those_that_go_on_are_those_of_scipy() -> None:
     """Of 40 contexts, where t is near the exact distribution: within 5 % and three standard errors, of 20 a fifth."""
     values, score = planted(np.random.default_rng(3), 200, 0, n_contexts=40)
-    values[:40] += np.linspace(0.3, 1, 40)[:, None] * score
-    found = tests_of(values, score)["p"]
+    values[:40] += np.linspace(0.5, 2, 40)[:, None] * score
+    found = known_of(values, score)["p"]
     expected = np.array([stats.spearmanr(row, score).pvalue for row in values])
     is_small = expected < 1e-3
     assert is_small.sum() > 10
-    error = np.sqrt(expected / np.where(expected > 0.002, N_FIRST, 20 / expected))
+    error = np.sqrt(expected / np.minimum(np.where(expected > 0.002, N_FIRST, 20 / expected), PER_ROW * 200))
     assert (np.abs(found - expected) < 3.5 * error + 0.05 * expected + 1 / (PER_ROW * 200)).all()
 
 
@@ -406,13 +410,13 @@ def test_max_t_is_that_of_permutations_drawn_by_hand() -> None:
     """Three standard errors of 4,000 permutations of ours and of theirs, at most 0.02."""
     random = np.random.default_rng(1)
     values, score = planted(random, 12, 0, n_contexts=25)
-    values[:3] += np.array([[0.5], [0.8], [1.1]]) * score
+    values[:3] += np.array([[1.0], [1.5], [2.0]]) * score
     ranks = stats.rankdata(values, axis=1)
     ranks = (ranks - 13) / np.sqrt((25**2 - 1) / 12)
     of_score = (stats.rankdata(score) - 13) / np.sqrt((25**2 - 1) / 12)
     largest = [np.abs(ranks @ random.permutation(of_score) / 25).max() for _ in range(4000)]
     expected = (np.array(largest)[:, None] >= np.abs(ranks @ of_score / 25)).mean(axis=0)
-    assert tests_of(values, score)["maxt"] == pytest.approx(expected, abs=0.02)
+    assert known_of(values, score)["maxt"] == pytest.approx(expected, abs=0.02)
     assert (expected < 0.2).any()
 
 
@@ -420,13 +424,14 @@ def test_max_t_is_that_of_permutations_drawn_by_hand() -> None:
 def test_a_family_without_effects_is_rejected_as_often_as_is_said(
     n_missing: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of 600 families of 10 rows; three standard errors of a share of 600 at 5 % are 2.7 points. q is max-T's bound."""
+    """Of 600 families of 10 rows; three standard errors of a share of 600 at 5 % are 2.7 points."""
     monkeypatch.setattr(permutations, "N_FIRST", 199)
+    monkeypatch.setattr(permutations, "PER_ROW", 100)
     random, by_maximum, by_rate = np.random.default_rng(0), [], []
     for _ in range(600):
         values, score = planted(random, 10, 0, n_contexts=30)
         values[: 5 if n_missing else 0, :n_missing] = np.nan  # so that half of the rows have other permutations
-        found = tests_of(values, score)
+        found = known_of(values, score)
         by_maximum.append(found["maxt"].min())
         by_rate.append(found["q"].min())
     assert (0.02 if n_missing == 0 else 0.01) < np.mean(np.array(by_maximum) <= 0.05) < 0.08
@@ -439,7 +444,7 @@ def test_stopping_early_rejects_no_more_often_than_is_said(monkeypatch: pytest.M
     random, p = np.random.default_rng(0), []
     for _ in range(60):
         values, score = random.standard_normal((100, 30)), random.standard_normal(30)
-        p.append(tests_of(values, score)["p"])
+        p.append(known_of(values, score)["p"])
     p = np.concatenate(p)
     for level in (0.002, 0.01, 0.05, 0.1, 0.2):
         assert (p <= level).mean() == pytest.approx(level, abs=4 * (level / len(p)) ** 0.5)
@@ -451,7 +456,7 @@ def test_a_test_that_takes_rows_for_independent_of_their_score_would_be_seen(mon
     random, found = np.random.default_rng(0), []
     for _ in range(40):
         values, score = clustered(random, np.full(10, 4), 50, 0.9), clustered(random, np.full(10, 4), 1, 0.9)[0]
-        found.append(tests_of(values, score)["p"])
+        found.append(known_of(values, score)["p"])
     assert (np.concatenate(found) <= 0.05).mean() > 0.15
 
 

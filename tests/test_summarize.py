@@ -656,8 +656,9 @@ def test_few_documents_have_a_floor_of_q(session: Path) -> None:
     rows = summary_of(session).filter(pl.col("p_loss").is_not_null())
     assert sorted(rows["layer"]) == [1, 2, 3]  # the first has too few contexts in one document to exchange it
     assert rows["q_loss_floor"].to_list() == pytest.approx([3 / 120] * 3)
-    # But for chance: the share of 10,000 permutations that are one of 120.
-    assert (rows["q_loss"] >= 0.8 * 3 / 120).all()
+    # All three rows may be effects: 1/120 then, but for chance in 10,000 permutations.
+    assert (rows["p_loss"] >= 0.7 / 120).all()
+    assert (rows["q_loss"] >= 0.7 / 120).all()
 
 
 def test_group_has_the_uncertainty_of_its_own_documents(session: Path) -> None:
