@@ -226,10 +226,6 @@ def _check_extraction(path: Path, key: str, manifest: Mapping[str, Any], verify:
 def _of_extraction(path: Path, key: str, manifest: Mapping[str, Any], verify: bool, *rows: pl.Expr) -> pl.DataFrame:
     """Return some rows of a table without its lists, once it is known to be of the run's extraction."""
     _check_extraction(path, key, manifest, verify)
-    kinds = pl.read_parquet_schema(path).items()
-    return (
-        pl.scan_parquet(path, glob=False)
-        .filter(*rows)
-        .select(name for name, kind in kinds if kind != pl.List)
-        .collect()
-    )
+    table = pl.scan_parquet(path, glob=False)  # `read_parquet_schema` takes a path for a pattern
+    columns = [name for name, kind in table.collect_schema().items() if kind != pl.List]
+    return table.filter(*rows).select(columns).collect()
