@@ -651,6 +651,29 @@ def test_max_t_of_a_family_is_at_least_the_p_value_of_each_row(session: Path) ->
     assert rows.filter(layer=3)["p_loss_maxt"].item() == 1 / (N_FIRST + 1)
 
 
+def test_families_of_different_contexts_have_maxima_of_their_own(session: Path) -> None:
+    """Of two views and two estimators, whose failures are not those of each other; each as if there were no other."""
+    write_documents(session)
+    table = pl.read_parquet(ids_path(session, RUN, "block", "mle"))
+    status = pl.when(pl.col("context") % 5 == 0).then(pl.lit("degenerate")).otherwise("status")
+    other = table.with_columns(view=pl.lit("origin"), status=status, value=-pl.col("value"))
+    estimators = [["mle", "code-of-mle"], ["mle_k5", "code-of-mle"]]
+    alone = {}
+    for (name, code), views in product(estimators, ([table], [other], [other, table])):
+        of_views = pl.concat(views).with_columns(
+            estimator=pl.lit(name), value=pl.col("value").pow(1 + 2 * len(name[3:]))
+        )
+        write_table(session, RUN, of_views)
+        if len(views) == 1:
+            alone[of_views["view"][0], name] = summary_of(session, modules=["block"], estimators=[[name, code]])
+    together = summary_of(session, modules=["block"], estimators=estimators)
+    assert together["p_loss_maxt"].null_count() < len(together)
+    for (view, name), only in alone.items():
+        rows = together.filter(view=view, estimator=name)
+        names = [column for column in UNCERTAIN if rows[column].dtype == pl.Float64]
+        assert_frame_equal(rows.select("layer", *names), only.select("layer", *names), rel_tol=1e-12)
+
+
 def test_few_documents_have_a_floor_of_q(session: Path) -> None:
     write_documents(session, n_documents=5)
     rows = summary_of(session).filter(pl.col("p_loss").is_not_null())

@@ -540,7 +540,9 @@ class _Uncertainty:
         )
         for test, largest in found.maxima.items():
             for place, key in enumerate(kinds.drop("family").iter_rows()):
-                _gather(self.maxima, (test, group, *key), [of_rows[place] for of_rows in largest])
+                # Rows of the same contexts have maxima of the families up to the last that they are of.
+                statistics = [of_rows[place] for of_rows in largest if place < len(of_rows)]
+                _gather(self.maxima, (test, group, *key), statistics)
         names_of_part = {"group": pl.lit(group, pl.String), "group_value": pl.lit(group_value, pl.String)}
         return sites.with_columns(
             **names_of_part, **{name: pl.Series(column) for name, column in found.columns.items()}
