@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from id_scaling.results import permutations
 from id_scaling.results import uncertainty as intervals
+from id_scaling.results.permutations import N_FIRST, PER_ROW, p_of_maximum
 from id_scaling.results.uncertainty import (
     LEAST_DOCUMENTS,
     LEAST_RESAMPLED,
-    N_PERMUTATIONS,
     adjusted,
+    correlations_of,
     mean_interval,
     of_rows,
 )
@@ -78,7 +80,7 @@ def test_bootstrap_draws_documents_with_all_their_contexts() -> None:
     values = clustered(random, sizes, 1)
     documents = np.split(values[0], np.cumsum(sizes)[:-1])
     means = []
-    for counts in intervals._counts(25).astype(int):
+    for counts in np.concatenate(list(intervals._counts(25))).astype(int):
         assert counts.sum() == 25
         means.append(np.concatenate([documents[place] for place in np.repeat(range(25), counts)]).mean())
     assert np.ravel(mean_interval(values, sizes)) == pytest.approx(np.quantile(means, (0.025, 0.975)), rel=1e-12)
@@ -88,7 +90,7 @@ def test_rows_of_several_blocks_are_those_of_one(monkeypatch: pytest.MonkeyPatch
     values = np.random.default_rng(0).standard_normal((7, 40))
     sizes = np.full(20, 2)
     at_once = mean_interval(values, sizes)
-    monkeypatch.setattr(intervals, "ROWS_A_BLOCK", 3)
+    monkeypatch.setattr(intervals, "ELEMENTS", 60)
     assert np.allclose(mean_interval(values, sizes), at_once, rtol=1e-12, atol=0)
 
 
@@ -189,7 +191,7 @@ def test_intervals_of_correlations_cover() -> None:
         if number % 100 == 0:
             sizes = random.integers(1, 5, 50)
         x, rest = clustered(random, sizes, 2)
-        _, (low,), (high,), _ = correlate(x[None], r * x + (1 - r**2) ** 0.5 * rest, sizes)
+        _, (low,), (high,), _ = correlations_of(x[None], r * x + (1 - r**2) ** 0.5 * rest, sizes)
         n_covered += low <= 6 / np.pi * np.arcsin(r / 2) <= high
     assert 0.92 <= n_covered / 1000 <= 0.97
 
@@ -197,10 +199,15 @@ def test_intervals_of_correlations_cover() -> None:
 # ---- permutations ----------------------------------------------------------------------------------------------
 
 
+def orders_of(*kinds: tuple[int, ...]) -> np.ndarray:
+    """Return the first permutations of documents of some sizes and sources."""
+    return np.concatenate(list(permutations._first_orders(kinds, N_FIRST)))
+
+
 def test_documents_are_exchanged_whole_among_those_of_as_many_contexts() -> None:
     sizes = (2, 3, 2, 3, 1, 2)
     documents = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
-    found = intervals._permutations(sizes, (0,) * len(sizes))
+    found = orders_of(sizes, (0,) * len(sizes))
     assert (np.sort(found, axis=1) == np.arange(sum(sizes))).all()
     taken = {tuple(part) for row in found for part in np.split(row, np.cumsum(sizes)[:-1])}
     assert taken == {tuple(document) for document in documents}
@@ -226,7 +233,7 @@ def test_p_value_counts_the_order_that_was_seen() -> None:
     score = np.arange(30.0)
     rho, _, _, (p, of_opposite) = correlate(np.stack([score, -score]), score, np.ones(30, int))
     assert rho == pytest.approx([1, -1])
-    assert p == of_opposite == 1 / (N_PERMUTATIONS + 1)
+    assert p == of_opposite == 1 / (N_FIRST + 1)
 
 
 @pytest.mark.parametrize(
@@ -256,7 +263,7 @@ def test_independent_documents_are_rejected_as_often_as_is_said(n_documents: int
 
 def test_documents_are_exchanged_with_those_of_their_source() -> None:
     sizes, sources = (2, 2, 2, 1, 2, 1), (0, 1, 0, 1, 0, 0)
-    found = intervals._permutations(sizes, sources)
+    found = orders_of(sizes, sources)
     is_moved = (found != np.arange(sum(sizes))).any(axis=0)
     assert is_moved.tolist() == [True] * 2 + [False] * 2 + [True] * 2 + [False] + [True] * 2 + [False]
     assert len(np.unique(found, axis=0)) == 6
@@ -297,14 +304,17 @@ def test_intervals_of_partial_correlations_cover(n_documents: int, n_sources: in
         if number % 50 == 0:
             sizes = random.integers(1, 5, n_documents)
         value, *given = confounded(random, sizes, n_sources, r)
-        _, (low,), (high,), _ = correlate(value[None], *given)
+        _, (low,), (high,), _ = correlations_of(value[None], *given)
         n_covered += low <= expected <= high
     assert least <= n_covered / 1000 <= 0.97
 
 
 @pytest.mark.parametrize(("n_documents", "n_sources"), [(20, 1), (30, 4)])
-def test_nothing_but_covariates_and_sources_is_rejected_as_often_as_is_said(n_documents: int, n_sources: int) -> None:
+def test_nothing_but_covariates_and_sources_is_rejected_as_often_as_is_said(
+    n_documents: int, n_sources: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """At 5 %, within three standard deviations of a share of 2000; without covariates and sources nearly always."""
+    monkeypatch.setattr(permutations, "N_FIRST", 999)
     random = np.random.default_rng(n_documents)
     sizes = np.resize([4, 4, 4, 4, 2, 2, 2, 2], n_documents)
     found, naive = [], []
@@ -329,6 +339,125 @@ def test_adjusted_p_values_are_those_of_scipy() -> None:
     assert adjusted(with_gaps)[np.isfinite(with_gaps)] == pytest.approx(adjusted(p), rel=1e-12)
     assert np.isnan(adjusted(with_gaps)[np.isnan(with_gaps)]).all()
     assert np.isnan(adjusted(np.full(3, np.nan))).all()
+
+
+N_FAMILY = 360
+
+
+def planted(random: np.random.Generator, n_rows: int, n_effects: int, n_contexts: int = 60) -> tuple:
+    """Return rows that resemble each other, of which the first few are of the score, and the score."""
+    score = random.standard_normal(n_contexts)
+    values = random.standard_normal((n_rows, n_contexts)) + random.standard_normal(n_contexts)
+    values[:n_effects] += 2 * score
+    return values, score
+
+
+def known_of(values: np.ndarray, score: np.ndarray, **of_rows_options: np.ndarray) -> dict[str, np.ndarray]:
+    """Return what is known of rows of one context a document: p, q, the smallest q there can be, and max-T."""
+    n = len(score)
+    found = of_rows(values, np.arange(n), {"loss": score}, np.zeros((0, n)), np.zeros(n), **of_rows_options)
+    p, rho = found.columns["p_loss"], found.columns["spearman_loss"]
+    maxima = np.sort(np.max([of_kind[0] for of_kind in found.maxima["loss"]], axis=0))
+    by_maximum = np.array([p_of_maximum(*row, maxima) for row in zip(rho, found.columns["n_loss"], strict=True)])
+    return {"p": p, "q": adjusted(p), "floor": found.columns["p_loss_floor"] * len(p), "maxt": by_maximum}
+
+
+def test_a_single_effect_among_many_rows_is_significant() -> None:
+    """999 permutations gave a single effect among 360 rows a q of 0.36, whatever its size."""
+    values, score = planted(np.random.default_rng(0), N_FAMILY, 1)
+    found = known_of(values, score)
+    assert found["p"][0] == 1 / (PER_ROW * N_FAMILY + 1)
+    assert found["q"][0] == found["floor"][0] == pytest.approx(0.05 / 20, rel=1e-4)
+    assert found["maxt"][0] == 1 / (N_FIRST + 1)
+    assert (found["q"] < 0.05).sum() == (found["maxt"] < 0.05).sum() == 1
+    # What it is among the rest: rows that are not at the floor stop early.
+    assert (found["p"][1:] > 20 / (PER_ROW * N_FAMILY)).all()
+
+
+def test_rows_whose_product_is_too_much_have_fewer_permutations_and_are_significant_still(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(permutations, "MAX_PRODUCTS", 60 * 50_000)
+    values, score = planted(np.random.default_rng(0), 100, 4)
+    found = known_of(values, score)
+    assert found["p"][:4] == pytest.approx(np.full(4, 1 / (50_000 // 4 + 1)))
+    assert (found["q"][:4] < 0.05).all()
+
+
+def test_few_orders_of_documents_say_that_nothing_can_be_significant() -> None:
+    """Five documents have 120 orders: of 20 rows, 20/120."""
+    values, score = planted(np.random.default_rng(0), 20, 1, n_contexts=5)
+    values[0] = score
+    found = known_of(values, score)
+    assert found["floor"] == pytest.approx(np.full(20, 20 / 120))
+    # Both the order itself and its reverse have |ρ| = 1.
+    assert found["p"][0] == pytest.approx(2 / 120, abs=0.004)
+
+
+def test_p_values_of_rows_that_stop_and_of_those_that_go_on_are_those_of_scipy() -> None:
+    """Of 40 contexts, where t is near the exact distribution: within 5 % and three standard errors, of 20 a fifth."""
+    values, score = planted(np.random.default_rng(3), 200, 0, n_contexts=40)
+    values[:40] += np.linspace(0.5, 2, 40)[:, None] * score
+    found = known_of(values, score)["p"]
+    expected = np.array([stats.spearmanr(row, score).pvalue for row in values])
+    is_small = expected < 1e-3
+    assert is_small.sum() > 10
+    error = np.sqrt(expected / np.minimum(np.where(expected > 0.002, N_FIRST, 20 / expected), PER_ROW * 200))
+    assert (np.abs(found - expected) < 3.5 * error + 0.05 * expected + 1 / (PER_ROW * 200)).all()
+
+
+def test_max_t_is_that_of_permutations_drawn_by_hand() -> None:
+    """Three standard errors of 4,000 permutations of ours and of theirs, at most 0.02."""
+    random = np.random.default_rng(1)
+    values, score = planted(random, 12, 0, n_contexts=25)
+    values[:3] += np.array([[1.0], [1.5], [2.0]]) * score
+    ranks = stats.rankdata(values, axis=1)
+    ranks = (ranks - 13) / np.sqrt((25**2 - 1) / 12)
+    of_score = (stats.rankdata(score) - 13) / np.sqrt((25**2 - 1) / 12)
+    largest = [np.abs(ranks @ random.permutation(of_score) / 25).max() for _ in range(4000)]
+    expected = (np.array(largest)[:, None] >= np.abs(ranks @ of_score / 25)).mean(axis=0)
+    assert known_of(values, score)["maxt"] == pytest.approx(expected, abs=0.02)
+    assert (expected < 0.2).any()
+
+
+@pytest.mark.parametrize("n_missing", [0, 5])
+def test_a_family_without_effects_is_rejected_as_often_as_is_said(
+    n_missing: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 600 families of 10 rows; three standard errors of a share of 600 at 5 % are 2.7 points."""
+    monkeypatch.setattr(permutations, "N_FIRST", 199)
+    monkeypatch.setattr(permutations, "PER_ROW", 100)
+    random, by_maximum, by_rate = np.random.default_rng(0), [], []
+    for _ in range(600):
+        values, score = planted(random, 10, 0, n_contexts=30)
+        values[: 5 if n_missing else 0, :n_missing] = np.nan  # so that half of the rows have other permutations
+        found = known_of(values, score)
+        by_maximum.append(found["maxt"].min())
+        by_rate.append(found["q"].min())
+    assert (0.02 if n_missing == 0 else 0.01) < np.mean(np.array(by_maximum) <= 0.05) < 0.08
+    assert np.mean(np.array(by_rate) <= 0.05) < 0.08
+
+
+def test_stopping_early_rejects_no_more_often_than_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At levels around where rows stop, (20 + 1)/200, and far below; 40 scores of 100 rows, whose shares vary more."""
+    monkeypatch.setattr(permutations, "N_FIRST", 199)
+    random, p = np.random.default_rng(0), []
+    for _ in range(60):
+        values, score = random.standard_normal((100, 30)), random.standard_normal(30)
+        p.append(known_of(values, score)["p"])
+    p = np.concatenate(p)
+    for level in (0.002, 0.01, 0.05, 0.1, 0.2):
+        assert (p <= level).mean() == pytest.approx(level, abs=4 * (level / len(p)) ** 0.5)
+
+
+def test_a_test_that_takes_rows_for_independent_of_their_score_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The meta-test: rows of documents of four contexts, exchanged as if each context were a document."""
+    monkeypatch.setattr(permutations, "N_FIRST", 199)
+    random, found = np.random.default_rng(0), []
+    for _ in range(40):
+        values, score = clustered(random, np.full(10, 4), 50, 0.9), clustered(random, np.full(10, 4), 1, 0.9)[0]
+        found.append(known_of(values, score)["p"])
+    assert (np.concatenate(found) <= 0.05).mean() > 0.15
 
 
 # ---- rows ------------------------------------------------------------------------------------------------------
@@ -389,7 +518,7 @@ def test_each_source_takes_a_document(n_sources: int, is_known: bool) -> None:
     """One context a document, so that as many sources would leave nothing of any rank."""
     random = np.random.default_rng(3)
     values, covariates, score = random.standard_normal((2, 30)), random.standard_normal((2, 30)), random.random(30)
-    found = of_rows(values, np.arange(30), {"loss": score}, covariates, np.arange(30) % n_sources)
+    found = of_rows(values, np.arange(30), {"loss": score}, covariates, np.arange(30) % n_sources).columns
     for name in ("partial_loss", "partial_loss_low", "partial_loss_high", "p_partial_loss"):
         assert (np.isfinite(found[name]) == is_known).all()
     assert np.isfinite(found["spearman_loss_low"]).all()
@@ -397,11 +526,13 @@ def test_each_source_takes_a_document(n_sources: int, is_known: bool) -> None:
 
 def test_row_is_as_if_alone_with_the_contexts_it_has() -> None:
     values, documents, scores, covariates, sources = table()
-    found = of_rows(values, documents, scores, covariates, sources)
+    found = of_rows(values, documents, scores, covariates, sources).columns
     for number, row in enumerate(values):
         is_there = np.isfinite(row)
         of_row = {name: score[is_there] for name, score in scores.items()}
-        alone = of_rows(row[is_there][None], documents[is_there], of_row, covariates[:, is_there], sources[is_there])
+        alone = of_rows(
+            row[is_there][None], documents[is_there], of_row, covariates[:, is_there], sources[is_there]
+        ).columns
         assert {name: column[number] for name, column in found.items()} == pytest.approx(
             {name: column[0] for name, column in alone.items()}, rel=1e-9
         )
@@ -417,7 +548,7 @@ def test_row_is_as_if_alone_with_the_contexts_it_has() -> None:
 
 def test_rows_in_another_order_have_the_same_numbers() -> None:
     values, documents, scores, covariates, sources = table()
-    found, turned = (of_rows(rows, documents, scores, covariates, sources) for rows in (values, values[::-1]))
+    found, turned = (of_rows(rows, documents, scores, covariates, sources).columns for rows in (values, values[::-1]))
     assert all(turned[name][::-1] == pytest.approx(found[name], rel=1e-9, nan_ok=True) for name in found)
 
 
@@ -425,7 +556,7 @@ def test_rows_in_another_order_have_the_same_numbers() -> None:
 def test_too_few_documents_have_no_numbers(n_documents: int) -> None:
     values, documents, scores, covariates, sources = table(n_documents=n_documents)
     scores = {"entropy": scores["entropy"]}
-    found = of_rows(values[:1], documents, scores, covariates, sources)
+    found = of_rows(values[:1], documents, scores, covariates, sources).columns
     assert found.pop("n_documents") == [n_documents]
     for name in ("ci_low", "ci_high", "spearman_entropy"):
         assert np.isnan(found[name][0]) == (n_documents < LEAST_DOCUMENTS)

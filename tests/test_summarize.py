@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from polars import selectors
+from polars.testing import assert_frame_equal
 from scipy.stats import false_discovery_control, rankdata, ttest_1samp
 
 from id_scaling.errors import ConfigError, StoreError
@@ -23,11 +25,13 @@ from id_scaling.plots.caveats import remarks
 from id_scaling.plots.depth import id_by_layer
 from id_scaling.plots.report import write_report
 from id_scaling.plots.style import NothingToShowError
+from id_scaling.results.equivalent_tables import TABLES
+from id_scaling.results.equivalents import DIMENSION, N_POINTS, equivalent
 from id_scaling.results.estimates import SCHEMA
-from id_scaling.results.load import load_contexts, load_summary
-from id_scaling.results.summary import COLUMNS, readable, summarize
+from id_scaling.results.load import load_contexts, load_summary, load_tokens
+from id_scaling.results.permutations import N_FIRST
+from id_scaling.results.summary import COLUMNS, COMPANIONS, readable, summarize
 from id_scaling.results.uncertainty import mean_interval, rank_correlation
-from id_scaling.runtime.atomic_files import sha256
 from id_scaling.runtime.logging import LOG
 from id_scaling.storage import records as sealed
 from id_scaling.storage.layout import Run, contexts_path, extraction_digest, ids_path, run_folder, runs_of
@@ -45,6 +49,7 @@ SETTINGS: dict[str, Any] = {
     "positions": {"64": []},
     "controls": ["none"],
     "group_by": {},
+    "family_per": "run",
     "tokenizers": {"owner--model": "owner--tokenizer"},
     "extractions": {"owner--model": extraction_digest(EXTRACTION)},
     "modules": ["block", "emb"],
@@ -86,6 +91,7 @@ def table_of(module: str, estimator: str = "mle", values: dict | None = None) ->
             "n_used": 60,
             "median_r1": 1.0 + context,
             "tiny_r1": 0.1,
+            "top_share": 0.2,
             "median_norm": 2.0,
             "participation_ratio": 3.0,
             "effective_rank": 3.5,
@@ -109,13 +115,28 @@ DOCUMENTS = [0, 0, 1, 1, 2]
 STARTS = [0, 64, 0, 64, 0]
 
 
+def write_contexts_to(path: Path, contexts: pl.DataFrame) -> str:
+    """Write contexts; return what a manifest says of them, which depends on their content here."""
+    facts = {"settings": {"content": contexts.write_csv()}, "made_from": {}}
+    sealed.write_table(path, contexts, facts)
+    return sealed.key_of(facts)
+
+
 def write_contexts(session: Path, run: Run) -> str:
-    """Write the contexts of a run, as far as a summary reads them; return their hash."""
+    """Write the contexts of a run, as far as a summary reads them; return their key."""
     path = contexts_path(session, run, SETTINGS["tokenizers"][run.model])
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = {"document": DOCUMENTS, "token_start": STARTS, "metadata": METADATA}
-    sealed.write_table(path, pl.DataFrame({"context": range(5), **columns}), {})
-    return sha256(path)
+    columns |= {"document_id": list("aabbc"), "chunk": [start // 64 for start in STARTS]}
+    columns |= {"token_stop": [start + 64 for start in STARTS]}
+    return write_contexts_to(path, pl.DataFrame({"context": range(5), **columns}))
+
+
+def write_these_contexts(session: Path, contexts: pl.DataFrame) -> None:
+    """Write other contexts of the run, and have its manifest name them."""
+    path = contexts_path(session, RUN, SETTINGS["tokenizers"][RUN.model])
+    key, manifest = write_contexts_to(path, contexts), sealed.read_record(run_folder(session, RUN) / "manifest.json")
+    write_record(run_folder(session, RUN) / "manifest.json", {**manifest, "contexts": key})
 
 
 def write_run(session: Path, run: Run, digest: str = "d1", **versions: str) -> None:
@@ -127,6 +148,7 @@ def write_run(session: Path, run: Run, digest: str = "d1", **versions: str) -> N
         "contexts": write_contexts(session, run),
         "settings": EXTRACTION,
         "n_layers": 9,
+        "sites": [["block", layer, ""] for layer in range(9)] + [["emb", None, ""]],
         "n_parameters": 70,
         "n_embedding_parameters": 20,
         "versions": {"torch": "2.6", **versions},
@@ -238,12 +260,29 @@ def test_site_without_an_estimate_has_no_number_and_keeps_its_row(session: Path)
     assert (none["n_contexts"], none["n_failed"], none["statuses"]) == (2, 2, "degenerate: 2")
 
 
-def test_companions_are_means_over_all_contexts(session: Path) -> None:
+def test_companions_are_means_over_the_contexts_that_are_ok(session: Path) -> None:
+    """As the mean of the ID is: contexts 0 and 3 of five."""
     partial = row_of(summary_of(session), "default", 1, "block")
-    assert (partial["n_points"], partial["n_distinct"], partial["n_used"]) == (63.0, 62.0, 60.0)
-    assert (partial["median_r1"], partial["median_norm"], partial["participation_ratio"]) == (3.0, 2.0, 3.0)
+    assert (partial["n_points"], partial["n_distinct"], partial["n_used"]) == (63.0, 61.5, 60.0)
+    assert (partial["median_r1"], partial["median_norm"], partial["participation_ratio"]) == (2.5, 2.0, 3.0)
     assert (partial["nn_same_token"], partial["nn_within_5"]) == (0.25, 0.5)
-    assert (partial["tiny_r1"], partial["effective_rank"]) == (0.1, 3.5)
+    assert (partial["tiny_r1"], partial["effective_rank"], partial["top_share"]) == (0.1, 3.5, 0.2)
+    none = row_of(summary_of(session), "origin", 0, "block")
+    assert [none[name] for name in COMPANIONS] == [None] * len(COMPANIONS)
+
+
+def test_points_of_clouds_without_an_estimate_do_not_lower_the_mean_and_its_equivalent(session: Path) -> None:
+    """78 clouds of 92 points and 66 of none: 92 points a mean and not 49.8, of which nothing was simulated."""
+    values = {("default", 0, "block"): [(5.4, "ok")] * 78 + [(NAN, "too_few_points")] * 66}
+    metadata = {"context": range(144), "document": range(144), "token_start": [0] * 144, "metadata": ["{}"] * 144}
+    write_these_contexts(session, pl.DataFrame(metadata))
+    table = table_of("block", "mle_harmonic", values)
+    table = table.with_columns(n_used=pl.when(pl.col("status") == "ok").then(92).otherwise(0).cast(pl.Int64))
+    write_table(session, RUN, table)
+    (row,) = summary_of(session, modules=["block"], estimators=[["mle_harmonic", "code-of-mle"]]).to_dicts()
+    assert (row["n_used"], row["n_contexts"], row["n_failed"]) == (92.0, 144, 66)
+    assert row["value_gaussian_equivalent"] == equivalent(5.4, 92, "mle_harmonic", "gaussian")[0]
+    assert row["equivalent_status"] == "ok"
 
 
 def test_loss_and_entropy_leave_out_the_first_token_of_each_context(session: Path) -> None:
@@ -413,16 +452,13 @@ def test_group_has_a_row_for_each_of_its_values_of_the_contexts_with_it(session:
     assert [rows[value]["statuses"] for value in rows] == ["degenerate: 1", "nonfinite: 1", "degenerate: 1"]
     # Of the two contexts that have tokens: losses 2 and 4, and 3 and 7; both of Books.
     assert [rows[value]["mean_loss"] for value in rows] == [4.0, None, None]
-    assert [rows[value]["median_r1"] for value in rows] == [1.5, 3.5, 5.0]
+    assert [rows[value]["median_r1"] for value in rows] == [1.0, 4.0, None]
 
 
 def test_loss_and_entropy_of_a_group_are_of_its_contexts(session: Path) -> None:
     metadata = ['{"n":1}', '{"n":2}']
     table = pl.DataFrame({"context": range(2), "document": range(2), "token_start": [0, 0], "metadata": metadata})
-    path = contexts_path(session, RUN, SETTINGS["tokenizers"][RUN.model])
-    sealed.write_table(path, table, {})
-    manifest = sealed.read_record(run_folder(session, RUN) / "manifest.json")
-    write_record(run_folder(session, RUN) / "manifest.json", {**manifest, "contexts": sha256(path)})
+    write_these_contexts(session, table)
     two = {("default", 1, "block"): [(3.0, "ok"), (5.0, "ok")], ("default", None, "emb"): [(1.0, "ok")] * 2}
     for module in SETTINGS["modules"]:
         write_table(session, RUN, table_of(module, values=two))
@@ -471,18 +507,18 @@ def test_key_that_no_record_has_names_those_there_are(session: Path) -> None:
 def test_more_values_than_can_be_summarized_are_an_error(n_values: int, tmp_path: Path) -> None:
     path = tmp_path / "contexts.parquet"
     metadata = [f'{{"n":{number}}}' for number in range(n_values)]
-    sealed.write_table(path, pl.DataFrame({"context": range(n_values), "metadata": metadata}), {})
+    key = write_contexts_to(path, pl.DataFrame({"context": range(n_values), "metadata": metadata}))
     if n_values <= MOST_VALUES:
-        (group,) = grouping.groups_of(path, sha256(path), ("n",))
+        (group,) = grouping.groups_of(path, key, ("n",))
         assert group["group_value"].n_unique() == n_values
         return
     with pytest.raises(ConfigError, match=r"'n' has 1001 values in .*contexts\.parquet, at most 1000"):
-        grouping.groups_of(path, sha256(path), ("n",))
+        grouping.groups_of(path, key, ("n",))
 
 
 def test_contexts_that_are_not_those_of_the_extraction_are_refused(session: Path) -> None:
     path = contexts_path(session, RUN, SETTINGS["tokenizers"][RUN.model])
-    sealed.write_table(path, pl.DataFrame({"context": range(5), "metadata": METADATA[::-1]}), {})
+    write_contexts_to(path, pl.DataFrame({"context": range(5), "metadata": METADATA[::-1]}))
     for keys in ([], ["lang"]):
         with pytest.raises(StoreError, match=r"contexts\.parquet: not the contexts that were extracted; remove it"):
             summary_of(session, group_by={"words": keys})
@@ -511,9 +547,9 @@ def write_documents(session: Path, run: Run = RUN, n_documents: int = N_DOCUMENT
         }
     )
     path = contexts_path(session, run, SETTINGS["tokenizers"][run.model])
-    sealed.write_table(path, contexts.select("context", "document", "token_start", "metadata"), {})
+    key = write_contexts_to(path, contexts.select("context", "document", "token_start", "metadata"))
     folder = run_folder(session, run)
-    write_record(folder / "manifest.json", {**sealed.read_record(folder / "manifest.json"), "contexts": sha256(path)})
+    write_record(folder / "manifest.json", {**sealed.read_record(folder / "manifest.json"), "contexts": key})
     tokens = pl.concat(
         [
             contexts.select("context", "loss", "entropy", token=pl.lit(position), position=pl.lit(position))
@@ -564,7 +600,7 @@ def test_uncertainty_is_of_the_contexts_that_are_ok_in_the_order_of_documents(se
                 assert [row[name] for name in names] == [None] * 8
             else:
                 assert [row[name] for name in names] == pytest.approx(expected, rel=1e-9)
-    assert row_of(summary, "default", 3, "block")["p_loss"] == 0.001
+    assert row_of(summary, "default", 3, "block")["p_loss"] == 1 / (N_FIRST + 1)
 
 
 def test_family_is_of_all_rows_of_a_group_view_cloud_and_estimator(session: Path) -> None:
@@ -583,6 +619,69 @@ def test_family_is_of_all_rows_of_a_group_view_cloud_and_estimator(session: Path
         if n_groups:  # half of 24 documents are too few for partial correlations
             assert q.drop_nulls().to_list() == pytest.approx(false_discovery_control(p.drop_nulls()), rel=1e-12)
             assert (q != p).any()
+
+
+def test_one_more_checkpoint_changes_no_row_of_another_unless_families_are_of_more_than_a_run(session: Path) -> None:
+    write_documents(session)
+    alone = summary_of(session)
+    other = replace(RUN, checkpoint="step-1")
+    write_run(session, other)
+    write_documents(session, other)
+    models = [{"name": "owner--model", "checkpoints": ["main", "step-1"]}]
+    families = ("run", "model", "study")
+    of_run, of_model, of_study = (summary_of(session, models=models, family_per=per) for per in families)
+    assert of_run.filter(checkpoint="main").equals(alone, null_equal=True)
+    assert of_model.equals(of_study, null_equal=True)
+    for test in ("loss", "partial_entropy"):
+        rows, n = of_study.filter(pl.col(f"p_{test}").is_not_null()), 2 * 4
+        assert rows[f"q_{test}"].to_list() == pytest.approx(false_discovery_control(rows[f"p_{test}"]), rel=1e-12)
+        assert rows[f"q_{test}_floor"].to_list() == pytest.approx([n / (N_FIRST + 1)] * n, rel=1e-12)
+        # The other run has the same documents, so the same permutations, and the same values.
+        assert rows[f"p_{test}_maxt"].to_list() == of_run.filter(layer=pl.col("layer"))[f"p_{test}_maxt"].to_list()
+
+
+def test_max_t_of_a_family_is_at_least_the_p_value_of_each_row(session: Path) -> None:
+    write_documents(session)
+    rows = summary_of(session).filter(pl.col("p_loss").is_not_null())
+    assert len(rows) == 4
+    for test in ("loss", "entropy", "partial_loss", "partial_entropy"):
+        p, by_maximum = rows[f"p_{test}"], rows[f"p_{test}_maxt"]
+        assert (by_maximum >= p).all()
+        assert (by_maximum <= 4 * p + 0.01).all()  # Bonferroni's, but for chance in the permutations
+    assert rows.filter(layer=3)["p_loss_maxt"].item() == 1 / (N_FIRST + 1)
+
+
+def test_families_of_different_contexts_have_maxima_of_their_own(session: Path) -> None:
+    """Of two views and two estimators, whose failures are not those of each other; each as if there were no other."""
+    write_documents(session)
+    table = pl.read_parquet(ids_path(session, RUN, "block", "mle"))
+    status = pl.when(pl.col("context") % 5 == 0).then(pl.lit("degenerate")).otherwise("status")
+    other = table.with_columns(view=pl.lit("origin"), status=status, value=-pl.col("value"))
+    estimators = [["mle", "code-of-mle"], ["mle_k5", "code-of-mle"]]
+    alone = {}
+    for (name, code), views in product(estimators, ([table], [other], [other, table])):
+        of_views = pl.concat(views).with_columns(
+            estimator=pl.lit(name), value=pl.col("value").pow(1 + 2 * len(name[3:]))
+        )
+        write_table(session, RUN, of_views)
+        if len(views) == 1:
+            alone[of_views["view"][0], name] = summary_of(session, modules=["block"], estimators=[[name, code]])
+    together = summary_of(session, modules=["block"], estimators=estimators)
+    assert together["p_loss_maxt"].null_count() < len(together)
+    for (view, name), only in alone.items():
+        rows = together.filter(view=view, estimator=name)
+        names = [column for column in UNCERTAIN if rows[column].dtype == pl.Float64]
+        assert_frame_equal(rows.select("layer", *names), only.select("layer", *names), rel_tol=1e-12)
+
+
+def test_few_documents_have_a_floor_of_q(session: Path) -> None:
+    write_documents(session, n_documents=5)
+    rows = summary_of(session).filter(pl.col("p_loss").is_not_null())
+    assert sorted(rows["layer"]) == [1, 2, 3]  # the first has too few contexts in one document to exchange it
+    assert rows["q_loss_floor"].to_list() == pytest.approx([3 / 120] * 3)
+    # All three rows may be effects: 1/120 then, but for chance in 10,000 permutations.
+    assert (rows["p_loss"] >= 0.7 / 120).all()
+    assert (rows["q_loss"] >= 0.7 / 120).all()
 
 
 def test_group_has_the_uncertainty_of_its_own_documents(session: Path) -> None:
@@ -640,9 +739,49 @@ def test_without_enough_documents_there_is_no_number(session: Path) -> None:
     summary = summary_of(session, group_by={"words": ["lang"]})
     assert summary["interval"].unique().to_list() == ["too_few_documents"]
     assert summary.select(UNCERTAIN).null_count().row(0) == (len(summary),) * len(UNCERTAIN)
-    assert len(UNCERTAIN) == 22
+    assert len(UNCERTAIN) == 30
     assert row_of(summary.filter(pl.col("group").is_null()), "default", 1, "block")["n_documents"] == 2
     assert row_of(summary.filter(pl.col("group").is_null()), "origin", 0, "block")["n_documents"] == 0
+
+
+# ---- equivalents -----------------------------------------------------------------------------------------------
+
+
+def equivalents_of(session: Path, means: dict[str, float], n_used: int = 512) -> dict[str, dict[str, Any]]:
+    """Return the rows of one site of several estimators, by estimator."""
+    for name, mean in means.items():
+        table = table_of("block", name, {("default", 0, "block"): [(mean, "ok")] * 5})
+        write_table(session, RUN, table.with_columns(n_used=pl.lit(n_used)))
+    summary = summary_of(session, modules=["block"], estimators=[[name, "code-of-mle"] for name in means])
+    return {row["estimator"]: row for row in summary.to_dicts()}
+
+
+def test_estimators_that_agree_about_a_distribution_do_not_reject_it(session: Path) -> None:
+    """Means of clouds of a Gaussian of 10 dimensions and 512 points, from the tables of simulations."""
+    means = {name: TABLES[name]["gaussian"][N_POINTS.index(512)][DIMENSION.index(10)] for name in ("mle", "mind_ml")}
+    for row in equivalents_of(session, means).values():
+        assert row["value_gaussian_equivalent"] == pytest.approx(10, rel=1e-6)
+        assert (row["equivalent_status"], row["equivalents_rejected"]) == ("ok", None)
+
+
+def test_estimators_that_do_not_agree_reject_all_three(session: Path) -> None:
+    """As at the first block of a model: 14.7, 2.5 and 1.6 are of no one Gaussian."""
+    for row in equivalents_of(session, {"mle": 13.4, "mind_ml": 2.4, "twoNN_f10": 1.6}).values():
+        assert row["value_gaussian_equivalent"] is not None
+        assert (row["equivalent_status"], row["equivalents_rejected"]) == ("rejected", "gaussian, ball, sphere")
+
+
+def test_equivalent_beyond_what_was_simulated_takes_part_by_its_bound(session: Path) -> None:
+    rows = equivalents_of(session, {"mle": 13.4, "mind_ml": 0.5, "pca_90": 50.0})
+    assert rows["mind_ml"]["equivalent_status"] == "out_of_range"
+    assert rows["mle"]["equivalent_status"] == "rejected"
+    assert rows["pca_90"]["equivalent_status"] == "not_calibrated"
+    assert {row["equivalents_rejected"] for row in rows.values()} == {"gaussian, ball, sphere"}
+
+
+def test_one_calibrated_estimator_rejects_nothing(session: Path) -> None:
+    rows = equivalents_of(session, {"mle": 13.4, "pca_90": 2.0})
+    assert {row["equivalents_rejected"] for row in rows.values()} == {None}
 
 
 # ---- what is never mixed ---------------------------------------------------------------------------------------
@@ -726,13 +865,99 @@ def test_forty_thousand_tables_are_one_summary(tmp_path: Path) -> None:
     assert all(other.equals(first, null_equal=True) for other in others)
 
 
+# Prints the peak of memory, in MB, before and after a session is summarized.
+PEAK = """
+import json, re, sys
+from pathlib import Path
+from id_scaling.results.summary import summarize
+import id_scaling.results.estimates
+session, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+print(peak())
+summarize(session, settings, *(session / f"summary.{kind}" for kind in ("parquet", "csv", "txt")))
+print(peak())
+"""
+
+
+def write_much(session: Path, n_contexts: int, n_layers: int) -> None:
+    """Write a run of many contexts of 16 tokens, with ids of each layer under two views."""
+    write_run(session, RUN)
+    none = pl.lit(None, pl.String)
+    contexts = pl.DataFrame({"context": range(n_contexts)}).with_columns(
+        document="context", token_start=pl.lit(0), metadata=none
+    )
+    write_these_contexts(session, contexts)
+    n = pl.int_range(16 * n_contexts)
+    scores = {"loss": (n * 0.7).sin(), "entropy": (n * 0.3).sin()}
+    tokens = pl.select(context=n // 16, position=n % 16, token=n % 7, **scores)
+    sealed.write_table(run_folder(session, RUN) / "tokens.parquet", tokens, {"digest": "d1"})
+    (row,) = table_of("block").filter(layer=0, view="default", context=0).to_dicts()
+    sites = [
+        pl.DataFrame([row], schema=SCHEMA)
+        .join(contexts.select("context"), how="cross")
+        .with_columns(
+            context="context_right",
+            view=pl.lit(view),
+            layer=pl.lit(layer, pl.Int64),
+            value=5 + (pl.col("context_right") * (0.1 + layer)).sin(),
+        )
+        .select(*SCHEMA)
+        for layer in range(n_layers)
+        for view in VIEWS
+    ]
+    write_table(session, RUN, pl.concat(sites))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of memory is read from Linux")
+def test_memory_does_not_grow_with_contexts_and_rows(tmp_path: Path, python: Any) -> None:
+    """720,000 estimates and 320,000 tokens: 1.3 GB as tables, 0.25 GB a part at a time.
+
+    Of 50,000 contexts, 12 layers, 3 views and 3 estimators it is 0.5 GB; all at once took 7 GB.
+    """
+    write_much(tmp_path, 20_000, 18)
+    process = python(PEAK, tmp_path, json.dumps({**SETTINGS, "modules": ["block"]}))
+    before, after = map(float, process.communicate()[0].split()[-2:])
+    assert after - before < 500
+    summary = load_summary(tmp_path)
+    assert summary["n_contexts"].unique().to_list() == [20_000]
+    ids = pl.read_parquet(ids_path(tmp_path, RUN, "block", "mle")).group_by("layer", "view").agg(pl.col("value").mean())
+    found = summary.join(ids, on=["layer", "view"])
+    assert found["mean"].to_numpy() == pytest.approx(found["value"].to_numpy(), rel=1e-12)
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 2, 3, 7, 1000])
+def test_rows_are_the_same_however_many_are_read_at_once(
+    rows_at_once: int, session: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_documents(session)
+    for name in ("block", "emb"):
+        path = ids_path(session, RUN, name, "mle")
+        table, facts = sealed.read_table(path)
+        sealed.write_table(path, table.sort("layer", "context"), facts)
+    tokens, facts = sealed.read_table(run_folder(session, RUN) / "tokens.parquet")
+    sealed.write_table(run_folder(session, RUN) / "tokens.parquet", tokens.sort("context", "position"), facts)
+    groups = {"words": ["half"]}
+    at_once = summary_of(session, group_by=groups)
+    monkeypatch.setattr("id_scaling.results.run_tables.ROWS_AT_ONCE", rows_at_once)
+    monkeypatch.setattr("id_scaling.results.summary.ELEMENTS", 50 * rows_at_once)
+    assert_frame_equal(summary_of(session, group_by=groups), at_once, rel_tol=1e-12)
+
+
+def test_rows_of_a_site_that_do_not_stand_together_are_an_error(session: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_documents(session)
+    monkeypatch.setattr("id_scaling.results.run_tables.ROWS_AT_ONCE", 10)
+    with pytest.raises(StoreError, match="do not stand together; remove it"):
+        summary_of(session)
+
+
 # ---- files -----------------------------------------------------------------------------------------------------
 
 
 def test_summary_is_read_back_with_its_settings(session: Path) -> None:
     summary = summary_of(session)
     assert load_summary(str(session)).equals(summary)
-    assert sealed.read_table(session / "summary.parquet")[1] == SETTINGS
+    assert sealed.summary_settings(sealed.read_table(session / "summary.parquet")[1]) == SETTINGS
     from_csv = pl.read_csv(session / "summary.csv")
     assert from_csv.columns == summary.columns
     assert from_csv["mean"].to_list() == summary["mean"].to_list()
@@ -791,6 +1016,95 @@ def test_rows_of_contexts_of_a_session_that_has_none_or_is_older_are_refused(ses
     sealed.write_table(session / "summary.parquet", table, settings)
     with pytest.raises(StoreError, match=r"summary\.parquet: written by an older version; remove it"):
         load_contexts(session)
+
+
+OUTPUTS = ["summary.csv", "summary.parquet", "summary.txt"]
+
+
+def bytes_of(session: Path) -> list[bytes]:
+    """Return the content of the three files of the summary."""
+    return [(session / name).read_bytes() for name in OUTPUTS]
+
+
+@pytest.mark.parametrize("failing", ["write_table", "readable", "writing_all"])
+def test_summary_that_fails_leaves_the_old_one(failing: str, session: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    summary_of(session)
+    before = bytes_of(session)
+    write_table(session, RUN, table_of("emb", values={("default", None, "emb"): [(9.0, "ok")]}))
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(f"id_scaling.results.summary.{failing}", fail)
+    with pytest.raises(OSError, match="No space"):
+        summary_of(session)
+    assert bytes_of(session) == before
+    assert sorted(path.name for path in session.iterdir() if path.is_file()) == OUTPUTS
+    monkeypatch.undo()
+    summary_of(session)
+    assert all(new != old for new, old in zip(bytes_of(session), before, strict=True))
+
+
+@pytest.mark.parametrize("load", [load_summary, load_contexts, load_tokens])
+@pytest.mark.parametrize(
+    ("keep", "words"), [(0, "holds no checksum"), (100, "holds no checksum"), (-200, "damaged|no checksum")]
+)
+def test_summary_that_is_cut_is_one_error(load: Any, keep: int, words: str, session: Path) -> None:
+    summary_of(session)
+    path = session / "summary.parquet"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(StoreError, match=rf"summary\.parquet: .*({words}).*; remove it") as caught:
+        load(session)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(StoreError, match=r"summary\.parquet: damaged, or not written by this program"):
+        load(session, verify=False)
+
+
+def test_summary_without_a_checksum_is_read_only_when_asked(session: Path) -> None:
+    summary = summary_of(session)
+    path = session / "summary.parquet"
+    summary.write_parquet(path, metadata={sealed.FACTS: json.dumps(SETTINGS)})
+    for load in (load_summary, load_contexts, load_tokens):
+        with pytest.raises(StoreError, match="holds no checksum"):
+            load(session)
+    assert load_summary(session, verify=False).equals(summary, null_equal=True)
+
+
+def test_changed_number_is_an_error_unless_it_is_not_looked_for(session: Path) -> None:
+    summary_of(session)
+    path = ids_path(session, RUN, "emb", "mle")
+    content = path.read_bytes()
+    table, facts = sealed.read_table(path)
+    table.with_columns(value=table["value"] + 1).write_parquet(path, metadata=sealed.table_metadata(facts))
+    with pytest.raises(StoreError, match=r"mle\.parquet: damaged, or changed"):
+        load_contexts(session, module="emb")
+    path.write_bytes(content)
+    summary_bytes = (session / "summary.parquet").read_bytes()
+    (session / "summary.parquet").write_bytes(summary_bytes.replace(b"sha256:", b"sha256:0", 1)[: len(summary_bytes)])
+    with pytest.raises(StoreError):
+        load_summary(session)
+
+
+def test_what_does_not_exist_is_null_and_what_came_out_wrong_makes_no_mean(session: Path) -> None:
+    """A loss that the model gave as NaN is no number of the run, and is not left out of its mean in silence."""
+    folder = run_folder(session, RUN)
+    tokens, facts = sealed.read_table(folder / "tokens.parquet")
+    of_first = pl.when(pl.col("position") > 0)
+    tokens = tokens.with_columns(of_first.then(pl.col(name)).alias(name) for name in ("loss", "entropy"))
+    sealed.write_table(folder / "tokens.parquet", tokens, facts)
+    summary = summary_of(session)
+    assert load_tokens(session)["loss"].mean() == summary["mean_loss"][0] == 4.0
+    assert load_contexts(session, module="block")["value"].mean() == pytest.approx(28 / 5)
+    for table in (summary, load_contexts(session), load_tokens(session)):
+        assert not table.select(pl.any_horizontal(selectors.float().is_nan()).any()).item()
+    assert "NaN" not in (session / "summary.csv").read_text()
+    is_second = (pl.col("context") == 1) & (pl.col("position") == 1)
+    wrong = tokens.with_columns(pl.when(is_second).then(NAN).otherwise("loss").alias("loss"))
+    sealed.write_table(folder / "tokens.parquet", wrong, facts)
+    summary = summary_of(session)
+    assert (summary["mean_loss"].null_count(), summary["mean_entropy"][0]) == (len(summary), 2.5)
+    assert "loss no number, entropy 2.500" in (session / "summary.txt").read_text()
+    assert load_contexts(session, module="emb").sort("context")["loss"].to_list() == [3.0, None]
 
 
 def test_session_without_a_summary_says_what_to_do(tmp_path: Path) -> None:

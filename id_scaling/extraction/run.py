@@ -281,7 +281,11 @@ def _publish(folder: Path, contexts: pl.DataFrame, made_of: dict[str, Any]) -> N
 
 
 def _write_tokens(source: Path, contexts: pl.DataFrame, output: Path, key: str) -> None:
-    """Write one row per token: `context`, `position`, `token`, `loss`, `entropy` in nats."""
+    """Write one row per token: `context`, `position`, `token`, `loss`, `entropy` in nats.
+
+    The first token of a context is not predicted, so its scores are null. A score that came out of the model as no
+    number stays NaN: a mean over it is to be none, too.
+    """
     with h5py.File(source, "r") as file:
         scores = {name: file[name][:].ravel() for name in ("loss", "entropy")}
     n_contexts, n_tokens = len(contexts), len(contexts["input_ids"][0])
@@ -293,4 +297,5 @@ def _write_tokens(source: Path, contexts: pl.DataFrame, output: Path, key: str) 
             **scores,
         }
     )
+    table = table.with_columns(pl.when(pl.col("position") > 0).then(pl.col(name)).alias(name) for name in scores)
     write_table(output, table, {"digest": key})

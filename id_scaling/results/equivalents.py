@@ -19,7 +19,10 @@ from id_scaling.results.equivalent_tables import TABLES
 DIMENSION = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50, 65, 80, 100, 125, 150, 175, 200)
 N_POINTS = (64, 128, 256, 512, 1024, 2048, 4096)
 DISTRIBUTIONS = ("gaussian", "ball", "sphere")
-OK, OUT_OF_RANGE, NOT_CALIBRATED = "ok", "out_of_range", "not_calibrated"
+OK, OUT_OF_RANGE, NOT_CALIBRATED, REJECTED = "ok", "out_of_range", "not_calibrated", "rejected"
+# Two estimators of a cloud of one of these distributions have equivalents within a few percent of each other, as means
+# over contexts; a factor of 1.5 is no noise, and no shape between ball and sphere.
+MAX_RATIO = 1.5
 
 
 def equivalent(mean: float, n_points: float, estimator: str, distribution: str) -> tuple[float, str]:
@@ -48,6 +51,17 @@ def equivalent(mean: float, n_points: float, estimator: str, distribution: str) 
     if not curve[0] <= np.log(mean) <= curve[-1]:
         return np.nan, OUT_OF_RANGE
     return float(np.exp(np.interp(np.log(mean), curve, np.log(DIMENSION)))), OK
+
+
+def nearest_equivalent(mean: float, n_points: float, estimator: str, distribution: str) -> float | None:
+    """Return the equivalent of a mean, or where it is out of range the end of DIMENSION next to it.
+
+    None for an estimator that was not simulated, and for n below 64 or above 4096.
+    """
+    if estimator not in TABLES or not N_POINTS[0] <= n_points <= N_POINTS[-1]:
+        return None
+    curve = _log_means(round(n_points), estimator, distribution)
+    return float(np.exp(np.interp(np.log(mean), curve, np.log(DIMENSION))))
 
 
 @cache

@@ -245,7 +245,7 @@ def _of_run(
 
 
 def _table(estimator: Estimator, block: Block, neighbors: Neighbors, found: Estimates) -> pl.DataFrame:
-    """Return the rows of a block of clouds."""
+    """Return the rows of a block of clouds; what there is no number of is null."""
     n_clouds, left_out = len(block), LEFT_OUT_OF_RUN if block.is_of_run else ()
     columns = {
         "view": [block.view] * n_clouds,
@@ -271,7 +271,9 @@ def _table(estimator: Estimator, block: Block, neighbors: Neighbors, found: Esti
     if found.top_share is not None:
         columns["top_share"] = pl.Series(found.top_share).fill_nan(None)
     nothing = [None] * n_clouds
-    return pl.DataFrame({name: pl.Series(name, columns.get(name, nothing)).cast(kind) for name, kind in SCHEMA.items()})
+    series = {name: pl.Series(name, columns.get(name, nothing)).cast(kind) for name, kind in SCHEMA.items()}
+    # What there is no number of is null: `status` says why there is no value, and a mean over NaN would be none.
+    return pl.DataFrame(series).fill_nan(None)
 
 
 def _scaled(

@@ -2,61 +2,62 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from id_scaling.errors import ConfigError, StoreError, UnsealedError, made_anew
-from id_scaling.estimators.registry import canonical_name
+from id_scaling.errors import ConfigError, StoreError, made_anew
 from id_scaling.neighbors.cloud_kinds import CONTEXT
-from id_scaling.runtime.logging import LOG
+from id_scaling.results.run_tables import SCORES, token_scores
 from id_scaling.storage.layout import Run, contexts_path, ids_path, run_folder, runs_of
-from id_scaling.storage.records import read_record, read_table
+from id_scaling.storage.records import read_record, read_table, table_facts
 from id_scaling.text.documents import check_contexts
 
-SCORES = ("loss", "entropy")
 RUN_AXES = ("model", "checkpoint", "dataset", "subset", "ctx_len", "control")
 ROW_AXES = ("view", "layer")
 OF_CONTEXT = ["context", "document", "document_id", "chunk", "token_start", "token_stop", "metadata"]
 
 
-def load_summary(session_path: str | Path) -> pl.DataFrame:
+def load_summary(session_path: str | Path, verify: bool = True) -> pl.DataFrame:
     """Return the summary of a session.
 
     Parameters
     ----------
     session_path : path
         The folder a session was saved in, `results/<session_name>` by default.
+    verify : bool
+        Hold every file that is read against the checksum in it. Without, numbers that changed since they were written
+        are not seen, and tables without a checksum (of older versions) are read.
 
     Returns
     -------
     polars.DataFrame
         One row per model, checkpoint, dataset, subset, ctx_len, control, group and its value, view, cloud, position,
         layer, module and estimator; rows without a group are of all contexts. `level` says whether a row is over
-        contexts, or of one cloud of a run.
+        contexts, or of one cloud of a run. What there is no number of is null.
 
     Raises
     ------
     StoreError
-        The session has no summary yet.
+        The session has no summary yet, or it is damaged, cut short or without a checksum.
     """
-    path = _summary_path(session_path)
-    try:
-        return read_table(path)[0]
-    except UnsealedError as error:
-        LOG.warning("%s", error)
-        return pl.read_parquet(path, glob=False)
+    return read_table(_summary_path(session_path), verify=verify)[0]
 
 
-def load_contexts(session_path: str | Path, **axes: str | int | Collection[str | int | None] | None) -> pl.DataFrame:
+def load_contexts(
+    session_path: str | Path, verify: bool = True, **axes: str | int | Collection[str | int | None] | None
+) -> pl.DataFrame:
     """Return the estimates of single contexts, beside their documents, losses and entropies.
 
     Parameters
     ----------
     session_path : path
         The folder a session was saved in, `results/<session_name>` by default.
+    verify : bool
+        As in `load_summary`.
     **axes
         What to read alone, a value or a list of values each: `model`, `checkpoint`, `dataset`, `subset`, `ctx_len`,
         `control`, `module`, `estimator`, `view` and `layer` as in the summary; the layer of what is outside the blocks
@@ -78,21 +79,25 @@ def load_contexts(session_path: str | Path, **axes: str | int | Collection[str |
     ConfigError
         An axis is none of these, or the session has nothing of that name, or nothing of all of them at once.
     """
-    if CONTEXT not in _settings_of(Path(session_path))["clouds"]:
+    if CONTEXT not in _settings_of(Path(session_path), verify)["clouds"]:
         raise ConfigError(
             "the session has no cloud of one context (cacheing_config.clouds); those of all contexts of a run are rows "
             "of its summary, of the level 'run'"
         )
-    return _of_runs(Path(session_path), axes, _contexts_of_run)
+    return _of_runs(Path(session_path), axes, _contexts_of_run, verify)
 
 
-def load_tokens(session_path: str | Path, **axes: str | int | Collection[str | int]) -> pl.DataFrame:
+def load_tokens(
+    session_path: str | Path, verify: bool = True, **axes: str | int | Collection[str | int]
+) -> pl.DataFrame:
     """Return the tokens of contexts with their losses and entropies.
 
     Parameters
     ----------
     session_path : path
         The folder a session was saved in, `results/<session_name>` by default.
+    verify : bool
+        As in `load_summary`.
     **axes
         What to read alone, a value or a list of values each: `model`, `checkpoint`, `dataset`, `subset`, `ctx_len` and
         `control` as in the summary.
@@ -101,7 +106,8 @@ def load_tokens(session_path: str | Path, **axes: str | int | Collection[str | i
     -------
     polars.DataFrame
         One row per model, checkpoint, dataset, subset, ctx_len, control, context and position: `token`, and `loss` and
-        `entropy` (nats) of the prediction of that token, so the first of a context has none.
+        `entropy` (nats) of the prediction of that token, so those of the first of a context are null. One that came out
+        of the model as no number is NaN, and so is a mean over it.
 
     Raises
     ------
@@ -110,18 +116,20 @@ def load_tokens(session_path: str | Path, **axes: str | int | Collection[str | i
     """
     if others := axes.keys() & {"module", "estimator", *ROW_AXES}:
         raise ConfigError(f"{others.pop()} is no axis of tokens; expected some of {', '.join(RUN_AXES)}")
-    return _of_runs(Path(session_path), axes, _tokens_of_run)
+    return _of_runs(Path(session_path), axes, _tokens_of_run, verify)
 
 
-def _of_runs(session: Path, axes: Mapping[str, Any], rows_of: Callable[..., pl.DataFrame]) -> pl.DataFrame:
+def _of_runs(
+    session: Path, axes: Mapping[str, Any], rows_of: Callable[..., pl.DataFrame], verify: bool
+) -> pl.DataFrame:
     """Return the rows of the runs that are asked for, each with the names of its run."""
-    settings = _settings_of(session)
-    summary = read_table(_summary_path(session), [*ROW_AXES, "level"])[0].filter(level=CONTEXT)
+    settings = _settings_of(session, verify)
+    summary = read_table(_summary_path(session), [*ROW_AXES, "level"], verify)[0].filter(level=CONTEXT)
     chosen, tables = _chosen(axes, settings, summary), []
     for run in runs_of(settings):
         of_run = _names_of(run, settings)
         if all(of_run[key] in chosen.get(key, {of_run[key]}) for key in of_run):
-            rows = rows_of(session, run, settings, chosen)
+            rows = rows_of(session, run, settings, chosen, verify)
             tables.append(rows.select(*(pl.lit(value).alias(key) for key, value in of_run.items()), pl.all()))
     if not any(map(len, tables)):
         raise ConfigError(f"the session has nothing of {', '.join(f'{axis} {axes[axis]!r}' for axis in axes)} at once")
@@ -150,10 +158,10 @@ def _summary_path(session_path: str | Path) -> Path:
     return path
 
 
-def _settings_of(session: Path) -> dict[str, Any]:
+def _settings_of(session: Path, verify: bool = True) -> dict[str, Any]:
     """Return the axes of a session, and what its rows are made of."""
     path = _summary_path(session)
-    _, settings = read_table(path, [])
+    settings = table_facts(path, verify)
     if "lengths" not in settings:
         raise StoreError(f"{path}: written by an older version; {made_anew(path)}")
     return settings
@@ -183,24 +191,30 @@ def _chosen(axes: Mapping[str, Any], settings: Mapping[str, Any], summary: pl.Da
 
 def _canonical(name: Any) -> Any:
     """Return the name under which an estimator is stored; what is no estimator's name as it is."""
+    # Not a statement: figures use this module, and a new estimator makes no figure stale.
+    registry = importlib.import_module("id_scaling.estimators.registry")
     try:
-        return canonical_name(name)
+        return registry.canonical_name(name)
     except ConfigError:
         return name
 
 
-def _contexts_of_run(session: Path, run: Run, settings: Mapping[str, Any], chosen: Mapping[str, set]) -> pl.DataFrame:
+def _contexts_of_run(
+    session: Path, run: Run, settings: Mapping[str, Any], chosen: Mapping[str, set], verify: bool
+) -> pl.DataFrame:
     """Return the rows of the contexts of one run."""
-    manifest = read_record(run_folder(session, run) / "manifest.json")
+    folder = run_folder(session, run)
+    manifest = read_record(folder / "manifest.json", verify)
     path = contexts_path(session, run, settings["tokenizers"][run.model])
-    check_contexts(path, manifest["contexts"])
-    contexts, _ = read_table(path, OF_CONTEXT)
-    of_tokens = _tokens_of_run(session, run).filter(pl.col("position") > 0).group_by("context")
-    scores = of_tokens.agg(pl.col(name).cast(pl.Float64).mean() for name in SCORES)
-    contexts = contexts.join(scores, on="context", how="left", maintain_order="left")
+    if verify:
+        check_contexts(path, manifest["contexts"])
+    contexts, _ = read_table(path, OF_CONTEXT, verify)
+    _check_extraction(folder / "tokens.parquet", "digest", manifest, verify)
+    scores = token_scores(folder / "tokens.parquet").select("context", *SCORES)
+    contexts = contexts.join(scores.fill_nan(None), on="context", how="left", maintain_order="left")
     rows = [pl.col(axis).is_in(list(chosen[axis]), nulls_equal=True) for axis in ROW_AXES if axis in chosen]
     tables = [
-        _of_extraction(ids_path(session, run, module, estimator), "manifest", manifest, *rows)
+        _of_extraction(ids_path(session, run, module, estimator), "manifest", manifest, verify, *rows)
         for module in settings["modules"]
         for estimator, _ in settings["estimators"]
         if module in chosen.get("module", {module}) and estimator in chosen.get("estimator", {estimator})
@@ -209,17 +223,22 @@ def _contexts_of_run(session: Path, run: Run, settings: Mapping[str, Any], chose
     return of_contexts.join(contexts, on="context", how="left", maintain_order="left")
 
 
-def _tokens_of_run(session: Path, run: Run, *_: Any) -> pl.DataFrame:
+def _tokens_of_run(session: Path, run: Run, _: Mapping[str, Any], __: Mapping[str, set], verify: bool) -> pl.DataFrame:
     """Return the rows of the tokens of one run."""
     folder = run_folder(session, run)
-    return _of_extraction(folder / "tokens.parquet", "digest", read_record(folder / "manifest.json"))
+    manifest = read_record(folder / "manifest.json", verify)
+    return _of_extraction(folder / "tokens.parquet", "digest", manifest, verify)
 
 
-def _of_extraction(path: Path, key: str, manifest: Mapping[str, Any], *rows: pl.Expr) -> pl.DataFrame:
-    """Return some rows of a table without its lists, once it is known to be of the run's extraction."""
-    _, facts = read_table(path, [])
-    if facts[key] != manifest["digest"]:
+def _check_extraction(path: Path, key: str, manifest: Mapping[str, Any], verify: bool) -> None:
+    """Raise a StoreError where a table is not of the run's extraction."""
+    if table_facts(path, verify).get(key) != manifest["digest"]:
         raise StoreError(f"{path}: of another extraction than its run's; {made_anew(path)}")
+
+
+def _of_extraction(path: Path, key: str, manifest: Mapping[str, Any], verify: bool, *rows: pl.Expr) -> pl.DataFrame:
+    """Return some rows of a table without its lists, once it is known to be of the run's extraction."""
+    _check_extraction(path, key, manifest, verify)
     table = pl.scan_parquet(path, glob=False)  # `read_parquet_schema` takes a path for a pattern
     columns = [name for name, kind in table.collect_schema().items() if kind != pl.List]
     return table.filter(*rows).select(columns).collect()

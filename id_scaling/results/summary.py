@@ -7,37 +7,46 @@ library versions are a column and a warning. Only estimates with status `ok` ent
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import product
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
+from polars import selectors
+from threadpoolctl import threadpool_limits
 
-from id_scaling.errors import StoreError, made_anew
 from id_scaling.neighbors.cloud_kinds import CONTEXT
 from id_scaling.neighbors.views import leading_view
-from id_scaling.results import uncertainty as intervals
-from id_scaling.results.equivalents import DISTRIBUTIONS, equivalent
+from id_scaling.results import uncertainty
+from id_scaling.results.equivalents import DISTRIBUTIONS, MAX_RATIO, REJECTED, equivalent, nearest_equivalent
+from id_scaling.results.permutations import p_of_maximum
+from id_scaling.results.run_tables import SCORES, SITE, OpenRun, open_run
 from id_scaling.results.training_steps import training_step, training_tokens
-from id_scaling.runtime.atomic_files import digest, writing
+from id_scaling.runtime.atomic_files import digest, sha256, writing_all
 from id_scaling.runtime.logging import LOG, Progress
-from id_scaling.storage.layout import Run, called, contexts_path, extraction_digest, ids_path, run_folder, runs_of
-from id_scaling.storage.records import checksums, read_footer, read_record, read_table, write_table
-from id_scaling.text.documents import documents_of, groups_of
+from id_scaling.storage.layout import Run, called, ids_path, runs_of
+from id_scaling.storage.records import read_footer, write_table
 
+RUN_AXES = ["model", "checkpoint", "dataset", "subset", "ctx_len", "control"]
 GROUP = ["group", "group_value"]
-SITE = ["view", "cloud", "position", "layer", "module", "estimator"]
 KEYS = [*GROUP, *SITE]
+# Of the runs of a family, see `family_per`.
 FAMILY = ["group", "view", "cloud", "estimator"]
-SCORES = ("loss", "entropy")
+_FAMILY_OF = {"run": lambda run: run, "model": lambda run: run.model, "study": lambda run: None}
+# Of the values of sites, in memory at once: 32 MB.
+ELEMENTS = 2**22
+# The largest statistic of each permutation, by test, group, view, cloud and estimator.
+Maxima = dict[tuple, np.ndarray]
 COMPANIONS = (
     "n_points",
     "n_distinct",
     "n_used",
     "median_r1",
     "tiny_r1",
+    "top_share",
     "median_norm",
     "participation_ratio",
     "participation_ratio_corrected",
@@ -52,10 +61,10 @@ COMPANIONS = (
 def _of_score(score: str) -> tuple[tuple[str, str, str], ...]:
     """Return the columns of the correlations of the ID with a score: name, unit and meaning."""
     fisher = "Fisher's z ± 1.96 standard errors between documents of its influence function (Croux and Dehon 2010)"
-    share = "two-sided p-value of `{}`: (b + 1)/(m + 1) of m = 999 permutations (Phipson and Smyth 2010) of"
+    share = (
+        "two-sided p-value of `{}`: (b + 1)/(m + 1) of m permutations (Phipson and Smyth 2010; how many: see below) of"
+    )
     few = "empty where there are fewer than 20 of these"
-    family = "a family is all rows of the summary with one `group`, `view`, `cloud` and `estimator`"
-    adjusted = f"adjusted for the false discovery rate (Benjamini and Hochberg 1995); {family}"
     plain, partial = f"spearman_{score}", f"partial_{score}"
     of_columns = (
         (
@@ -66,7 +75,7 @@ def _of_score(score: str) -> tuple[tuple[str, str, str], ...]:
         (f"{plain}_low", f"lower end of its 95 % interval: {fisher}; empty under 20 documents"),
         (f"{plain}_high", "its upper end"),
         (f"p_{score}", f"{share.format(plain)} whole documents among those with equally many contexts; {few}"),
-        (f"q_{score}", f"`p_{score}` {adjusted}"),
+        *_of_family(score, plain),
         (
             partial,
             "Spearman's partial rank correlation of the same: that of what a linear regression leaves of both ranks, "
@@ -81,9 +90,31 @@ def _of_score(score: str) -> tuple[tuple[str, str, str], ...]:
             f"{share.format(partial)} the residuals of whole documents (Freedman and Lane 1983) among those with "
             f"equally many contexts and the same value of the first key of `group_by`; {few}",
         ),
-        (f"q_{partial}", f"`p_{partial}` {adjusted}"),
+        *_of_family(partial, partial),
     )
     return tuple((name, "", meaning) for name, meaning in of_columns)
+
+
+def _of_family(tested: str, statistic: str) -> tuple[tuple[str, str], ...]:
+    """Return the columns that say what a p-value is worth among all of its family: name and meaning."""
+    return (
+        (
+            f"q_{tested}",
+            f"`p_{tested}` adjusted for the false discovery rate (Benjamini and Hochberg 1995); a family is all rows "
+            "of one `group`, `view`, `cloud` and `estimator` of a run, or of what `family_per` says",
+        ),
+        (
+            f"p_{tested}_maxt",
+            f"`p_{tested}` adjusted for the family-wise error rate: the share of permutations whose largest absolute "
+            f"`{statistic}` of the family, times √(contexts − 1), is at least this row's (single-step max-T, Westfall "
+            "and Young 1993), which counts how rows resemble each other",
+        ),
+        (
+            f"q_{tested}_floor",
+            f"the smallest `q_{tested}` that a single effect in the family could have, from how many permutations "
+            "there are: above 0.05 no single effect can be significant, whatever its size",
+        ),
+    )
 
 
 # (column, unit, meaning): the documentation of the table, and its order.
@@ -170,13 +201,29 @@ COLUMNS = (
     (
         "equivalent_status",
         "",
-        "of the first: `ok`; `out_of_range`, above or below all that was simulated; `not_calibrated`, an estimator "
-        "that was not",
+        "of the first: `ok`; `rejected`, by the estimators of the cloud, see `equivalents_rejected`; `out_of_range`, "
+        "above or below all that was simulated; `not_calibrated`, an estimator that was not",
+    ),
+    (
+        "equivalents_rejected",
+        "",
+        "which of `gaussian`, `ball`, `sphere` the cloud is not like: by one of them its estimators have equivalents "
+        "that differ by more than a factor of 1.5, where those of such a cloud would agree; empty: none, or only one "
+        "estimator that is calibrated",
     ),
     ("n_contexts", "contexts", "clouds estimated"),
-    ("n_failed", "contexts", "clouds whose status is not `ok`; not in mean, median, sd"),
+    (
+        "n_failed",
+        "contexts",
+        "clouds whose status is not `ok`: in none of this row's means, medians, intervals and correlations",
+    ),
     ("statuses", "", "count of each status that is not `ok`"),
-    ("n_points", "points", "mean number of points under the view, before duplicates are dropped"),
+    (
+        "n_points",
+        "points",
+        "mean number of points under the view, before duplicates are dropped; this and what follows of clouds, over "
+        "contexts with status `ok`",
+    ),
     ("n_distinct", "points", "mean number of different points"),
     ("n_used", "points", "mean number of points that entered the estimate"),
     ("median_r1", "activation", "mean over contexts of the median nearest-neighbor distance"),
@@ -184,6 +231,12 @@ COLUMNS = (
         "tiny_r1",
         "share",
         "share of points whose nearest neighbor is at no distance, or below a hundredth of the median one",
+    ),
+    (
+        "top_share",
+        "share",
+        "share of the mean over points that the tenth of the points with the largest local dimensions makes; empty for "
+        "estimators that are no such mean",
     ),
     ("median_norm", "activation", "mean over contexts of the median norm of a point"),
     ("participation_ratio", "", "mean of trace(G)²/‖G‖² of the centred Gram matrix G"),
@@ -228,7 +281,9 @@ COLUMNS = (
 
 
 def summarize(session: Path, settings: Mapping[str, Any], parquet: Path, csv: Path, text: Path) -> None:
-    """Write the summary of a session as parquet, csv and readable text.
+    """Write the summary of a session as parquet, csv and readable text, all three or none.
+
+    Memory does not grow with contexts × rows: tables are read some sites at a time (`id_scaling.results.run_tables`).
 
     Raises
     ------
@@ -237,26 +292,26 @@ def summarize(session: Path, settings: Mapping[str, Any], parquet: Path, csv: Pa
     ConfigError
         The documents of a run do not have a field that `group_by` names, or it has too many values.
     """
-    runs, rows = list(runs_of(settings)), []
+    runs, families = list(runs_of(settings)), []
     progress = Progress("summarized run", len(runs))
-    for run in runs:
-        rows.append(_summarize_run(session, run, settings))
-        progress.step()
-    tested = [*SCORES, *(f"partial_{score}" for score in SCORES)]
-    summary = pl.concat(rows).with_columns(_adjusted(name).over(FAMILY).alias(f"q_{name}") for name in tested)
+    # How many threads BLAS has would change last bits, and so once in a while a count of permutations.
+    with threadpool_limits(1, user_api="blas"):
+        for _, members in groupby(runs, key=_FAMILY_OF[settings["family_per"]]):
+            families.append(_summarize_family(session, list(members), settings, progress))
+    summary = pl.concat(families)
     summary = summary.with_columns(_equivalents(summary)).select([name for name, _, _ in COLUMNS])
+    summary = summary.with_columns(selectors.float().fill_nan(None))
     if summary["versions"].n_unique() > 1:
         LOG.warning("mixed library versions, see the column `versions`: %s", summary["versions"].unique().to_list())
     if words := mixture({kind: set(summary[kind]) for kind in ("dtype", "device")}):
         LOG.warning("%s", words)
     columns = {name: {"unit": unit, "meaning": meaning} for name, unit, meaning in COLUMNS}
-    with writing(csv) as aside:
-        summary.write_csv(aside)
-    with writing(text) as aside:
-        aside.write_text(readable(summary))
-    # Last, as it vouches for the others: they have no checksum of their own.
-    facts = {**settings, "made_from": _made_from(session, runs, settings)}
-    write_table(parquet, summary, facts, columns=columns, files=checksums((csv, text), parquet.parent))
+    with writing_all([parquet, csv, text]) as (new_parquet, new_csv, new_text):
+        summary.write_csv(new_csv)
+        new_text.write_text(readable(summary))
+        files = {path.name: sha256(new) for path, new in ((csv, new_csv), (text, new_text))}
+        facts = {**settings, "made_from": _made_from(session, runs, settings)}
+        write_table(new_parquet, summary, facts, columns=columns, files=files)
     LOG.info("%d rows in %s", len(summary), parquet)
 
 
@@ -283,18 +338,21 @@ def readable(summary: pl.DataFrame) -> str:
     keys = ["model", "checkpoint", "dataset", "subset", "ctx_len", "control"]
     has_lengths = summary["ctx_len"].n_unique() > 1
     for run, table in rows.group_by(keys, maintain_order=True):
-        loss, entropy = table["mean_loss"][0], table["mean_entropy"][0]
+        scores = {score: table[f"mean_{score}"][0] for score in SCORES}
         layers = _spread(sorted(table["layer"].drop_nulls().unique()))
         marks = "".join(f"{f'layer {layer}':>10}" for layer in layers) + f"{'outside':>10}"
         n_layers = table["n_layers"][0]
         name = called(dict(zip(keys, run, strict=True)), has_lengths)
-        lines += ["", f"{name}: {n_layers} layers, loss {loss:.3f}, entropy {entropy:.3f}"]
+        scores = ", ".join(f"{score} {_cell(mean, 3) or 'no number'}" for score, mean in scores.items())
+        lines += ["", f"{name}: {n_layers} layers, {scores}"]
         width = max(14, *(len(name) + 1 for name in table["estimator"]))
         lines.append(f"  {'module':<8}{'estimator':<{width}}{marks}   not ok")
         for (cloud, position), of_cloud in table.group_by("cloud", "position", maintain_order=True):
             if cloud != CONTEXT:
                 where = "" if position is None else f" {position}"
-                lines.append(f"  one cloud of {of_cloud['n_points'][0]:.0f} contexts: {cloud}{where}")
+                n_points = of_cloud["n_points"].max()  # none where no cloud has an estimate
+                of_what = "all" if n_points is None else f"{n_points:.0f}"
+                lines.append(f"  one cloud of {of_what} contexts: {cloud}{where}")
             lines += _lines(of_cloud, layers, width)
     return "\n".join(lines) + "\n"
 
@@ -313,9 +371,9 @@ def _spread(layers: list[int]) -> list[int]:
     return [layers[round(step * (len(layers) - 1) / max(n - 1, 1))] for step in range(n)]
 
 
-def _cell(mean: float | None) -> str:
+def _cell(mean: float | None, n_digits: int = 2) -> str:
     """Return a mean as text, empty where there is none."""
-    return "" if mean is None else f"{mean:.2f}"
+    return "" if mean is None else f"{mean:.{n_digits}f}"
 
 
 def _failed(part: pl.DataFrame) -> str:
@@ -323,53 +381,45 @@ def _failed(part: pl.DataFrame) -> str:
     return f"{part['n_failed'].sum()}/{part['n_contexts'].sum()}"
 
 
-def _summarize_run(session: Path, run: Run, settings: Mapping[str, Any]) -> pl.DataFrame:
-    """Return the rows of one run."""
-    folder = run_folder(session, run)
-    manifest = read_record(folder / "manifest.json")
-    made, positions = manifest["settings"], settings["positions"][str(run.ctx_len)]
-    if extraction_digest(made) != settings["extractions"][run.model] or made.get("positions") != positions:
-        raise StoreError(
-            f"{folder / 'manifest.json'}: made by another extraction than this session's (other code or settings); "
-            f"{made_anew(folder / 'manifest.json')}"
-        )
-    pairs = list(product(settings["modules"], settings["estimators"]))
-    clouds = settings["clouds"]
-    found = [_read_ids(ids_path(session, run, module, name), code, clouds, manifest) for module, (name, code) in pairs]
-    versions = [
-        {"module": module, "estimator": name, "versions": of_table}
-        for (module, (name, _)), (_, of_table) in zip(pairs, found, strict=True)
-    ]
-    tokens = read_table(folder / "tokens.parquet")[0].filter(pl.col("position") > 0)
-    path = contexts_path(session, run, settings["tokenizers"][run.model])
-    groups = groups_of(path, manifest["contexts"], tuple(settings["group_by"].get(run.dataset, ())))
-    ids = pl.concat([table for table, _ in found])
-    documents = documents_of(path, manifest["contexts"])
-    scores = _grouped(tokens, groups).group_by(GROUP, maintain_order=True)
-    names = settings["names"]
-    model, checkpoint = (names[key].get(getattr(run, key), getattr(run, key)) for key in ("model", "checkpoint"))
+def _summarize_family(session: Path, runs: list[Run], settings: Mapping[str, Any], progress: Progress) -> pl.DataFrame:
+    """Return the rows of runs whose correlations are tested as one family."""
+    sizes = Counter()
+    for run in runs:
+        sizes.update(open_run(session, run, settings).n_tested())
+    maxima: Maxima = {}
+    tables = []
+    for run in runs:
+        tables.append(_summarize_run(open_run(session, run, settings), settings, sizes, maxima))
+        progress.step()
+    return _adjusted(pl.concat(tables), maxima)
+
+
+def _summarize_run(
+    run: OpenRun, settings: Mapping[str, Any], sizes: Mapping[str | None, int], maxima: Maxima
+) -> pl.DataFrame:
+    """Return the rows of one run but for what is of its family, whose largest statistics are gathered in `maxima`."""
+    manifest, scores = run.manifest, run.scores()
+    tables, certain = [], _Uncertainty(run, scores, sizes, maxima)
+    for ids in run.sites(settings, ["value", "stderr", "status", *COMPANIONS]):
+        tables.append(_aggregated(_grouped(ids, run.groups)))
+        certain.add(ids.filter(cloud=CONTEXT))
+    # Rows of all contexts first, then those of each key, as if all sites had been read at once.
+    table = pl.concat(tables).sort(pl.col("group").replace_strict(run.order, default=0), maintain_order=True)
+    of_groups = _grouped(scores, run.groups).group_by(GROUP, maintain_order=True).agg(map(_mean, SCORES))
+    names, of = settings["names"], run.run
+    model, checkpoint = (names[key].get(getattr(of, key), getattr(of, key)) for key in ("model", "checkpoint"))
     return (
-        _aggregated(_grouped(ids, groups))
-        .join(
-            _uncertainty(ids.filter(cloud=CONTEXT), tokens, documents, groups),
-            on=KEYS,
-            how="left",
-            nulls_equal=True,
-            maintain_order="left",
-        )
-        .join(
-            scores.agg(_mean("loss"), _mean("entropy")), on=GROUP, how="left", nulls_equal=True, maintain_order="left"
-        )
-        .join(pl.DataFrame(versions), on=["module", "estimator"], how="left", maintain_order="left")
+        table.join(certain.table(), on=KEYS, how="left", nulls_equal=True, maintain_order="left")
+        .join(of_groups, on=GROUP, how="left", nulls_equal=True, maintain_order="left")
         .join(_views(manifest), on="view", how="left", maintain_order="left")
-        .with_columns(_of_levels(documents["document"].n_unique()))
+        .with_columns(_of_levels(run.documents["document"].n_unique()))
         .with_columns(
             pl.lit(model).alias("model"),
             pl.lit(checkpoint).alias("checkpoint"),
-            pl.lit(names["dataset"].get(run.dataset, run.dataset)).alias("dataset"),
-            pl.lit(run.subset).alias("subset"),
-            pl.lit(run.ctx_len).alias("ctx_len"),
-            pl.lit(run.control).alias("control"),
+            pl.lit(names["dataset"].get(of.dataset, of.dataset)).alias("dataset"),
+            pl.lit(of.subset).alias("subset"),
+            pl.lit(of.ctx_len).alias("ctx_len"),
+            pl.lit(of.control).alias("control"),
             pl.lit(manifest["n_layers"]).alias("n_layers"),
             _relative_depth(manifest["n_layers"]),
             *(pl.lit(manifest[name], pl.Int64).alias(name) for name in ("n_parameters", "n_embedding_parameters")),
@@ -405,20 +455,8 @@ def _grouped(table: pl.DataFrame, groups: list[pl.DataFrame]) -> pl.DataFrame:
 
 
 def _mean(score: str) -> pl.Expr:
-    """Return the mean of a score of tokens."""
-    return pl.col(score).cast(pl.Float64).mean().alias(f"mean_{score}")
-
-
-def _read_ids(path: Path, code: str, clouds: list[str], manifest: Mapping[str, Any]) -> tuple[pl.DataFrame, str]:
-    """Return one ids table and the library versions behind it."""
-    table, facts = read_table(path, ["context", *SITE, "value", "stderr", "status", *COMPANIONS])
-    made = facts["settings"]
-    if (made["code"], made.get("clouds"), facts["manifest"]) != (code, clouds, manifest["digest"]):
-        raise StoreError(
-            f"{path}: made by other code of its estimator, of other clouds, or from another extraction, than this "
-            f"session's; {made_anew(path)}"
-        )
-    return table, _versions(manifest["versions"], facts["versions"])
+    """Return the mean of a score of the tokens of some contexts."""
+    return (pl.col(f"sum_{score}").sum() / pl.col(f"n_{score}").sum()).alias(f"mean_{score}")
 
 
 def _aggregated(ids: pl.DataFrame) -> pl.DataFrame:
@@ -437,7 +475,8 @@ def _aggregated(ids: pl.DataFrame) -> pl.DataFrame:
             (~is_ok).sum().cast(pl.Int64).alias("n_failed"),
             failures.unique(maintain_order=True).alias("_words"),
             failures.alias("_failures"),
-            *(pl.col(name).drop_nans().mean() for name in COMPANIONS),
+            *(pl.col(name).filter(is_ok).drop_nans().mean() for name in COMPANIONS),
+            pl.col("versions").first(),
         )
         .with_columns(
             pl.struct("_words", "_failures").map_elements(_counted, return_dtype=pl.String).alias("statuses"),
@@ -446,29 +485,77 @@ def _aggregated(ids: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _uncertainty(
-    ids: pl.DataFrame, tokens: pl.DataFrame, documents: pl.DataFrame, groups: list[pl.DataFrame]
-) -> pl.DataFrame:
-    """Return intervals and rank correlations of each row of a run, null where there are too few documents."""
-    of_tokens = tokens.group_by("context")
-    means = of_tokens.agg(*(pl.col(score).cast(pl.Float64).mean() for score in SCORES), pl.col("token").n_unique())
-    contexts = documents.join(means, on="context", how="left", maintain_order="left")
-    sites, values = _table(ids, contexts["context"])
-    scores = {score: contexts[score].fill_null(float("nan")).to_numpy() for score in SCORES}
-    covariates = contexts.select(pl.col("token", "token_start").fill_null(0)).to_numpy().T.astype(float)
-    sources = _sources(contexts, groups)
-    parts = [((None, None), contexts["context"])]
-    parts += [(of, part["context"]) for group in groups for of, part in group.group_by(GROUP, maintain_order=True)]
-    tables = []
-    for (group, group_value), members in parts:
-        is_in = contexts["context"].is_in(members.implode()).to_numpy()
-        of_part = {score: of_contexts[is_in] for score, of_contexts in scores.items()}
-        of_documents = contexts["document"].to_numpy()[is_in]
-        of_sources = sources[is_in] if group is None else np.zeros(is_in.sum())
-        found = intervals.of_rows(values[:, is_in], of_documents, of_part, covariates[:, is_in], of_sources)
-        names = {"group": pl.lit(group, pl.String), "group_value": pl.lit(group_value, pl.String)}
-        tables.append(sites.with_columns(**names, **{name: pl.Series(column) for name, column in found.items()}))
-    return pl.concat(tables).fill_nan(None).with_columns(_interval())
+class _Uncertainty:
+    """Intervals and rank correlations of the rows of a run, some sites at a time."""
+
+    def __init__(self, run: OpenRun, scores: pl.DataFrame, sizes: Mapping[str | None, int], maxima: Maxima) -> None:
+        self.sizes, self.maxima = sizes, maxima
+        self.contexts = run.documents.join(scores, on="context", how="left", maintain_order="left")
+        self.sources = _sources(self.contexts, run.groups)
+        self.parts = [((None, None), self.contexts["context"])]
+        self.parts += [
+            (names, part["context"])
+            for group in run.groups
+            for names, part in group.group_by(GROUP, maintain_order=True)
+        ]
+        self.held: list[tuple[pl.DataFrame, np.ndarray]] = []
+        self.tables: list[pl.DataFrame] = []
+
+    def add(self, ids: pl.DataFrame) -> None:
+        """Take the estimates of some whole sites, and have what was taken computed once it is much."""
+        self.held.append(_table(ids, self.contexts["context"]))
+        if sum(values.size for _, values in self.held) >= ELEMENTS:
+            self._compute()
+
+    def table(self) -> pl.DataFrame:
+        """Return the statistics of all rows, null where there are too few documents."""
+        self._compute()
+        return pl.concat(self.tables).fill_nan(None).with_columns(_interval())
+
+    def _compute(self) -> None:
+        """Compute the statistics of what was taken."""
+        if not self.held:
+            return
+        sites = pl.concat([of_held for of_held, _ in self.held])
+        values = np.concatenate([of_held for _, of_held in self.held])
+        self.held = []
+        for names, members in self.parts:
+            is_in = self.contexts["context"].is_in(members.implode()).to_numpy()
+            self.tables.append(self._of_part(names, is_in, sites, values if is_in.all() else values[:, is_in]))
+
+    def _of_part(
+        self, names: tuple[str | None, str | None], is_in: np.ndarray, sites: pl.DataFrame, values: np.ndarray
+    ) -> pl.DataFrame:
+        """Return the statistics of some sites over the contexts of a group, or over all."""
+        group, group_value = names
+        contexts, family = self.contexts.filter(is_in), sites.select(["view", "cloud", "estimator"])
+        scores = {score: contexts[score].cast(pl.Float64).fill_null(float("nan")).to_numpy() for score in SCORES}
+        covariates = contexts.select(pl.col("token", "token_start").fill_null(0)).to_numpy().T.astype(float)
+        sources = self.sources[is_in] if group is None else np.zeros(is_in.sum())
+        kinds = family.unique(maintain_order=True).with_row_index("family")
+        families = family.join(kinds, on=family.columns, how="left", maintain_order="left")["family"].to_numpy()
+        family_sizes = np.full(len(sites), self.sizes[group])
+        found = uncertainty.of_rows(
+            values, contexts["document"].to_numpy(), scores, covariates, sources, family_sizes, families
+        )
+        for test, largest in found.maxima.items():
+            for place, key in enumerate(kinds.drop("family").iter_rows()):
+                # Rows of the same contexts have maxima of the families up to the last that they are of.
+                statistics = [of_rows[place] for of_rows in largest if place < len(of_rows)]
+                _gather(self.maxima, (test, group, *key), statistics)
+        names_of_part = {"group": pl.lit(group, pl.String), "group_value": pl.lit(group_value, pl.String)}
+        return sites.with_columns(
+            **names_of_part, **{name: pl.Series(column) for name, column in found.columns.items()}
+        )
+
+
+def _gather(maxima: Maxima, key: tuple, statistics: list[np.ndarray]) -> None:
+    """Take in the largest statistics of some rows of a family; of fewer permutations, where some rows have fewer."""
+    known = [maxima[key]] if key in maxima else []
+    every = [largest for largest in (*known, *statistics) if len(largest)]
+    if every:
+        n = min(map(len, every))
+        maxima[key] = np.max([largest[:n] for largest in every], axis=0)
 
 
 def _sources(contexts: pl.DataFrame, groups: list[pl.DataFrame]) -> np.ndarray:
@@ -493,7 +580,7 @@ def _table(ids: pl.DataFrame, contexts: pl.Series) -> tuple[pl.DataFrame, np.nda
 def _interval() -> pl.Expr:
     """Return what kind of interval a number of documents allows."""
     n = pl.col("n_documents")
-    is_few, is_resampled = n < intervals.LEAST_DOCUMENTS, n >= intervals.LEAST_RESAMPLED
+    is_few, is_resampled = n < uncertainty.LEAST_DOCUMENTS, n >= uncertainty.LEAST_RESAMPLED
     kind = pl.when(is_few).then(pl.lit("too_few_documents")).when(is_resampled).then(pl.lit("bootstrap"))
     return kind.otherwise(pl.lit("t")).alias("interval")
 
@@ -510,27 +597,73 @@ def _equivalents(summary: pl.DataFrame) -> list[pl.Series]:
         for values, (value, _) in zip(columns.values(), found, strict=True):
             values.append(value)
     made = [pl.Series(name, values, pl.Float64).fill_nan(None) for name, values in columns.items()]
-    return [*made, pl.Series("equivalent_status", statuses, pl.String)]
+    rejected = _rejected(summary)
+    status = pl.Series("equivalent_status", statuses, pl.String)
+    is_rejected = rejected.str.contains("gaussian") & (status == "ok")
+    status = pl.select(pl.when(is_rejected.fill_null(False)).then(pl.lit(REJECTED)).otherwise(status)).to_series()
+    return [*made, status.alias("equivalent_status"), rejected]
 
 
-def _adjusted(name: str) -> pl.Expr:
-    """Return the p-values of a family, adjusted."""
-    p = pl.col(f"p_{name}").fill_null(float("nan"))
-    return p.map_batches(lambda of: pl.Series(intervals.adjusted(of.to_numpy())), pl.Float64).fill_nan(None)
+def _rejected(summary: pl.DataFrame) -> pl.Series:
+    """Return which distributions the estimators of each row's cloud do not agree about, null where of none."""
+    cloud = [*RUN_AXES, *GROUP, *(key for key in SITE if key != "estimator")]
+    bounded = summary.select(
+        *cloud,
+        *(
+            pl.Series(
+                name,
+                [
+                    None if mean is None else nearest_equivalent(mean, n_points, estimator, name)
+                    for mean, n_points, estimator in summary.select("mean", "n_used", "estimator").iter_rows()
+                ],
+                pl.Float64,
+            )
+            for name in DISTRIBUTIONS
+        ),
+    )
+    words = [
+        pl.when(pl.col(name).max().over(cloud) > MAX_RATIO * pl.col(name).min().over(cloud)).then(pl.lit(name))
+        for name in DISTRIBUTIONS
+    ]
+    listed = bounded.select(pl.concat_str(words, separator=", ", ignore_nulls=True).alias("equivalents_rejected"))
+    return listed.to_series().replace("", None)
+
+
+def _adjusted(rows: pl.DataFrame, maxima: Maxima) -> pl.DataFrame:
+    """Return the rows of a family with what their p-values are worth among all of it."""
+    tests = [*SCORES, *(f"partial_{score}" for score in SCORES)]
+    of_family = [
+        expression
+        for test in tests
+        for expression in (
+            _false_discovery(f"p_{test}").over(FAMILY).alias(f"q_{test}"),
+            (pl.col(f"p_{test}_floor") * pl.col(f"p_{test}").count().over(FAMILY)).clip(upper_bound=1),
+        )
+    ]
+    rows = rows.with_columns(of_family).rename({f"p_{test}_floor": f"q_{test}_floor" for test in tests})
+    return rows.with_columns(_family_wise(rows, test, maxima) for test in tests)
+
+
+def _false_discovery(name: str) -> pl.Expr:
+    """Return the p-values of a family, adjusted for the false discovery rate."""
+    p = pl.col(name).fill_null(float("nan"))
+    return p.map_batches(lambda of: pl.Series(uncertainty.adjusted(of.to_numpy())), pl.Float64).fill_nan(None)
+
+
+def _family_wise(rows: pl.DataFrame, test: str, maxima: Maxima) -> pl.Series:
+    """Return the p-values of rows, adjusted for the family-wise error rate."""
+    statistic = test if test.startswith("partial_") else f"spearman_{test}"
+    ordered = {key: np.sort(largest) for key, largest in maxima.items() if key[0] == test}
+    values = []
+    for *key, p, rho, n in rows.select(*FAMILY, f"p_{test}", statistic, f"n_{test}").iter_rows():
+        largest = None if p is None else ordered[test, *key]
+        values.append(None if p is None else p_of_maximum(rho, n, largest))
+    return pl.Series(f"p_{test}_maxt", values, pl.Float64)
 
 
 def _counted(statuses: Mapping[str, list[str]]) -> str:
     """Return `degenerate: 3, nonfinite: 1` for a list of statuses."""
     return ", ".join(f"{word}: {statuses['_failures'].count(word)}" for word in statuses["_words"])
-
-
-def _versions(extraction: Mapping[str, str], estimate: Mapping[str, str]) -> str:
-    """Return versions as one line: those of the extraction, and those of the estimate."""
-    stages = {"extraction": extraction, "estimate": estimate}
-    return "; ".join(
-        f"{stage}: " + ", ".join(f"{name} {number}" for name, number in sorted(versions.items()))
-        for stage, versions in stages.items()
-    )
 
 
 def _views(manifest: Mapping[str, Any]) -> pl.DataFrame:

@@ -7,19 +7,18 @@ on the order in which rows or contexts stand in a table. Rows of equal contexts 
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 
+from id_scaling.results.permutations import Pair, tested
+
 LEAST_DOCUMENTS, LEAST_RESAMPLED = 5, 20
-N_DRAWS, N_PERMUTATIONS, SEED = 2000, 999, 0
-ROWS_A_BLOCK = 256
-# With fewer no p-value could be below 0.05.
-LEAST_PERMUTATIONS = 20
+N_DRAWS, SEED = 2000, 0
+# Elements of arrays that are in memory at once: 4 MB, of which some twenty are needed.
+ELEMENTS = 2**19
 # What is smaller, beside ranks of variance one, is rounding.
 RESOLVED = 1e-9
 
@@ -37,6 +36,22 @@ class Residuals(NamedTuple):
     slopes: np.ndarray
 
 
+class RowStatistics(NamedTuple):
+    """Statistics of rows by name, and of each test the largest statistic of each family in each permutation."""
+
+    columns: dict[str, np.ndarray]
+    maxima: dict[str, list[np.ndarray]]
+
+
+class Correlations(NamedTuple):
+    """Rank correlations of rows with a score, and their intervals; what a test of them takes."""
+
+    rho: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    pair: Pair
+
+
 class Ranking(NamedTuple):
     """The order of each row's values, and of each place in it the first and the last place of an equal value."""
 
@@ -51,7 +66,9 @@ def of_rows(
     scores: Mapping[str, np.ndarray],
     covariates: np.ndarray,
     sources: np.ndarray,
-) -> dict[str, np.ndarray]:
+    family_sizes: np.ndarray | None = None,
+    families: np.ndarray | None = None,
+) -> RowStatistics:
     """Return the statistics of each row of a table of contexts, NaN where there are too few documents.
 
     Parameters
@@ -66,36 +83,67 @@ def of_rows(
         What partial correlations hold fixed: covariates × contexts, all finite.
     sources : numpy.ndarray
         What they hold fixed too: the source of each context.
+    family_sizes, families : numpy.ndarray, optional
+        Of each row: how many rows are tested together at most, and the number of its family, from 0; default: all rows
+        are one family.
 
     Returns
     -------
-    dict of numpy.ndarray
+    RowStatistics
         `n_documents`, `ci_low`, `ci_high`, and of each score `spearman_…`, `spearman_…_low`, `spearman_…_high`, `p_…`,
-        `partial_…`, `partial_…_low`, `partial_…_high` and `p_partial_…`. The partial ones are NaN under
+        `p_…_floor`, `n_…` (contexts that have both), and the same of `partial_…`. The partial ones are NaN under
         `LEAST_RESAMPLED` documents, and one more for each source but the first.
     """
+    family_sizes = np.full(len(values), len(values)) if family_sizes is None else family_sizes
+    families = np.zeros(len(values), np.int64) if families is None else families
     names = ["ci_low", "ci_high", *chain.from_iterable(map(_names, scores))]
-    found = {name: np.full(len(values), np.nan) for name in names}
-    found["n_documents"] = np.zeros(len(values), np.int64)
+    found = RowStatistics({name: np.full(len(values), np.nan) for name in names}, {})
+    found.columns["n_documents"] = np.zeros(len(values), np.int64)
     for rows, is_there in _patterns(np.isfinite(values)):
         part, of_part = values[np.ix_(rows, is_there)], documents[is_there]
         sizes = _sizes(of_part)
-        found["n_documents"][rows] = len(sizes)
+        found.columns["n_documents"][rows] = len(sizes)
         if len(sizes) < LEAST_DOCUMENTS:
             continue
-        found["ci_low"][rows], found["ci_high"][rows] = mean_interval(part, sizes)
-        for name, score in scores.items():
-            has_score = np.isfinite(score[is_there])
-            given, sizes = (part[:, has_score], score[is_there][has_score]), _sizes(of_part[has_score])
-            if len(sizes) < LEAST_DOCUMENTS:
-                continue
-            results = rank_correlation(*given, sizes)
-            of_context = sources[is_there][has_score]
-            if len(sizes) - len(np.unique(of_context)) + 1 >= LEAST_RESAMPLED:
-                results += rank_correlation(*given, sizes, covariates[:, is_there][:, has_score], of_context)
-            for column, result in zip(_names(name), results, strict=False):
-                found[column][rows] = result
+        found.columns["ci_low"][rows], found.columns["ci_high"][rows] = mean_interval(part, sizes)
+        given = {name: score[is_there] for name, score in scores.items()}
+        family = family_sizes[rows], families[rows]
+        _correlate(found, rows, part, of_part, given, covariates[:, is_there], sources[is_there], family)
     return found
+
+
+def _correlate(
+    found: RowStatistics,
+    rows: np.ndarray,
+    values: np.ndarray,
+    documents: np.ndarray,
+    scores: Mapping[str, np.ndarray],
+    covariates: np.ndarray,
+    sources: np.ndarray,
+    family: tuple[np.ndarray, np.ndarray],
+) -> None:
+    """Fill in the correlations of rows that have the same contexts; tests of one kind share their permutations."""
+    of_kinds: dict[tuple, list[tuple[str, Pair]]] = {}
+    for name, score in scores.items():
+        has_score = np.isfinite(score)
+        given, sizes = (values[:, has_score], score[has_score]), _sizes(documents[has_score])
+        if len(sizes) < LEAST_DOCUMENTS:
+            continue
+        of_context, fixed = sources[has_score], covariates[:, has_score]
+        options = {f"spearman_{name}": (name, None, None)}
+        if len(sizes) - len(np.unique(of_context)) + 1 >= LEAST_RESAMPLED:
+            options[f"partial_{name}"] = (f"partial_{name}", fixed, of_context)
+        for statistic, (test, *held) in options.items():
+            *correlations, pair = correlations_of(*given, sizes, *held)
+            for column, result in zip(("", "_low", "_high"), correlations, strict=True):
+                found.columns[f"{statistic}{column}"][rows] = result
+            found.columns[f"n_{test}"][rows] = len(given[1])
+            of_kinds.setdefault(_kinds(sizes, held[1]), []).append((test, pair))
+    for kinds, named in of_kinds.items():
+        results = tested([pair for _, pair in named], kinds, *family)
+        for (test, _), result in zip(named, results, strict=True):
+            found.columns[f"p_{test}"][rows], found.columns[f"p_{test}_floor"][rows] = result.p, result.floor
+            found.maxima.setdefault(test, []).append(result.maxima)
 
 
 def mean_interval(values: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -116,10 +164,8 @@ def mean_interval(values: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np
     """
     sums = _sums(values, sizes)
     if len(sizes) >= LEAST_RESAMPLED:
-        counts = _counts(len(sizes))
-        blocks = np.array_split(sums, -(-len(sums) // ROWS_A_BLOCK))
-        bounds = [np.quantile(block @ counts.T / (counts @ sizes), (0.025, 0.975), axis=1) for block in blocks]
-        low, high = np.concatenate(bounds, axis=1)
+        means = np.concatenate([sums @ counts.T / (counts @ sizes) for counts in _counts(len(sizes))], axis=1)
+        low, high = np.quantile(means, (0.025, 0.975), axis=1, overwrite_input=True)
         return low, high
     total, n = sums.sum(axis=1, keepdims=True), len(sizes)
     means = total[:, 0] / sizes.sum()
@@ -135,19 +181,36 @@ def rank_correlation(
     covariates: np.ndarray | None = None,
     sources: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return of each row Spearman's correlation with a score, its 95 % interval and its p-value.
+    """Return of each row, as if there were no other, Spearman's correlation with a score, its interval and p-value.
+
+    See `correlations_of` and `id_scaling.results.permutations.tested`.
+    """
+    rho, low, high, pair = correlations_of(values, score, sizes, covariates, sources)
+    n_rows = len(values)
+    (result,) = tested([pair], _kinds(sizes, sources), np.ones(n_rows, np.int64), np.zeros(n_rows, np.int64))
+    return rho, low, high, result.p
+
+
+def correlations_of(
+    values: np.ndarray,
+    score: np.ndarray,
+    sizes: np.ndarray,
+    covariates: np.ndarray | None = None,
+    sources: np.ndarray | None = None,
+) -> Correlations:
+    """Return of each row Spearman's correlation with a score, its 95 % interval, and what a test of it takes.
 
     Given covariates or sources it is the partial one: of the residuals of both ranks in their regression on the ranks
     of the covariates and a constant of each source; NaN where these leave nothing of one.
 
     The interval is tanh(artanh ρ ± 1.96 s / (1 − ρ²)) with s the standard error between documents of the influence
     function of ρ (Croux and Dehon 2010), which counts that all ranks are estimated too; NaN under `LEAST_RESAMPLED`
-    documents. The p-value is two-sided, (b + 1)/(m + 1) of m permutations (Phipson and Smyth 2010) that exchange the
-    scores of whole documents among documents with equally many contexts: what is exchanged then has one distribution
-    when score and value are independent between documents, however contexts depend on each other within one. It is NaN
-    where there are fewer than `LEAST_PERMUTATIONS` of these. Given
-    covariates or sources the residuals of scores are exchanged, among documents of one source, and residuals taken of
-    them again (Freedman and Lane 1983); and s² is of as many degrees of freedom less as there are of these.
+    documents. Given covariates or sources s² is of as many degrees of freedom less as there are of these.
+
+    A test exchanges the scores of whole documents among documents with equally many contexts: what is exchanged then
+    has one distribution when score and value are independent between documents, however contexts depend on each other
+    within one. Given covariates or sources it exchanges residuals of scores, among documents of one source, and takes
+    residuals of them again (Freedman and Lane 1983).
 
     Parameters
     ----------
@@ -163,27 +226,43 @@ def rank_correlation(
     sources = np.zeros(len(score)) if sources is None else sources
     others = [_ranking(row[None]) for row in ([] if covariates is None else covariates) if np.ptp(row)]
     is_source = sources == np.unique(sources)[:, None]
-    basis, weights = _basis(np.vstack([*map(_standardized, others), is_source - is_source.mean(axis=1, keepdims=True)]))
-    ours, theirs = _ranking(values), _ranking(score[None])
-    of_x, of_y = (_residuals(_standardized(ranking), basis, weights) for ranking in (ours, theirs))
-    x, y = of_x.values, of_y.values
-    rho = (x @ y[0]) / len(score)
-    kinds = tuple(sizes.tolist()), tuple(is_source.argmax(axis=0)[np.cumsum(sizes) - 1].tolist())
-    p = np.full_like(rho, np.nan)
-    if _are_many(*kinds):
-        p = _p_values(x, y[0], rho, basis, _permutations(*kinds))
-    if len(sizes) < LEAST_RESAMPLED:
-        return rho, np.full_like(rho, np.nan), np.full_like(rho, np.nan), p
-    r = rho[:, None]
-    of_ours, of_theirs = (y - r * x) / of_x.scale, (x - r * y) / of_y.scale
-    influence = x * y - r * (x**2 + y**2) / 2 + _of_ranks(ours, of_ours) + _of_ranks(theirs, of_theirs)
+    design = np.vstack([*map(_standardized, others), is_source - is_source.mean(axis=1, keepdims=True)])
+    basis, weights = _basis(design)
+    theirs = _ranking(score[None])
+    of_y = _residuals(_standardized(theirs), basis, weights)
+    found = Correlations(*np.full((3, len(values)), np.nan), Pair(np.empty(values.shape), of_y.values[0], basis, None))
+    for rows in np.array_split(np.arange(len(values)), -(-values.size // ELEMENTS)):
+        ours = _ranking(values[rows])
+        of_x = _residuals(_standardized(ours), basis, weights)
+        rho = found.rho[rows] = (of_x.values @ of_y.values[0]) / len(score)
+        found.pair.values[rows] = of_x.values
+        if len(sizes) >= LEAST_RESAMPLED:
+            influence = _influence(rho[:, None], (ours, of_x), (theirs, of_y), others)
+            found.low[rows], found.high[rows] = _interval(rho, influence, sizes, len(basis))
+    return found._replace(pair=found.pair._replace(rho=found.rho))
+
+
+def _influence(
+    r: np.ndarray, x: tuple[Ranking, Residuals], y: tuple[Ranking, Residuals], others: list[Ranking]
+) -> np.ndarray:
+    """Return the influence function of rows' correlations at each context."""
+    (ours, of_x), (theirs, of_y) = x, y
+    of_ours = (of_y.values - r * of_x.values) / of_x.scale
+    of_theirs = (of_x.values - r * of_y.values) / of_y.scale
+    influence = of_x.values * of_y.values - r * (of_x.values**2 + of_y.values**2) / 2
+    influence += _of_ranks(ours, of_ours) + _of_ranks(theirs, of_theirs)
     for ranking, of_x_on, of_y_on in zip(others, of_x.slopes.T, of_y.slopes.T, strict=False):
         influence -= _of_ranks(ranking, of_x_on[:, None] * of_ours + of_y_on * of_theirs)
+    return influence
+
+
+def _interval(rho: np.ndarray, influence: np.ndarray, sizes: np.ndarray, n_fixed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the 95 % intervals of rows' correlations from their influence functions."""
     sums = _sums(influence - influence.mean(axis=1, keepdims=True), sizes)
-    error = np.sqrt(len(sizes) / (len(sizes) - len(basis) - 1) * (sums**2).sum(axis=1)) / len(score)
+    error = np.sqrt(len(sizes) / (len(sizes) - n_fixed - 1) * (sums**2).sum(axis=1)) / influence.shape[1]
     with np.errstate(divide="ignore", invalid="ignore"):
         center, half = np.arctanh(rho), NORMAL_QUANTILE * error / (1 - rho**2)
-    return rho, np.tanh(center - half), np.tanh(center + half), p
+    return np.tanh(center - half), np.tanh(center + half)
 
 
 def adjusted(p: np.ndarray) -> np.ndarray:
@@ -199,13 +278,26 @@ def adjusted(p: np.ndarray) -> np.ndarray:
 
 
 def _names(score: str) -> list[str]:
-    """Return the names of what there is of a score, in the order in which it is computed."""
+    """Return the names of what there is of a score."""
     kinds = {"spearman": score, "partial": f"partial_{score}"}
     return [
         name
-        for kind, of in kinds.items()
-        for name in (f"{kind}_{score}", f"{kind}_{score}_low", f"{kind}_{score}_high", f"p_{of}")
+        for kind, test in kinds.items()
+        for name in (
+            *(f"{kind}_{score}{end}" for end in ("", "_low", "_high")),
+            f"n_{test}",
+            f"p_{test}",
+            f"p_{test}_floor",
+        )
     ]
+
+
+def _kinds(sizes: np.ndarray, sources: np.ndarray | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the size and the number of the source of each document."""
+    if sources is None:
+        return tuple(sizes.tolist()), (0,) * len(sizes)
+    of_context = np.unique(sources, return_inverse=True)[1].ravel()
+    return tuple(sizes.tolist()), tuple(of_context[np.cumsum(sizes) - 1].tolist())
 
 
 def _patterns(is_there: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -226,31 +318,12 @@ def _sums(values: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return np.add.reduceat(values, np.cumsum(sizes) - sizes, axis=1)
 
 
-@lru_cache(maxsize=8)
-def _counts(n_documents: int) -> np.ndarray:
-    """Return how often each document is in each draw of as many documents, with replacement."""
-    random = np.random.default_rng((SEED, n_documents))
-    return random.multinomial(n_documents, np.full(n_documents, 1 / n_documents), N_DRAWS).astype(np.float64)
-
-
-def _are_many(sizes: tuple[int, ...], sources: tuple[int, ...]) -> bool:
-    """Return whether documents can be exchanged in so many ways that a p-value says something."""
-    n_alike = np.unique([sizes, sources], axis=1, return_counts=True)[1]
-    return math.prod(math.factorial(min(n, LEAST_PERMUTATIONS)) for n in n_alike.tolist()) >= LEAST_PERMUTATIONS
-
-
-@lru_cache(maxsize=8)
-def _permutations(sizes: tuple[int, ...], sources: tuple[int, ...]) -> np.ndarray:
-    """Return for each permutation which context's score each context takes, of a document of its source and size."""
-    random = np.random.default_rng((SEED, *sizes))
-    of_document = np.array([sizes, sources])
-    starts = np.cumsum(sizes) - sizes
-    found = np.empty((N_PERMUTATIONS, sum(sizes)), np.int64)
-    for kind in np.unique(of_document, axis=1).T:
-        places = starts[(of_document == kind[:, None]).all(axis=0)][:, None] + np.arange(kind[0])
-        taken = random.permuted(np.tile(np.arange(len(places)), (N_PERMUTATIONS, 1)), axis=1)
-        found[:, places.ravel()] = places[taken].reshape(N_PERMUTATIONS, -1)
-    return found
+def _counts(n_documents: int) -> Iterator[np.ndarray]:
+    """Yield how often each document is in each draw of as many documents with replacement, some draws at a time."""
+    random, at_once = np.random.default_rng((SEED, n_documents)), max(1, ELEMENTS // n_documents)
+    for start in range(0, N_DRAWS, at_once):
+        n_draws = min(at_once, N_DRAWS - start)
+        yield random.multinomial(n_documents, np.full(n_documents, 1 / n_documents), n_draws).astype(np.float64)
 
 
 def _basis(given: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -267,16 +340,6 @@ def _residuals(rows: np.ndarray, basis: np.ndarray, weights: np.ndarray) -> Resi
     scale = np.sqrt((left**2).mean(axis=1, keepdims=True))
     scale = np.where(scale > RESOLVED, scale, np.nan)
     return Residuals(left / scale, scale, coordinates @ weights)
-
-
-def _p_values(x: np.ndarray, y: np.ndarray, rho: np.ndarray, basis: np.ndarray, permutations: np.ndarray) -> np.ndarray:
-    """Return the share of permutations of residuals that correlate at least as much, this one among them."""
-    permuted = y[permutations]
-    left = np.maximum(len(y) - ((permuted @ basis.T) ** 2).sum(axis=1), RESOLVED**2)
-    found = np.abs(x @ permuted.T) / np.sqrt(len(y) * left)
-    # What a sum of other order may change in a tie of two permutations.
-    is_beyond = found >= np.abs(rho)[:, None] - 1e-9
-    return np.where(np.isnan(rho), np.nan, (is_beyond.sum(axis=1) + 1) / (N_PERMUTATIONS + 1))
 
 
 def _ranking(values: np.ndarray) -> Ranking:

@@ -35,11 +35,15 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
         seal(aside)
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """Return a record; raises a StoreError where it is not as it was written."""
-    check_seal(path)
-    record = json.loads(Path(path).read_text())
-    del record[SEAL]
+def read_record(path: Path, verify: bool = True) -> dict[str, Any]:
+    """Return a record; raises a StoreError where it is not as it was written, or without `verify` no JSON object."""
+    if verify:
+        check_seal(path)
+    try:
+        record = json.loads(Path(path).read_text())
+        record.pop(SEAL, None)
+    except (AttributeError, ValueError) as error:
+        raise StoreError(f"{path}: cut short, or not a record of this program ({error}); {made_anew(path)}") from error
     return record
 
 
@@ -56,12 +60,27 @@ def write_table(path: Path, table: pl.DataFrame, facts: Any, **notes: Any) -> No
         seal(aside)
 
 
-def read_table(path: Path, columns: list[str] | None = None) -> tuple[pl.DataFrame, Any]:
-    """Return a table, or some columns of it, and its facts; raises a StoreError where it is not as it was written."""
+def read_table(path: Path, columns: list[str] | None = None, verify: bool = True) -> tuple[pl.DataFrame, Any]:
+    """Return a table, or some columns of it, and its facts; raises a StoreError where it is not as it was written.
+
+    Without `verify` its seal is not looked at: what cannot be read is an error still, changed numbers are none.
+    """
     import polars as pl
 
-    check_seal(path)
-    return pl.read_parquet(path, columns=columns, glob=False), json.loads(pl.read_parquet_metadata(path)[FACTS])
+    facts = table_facts(path, verify)
+    try:
+        return pl.read_parquet(path, columns=columns, glob=False), facts
+    except pl.exceptions.PolarsError as error:
+        what = str(error).partition("\n")[0]
+        raise StoreError(f"{path}: damaged, or of another version ({what}); {made_anew(path)}") from error
+
+
+def table_facts(path: Path, verify: bool = True) -> Any:
+    """Return the facts of a table; raises a StoreError where it is not as it was written."""
+    if verify:
+        check_seal(path)
+        return read_facts(path)
+    return _footer(path, FACTS)[0]
 
 
 def read_note(path: Path, name: str) -> Any:
@@ -85,11 +104,17 @@ def read_footer(path: Path) -> tuple[dict[str, Any], str]:
     StoreError
         The file is no table, or has no facts.
     """
+    facts, seal_of_table = _footer(path, FACTS, SEAL)
+    return facts, seal_of_table
+
+
+def _footer(path: Path, *keys: str) -> list[Any]:
+    """Return what the footer of a table holds at FACTS, and as text at others."""
     import polars as pl
 
     try:
         notes = pl.read_parquet_metadata(path)
-        return json.loads(notes[FACTS]), notes[SEAL]
+        return [json.loads(notes[key]) if key == FACTS else notes[key] for key in keys]
     except (pl.exceptions.PolarsError, OSError, KeyError, ValueError) as error:
         raise StoreError(f"{path}: damaged, or not written by this program ({error}); {made_anew(path)}") from error
 

@@ -120,6 +120,9 @@ Checkpoint = Annotated[Source, AfterValidator(_inside)]
 Folder = Annotated[_Place, AfterValidator(_as_folder)]
 Control = Annotated[Literal[CONTROLS], BeforeValidator(_other_than_none)]
 
+# What all runs of have their correlations tested as one family.
+FAMILIES = ("run", "model", "study")
+
 # Of a view: fewer have no neighbors at any rank.
 LEAST_POINTS = 2
 
@@ -418,6 +421,12 @@ class Config(_Section):
         ["none"],
         description="what is done to the text, one or a list, each a run of its own: `none`; `shuffle-1` to "
         "`shuffle-5`, the blocks of each context permuted",
+    )
+    family_per: Literal[FAMILIES] = Field(
+        "run",
+        description="of what all correlations (of one `group`, `view`, `cloud` and `estimator`) are one family of "
+        "tests: each `run`, each `model` or the whole `study`; changing it makes the summary and the figures again, "
+        "and nothing else",
     )
     batch_size: int = Field(4, ge=1, description="contexts of a forward pass; at most 8 are taken at once")
     cacheing_config: CacheingConfig = Field(CacheingConfig(), description="what is read and saved")

@@ -380,6 +380,7 @@ class Study:
             positions={str(n): self.config.cacheing_config.positions_in(n) for n in self.config.ctx_len},
             controls=self.config.controls,
             group_by={dataset: one.group_by for dataset, one in self.datasets.items() if one.group_by},
+            family_per=self.config.family_per,
             tokenizers={model: self.tokenizer_of(model) for model in self.models},
             extractions={
                 model: extraction_digest(json.loads(self.extract_settings(run)))

@@ -25,7 +25,7 @@ rule summarize:
     conda:
         "../../environment.yml"
     resources:
-        mem_mb=growing(4000),
+        mem_mb=growing(2000),
         runtime=growing(60),
     params:
         settings=get_summarize_settings,
