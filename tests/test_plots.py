@@ -493,7 +493,8 @@ def test_means_that_are_too_low_for_their_points_are_those_below_their_equivalen
 def test_equivalents_of_one_cloud_that_disagree_reject_a_gaussian(session: Path) -> None:
     is_mle = pl.col("estimator") == "mle"
     for factor, n_apart in ((1.4, 0), (1.6, 1)):
-        summary = load_summary(session).with_columns(
+        summary = load_summary(session).drop("equivalents_rejected", strict=False)
+        summary = summary.with_columns(
             value_gaussian_equivalent=pl.when(is_mle & (pl.col("layer") == 0)).then(5.0 * factor).otherwise(5.0)
         )
         n_sites = len(summary.filter(view="default", estimator="mle"))
@@ -501,6 +502,20 @@ def test_equivalents_of_one_cloud_that_disagree_reject_a_gaussian(session: Path)
         ((is_doubt, said),) = said_of(summary, "by several estimators")
         assert said.startswith(f"At {n_apart * n_runs} of {n_sites} sites the Gaussian equivalents of one cloud")
         assert is_doubt == (n_apart > 0)
+
+
+def test_sites_that_the_summary_says_are_rejected_are_counted(session: Path) -> None:
+    """Whatever the numbers are: an equivalent that is out of range has none."""
+    at_first = (pl.col("estimator") == "mle") & (pl.col("layer") == 0)
+    summary = load_summary(session).with_columns(
+        value_gaussian_equivalent=pl.lit(5.0),
+        equivalents_rejected=pl.when(at_first).then(pl.lit("gaussian, ball")).otherwise(pl.lit("ball")),
+    )
+    n_sites = len(summary.filter(view="default", estimator="mle"))
+    n_runs = summary.select("checkpoint", "control").unique().height
+    ((is_doubt, said),) = said_of(summary, "by several estimators")
+    assert is_doubt
+    assert said.startswith(f"At {n_runs} of {n_sites} sites")
 
 
 def test_rows_whose_mean_a_few_points_carry_are_named(session: Path) -> None:

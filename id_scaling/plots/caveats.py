@@ -116,7 +116,7 @@ def _tails(rows: pl.DataFrame) -> Iterator[Remark]:
             f"{estimator}: in {len(carried)} of {len(part)} rows the tenth of points with the largest local dimensions "
             f"makes more than {MOST_OF_TOP:.0%} of the mean"
         )
-        instead = ": a few points carry it, so trust `mle_harmonic` or a median more"
+        instead = ": a few points carry it, so trust `mle_harmonic` or `mle_median` more"
         yield len(carried) > 0, f"{said}{instead}: {_sites(carried)}." if len(carried) else f"{said}."
 
 
@@ -150,8 +150,9 @@ def _disagreements(rows: pl.DataFrame) -> Iterator[Remark]:
     """Yield at how many sites estimators have Gaussian equivalents that are too far apart for a Gaussian cloud."""
     equivalent = pl.col("value_gaussian_equivalent")
     known = rows.filter(equivalent.is_not_null()).group_by(*style.RUN, "layer", "module", maintain_order=True)
-    # One that is out of range has no number, but the status of its site says whether it is too far from the others.
-    is_apart = (equivalent.max() / equivalent.min() > DISAGREEING) | (pl.col("equivalent_status") == "rejected").any()
+    is_apart = equivalent.max() / equivalent.min() > DISAGREEING
+    if "equivalents_rejected" in rows.columns:  # which a summary of an older version lacks; it knows those out of range
+        is_apart = pl.col("equivalents_rejected").str.contains("gaussian").fill_null(False).any()
     sites = known.agg(is_apart.alias("is_apart"), pl.len()).filter((pl.col("len") > 1) | pl.col("is_apart"))
     if len(sites):
         n_apart = sites["is_apart"].sum()
