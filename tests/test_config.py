@@ -50,6 +50,19 @@ def test_configurations_that_come_with_the_project_are_valid(name: str) -> None:
     assert isinstance(parse(yaml.safe_load((ROOT / "config" / name).read_text())), Config)
 
 
+@pytest.mark.parametrize("spelling", ["standardised", "standardized"])
+def test_both_spellings_of_a_scaling_are_one_setting(spelling: str) -> None:
+    views = {"default": {}, "scaled": {"preprocess": spelling}}
+    config = parse(small(cacheing_config__views=views))
+    assert config.cacheing_config.drawn_views["scaled"].preprocess == "standardised"
+
+
+def test_name_with_the_default_k_is_stored_as_the_plain_one() -> None:
+    config = parse(small(cacheing_config__save_IDs_list=["mle_k20", "mle_harmonic_k20", "mom_k20"]))
+    assert config.cacheing_config.save_IDs_list == ["mle", "mle_harmonic", "mom_k20"]
+    assert "mle stands there more than once" in problems(small(cacheing_config__save_IDs_list=["mle", "mle_k20"]))[0]
+
+
 def test_dictionary_of_the_documented_study_means_what_it_says() -> None:
     config = parse(yaml.safe_load((ROOT / "config" / "llama2-7b.yaml").read_text()))
     model, dataset, cacheing = config.models[0], config.datasets[0], config.cacheing_config

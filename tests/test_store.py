@@ -12,6 +12,7 @@ import pytest
 
 from id_scaling.errors import StoreError
 from id_scaling.models.modules import Site
+from id_scaling.estimators.registry import get_estimator
 from id_scaling.neighbors.find import find_neighbors
 from id_scaling.neighbors.statistics import names_of
 from id_scaling.neighbors.views import View
@@ -269,7 +270,7 @@ class Store:
         output = self.folder / f"{name}.parquet"
         output.unlink(missing_ok=True)
         settings = {"views": ["default"], "clouds": ["context"], "has_local": has_local, "max_seconds": 60.0}
-        estimate_run(self.manifest, "block", name, settings, output, 1)
+        estimate_run(self.manifest, "block", get_estimator(name), settings, output, 1)
         return pl.read_parquet(output)
 
     def flip(self, position: int) -> None:

@@ -20,20 +20,20 @@ from threadpoolctl import threadpool_limits
 
 from id_scaling.errors import ResourceError, StoreError, made_anew
 from id_scaling.estimators.base import Estimates, Estimator, estimate_from_neighbors, estimate_from_points
+from id_scaling.estimators.near_copies import K, tiny_share
 from id_scaling.neighbors.cloud_kinds import CONTEXT, POSITION, clouds_of_run, stored_as, view_of_run
 from id_scaling.neighbors.find import Neighbors, find_neighbors, stacked
 from id_scaling.neighbors.kernels.dispatch import kernels_of
 from id_scaling.neighbors.statistics import group_of, participation_ratio, participation_ratio_corrected
 from id_scaling.neighbors.transforms import transform
 from id_scaling.neighbors.views import View, views_at
+from id_scaling.runtime import memory
 from id_scaling.runtime.logging import LOG
 from id_scaling.runtime.workers import ending_children
 from id_scaling.storage.layer_reader import read_neighbors, reading, verified
 from id_scaling.storage.records import key_of, read_record, read_table, write_table
 
 CONTEXTS_AT_ONCE = 32
-# Of the median distance to the nearest neighbor: what is below is next to nothing.
-TINY = 0.01
 # Contexts stand in no order that says which are near; a spectrum is of its estimators alone.
 LEFT_OUT_OF_RUN = ("nn_within_5", "effective_rank")
 # Groups of statistics of a cloud of a run that are columns; tokens are those of its points at a position alone.
@@ -56,6 +56,7 @@ SCHEMA = {
     "n_used": pl.Int64,
     "median_r1": pl.Float64,
     "tiny_r1": pl.Float64,
+    "top_share": pl.Float64,
     "median_norm": pl.Float64,
     "participation_ratio": pl.Float64,
     "participation_ratio_corrected": pl.Float64,
@@ -201,12 +202,18 @@ def _of_contexts(estimator: Estimator, manifest: Mapping[str, Any], block: Block
     """Return the stored neighbors of some contexts, and their clouds where the estimator needs them."""
     rows = block.contexts
     with reading(block.path) as file:
-        neighbors = read_neighbors(file[block.module][block.view], manifest, rows, estimator.ranks)
+        neighbors = read_neighbors(file[block.module][block.view], manifest, rows, _ranks_of(estimator, manifest))
         if estimator.needs != "points":
             return neighbors, None
         clouds = file[block.module]["activations"][rows.start : rows.stop]
     view = View(**manifest["settings"]["views"][block.view])
     return neighbors, _scaled(clouds, neighbors, view)
+
+
+def _ranks_of(estimator: Estimator, manifest: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return the stored ranks that an estimate reads: the estimator's own, and those that show near copies."""
+    shows_copies = estimator.needs == "neighbors" or estimator.is_mean
+    return (*estimator.ranks, *(rank for rank in manifest["ranks"] if rank <= K and shows_copies))
 
 
 def _of_run(
@@ -221,8 +228,14 @@ def _of_run(
     view = view_of_run(View(**manifest["settings"]["views"][block.view]))
     token_ids = tokens[:, block.position] if block.cloud == POSITION else tokens
     groups = dict.fromkeys([*OF_RUN[block.cloud], *map(group_of, estimator.statistics)])
+    ranks = sorted({*range(1, K + 1), *estimator.ranks})
+    memory.require(
+        8 * len(points) ** 2,
+        f"{block.path}: one cloud of {len(points):,} contexts ({block.cloud})",
+        "give the job more, take fewer contexts (max_contexts), or leave the cloud out",
+    )
     try:
-        neighbors = stacked(find_neighbors(points, [view], sorted({1, *estimator.ranks}), list(groups), token_ids))
+        neighbors = stacked(find_neighbors(points, [view], ranks, list(groups), token_ids))
     except MemoryError as error:
         raise ResourceError(
             f"{block.path}: all products of {len(points)} contexts ({block.cloud}) do not fit in memory; give the job "
@@ -245,7 +258,8 @@ def _table(estimator: Estimator, block: Block, neighbors: Neighbors, found: Esti
         "value": found.value,
         "stderr": found.stderr,
         "status": [str(word) for word in found.status],
-        **_nearness(neighbors.r1),
+        "median_r1": _medians(neighbors.r1),
+        "tiny_r1": tiny_share(neighbors.r1),
         **{name: values for name, values in neighbors.statistics.items() if name in SCHEMA.keys() - left_out},
     }
     if {"gram_trace", "gram_frobenius"} <= neighbors.statistics.keys():
@@ -254,6 +268,8 @@ def _table(estimator: Estimator, block: Block, neighbors: Neighbors, found: Esti
         columns["participation_ratio_corrected"] = participation_ratio_corrected(
             *moments, neighbors.statistic("n_used")
         )
+    if found.top_share is not None:
+        columns["top_share"] = pl.Series(found.top_share).fill_nan(None)
     nothing = [None] * n_clouds
     return pl.DataFrame({name: pl.Series(name, columns.get(name, nothing)).cast(kind) for name, kind in SCHEMA.items()})
 
@@ -268,12 +284,7 @@ def _scaled(
     return [transform(view, cloud, selection, token_ids) for cloud, selection in zip(clouds, selections, strict=True)]
 
 
-def _nearness(r1: np.ndarray) -> dict[str, list[float]]:
-    """Return of each row the median over the points that count, and the share of them far below it."""
+def _medians(r1: np.ndarray) -> list[float]:
+    """Return the median of each row over the points that count."""
     rows = [row[np.isfinite(row)] for row in r1]
-    medians = [float(np.median(row)) if len(row) else np.nan for row in rows]
-    tiny = [
-        float(np.mean((row == 0) | (row < TINY * median))) if len(row) else np.nan
-        for row, median in zip(rows, medians, strict=True)
-    ]
-    return {"median_r1": medians, "tiny_r1": tiny}
+    return [float(np.median(row)) if len(row) else np.nan for row in rows]

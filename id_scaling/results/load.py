@@ -9,6 +9,7 @@ from typing import Any
 import polars as pl
 
 from id_scaling.errors import ConfigError, StoreError, UnsealedError, made_anew
+from id_scaling.estimators.registry import canonical_name
 from id_scaling.neighbors.cloud_kinds import CONTEXT
 from id_scaling.runtime.logging import LOG
 from id_scaling.storage.layout import Run, contexts_path, ids_path, run_folder, runs_of
@@ -170,12 +171,22 @@ def _chosen(axes: Mapping[str, Any], settings: Mapping[str, Any], summary: pl.Da
             raise ConfigError(f"{axis} is no axis of a session; expected one of {', '.join(has)}")
         is_one = isinstance(wanted, str) or not isinstance(wanted, Collection)
         chosen[axis] = {wanted} if is_one else set(wanted)
+        if axis == "estimator":
+            chosen[axis] = {_canonical(name) for name in chosen[axis]}
         if not chosen[axis]:
             raise ConfigError(f"{axis}: found an empty list, expected values to read")
         if missing := chosen[axis] - has[axis]:
             listed = ", ".join(map(str, sorted(has[axis], key=lambda value: (value is None, value))))
             raise ConfigError(f"the session has no {axis} {missing.pop()!r}; it has {listed}")
     return chosen
+
+
+def _canonical(name: Any) -> Any:
+    """Return the name under which an estimator is stored; what is no estimator's name as it is."""
+    try:
+        return canonical_name(name)
+    except ConfigError:
+        return name
 
 
 def _contexts_of_run(session: Path, run: Run, settings: Mapping[str, Any], chosen: Mapping[str, set]) -> pl.DataFrame:

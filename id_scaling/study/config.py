@@ -26,7 +26,15 @@ from id_scaling.errors import ConfigError, nearest
 from id_scaling.estimators.registry import get_estimator
 from id_scaling.neighbors.cloud_kinds import CLOUDS, CONTEXT, MEAN, POSITION, view_of_run
 from id_scaling.neighbors.statistics import ALWAYS, DEFAULT_GROUPS, GROUPS, group_of
-from id_scaling.neighbors.views import DEFAULT_VIEWS, PREPROCESS, Duplicates, NullCloud, View, default_ranks
+from id_scaling.neighbors.views import (
+    DEFAULT_VIEWS,
+    PREPROCESS,
+    Duplicates,
+    NullCloud,
+    View,
+    default_ranks,
+    spelling_of,
+)
 from id_scaling.runtime.logging import plain
 from id_scaling.sources import bundled
 from id_scaling.text.shuffling import CONTROLS, SHUFFLE
@@ -67,7 +75,7 @@ _Place = Annotated[str, Field(min_length=1, max_length=300, pattern=PLACE)]
 SESSION = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 SCALING = rf"^({PREPROCESS})$"
 IN_WORDS = {
-    SCALING: "raw, standardised, unit_norm or drop_top_C, with C from 1",
+    SCALING: "raw, standardised, standardized, unit_norm or drop_top_C, with C from 1",
     KEY: "letters, digits, '_', '.' and '-' alone",
     PLACE: "text without control characters, braces and angle brackets",
     SESSION: "letters, digits, '_', '.' and '-' alone, the first a letter or a digit",
@@ -233,10 +241,11 @@ class ViewConfig(_Section):
         le=100,
         description="how often what is random is drawn: each draw is a view of its own, `NAME-0`, `NAME-1`, …",
     )
-    preprocess: Annotated[str, Field(pattern=SCALING)] = Field(
+    preprocess: Annotated[str, Field(pattern=SCALING), AfterValidator(spelling_of)] = Field(
         "raw",
-        description="how points are scaled: `raw`, as they are; `standardised`, each coordinate to mean 0 and standard "
-        "deviation 1; `unit_norm`; `drop_top_C`, without the C leading principal components",
+        description="how points are scaled: `raw`, as they are; `standardised` or `standardized`, each coordinate to "
+        "mean 0 and standard deviation 1, stored as `standardised`; `unit_norm`; `drop_top_C`, without the "
+        "C leading principal components",
     )
     exclude_window: int = Field(
         0, ge=0, description="points at most so many positions apart are no neighbors (a Theiler window); 0 for none"
@@ -330,12 +339,10 @@ class CacheingConfig(_Section):
     @field_validator("save_IDs_list")
     @classmethod
     def _known(cls, names: list[str]) -> list[str]:
-        for name in names:
-            try:
-                get_estimator(name)
-            except ConfigError as error:
-                raise ValueError(str(error)) from None
-        return names
+        try:
+            return [get_estimator(name).name for name in names]
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
 
     @field_validator("views")
     @classmethod
@@ -419,7 +426,10 @@ class Config(_Section):
         1, ge=1, description="on how many cores an estimate runs; several estimates run beside each other anyway"
     )
     max_seconds_per_cloud: float = Field(
-        600, gt=0, description="an estimate from a saved cloud that takes longer is a `timeout`"
+        600,
+        gt=0,
+        description="an estimate from a saved cloud that takes more processor time is a `timeout`; so is one that "
+        "takes ten times as long by the clock",
     )
     allow_identical_checkpoints: bool = Field(
         False, description="go on where two checkpoints have the same weights, to the last bit"
