@@ -127,8 +127,13 @@ def read_whole(folder: Path) -> Tokenizer:
         The file is damaged, or the `tokenizers` library does not know what is in it.
     """
     path = folder / WHOLE
-    _object(path)
-    return whole_of(path.read_text(encoding="utf-8"), path)
+    try:
+        return whole_of(path.read_text(encoding="utf-8"), path)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: damaged: not UTF-8 at byte {error.start}; {AGAIN}") from error
+    except InputError:
+        _object(path)  # says so where it is not JSON
+        raise
 
 
 def whole_of(text: str, path: Path) -> Tokenizer:
@@ -151,6 +156,15 @@ def whole_of(text: str, path: Path) -> Tokenizer:
     if getattr(tokenizer.model, "dropout", None):  # tokens would be drawn at random, as in training
         tokenizer.model.dropout = None
     return tokenizer
+
+
+def check_readable(folder: Path) -> None:
+    """Raise an InputError where the tokenizer in a folder cannot be read."""
+    read_facts(folder)
+    if (folder / WHOLE).is_file():
+        read_whole(folder)
+    elif read_sentencepiece(folder) is None:
+        made_by_transformers(folder)
 
 
 def read_sentencepiece(folder: Path) -> SentencePieceProcessor | None:
