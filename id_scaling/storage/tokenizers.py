@@ -237,20 +237,21 @@ def made_by_transformers(folder: Path) -> Any:
     """
     from transformers import AutoTokenizer
 
-    if not any(True for name in VOCABULARIES for _ in folder.glob(name)):
-        raise InputError(
-            f"{folder}: found no tokenizer, expected one of {', '.join(TOKENIZER_FILES)}; name a model with one in "
-            "model_config.tokenizer"
-        )
     _check_merges(folder)
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        made = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     # Damaged files make transformers, and the libraries under it, raise almost any class.
     except Exception as error:
         raise InputError(
             f"{folder}: transformers cannot make this tokenizer, and Python code that may come with it is never run "
             f"({_first_line(error)}); name a model with another in model_config.tokenizer"
         ) from error
+    if not any(True for name in VOCABULARIES for _ in folder.glob(name)):
+        raise InputError(
+            f"{folder}: found no tokenizer, expected one of {', '.join(TOKENIZER_FILES)}; name a model with one in "
+            "model_config.tokenizer"
+        )
+    return made
 
 
 def _check_merges(folder: Path) -> None:
