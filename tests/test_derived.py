@@ -246,6 +246,31 @@ def test_what_a_gguf_file_says_and_transformers_does_not_read_is_refused(
         convert_gguf(path, tmp_path / "model")
 
 
+@pytest.mark.parametrize("split", ["smollm", "gpt-2", None, "llama-bpe"])
+def test_the_tokenizer_of_a_gguf_file_splits_text_as_it_says(
+    split: str | None, tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = save_gguf(tiny_llama, tmp_path / "a.gguf", say=lambda writer: split and writer.add_tokenizer_pre(split))
+    pre_tokenizer = gguf_tokenizer(path).backend_tokenizer.pre_tokenizer
+    words = [word for word, _ in pre_tokenizer.pre_tokenize_str("in 1999")]
+    assert words == {"smollm": ["in", "Ġ", "1", "9", "9", "9"], "llama-bpe": ["in", "Ġ", "199", "9"]}.get(
+        split, ["in", "Ġ1999"]
+    )
+    fetch_tokenizer(str(path), tmp_path / "identity.json")
+
+
+def test_a_gguf_file_that_splits_text_as_nobody_here_knows_is_refused(
+    tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = save_gguf(tiny_llama, tmp_path / "a.gguf", say=lambda writer: writer.add_tokenizer_pre("viking"))
+    with pytest.raises(InputError, match=r"splits text into words as 'viking', .*model_config\.tokenizer"):
+        fetch_tokenizer(str(path), tmp_path / "identity.json")
+    assert not (tmp_path / "identity.json").exists()
+    gguf_model(path, tmp_path / "model")  # which may be studied with the tokenizer of another
+
+
 def test_what_lies_beside_a_gguf_file_is_not_read(tmp_path: Path, gguf_file: Path) -> None:
     alone = gguf_tokenizer(gguf_file)("the of and")["input_ids"]
     beside = shutil.copy(gguf_file, tmp_path / "tiny.gguf")

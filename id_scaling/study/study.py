@@ -54,11 +54,10 @@ from id_scaling.storage.layout import (
     slug,
 )
 from id_scaling.storage.records import read_record
-from id_scaling.storage.tokenizers import tokenizer_digest, tokenizer_files
+from id_scaling.storage.tokenizers import check_readable, tokenizer_digest, tokenizer_files
 from id_scaling.study.config import Config, ModelConfig, parse
 from id_scaling.study.fingerprint import fingerprint
 from id_scaling.text.shuffling import NONE
-from id_scaling.text.tokenization import load_tokenizer
 
 # Of settings: Linux takes arguments of up to 131,072 bytes, and a rule's whole command is one.
 MOST_BYTES = 120_000
@@ -488,7 +487,7 @@ class Study:
             return
         fetched = known_identity(identity_path(Path(self.session), "tokenizers", tokenizer))
         if fetched is None or fetched["sha256"] != tokenizer_digest(folder):
-            load_tokenizer(folder)
+            check_readable(folder)
 
     def _check_unlike(self) -> None:
         """Check that those checkpoints that were fetched have weights of their own."""
