@@ -34,6 +34,10 @@ class ResourceError(IdScalingError):
     """A machine that has too little memory, or a file system that has too little room or may not be written."""
 
 
+class EstimateError(IdScalingError):
+    """Tables of a batch of estimates that could not be computed."""
+
+
 class Ended(BaseException):
     """The system asks this process to end (SIGTERM), as at the end of a job's time."""
 

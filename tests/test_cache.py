@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from id_scaling.runtime.atomic_files import sha256
 from id_scaling.sources import cache
 
 KEY = {"source": "abc", "version": 1}
@@ -125,23 +123,3 @@ def test_what_a_killed_process_left_is_removed(python: Any, place: Path) -> None
     assert content(Fill()) == "content"
     assert [path.read_text() for path in place.rglob("file.txt")] == ["content"]
     assert list(place.rglob("*.tmp-*")) == []
-
-
-def test_a_hash_is_computed_again_when_a_file_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file, hashed = tmp_path / "file", []
-    monkeypatch.setattr(cache, "sha256", lambda path: hashed.append(path) or sha256(path))
-    monkeypatch.setattr(time, "time", lambda: 4e9)  # long after all changes
-    file.write_text("one")
-    assert {cache.cached_sha256(file) for _ in range(3)} == {sha256(file)}
-    assert len(hashed) == 1
-    before = file.stat()
-    file.write_text("two")  # of the same size, and with the same time of modification
-    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert cache.cached_sha256(file) == sha256(file)
-    assert len(hashed) == 2
-
-
-def test_the_hash_of_a_file_that_was_written_a_moment_ago_is_not_kept(tmp_path: Path, place: Path) -> None:
-    (tmp_path / "file").write_text("one")
-    assert cache.cached_sha256(tmp_path / "file") == sha256(tmp_path / "file")
-    assert not place.exists()

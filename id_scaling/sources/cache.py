@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,14 +18,13 @@ from id_scaling.errors import StoreError
 from id_scaling.runtime.atomic_files import digest, sha256, sweep, writing_folder
 from id_scaling.runtime.locks import leased
 from id_scaling.runtime.logging import LOG
+from id_scaling.sources.file_hashes import FileHashes
 from id_scaling.storage.records import read_record, write_record
 
 RESOURCES = Path("resources")
 CACHE = RESOURCES / "cache"
 # Name of the record of an entry, next to its content.
 RECORD, CONTENT = "entry.json", "content"
-# Seconds for which a file has to be unchanged before its hash is kept: clocks of file systems are coarse.
-SETTLED = 2.0
 
 
 @contextmanager
@@ -67,20 +65,8 @@ def cached_folder(kind: str, key: Mapping[str, Any], fill: Callable[[Path], None
 
 
 def cached_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, computed once for each size, inode, modification and change time of it."""
-    stat = path.stat()
-    state = [stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns]
-    record = CACHE / "hashes" / f"{digest(str(path.resolve()))}.json"
-    try:
-        known = read_record(record)
-        if known["state"] == state:
-            return known["sha256"]
-    except (StoreError, OSError):  # none yet, or damaged
-        pass
-    content = sha256(path)
-    if time.time() - max(stat.st_mtime, stat.st_ctime) > SETTLED and _is_writable(record.parent):
-        write_record(record, {"state": state, "sha256": content})
-    return content
+    """Return the SHA-256 of a file, which is read again only when its size or one of its times changed."""
+    return FileHashes(CACHE / "hashes").sha256(path)
 
 
 def _is_whole(entry: Path, key: Mapping[str, Any]) -> bool:

@@ -22,7 +22,7 @@ from typing import Any
 
 from id_scaling.errors import InputError, StoreError, nearest
 from id_scaling.models.modules import Site, SiteRequest, check_paths, resolve_sites
-from id_scaling.runtime.atomic_files import digest, read_json, sha256, writing_folder
+from id_scaling.runtime.atomic_files import digest, sha256, writing_folder
 from id_scaling.runtime.locks import leased
 from id_scaling.runtime.logging import LOG
 from id_scaling.sources import bundled, hub
@@ -38,27 +38,14 @@ from id_scaling.sources.model_config import (
     read_config,
 )
 from id_scaling.sources.safe_files import check_settings, is_pickled, weight_files
+from id_scaling.sources.tokenizers import check_tokenizer
 from id_scaling.sources.untrained import seed_of
 from id_scaling.sources.weight_headers import Stored, modules_of, read_headers
 from id_scaling.storage.records import read_record, write_record
+from id_scaling.storage.tokenizers import TOKENIZER_FILES, tokenizer_digest
 
 # Beside the identity of a checkpoint that is made here: its weights.
 WEIGHTS_FOLDER = "weights"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "spiece.model")
-TOKENIZER_CONFIG = "tokenizer_config.json"
-# What of a tokenizer's config changes the tokens of a text; the rest is names, versions and chat templates.
-TOKENIZER_KEYS = (
-    "add_bos_token",
-    "add_eos_token",
-    "add_prefix_space",
-    "added_tokens_decoder",
-    "bos_token",
-    "do_lower_case",
-    "eos_token",
-    "legacy",
-    "tokenizer_class",
-    "unk_token",
-)
 
 
 def fetch_model(
@@ -214,7 +201,13 @@ def tokenizer_folder(identity: Mapping[str, Any], identity_path: Path) -> Path:
 
 
 def fetch_tokenizer(model_name: str, output: Path, settings: Mapping[str, Any] | None = None) -> None:
-    """Write the identity of a model's own tokenizer, at its main revision."""
+    """Write the identity of a model's own tokenizer, at its main revision.
+
+    Raises
+    ------
+    InputError
+        There is none, or it cannot be read.
+    """
     folder = _tokenizer_folder(model_name, output.parent / "tokenizer")
     hashes = FileHashes.of_session(output)
     identity = {
@@ -224,8 +217,10 @@ def fetch_tokenizer(model_name: str, output: Path, settings: Mapping[str, Any] |
         "source_sha256": hashes.sha256(gguf_file(model_name, "main")) if is_gguf(model_name) else None,
         "commit": _commit(folder),
         "sha256": tokenizer_digest(folder, hashes.sha256),
+        "read_from": check_tokenizer(folder),
     }
     write_record(output, identity)
+    LOG.info("%s: tokenizer %s, read from %s", model_name, identity["sha256"], identity["read_from"])
 
 
 def settings_folder(model_name: str, checkpoint: str, aside: Path) -> Path:
@@ -374,16 +369,6 @@ def tokenizer_content(model_name: str, hash_file: Callable[[Path], str]) -> dict
 # ---- what a folder holds --------------------------------------------------------------------------------------
 
 
-def tokenizer_digest(folder: Path, hash_file: Callable[[Path], str] = sha256) -> str:
-    """Return the content hash of the tokenizer in a folder: its files, and what its config says of tokens."""
-    hashes: dict[str, Any] = {name: hash_file(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()}
-    config = folder / TOKENIZER_CONFIG
-    if config.is_file():
-        said = read_json(config)
-        hashes["config"] = {key: said[key] for key in TOKENIZER_KEYS if key in said}
-    return digest(hashes)
-
-
 def check_model(
     folder: Path, request: SiteRequest, ctx_len: int, allow_pickle: bool = False, has_weights: bool = True
 ) -> dict[str, Stored]:
@@ -492,11 +477,6 @@ def local_tokenizer_folder(model_name: str) -> Path | None:
         f"{root}: found no tokenizer, expected one of {', '.join(TOKENIZER_FILES)} in it or in a checkpoint; or name a "
         "model that has one in model_config.tokenizer"
     )
-
-
-def tokenizer_files(folder: Path) -> list[Path]:
-    """Return the files that make the tokenizer in a folder."""
-    return [folder / name for name in (*TOKENIZER_FILES, TOKENIZER_CONFIG) if (folder / name).is_file()]
 
 
 def _commit(folder: Path) -> str | None:
