@@ -201,11 +201,11 @@ def _estimate_block(
 def _of_contexts(estimator: Estimator, manifest: Mapping[str, Any], block: Block) -> tuple[Neighbors, Any]:
     """Return the stored neighbors of some contexts, and their clouds where the estimator needs them."""
     rows = block.contexts
-    with reading(block.path) as file:
-        neighbors = read_neighbors(file[block.module][block.view], manifest, rows, estimator.ranks)
+    with reading(block.path, manifest) as file:
+        neighbors = read_neighbors(file, f"{block.module}/{block.view}", manifest, rows, estimator.ranks)
         if estimator.needs != "points":
             return neighbors, None
-        clouds = file[block.module]["activations"][rows.start : rows.stop]
+        clouds = file.read(f"{block.module}/activations", rows)
     view = View(**manifest["settings"]["views"][block.view])
     return neighbors, _scaled(clouds, neighbors, view)
 
@@ -217,8 +217,8 @@ def _of_run(
 
     What is random is drawn by the tokens at its position, or by all, so that it is the same at all sites.
     """
-    with reading(block.path) as file:
-        points = file[block.module][stored_as(block.cloud, block.position)][:]
+    with reading(block.path, manifest) as file:
+        points = file.read(f"{block.module}/{stored_as(block.cloud, block.position)}", block.contexts)
     view = view_of_run(View(**manifest["settings"]["views"][block.view]))
     token_ids = tokens[:, block.position] if block.cloud == POSITION else tokens
     groups = dict.fromkeys([*OF_RUN[block.cloud], *map(group_of, estimator.statistics)])
