@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from id_scaling.sources.training_steps import training_step, training_tokens
+from id_scaling.results.training_steps import training_step, training_tokens
 
 
 @pytest.mark.parametrize(

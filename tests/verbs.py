@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from id_scaling.cli.main import main
-from id_scaling.storage.layout import contexts_path, identity_path, ids_path, run_folder
+from id_scaling.storage.layout import contexts_path, figures_manifest_path, identity_path, ids_path, run_folder
 from id_scaling.study.study import Study
 from id_scaling.text.shuffling import NONE
 
@@ -77,7 +77,8 @@ def run_study(config: dict[str, Any]) -> Path:
     summary = [f"--{kind}={session}/summary.{suffix}" for kind, suffix in SUMMARIES.items()]
     assert main(["summarize", "--settings", study.summarize_settings(), f"--session={session}", *summary]) == 0
     figures = [*study.figures(), study.report()]
-    assert main(["plot", f"--session={session}", "--output", *figures]) == 0
+    drawn = [f"--session={session}", f"--record={figures_manifest_path(session)}", "--output", *figures]
+    assert main(["plot", "--settings", study.plot_settings(), *drawn]) == 0
     return session
 
 

@@ -11,7 +11,7 @@ import math
 import os
 import shlex
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,10 +20,10 @@ import polars as pl
 
 from id_scaling.errors import StoreError, UnsealedError
 from id_scaling.neighbors.cloud_kinds import CONTEXT
-from id_scaling.results.summary import COLUMNS, readable
+from id_scaling.results.summary import COLUMNS
 from id_scaling.runtime.atomic_files import sha256
-from id_scaling.storage.layout import Run, contexts_path, identity_path, ids_path, run_folder
-from id_scaling.storage.records import read_record, read_table
+from id_scaling.storage.layout import Run, contexts_path, figures_manifest_path, identity_path, ids_path, run_folder
+from id_scaling.storage.records import read_note, read_record, read_table
 from id_scaling.study.study import Study
 from id_scaling.text.shuffling import NONE
 
@@ -96,7 +96,7 @@ class _Check:
                 self._add("stale", run_folder(self.session, run) / "manifest.json", f"a file of the run lacks {error}")
         self._check_alike()
         if study.estimators:
-            self._check_summary()
+            self._check_figures(self._check_summary())
         self._check_leftovers()
 
     def _add(self, kind: str, path: Path, words: str, target: Path | None = None) -> None:
@@ -218,26 +218,42 @@ class _Check:
             for path in paths[1:]:
                 self._add("suspicious", path, f"the same weights, and the same contexts, as {paths[0]}")
 
-    def _check_summary(self) -> None:
-        """Check the table of the session, and what is written of it as text."""
+    def _check_summary(self) -> str | None:
+        """Check the table of the session, and what is written of it as text; return its hash."""
         path = self.session / "summary.parquet"
-        for figure in map(Path, self.study.targets()):
-            if figure.suffix in (".html", ".svg", ".png") and not figure.is_file():
-                self._add("missing", figure, "not there")
         found = self._read(path, read_table)
         if not found:
-            return
+            return None
         summary, settings = found
         self._compare_settings(path, settings, self.study.summarize_settings())
         if summary.columns != [name for name, _, _ in COLUMNS]:
             self._add("stale", path, "holds other columns than it would now")
-            return
+            return None
         if summary["versions"].n_unique() > 1:
             self._add("suspicious", path, "runs of different library versions, see its column `versions`")
-        for kind, text in (("csv", summary.write_csv()), ("txt", readable(summary))):
-            copy = path.with_suffix(f".{kind}")
-            if self._read(copy, lambda one: one.read_bytes()) not in (None, text.encode()):
-                self._add("damaged", copy, f"not what {path.name} says")
+        self._check_files(path, [path.with_suffix(".csv"), path.with_suffix(".txt")], read_note(path, "files"))
+        return sha256(path)
+
+    def _check_figures(self, summary: str | None) -> None:
+        """Check the figures and the report against their record, and that against the summary."""
+        path = figures_manifest_path(self.session)
+        record = self._read(path, read_record)
+        if record:
+            self._compare_settings(path, record["settings"], self.study.plot_settings())
+            self._compare(path, "summary", record["summary"], summary)
+        figures = [*map(Path, self.study.figures()), Path(self.study.report())]
+        self._check_files(path, figures, record and record["files"])
+
+    def _check_files(self, record: Path, paths: Iterable[Path], files: Mapping[str, str] | None) -> None:
+        """Check files without a seal against the checksums that a record has of them."""
+        for path in paths:
+            digits = self._read(path, sha256)
+            if files is not None and digits is not None:
+                name = str(path.relative_to(self.session))
+                if name not in files:
+                    self._add("stale", path, f"{record.name} has no checksum of it")
+                elif digits != files[name]:
+                    self._add("damaged", path, f"its content is not what {record.name} says")
 
     def _check_leftovers(self) -> None:
         """Find what killed jobs left, and runs that the study does not ask for."""

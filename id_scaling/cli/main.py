@@ -95,7 +95,8 @@ def _size(path: Path) -> str:
 
         return f"{pl.scan_parquet(path, glob=False).select(pl.len()).collect().item()} rows"
     if path.name == "manifest.json":
-        return f"{json.loads(path.read_text())['n_contexts']} contexts"
+        record = json.loads(path.read_text())
+        return f"{record['n_contexts']} contexts" if "n_contexts" in record else f"{len(record['files'])} files"
     return f"{path.stat().st_size} bytes"
 
 
@@ -227,13 +228,14 @@ def extract(arguments: Arguments) -> None:
 
 def estimate(arguments: Arguments) -> None:
     """Estimate every cloud of one module of a run by one estimator."""
+    from id_scaling.estimators.registry import get_estimator
     from id_scaling.results.estimates import estimate_run
 
     settings = arguments.settings
     estimate_run(
         arguments.manifest,
         settings["module"],
-        settings["estimator"],
+        get_estimator(settings["estimator"]),
         settings,
         arguments.output,
         arguments.threads,
@@ -248,10 +250,16 @@ def summarize(arguments: Arguments) -> None:
 
 
 def plot(arguments: Arguments) -> None:
-    """Draw the figures of a session, and its report."""
+    """Draw the figures of a session and its report, and record what they were drawn from and the checksum of each."""
     from id_scaling.plots.render import plot
+    from id_scaling.runtime.atomic_files import sha256
+    from id_scaling.storage.records import checksums, write_record
 
-    plot(arguments.session, arguments.output)
+    session, settings = arguments.session, arguments.settings
+    summary = sha256(session / "summary.parquet")
+    plot(session, arguments.output)
+    files = checksums(arguments.output, session)
+    write_record(arguments.record, {"settings": settings, "summary": summary, "files": files})
 
 
 def validate(arguments: Arguments) -> None:
@@ -394,6 +402,7 @@ OPTIONS: dict[str, dict] = {
     "--parquet": {"type": Path, "required": True, "help": "table to write"},
     "--csv": {"type": Path, "required": True, "help": "the same as text, to write"},
     "--text": {"type": Path, "required": True, "help": "readable summary to write"},
+    "--record": {"type": Path, "required": True, "help": "settings and checksums of what was drawn, to write"},
     "--checkpoint": {"default": "main", "help": "training checkpoint"},
     "--root": {"type": Path, "default": Path("."), "help": "root of the repository"},
     "--tflops": {
@@ -410,7 +419,7 @@ OPTIONS: dict[str, dict] = {
 }
 
 # What the verbs of jobs write.
-OUTPUTS = frozenset(("--output", "--outputs", "--parquet", "--csv", "--text"))
+OUTPUTS = frozenset(("--output", "--outputs", "--parquet", "--csv", "--text", "--record"))
 
 VERBS: dict[str, tuple[Callable[[Arguments], int | None], tuple[str, ...]]] = {
     "prepare-model": (prepare_model, ("--output",)),
@@ -426,7 +435,7 @@ VERBS: dict[str, tuple[Callable[[Arguments], int | None], tuple[str, ...]]] = {
     "extract": (extract, ("--settings", "--execution", "--threads", "--contexts", "--model", "--weights", "--output")),
     "estimate": (estimate, ("--settings", "--threads", "--manifest", "--output")),
     "summarize": (summarize, ("--settings", "--session", "--parquet", "--csv", "--text")),
-    "plot": (plot, ("--session", "--outputs")),
+    "plot": (plot, ("--settings", "--session", "--outputs", "--record")),
     "validate": (validate, ("config",)),
     "check": (check, ("config",)),
     "status": (status, ("config",)),

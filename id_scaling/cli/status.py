@@ -21,7 +21,16 @@ from id_scaling.runtime.logging import plain
 from id_scaling.sources import bundled
 from id_scaling.sources.models import RESOURCES
 from id_scaling.storage.layer_writer import CONTEXTS_A_PART
-from id_scaling.storage.layout import Run, called, contexts_path, identity_path, ids_path, run_folder, weights_folder
+from id_scaling.storage.layout import (
+    Run,
+    called,
+    contexts_path,
+    figures_manifest_path,
+    identity_path,
+    ids_path,
+    run_folder,
+    weights_folder,
+)
 from id_scaling.study.study import Study
 from id_scaling.text.shuffling import NONE
 
@@ -118,7 +127,8 @@ def jobs_of(study: Study) -> Iterator[Job]:
                 yield Job("estimate", (ids_path(session, run, module, estimator),), log)
     if study.estimators:
         yield Job("summarize", tuple(map(Path, study.summaries())), _log(session, "summarize"))
-        yield Job("plot", tuple(map(Path, [*study.figures(), study.report()])), _log(session, "plot"))
+        drawn = map(Path, [*study.figures(), study.report()])
+        yield Job("plot", (*drawn, figures_manifest_path(session)), _log(session, "plot"))
 
 
 def status_of(study: Study) -> Status:

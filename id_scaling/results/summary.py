@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from id_scaling.results import uncertainty as intervals
-from id_scaling.sources.training_steps import training_step, training_tokens
+from id_scaling.results.training_steps import training_step, training_tokens
 from id_scaling.neighbors.cloud_kinds import CONTEXT
 from id_scaling.results.equivalents import DISTRIBUTIONS, equivalent
 from id_scaling.errors import StoreError, made_anew
@@ -24,7 +24,7 @@ from id_scaling.runtime.atomic_files import writing
 from id_scaling.text.documents import documents_of, groups_of
 from id_scaling.runtime.logging import LOG, Progress
 from id_scaling.storage.layout import Run, called, contexts_path, extraction_digest, ids_path, run_folder, runs_of
-from id_scaling.storage.records import read_record, read_table, write_table
+from id_scaling.storage.records import checksums, read_record, read_table, write_table
 from id_scaling.neighbors.views import leading_view
 
 GROUP = ["group", "group_value"]
@@ -248,11 +248,12 @@ def summarize(session: Path, settings: Mapping[str, Any], parquet: Path, csv: Pa
     if summary["versions"].n_unique() > 1:
         LOG.warning("mixed library versions, see the column `versions`: %s", summary["versions"].unique().to_list())
     columns = {name: {"unit": unit, "meaning": meaning} for name, unit, meaning in COLUMNS}
-    write_table(parquet, summary, settings, columns=columns)
     with writing(csv) as aside:
         summary.write_csv(aside)
     with writing(text) as aside:
         aside.write_text(readable(summary))
+    # Last, as it vouches for the others: they have no checksum of their own.
+    write_table(parquet, summary, settings, columns=columns, files=checksums((csv, text), parquet.parent))
     LOG.info("%d rows in %s", len(summary), parquet)
 
 

@@ -78,6 +78,11 @@ def identity_path(session: Path, kind: str, *names: str) -> Path:
     return session.joinpath(kind, *names, "identity.json")
 
 
+def figures_manifest_path(session: Path) -> Path:
+    """Return the record of the figures and the report of a session: their settings, and the checksum of each."""
+    return session / "figures/manifest.json"
+
+
 def file_of(layer: int | None) -> str:
     """Return the name of the file that holds a layer's sites; None is outside the blocks."""
     return "outblock.h5" if layer is None else f"layer_{layer:02d}.h5"

@@ -10,13 +10,13 @@ import hashlib
 import json
 import mmap
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from id_scaling.errors import StoreError, UnsealedError, made_anew
-from id_scaling.runtime.atomic_files import canonical_json, writing
+from id_scaling.runtime.atomic_files import canonical_json, sha256, writing
 
 if TYPE_CHECKING:
     import polars as pl
@@ -43,6 +43,11 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
+def checksums(paths: Iterable[Path], folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of files by their paths inside a folder, as a record keeps those of files without a seal."""
+    return {str(Path(path).relative_to(folder)): sha256(path) for path in sorted(paths)}
+
+
 def write_table(path: Path, table: pl.DataFrame, facts: Any, **notes: Any) -> None:
     """Write a table, its facts, and notes by their names in its metadata as JSON, whole or not at all."""
     with writing(path) as aside:
@@ -57,6 +62,14 @@ def read_table(path: Path, columns: list[str] | None = None) -> tuple[pl.DataFra
 
     check_seal(path)
     return pl.read_parquet(path, columns=columns, glob=False), json.loads(pl.read_parquet_metadata(path)[FACTS])
+
+
+def read_note(path: Path, name: str) -> Any:
+    """Return a note in the metadata of a table that is known to be as it was written; None where it has none."""
+    import polars as pl
+
+    note = pl.read_parquet_metadata(path).get(name)
+    return None if note is None else json.loads(note)
 
 
 def table_metadata(facts: Any) -> dict[str, str]:

@@ -22,6 +22,7 @@ from id_scaling.models.modules import request_of
 from id_scaling.neighbors.cloud_kinds import CLOUDS
 from id_scaling.neighbors.statistics import GROUPS
 from id_scaling.plots.catalog import figures_of, n_sizes
+from id_scaling.results.training_steps import training_step
 from id_scaling.runtime.atomic_files import canonical_json
 from id_scaling.sources import bundled
 from id_scaling.sources.datasets import dataset_files, shard_files
@@ -39,7 +40,6 @@ from id_scaling.sources.models import (
     tokenizer_files,
 )
 from id_scaling.sources.safe_files import weight_files
-from id_scaling.sources.training_steps import training_step
 from id_scaling.sources.untrained import seed_of
 from id_scaling.storage.layout import Run, extraction_digest, identity_path, ids_path, run_folder, slug
 from id_scaling.storage.records import read_record

@@ -1,8 +1,8 @@
 """The factors by which estimates spread more than asymptotic standard errors say, by simulation.
 
 `python -m tests.full.tabulate_spread [method …]` writes `estimators/standard_error_tables/<method>.py`; all
-methods take forty minutes of two cores. For each geometry, d and n it draws clouds, estimates each, and divides the standard
-deviation of the estimates over clouds by the root mean square of the asymptotic standard errors. The geometries:
+methods take forty minutes of two cores. For each geometry, d and n it draws clouds, estimates each, and divides the
+standard deviation of the estimates over clouds by the root mean square of the asymptotic standard errors. Geometries:
 
 torus     d angles, uniform, each as (cos, sin): flat, without a boundary, of one density;
 gaussian  the standard normal distribution: its density changes from point to point.

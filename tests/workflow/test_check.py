@@ -35,7 +35,17 @@ READERS = {
     "runs/*/step0/*/*/*/*/ids/mlp/mle.parquet": "summarize",
     "summary.parquet": "plot",
 }
-FOUND_BY_CHECK_ALONE = ("runs/*/step0/*/*/*/*/outblock.h5", "runs/*/*/*/*/*/*/tokens.h5", "summary.csv", "summary.txt")
+FOUND_BY_CHECK_ALONE = (
+    "runs/*/step0/*/*/*/*/outblock.h5",
+    "runs/*/*/*/*/*/*/tokens.h5",
+    "summary.csv",
+    "summary.txt",
+    "report.html",
+    "figures/*.html",
+    "figures/*.svg",
+    "figures/*.png",
+    "figures/manifest.json",
+)
 
 
 @pytest.fixture(scope="module")
@@ -114,9 +124,15 @@ def arguments_of(verb: str, session: Workflow) -> list[str]:
             **{kind: f"results/tiny/summary.{kind}" for kind in ("parquet", "csv")},
             "text": "results/tiny/summary.txt",
         },
-        "plot": {"session": "results/tiny", "output": "results/tiny/figures/id_by_layer.svg"},
+        "plot": {
+            "settings": jobs.plot_settings(),
+            "session": "results/tiny",
+            "output": [*jobs.figures(), jobs.report()],
+            "record": "results/tiny/figures/manifest.json",
+        },
     }
-    return [verb, *(part for key, value in options[verb].items() for part in (f"--{key}", value))]
+    lists = {key: value if isinstance(value, list) else [value] for key, value in options[verb].items()}
+    return [verb, *(part for key, values in lists.items() for part in (f"--{key}", *values))]
 
 
 def found(session: Workflow, kind: str) -> dict[str, str]:

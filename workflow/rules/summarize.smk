@@ -51,6 +51,7 @@ rule plot:
             caption="../report/report.rst",
             category="Report",
         ),
+        manifest="<session>/figures/manifest.json",
     log:
         "<session>/logs/plot.log",
     benchmark:
@@ -65,7 +66,9 @@ rule plot:
     shell:
         r"""
         id_scaling plot \
+            --settings {params.settings:q} \
             --session "$(dirname {input:q})" \
-            --output {output:q} \
+            --output {output.files:q} {output.figures:q} {output.report:q} \
+            --record {output.manifest:q} \
             2>&1 | tee {log:q}
         """

@@ -17,7 +17,7 @@ from numba.extending import intrinsic, overload
 from scipy.linalg.blas import dsyrk, ssyrk
 
 from id_scaling.neighbors.clusters import Shifts
-from id_scaling.neighbors.kernels.dispatch import Survey
+from id_scaling.neighbors.kernels.survey import Survey
 
 # Column j is compared within lane j mod LANES, not a power of two: twins stand a power of two apart more often.
 LANES = 208

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from id_scaling.neighbors.clusters import Shifts
-from id_scaling.neighbors.kernels.dispatch import Survey
+from id_scaling.neighbors.kernels.survey import Survey
 
 # Coordinate differences held at once: 512 MB on a GPU's scale, 32 MB on a CPU's.
 HELD_ON_GPU, HELD_ON_CPU = 2**26, 2**22
