@@ -12,8 +12,10 @@ import polars as pl
 import pytest
 
 from id_scaling.errors import StoreError
+from id_scaling.estimators.registry import get_estimator
 from id_scaling.models.modules import Site
 from id_scaling.neighbors.find import find_neighbors
+from id_scaling.neighbors.precision import exceeds, rounded
 from id_scaling.neighbors.statistics import names_of
 from id_scaling.neighbors.views import View
 from id_scaling.results.estimates import estimate_run
@@ -218,13 +220,22 @@ LARGE = 1e6  # beyond float16, whose largest number is 65504
     ],
 )
 def test_values_beyond_the_precision_are_saved_in_float32(values: list[float], save_fp: str, dtype: str) -> None:
-    from id_scaling.extraction.compute import rounded
-
-    given = np.array(values, dtype=np.float32)
+    given = np.array([values], dtype=np.float32)
     found = rounded(given, save_fp)
     assert found.dtype == dtype
     np.testing.assert_array_equal(found.astype(np.float64), given.astype(dtype).astype(np.float64))
     assert np.isfinite(found).tolist() == np.isfinite(given).tolist()
+
+
+def test_what_is_rounded_depends_on_the_cloud_and_not_on_its_batch() -> None:
+    clouds = np.random.default_rng(0).normal(size=(4, 5, 6)).astype(np.float32)
+    clouds[2, 3, 1] = LARGE
+    whole = rounded(clouds, "float16")
+    assert whole.dtype == np.float32
+    assert exceeds(clouds, "float16").tolist() == exceeds(whole, "float16").tolist() == [False, False, True, False]
+    for number, cloud in enumerate(clouds):
+        np.testing.assert_array_equal(whole[number : number + 1], rounded(cloud[None], "float16"))
+        np.testing.assert_array_equal(whole[number], cloud if number == 2 else cloud.astype(np.float16))
 
 
 @pytest.mark.parametrize("wide", [0, 1, 2], ids=["first batch wide", "second batch wide", "last batch wide"])
@@ -260,16 +271,18 @@ RANKS = tuple(range(1, 22))
 class Store:
     """A store of three clouds at one site, and its manifest."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, largest: float = 1.0, save_fp: str = "float32") -> None:
+        self.save_fp = save_fp
         self.folder, self.path, self.manifest = folder, folder / "layer_00.h5", folder / "manifest.json"
         clouds = np.random.default_rng(0).normal(size=(3, 30, 3)).astype(np.float32)
+        clouds[1, 7, 2] *= largest
         found = [find_neighbors(cloud, [View()], RANKS)[0] for cloud in clouds]
         with writing_part(folder / "part", len(clouds)) as writer:
             arrays = {
                 "default/r1": np.stack([one.r1 for one in found]),
                 "default/log_ratio": np.stack([one.log_ratio for one in found]).astype(np.float32),
                 "default/statistics": np.array([list(one.statistics.values()) for one in found]),
-                "activations": clouds,
+                "activations": rounded(clouds, save_fp),
             }
             writer.write_site(SITES[0], 0, arrays)
         made_with = {"layout": LAYOUT_VERSION, "digest": "d1"}
@@ -280,11 +293,18 @@ class Store:
         """Write the manifest of what is there; `changes` replace its keys."""
         files = {self.path.name: {**self.entry, "bytes": self.path.stat().st_size, "sha256": sha256(self.path)}}
         sites = [[site.module, site.layer, site.path] for site in SITES[:1]]
-        known = {"layout": LAYOUT_VERSION, "digest": "d1", "sites": sites, "n_contexts": 3, "files": files}
+        known = {
+            "layout": LAYOUT_VERSION,
+            "digest": "d1",
+            "made_from": {},
+            "sites": sites,
+            "n_contexts": 3,
+            "files": files,
+        }
         known |= {
             "ranks": list(RANKS),
             "statistics": list(names_of(())),
-            "settings": {"views": {"default": vars(View())}, "sites": {}},
+            "settings": {"views": {"default": vars(View())}, "sites": {}, "save_fp": self.save_fp},
         }
         write_record(self.manifest, {**known, **changes})
 
@@ -293,7 +313,7 @@ class Store:
         output = self.folder / f"{name}.parquet"
         output.unlink(missing_ok=True)
         settings = {"views": ["default"], "clouds": ["context"], "has_local": has_local, "max_seconds": 60.0}
-        estimate_run(self.manifest, "block", name, settings, output, 1)
+        estimate_run(self.manifest, "block", get_estimator(name), settings, output, 1)
         return pl.read_parquet(output)
 
     def flip(self, position: int) -> None:
@@ -309,6 +329,15 @@ class Store:
 def store(tmp_path: Path) -> Store:
     """A store to be damaged."""
     return Store(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("save_fp", "expected"), [("float32", ["float32"] * 3), ("float16", ["float16", "float32", "float16"])]
+)
+def test_tables_say_in_which_precision_each_cloud_was_saved(save_fp: str, expected: list[str], tmp_path: Path) -> None:
+    store = Store(tmp_path, largest=LARGE, save_fp=save_fp)
+    assert store.estimate("skdim_lPCA")["save_fp"].to_list() == expected
+    assert store.estimate("mle")["save_fp"].to_list() == [None] * 3  # neighbors are of what the model made
 
 
 def test_store_that_is_whole_is_read(store: Store) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from id_scaling.errors import Ended, IdScalingError, of_a_disk
+from id_scaling.errors import Ended, IdScalingError, of_a_disk, of_memory
 from id_scaling.runtime.interrupts import endable
 from id_scaling.runtime.logging import LOG, plain, start_logging
 
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("ended: the system asked for it (SIGTERM), as at the end of a job's time", file=sys.stderr)
             return 128 + signal.SIGTERM
         except Exception as error:
-            shown = error if isinstance(error, IdScalingError) else of_a_disk(error)
+            shown = error if isinstance(error, IdScalingError) else of_a_disk(error) or of_memory(error)
             if shown is None:
                 raise
             print(f"error: {plain(str(shown))}", file=sys.stderr)
