@@ -10,6 +10,7 @@ import argparse
 import json
 import math
 import os
+import resource
 import signal
 import socket
 import sys
@@ -35,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; an error of the package is one message on standard error and exit status 1."""
     arguments = _parser().parse_args(argv)
     start_logging(arguments.verbose)
+    _warn_of_limit()
     with endable():
         try:
             return _run(arguments)
@@ -47,6 +49,17 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise
             print(f"error: {plain(str(shown))}", file=sys.stderr)
             return 1
+
+
+def _warn_of_limit() -> None:
+    """Say that memory is limited where it is: libraries in Rust and C++ end the process in words of their own."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY:
+        LOG.warning(
+            "memory is limited to %.0f MB of addresses (ulimit -v); `memory allocation failed`, `bad_alloc` or an end "
+            "by signal 6 or 11 mean that it is too little",
+            limit / 1e6,
+        )
 
 
 def _run(arguments: Arguments) -> int:
