@@ -34,6 +34,10 @@ class ResourceError(IdScalingError):
     """A machine that has too little memory, or a file system that has too little room or may not be written."""
 
 
+class EstimateError(IdScalingError):
+    """Tables of a batch of estimates that could not be computed."""
+
+
 class Ended(BaseException):
     """The system asks this process to end (SIGTERM), as at the end of a job's time."""
 
@@ -83,6 +87,16 @@ def of_a_disk(error: Exception) -> ResourceError | None:
             where = name or (found and found[1]) or text
             return ResourceError(f"{where}: {os.strerror(code)}; {advice} and run again: what was finished is kept")
     return None
+
+
+# Characters of what someone else wrote, another package's error say, that a message shows.
+MAX_SHOWN = 500
+
+
+def shortened(text: str) -> str:
+    """Return a text on one line, a long one without its end."""
+    text = " ".join(text.split())
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]} …"
 
 
 def nearest(name: str, allowed: Iterable[str], n: int = 3) -> str:

@@ -23,6 +23,11 @@ from id_scaling.errors import ResourceError, StoreError
 # Ends the name of the file that lists the renames of a set of files.
 RENAMES = ".renames"
 
+# Read once, as it can only be read by setting it.
+_UMASK = os.umask(0o077)
+os.umask(_UMASK)
+FILE_MODE = 0o666 & ~_UMASK
+
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
@@ -33,6 +38,7 @@ def writing(path: Path) -> Iterator[Path]:
     try:
         with _naming(path):
             yield aside
+            _follow_umask(aside)
             sync(aside)
         os.replace(aside, path)
         sync(path.parent)
@@ -75,6 +81,7 @@ def writing_all(paths: Sequence[Path]) -> Iterator[list[Path]]:
         with _naming(paths[0]):
             yield asides
         for aside in asides:
+            _follow_umask(aside)
             sync(aside)
         pairs = zip(asides, paths, strict=True)
         renames = [[os.path.relpath(path, folder) for path in pair] for pair in pairs]
@@ -121,6 +128,7 @@ def writing_folder(path: Path) -> Iterator[Path]:
         with _naming(path):
             yield aside
         for file in aside.iterdir():
+            _follow_umask(file)
             sync(file)
         sync(aside)
         shutil.rmtree(path, ignore_errors=True)
@@ -128,6 +136,13 @@ def writing_folder(path: Path) -> Iterator[Path]:
         sync(path.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _follow_umask(path: Path) -> None:
+    """Let those read or write a file who may by this process's umask: some libraries write for the owner only."""
+    mode = path.stat().st_mode
+    if path.is_file() and not path.is_symlink() and mode | FILE_MODE != mode:
+        path.chmod(mode | FILE_MODE)
 
 
 def require_room(path: Path, n_bytes: int, kept: str) -> None:
