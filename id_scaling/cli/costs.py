@@ -37,7 +37,7 @@ TABLES_A_SUBMISSION = 100
 # What text is about, where there is only its size: bytes of a token, and how often compressed text is as long.
 BYTES_A_TOKEN, INFLATION = 4, 3
 # Measured on whole files: what HDF5 adds, what tokens.h5 and tokens.parquet hold of a token, tables of IDs.
-BYTES_A_FILE, BYTES_A_DATASET, BYTES_A_CHUNK = 7_000, 400, 20
+BYTES_A_FILE, BYTES_A_DATASET, BYTES_A_CHUNK = 7_000, 400, 36
 BYTES_OF_SCORES, BYTES_A_TABLE, BYTES_A_ROW = 18, 7_500, 77
 BYTES_OF_FLOAT = {"float16": 2, "float32": 4, "float64": 8}
 # FLOPs by n² d: the inner products of a cloud are n² d multiply-adds, and the rest is taken to cost as much.

@@ -10,6 +10,7 @@ import argparse
 import json
 import math
 import os
+import resource
 import signal
 import socket
 import sys
@@ -18,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from id_scaling.errors import Ended, IdScalingError, of_a_disk
+from id_scaling.errors import Ended, IdScalingError, of_a_disk, of_memory
 from id_scaling.runtime.atomic_files import sweep
 from id_scaling.runtime.interrupts import endable
 from id_scaling.runtime.logging import LOG, plain, start_logging
@@ -42,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; an error of the package is one message on standard error and exit status 1."""
     arguments = _parser().parse_args(argv)
     start_logging(arguments.verbose)
+    _warn_of_limit()
     with endable():
         try:
             return run_job(arguments)
@@ -55,11 +57,22 @@ def run_job(arguments: Arguments) -> int:
     try:
         return _run(arguments)
     except Exception as error:
-        shown = error if isinstance(error, IdScalingError) else of_a_disk(error)
+        shown = error if isinstance(error, IdScalingError) else of_a_disk(error) or of_memory(error)
         if shown is None:
             raise
         print(f"error: {plain(str(shown))}", file=sys.stderr)
         return 1
+
+
+def _warn_of_limit() -> None:
+    """Say that memory is limited where it is: libraries in Rust and C++ end the process in words of their own."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY:
+        LOG.warning(
+            "memory is limited to %.0f MB of addresses (ulimit -v); `memory allocation failed`, `bad_alloc` or an end "
+            "by signal 6 or 11 mean that it is too little",
+            limit / 1e6,
+        )
 
 
 def _run(arguments: Arguments) -> int:

@@ -296,7 +296,7 @@ def _holder(folder: Path) -> Holder | None:
     path = folder / ".lease"
     holder = read_holder(path)
     try:
-        age = time.time() - path.stat().st_mtime
+        age = time.time() - path.lstat().st_mtime
     except FileNotFoundError:
         return None
     return None if holder is None or holder.is_gone(age) else holder

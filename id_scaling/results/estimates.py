@@ -24,6 +24,7 @@ from id_scaling.estimators.near_copies import K, tiny_share
 from id_scaling.neighbors.cloud_kinds import CONTEXT, POSITION, clouds_of_run, stored_as, view_of_run
 from id_scaling.neighbors.find import Neighbors, find_neighbors, stacked
 from id_scaling.neighbors.kernels.dispatch import kernels_of
+from id_scaling.neighbors.precision import exceeds
 from id_scaling.neighbors.statistics import group_of, participation_ratio, participation_ratio_corrected
 from id_scaling.neighbors.transforms import transform
 from id_scaling.neighbors.views import View, views_at
@@ -65,6 +66,7 @@ SCHEMA = {
     "nn_same_token": pl.Float64,
     "nn_within_5": pl.Float64,
     "nn_overlap": pl.Float64,
+    "save_fp": pl.String,
 }
 
 
@@ -184,30 +186,35 @@ def _estimate_block(
 ) -> pl.DataFrame:
     """Return the table of a block of clouds; `local`, if asked for, is one value a point."""
     if block.is_of_run:
-        neighbors, points = _of_run(estimator, manifest, tokens, block)
+        neighbors, points, precisions = _of_run(estimator, manifest, tokens, block)
     else:
-        neighbors, points = _of_contexts(estimator, manifest, block)
+        neighbors, points, precisions = _of_contexts(estimator, manifest, block)
     if points is None:
         found = estimate_from_neighbors(estimator, neighbors, settings["has_local"])
     else:
         found = estimate_from_points(estimator, points, neighbors, settings["max_seconds"], settings["has_local"])
-    table = _table(estimator, block, neighbors, found)
+    table = _table(estimator, block, neighbors, found, precisions)
     if not settings["has_local"]:
         return table
     local = pl.Series("local", found.local.tolist(), dtype=pl.List(pl.Float64))
     return table.with_columns(local.list.eval(pl.element().fill_nan(None)))
 
 
-def _of_contexts(estimator: Estimator, manifest: Mapping[str, Any], block: Block) -> tuple[Neighbors, Any]:
-    """Return the stored neighbors of some contexts, and their clouds where the estimator needs them."""
+def _of_contexts(
+    estimator: Estimator, manifest: Mapping[str, Any], block: Block
+) -> tuple[Neighbors, Any, list[str | None]]:
+    """Return the stored neighbors of some contexts; where the estimator needs them, their clouds and precisions."""
     rows = block.contexts
-    with reading(block.path) as file:
-        neighbors = read_neighbors(file[block.module][block.view], manifest, rows, _ranks_of(estimator, manifest))
+    with reading(block.path, manifest) as file:
+        path = f"{block.module}/{block.view}"
+        neighbors = read_neighbors(file, path, manifest, rows, _ranks_of(estimator, manifest))
         if estimator.needs != "points":
-            return neighbors, None
-        clouds = file[block.module]["activations"][rows.start : rows.stop]
-    view = View(**manifest["settings"]["views"][block.view])
-    return neighbors, _scaled(clouds, neighbors, view)
+            return neighbors, None, [None] * len(block)
+        clouds = file.read(f"{block.module}/activations", rows)
+    made = manifest["settings"]
+    view = View(**made["views"][block.view])
+    is_wide, save_fp = exceeds(clouds, made["save_fp"]), {False: made["save_fp"], True: str(clouds.dtype)}
+    return neighbors, _scaled(clouds, neighbors, view), [save_fp[is_so] for is_so in is_wide.tolist()]
 
 
 def _ranks_of(estimator: Estimator, manifest: Mapping[str, Any]) -> tuple[int, ...]:
@@ -218,13 +225,13 @@ def _ranks_of(estimator: Estimator, manifest: Mapping[str, Any]) -> tuple[int, .
 
 def _of_run(
     estimator: Estimator, manifest: Mapping[str, Any], tokens: np.ndarray, block: Block
-) -> tuple[Neighbors, Any]:
-    """Return the neighbors of one cloud of all contexts of a run, and its points where the estimator needs them.
+) -> tuple[Neighbors, Any, list[str | None]]:
+    """Return the neighbors of one cloud of a run; where the estimator needs them, its points and their precision.
 
     What is random is drawn by the tokens at its position, or by all, so that it is the same at all sites.
     """
-    with reading(block.path) as file:
-        points = file[block.module][stored_as(block.cloud, block.position)][:]
+    with reading(block.path, manifest) as file:
+        points = file.read(f"{block.module}/{stored_as(block.cloud, block.position)}", block.contexts)
     view = view_of_run(View(**manifest["settings"]["views"][block.view]))
     token_ids = tokens[:, block.position] if block.cloud == POSITION else tokens
     groups = dict.fromkeys([*OF_RUN[block.cloud], *map(group_of, estimator.statistics)])
@@ -241,10 +248,14 @@ def _of_run(
             f"{block.path}: all products of {len(points)} contexts ({block.cloud}) do not fit in memory; give the job "
             "more, take fewer contexts (max_contexts), or leave the cloud out"
         ) from error
-    return neighbors, _scaled(points[None], neighbors, view, token_ids) if estimator.needs == "points" else None
+    if estimator.needs != "points":
+        return neighbors, None, [None]
+    return neighbors, _scaled(points[None], neighbors, view, token_ids), [str(points.dtype)]
 
 
-def _table(estimator: Estimator, block: Block, neighbors: Neighbors, found: Estimates) -> pl.DataFrame:
+def _table(
+    estimator: Estimator, block: Block, neighbors: Neighbors, found: Estimates, precisions: list[str | None]
+) -> pl.DataFrame:
     """Return the rows of a block of clouds; what there is no number of is null."""
     n_clouds, left_out = len(block), LEFT_OUT_OF_RUN if block.is_of_run else ()
     columns = {
@@ -258,6 +269,7 @@ def _table(estimator: Estimator, block: Block, neighbors: Neighbors, found: Esti
         "value": found.value,
         "stderr": found.stderr,
         "status": [str(word) for word in found.status],
+        "save_fp": precisions,
         "median_r1": _medians(neighbors.r1),
         "tiny_r1": tiny_share(neighbors.r1),
         **{name: values for name, values in neighbors.statistics.items() if name in SCHEMA.keys() - left_out},
