@@ -73,6 +73,16 @@ def of_a_disk(error: Exception) -> ResourceError | None:
     return None
 
 
+# Characters of what someone else wrote, another package's error say, that a message shows.
+MAX_SHOWN = 500
+
+
+def shortened(text: str) -> str:
+    """Return a text on one line, a long one without its end."""
+    text = " ".join(text.split())
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]} …"
+
+
 def nearest(name: str, allowed: Iterable[str], n: int = 3) -> str:
     """Return a sentence part that names the values closest to `name`, whatever their case, or all of a short list."""
     allowed = sorted(allowed)

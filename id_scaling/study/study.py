@@ -28,16 +28,18 @@ from id_scaling.runtime.atomic_files import canonical_json
 from id_scaling.sources import bundled
 from id_scaling.sources.datasets import dataset_files, shard_files
 from id_scaling.sources.derived import is_derived, is_gguf
+from id_scaling.sources.gguf_header import check_gguf
 from id_scaling.sources.model_config import Architecture, architecture_of, check_request, config_digest
 from id_scaling.sources.models import (
+    check_built,
     check_model,
+    check_paths_of,
     check_unlike,
     expanded,
     known_identity,
     local_tokenizer_folder,
     looks_local,
     model_folder,
-    tokenizer_files,
 )
 from id_scaling.sources.safe_files import weight_files
 from id_scaling.sources.untrained import seed_of
@@ -52,9 +54,11 @@ from id_scaling.storage.layout import (
     slug,
 )
 from id_scaling.storage.records import read_record
+from id_scaling.storage.tokenizers import tokenizer_digest, tokenizer_files
 from id_scaling.study.config import Config, ModelConfig, parse
 from id_scaling.study.fingerprint import fingerprint
 from id_scaling.text.shuffling import NONE
+from id_scaling.text.tokenization import load_tokenizer
 
 # Of settings: Linux takes arguments of up to 131,072 bytes, and a rule's whole command is one.
 MOST_BYTES = 120_000
@@ -289,6 +293,7 @@ class Study:
                 "id_column": of_dataset.id_column,
                 "max_broken_share": of_dataset.max_broken_share,
                 "add_bos": self.config.add_bos,
+                "allow_special_tokens": of_dataset.allow_special_tokens,
             },
         )
 
@@ -426,37 +431,46 @@ class Study:
 
     # ---- checks before any job --------------------------------------------------------------------------------
 
-    def check(self) -> None:
+    def check(self, is_thorough: bool = False) -> None:
         """Check models and shards against what is on disk, before any job.
+
+        Parameters
+        ----------
+        is_thorough : bool
+            Whether local models are also built, without their weights, which takes seconds for each checkpoint.
 
         Raises
         ------
         IdScalingError
             A local model, checkpoint or shard is missing; a model whose config is on disk lacks a layer, a module
-            or the positions asked for.
+            or the positions asked for; a tokenizer on disk cannot be read.
         """
         for name, dataset in self.datasets.items():
             for subset in dataset.dataset_subset:
                 self.shard_files(name, subset)
         for name, model in self.models.items():
             for checkpoint in model.model_checkpoint:
-                self._check_model(name, model, checkpoint)
-        for tokenizer in self.tokenizers.values():
-            local_tokenizer_folder(tokenizer)
+                self._check_model(name, model, checkpoint, is_thorough)
+        for tokenizer, name in self.tokenizers.items():
+            self._check_tokenizer(tokenizer, name)
         self.summarize_settings()
         self.batch_settings(self.runs[0], product(self.modules, self.estimators))
         if not self.config.allow_identical_checkpoints:
             self._check_unlike()
 
-    def _check_model(self, name: str, model: ModelConfig, checkpoint: str) -> None:
+    def _check_model(self, name: str, model: ModelConfig, checkpoint: str, is_thorough: bool) -> None:
         """Check one checkpoint by its folder, or by what was found when it was fetched from the hub."""
         folder, request = model_folder(model.model_name, checkpoint), request_of(self.sites(name))
         ctx_len = max(self.config.ctx_len)
         identity = self.identity_path(name, checkpoint)
         try:
+            if is_gguf(model.model_name):
+                check_gguf(expanded(model.model_name))
             if folder is not None and (folder / "config.json").is_file():
                 has_weights = seed_of(checkpoint) is None
-                check_model(folder, request, ctx_len, model.allow_pickle, has_weights)
+                headers = check_model(folder, request, ctx_len, model.allow_pickle, has_weights)
+                check = check_built if is_thorough else check_paths_of
+                check(folder, request, headers)
                 self.model_files(name, slug(checkpoint))
             elif folder is not None:  # an embedded one that is yet to be made
                 config = bundled.config_of(model.model_name)
@@ -465,6 +479,15 @@ class Study:
                 check_request(request, ctx_len, Architecture(**fetched["architecture"]))
         except IdScalingError as error:
             raise type(error)(f"{model.model_name} at {checkpoint}: {error}") from None
+
+    def _check_tokenizer(self, tokenizer: str, name: str) -> None:
+        """Check that a local tokenizer can be read, unless it is the one that was read when it was fetched."""
+        folder = local_tokenizer_folder(name)
+        if folder is None or not tokenizer_files(folder):  # one of the hub, a GGUF file, or one that is yet to be made
+            return
+        fetched = known_identity(identity_path(Path(self.session), "tokenizers", tokenizer))
+        if fetched is None or fetched["sha256"] != tokenizer_digest(folder):
+            load_tokenizer(folder)
 
     def _check_unlike(self) -> None:
         """Check that those checkpoints that were fetched have weights of their own."""

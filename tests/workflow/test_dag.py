@@ -18,7 +18,7 @@ WHOLE = {
     "fetch_tokenizer": 1,
     "chunk_dataset": 1,
     "extract_activations": 1,
-    "estimate_dimension": 15,
+    "estimate_dimension": 20,
     "summarize": 1,
     "plot": 1,
 }
@@ -31,13 +31,13 @@ def test_a_dry_run_of_the_embedded_default_shows_every_job(tmp_path: Path):
 
 
 def test_the_documented_example_dry_runs_without_network_or_weights(tmp_path: Path):
-    """Llama-2-7B, 4 modules x 3 estimators."""
+    """Llama-2-7B, 4 modules x 4 estimators."""
     workflow = Workflow(tmp_path, yaml.safe_load((ROOT / "config" / "llama2-7b.yaml").read_text()))
-    assert workflow.planned() == {**WHOLE, "fetch_weights": 1, "estimate_dimension": 12}
+    assert workflow.planned() == {**WHOLE, "fetch_weights": 1, "estimate_dimension": 16}
 
 
 def test_the_sweep_over_size_and_training_dry_runs_without_network_or_weights(tmp_path: Path):
-    """Pythia: 8 sizes x 154 checkpoints x 4 modules x 3 estimators."""
+    """Pythia: 8 sizes x 154 checkpoints x 4 modules x 4 estimators."""
     workflow = Workflow(tmp_path, yaml.safe_load((ROOT / "config" / "pythia.yaml").read_text()))
     n_runs = 8 * 154
     assert workflow.planned() == {
@@ -47,7 +47,7 @@ def test_the_sweep_over_size_and_training_dry_runs_without_network_or_weights(tm
         "fetch_tokenizer": 8,
         "chunk_dataset": 8,
         "extract_activations": n_runs,
-        "estimate_dimension": n_runs * 12,
+        "estimate_dimension": n_runs * 16,
     }
 
 
