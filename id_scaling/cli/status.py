@@ -282,7 +282,9 @@ def _state(session: Path, job: Job, holder: Holder | None) -> tuple[str, str]:
         return "to do", ""
     if words or _is_left(session, job, written):
         return "failed", words or _cut_short(tail)
-    return "running", ""
+    # A finished table waits for the others of its run, before its own job links it.
+    is_staged = job.stage == "estimate" and _WROTE.match(_last(tail))
+    return ("done" if is_staged else "running"), ""
 
 
 def _is_left(session: Path, job: Job, written: float) -> bool:

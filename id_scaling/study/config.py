@@ -432,7 +432,7 @@ class Config(_Section):
     cacheing_config: CacheingConfig = Field(CacheingConfig(), description="what is read and saved")
     multiprocessing: bool = Field(True, description="whether estimates run on several cores")
     multiprocessing_num_cpus: int = Field(
-        1, ge=1, description="on how many cores an estimate runs; several estimates run beside each other anyway"
+        1, ge=1, description="on how many cores an estimate runs; several estimates run side by side anyway"
     )
     max_seconds_per_cloud: float = Field(
         600,

@@ -277,6 +277,18 @@ def test_error_is_found_at_the_end_of_a_long_log(session: Workflow) -> None:
     assert [one.words for one in status_of(Study(session.config)).failures] == ["error: no more"]
 
 
+def test_estimate_that_waits_to_be_linked_is_done(session: Workflow, hold: Callable) -> None:
+    hold(session.session, seconds_ago=100)
+    estimate = job(session, "estimate")
+    for log, state in (
+        ("12:00:00 estimate\n", "running"),
+        ("12:00:00 estimate\n12:00:01 wrote it (44 rows)\n", "done"),
+    ):
+        leave(estimate, log)
+        found = status_of(Study(session.config)).counts
+        assert (found["estimate", "running"], found["estimate", "done"]) == {"running": (1, 14), "done": (0, 15)}[state]
+
+
 def test_output_that_was_removed_is_to_do(session: Workflow) -> None:
     job(session, "chunk").outputs[0].unlink()
     assert state_of(session, "chunk") == "to do"

@@ -20,6 +20,7 @@ from id_scaling.runtime.logging import plain
 from id_scaling.runtime.atomic_files import canonical_json, read_json, writing
 from id_scaling.storage.layout import Run, staging_folder
 from id_scaling.storage.staging import clear_staging, publish, staged_table
+from id_scaling.study.staleness import FORCED
 from id_scaling.study.study import EXTRACT_MINUTES, Study
 
 
@@ -281,23 +282,21 @@ def get_staged(wildcards, resources):
 def plan_batches():
     """Write down what is to be estimated, for jobs elsewhere; drop what is staged of what is forced."""
     jobs = list(workflow.dag.needrun_jobs())
-    forced = [job for job in jobs if workflow.dag.reason(job).forced]
-    below = {"estimate_dimension", "summarize", "plot"}
-    is_made_again = any(job.rule.name not in below for job in forced)
     batches = {
         key_of(job.wildcards): {
             "tables": get_planned_tables(job.wildcards),
             "threads": job.threads,
-            "is_forced": is_made_again,
+            "is_forced": False,
         }
         for job in jobs
         if job.rule.name == "estimate_batch"
     }
-    for job in jobs if is_made_again else forced:
-        if job.rule.name == "estimate_dimension":
-            staged = Path(f"{get_staged(job.wildcards, None)}.parquet")
-            staged.unlink(missing_ok=True)
-            batches.get(key_of(job.wildcards), {})["is_forced"] = True
+    reasons = get_staleness().reasons
+    for job in jobs:
+        # Forced itself, or made from what is. Snakemake's own reason may be another one: that its batch runs.
+        if job.rule.name == "estimate_dimension" and reasons[job.output[0]].endswith(FORCED):
+            Path(f"{get_staged(job.wildcards, None)}.parquet").unlink(missing_ok=True)
+            batches[key_of(job.wildcards)]["is_forced"] = True
     PLANNED.update(batches)
     if batches:
         with writing(PLAN) as aside:
