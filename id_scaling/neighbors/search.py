@@ -32,7 +32,8 @@ from id_scaling.neighbors.error_bounds import (
     product_error,
     suspects,
 )
-from id_scaling.neighbors.kernels.survey import Survey, kernels_of
+from id_scaling.neighbors.kernels.dispatch import kernels_of
+from id_scaling.neighbors.kernels.survey import Survey
 
 # Ranks up to LISTED come with their indices, and some more, among which distances computed again find their order: few
 # where the product tells neighbors apart, more where it does less well.
