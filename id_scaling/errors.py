@@ -69,6 +69,11 @@ def of_a_disk(error: Exception) -> ResourceError | None:
     return None
 
 
+def shortened(text: str, most: int = 1000) -> str:
+    """Return text of at most so many characters: the first of a longer one, and what says that there are more."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def nearest(name: str, allowed: Iterable[str], n: int = 3) -> str:
     """Return a sentence part that names the values closest to `name`, whatever their case, or all of a short list."""
     allowed = sorted(allowed)

@@ -212,7 +212,17 @@ WRONG_VALUES = [
     ({"cacheing_config__save_IDs": "no"}, "cacheing_config.save_IDs", ["'no' (text)", "boolean"]),
     ({"cacheing_config__save_IDs_list": "mle"}, "cacheing_config.save_IDs_list", ["'mle' (text)", "list"]),
     ({"cacheing_config__layer_idx_list": "al"}, "cacheing_config.layer_idx_list", ["'al'", "'all'", "list"]),
-    ({"cacheing_config__layer_idx_list": [0, -1]}, "cacheing_config.layer_idx_list[1]", ["-1", "equal to 0"]),
+    (
+        {"cacheing_config__layer_idx_list": {"last": 2, "first": 1}},
+        "cacheing_config.layer_idx_list",
+        ["several", "one of first, last and every"],
+    ),
+    ({"cacheing_config__layer_idx_list": {"lst": 2}}, "cacheing_config.layer_idx_list.lst", ["not a key", "'last'"]),
+    (
+        {"cacheing_config__layer_idx_list": {"last": 0}},
+        "cacheing_config.layer_idx_list.last",
+        ["found 0", "equal to 1"],
+    ),
     ({"cacheing_config__layer_idx_list": ["1"]}, "cacheing_config.layer_idx_list[0]", ["'1' (text)", "integer"]),
     ({"cacheing_config__neighbor_ranks": "defalt"}, "cacheing_config.neighbor_ranks", ["'default'", "list"]),
     ({"cacheing_config__neighbor_ranks": ["1-50"]}, "cacheing_config.neighbor_ranks[0]", ["'1-50'", "integer"]),
@@ -406,7 +416,7 @@ INCONSISTENT = [
             "cacheing_config__module_inblock_keys": [],
         },
         "cacheing_config.views.mine.layers",
-        ["found 5", "module_inblock_keys is empty"],
+        ["found [5] (a list)", "module_inblock_keys is empty"],
     ),
     (
         {"cacheing_config__views": {"default": {}, "mine": {"layers": [5, 5]}}},
@@ -425,7 +435,7 @@ INCONSISTENT = [
     ({"cacheing_config__neighbor_ranks": [1, 2, 2]}, "cacheing_config.neighbor_ranks", ["2", "more than once"]),
     # Each would be run, and counted, twice.
     ({"dataset_config__dataset_subset": [0, 0]}, "dataset_config.dataset_subset", ["0", "once"]),
-    ({"ctx_len": [64, 96, 64]}, "ctx_len", ["64 stands there more than once"]),
+    ({"ctx_len": [64, 96, 64]}, "ctx_len", ["64 is there more than once"]),
     ({"dataset_config__group_by": ["a", "a"]}, "dataset_config.group_by", ["a", "once"]),
     ({"model_config__model_checkpoint": ["a", "a"]}, "model_config.model_checkpoint", ["a", "once"]),
     (

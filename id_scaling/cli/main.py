@@ -174,6 +174,7 @@ def chunk(arguments: Arguments) -> None:
     """Cut the documents of a shard into contexts."""
     from id_scaling.storage.records import read_record
     from id_scaling.text.chunking import Chunking, chunk_dataset
+    from id_scaling.text.documents import check_groups
 
     shard, tokenizer = read_record(arguments.shard), read_record(arguments.tokenizer)
     metadata = {
@@ -188,6 +189,7 @@ def chunk(arguments: Arguments) -> None:
         metadata,
         arguments.output,
     )
+    check_groups(arguments.output, arguments.group_by)
 
 
 def shuffle(arguments: Arguments) -> None:
@@ -295,27 +297,13 @@ def _show(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _mapping(path: Path) -> dict:
-    """Return what a YAML file holds."""
-    import yaml
-
-    from id_scaling.errors import ConfigError
-
-    try:
-        found = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
-    if not isinstance(found, dict):
-        raise ConfigError(f"{path}: found no mapping of keys, expected a configuration")
-    return found
-
-
 def _study(path: Path) -> Study:
     """Return the study of a configuration file."""
     from id_scaling.errors import ConfigError
+    from id_scaling.study.config_file import read_config
     from id_scaling.study.study import Study
 
-    config = _mapping(path)
+    config = read_config(path)
     if "__use_yte__" in config:
         raise ConfigError(f"{path}: __use_yte__ has Snakemake run Python that stands in the file")
     return Study(config)
@@ -333,9 +321,17 @@ def plan(arguments: Arguments) -> None:
 def reproduce(arguments: Arguments) -> None:
     """Run the protocol of a paper, and print ours beside what it published."""
     from id_scaling.cli.reproduce import reproduce
+    from id_scaling.study.config_file import read_config
 
-    said = _mapping(arguments.config)
-    _show(reproduce(arguments.config, said, arguments.only, arguments.profile, is_run=not arguments.no_run))
+    _show(
+        reproduce(
+            arguments.config,
+            read_config(arguments.config),
+            arguments.only,
+            arguments.profile,
+            is_run=not arguments.no_run,
+        )
+    )
 
 
 def describe(arguments: Arguments) -> None:
@@ -394,6 +390,7 @@ OPTIONS: dict[str, dict] = {
     "--texts": {"type": Path, "required": True, "nargs": "+", "help": "parquet files with a column text"},
     "--shard": {"type": Path, "required": True, "help": "identity.json of the shard"},
     "--tokenizer": {"type": Path, "required": True, "help": "identity.json, or tokenizer.json of one trained here"},
+    "--group-by": {"nargs": "*", "default": [], "metavar": "FIELD", "help": "fields that documents have to have"},
     "--weights": {"type": Path, "nargs": "?", "help": "folder of the weights, where the model's identity names none"},
     "--contexts": {"type": Path, "required": True, "help": "contexts.parquet"},
     "--model": {"type": Path, "required": True, "help": "identity.json of the model"},
@@ -430,7 +427,7 @@ VERBS: dict[str, tuple[Callable[[Arguments], int | None], tuple[str, ...]]] = {
     "fetch-weights": (fetch_weights, ("--execution", "--model", "--output")),
     "fetch-tokenizer": (fetch_tokenizer, ("--settings", "--output")),
     "fetch-dataset": (fetch_dataset, ("--settings", "--output")),
-    "chunk": (chunk, ("--settings", "--shard", "--tokenizer", "--output")),
+    "chunk": (chunk, ("--settings", "--shard", "--tokenizer", "--output", "--group-by")),
     "shuffle": (shuffle, ("--settings", "--contexts", "--output")),
     "extract": (extract, ("--settings", "--execution", "--threads", "--contexts", "--model", "--weights", "--output")),
     "estimate": (estimate, ("--settings", "--threads", "--manifest", "--output")),

@@ -128,6 +128,15 @@ def estimate_from_neighbors(estimator: Estimator, neighbors: Neighbors, is_local
     return settle(estimator, value, stderr, status, neighbors.statistic("n_used"), local)
 
 
+def no_estimates(estimator: Estimator, neighbors: Neighbors, is_local: bool = False) -> Estimates:
+    """Return the estimates of clouds with too few points for the ranks of an estimator, of which none is stored."""
+    nothing = np.full(len(neighbors.r1), np.nan)
+    status = np.full(len(nothing), TOO_FEW_POINTS, dtype=object)
+    status[neighbors.statistic("n_nonfinite") > 0] = NONFINITE
+    local = np.full(neighbors.r1.shape, np.nan) if is_local else None
+    return settle(estimator, nothing, nothing, status, neighbors.statistic("n_used"), local)
+
+
 def estimate_from_points(
     estimator: Estimator,
     clouds: Sequence[np.ndarray],

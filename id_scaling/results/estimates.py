@@ -21,7 +21,8 @@ from threadpoolctl import threadpool_limits
 from id_scaling.runtime.workers import ending_children
 from id_scaling.neighbors.cloud_kinds import CONTEXT, POSITION, clouds_of_run, stored_as, view_of_run
 from id_scaling.errors import ResourceError, StoreError, made_anew
-from id_scaling.estimators.base import Estimates, Estimator, estimate_from_neighbors, estimate_from_points
+from id_scaling.estimators.base import Estimates, Estimator, estimate_from_neighbors, estimate_from_points, no_estimates
+from id_scaling.models.modules import request_of, with_layers
 from id_scaling.neighbors.kernels.dispatch import kernels_of
 from id_scaling.storage.layer_reader import read_neighbors, reading, verified
 from id_scaling.runtime.logging import LOG
@@ -151,10 +152,11 @@ def _blocks(folder: Path, manifest: Mapping[str, Any], module: str, settings: Ma
     """Yield every block of clouds of a module."""
     made, n_contexts = manifest["settings"], manifest["n_contexts"]
     of_run = clouds_of_run(settings["clouds"], made.get("positions", ()))
+    view_layers = with_layers(request_of(made["sites"]), manifest["n_layers"]).views
     for key, layer, _ in manifest["sites"]:
         if key == module:
             path = verified(folder, manifest, layer)
-            views = views_at(layer, settings["views"], made["sites"].get("views", {}))
+            views = views_at(layer, settings["views"], view_layers)
             for view in views if CONTEXT in settings["clouds"] else ():
                 for start in range(0, n_contexts, CONTEXTS_AT_ONCE):
                     contexts = range(start, min(start + CONTEXTS_AT_ONCE, n_contexts))
@@ -185,7 +187,9 @@ def _estimate_block(
         neighbors, points = _of_run(estimator, manifest, tokens, block)
     else:
         neighbors, points = _of_contexts(estimator, manifest, block)
-    if points is None:
+    if not {*estimator.ranks} <= {*neighbors.ranks}:
+        found = no_estimates(estimator, neighbors, settings["has_local"])
+    elif points is None:
         found = estimate_from_neighbors(estimator, neighbors, settings["has_local"])
     else:
         found = estimate_from_points(estimator, points, neighbors, settings["max_seconds"], settings["has_local"])
@@ -200,7 +204,9 @@ def _of_contexts(estimator: Estimator, manifest: Mapping[str, Any], block: Block
     """Return the stored neighbors of some contexts, and their clouds where the estimator needs them."""
     rows = block.contexts
     with reading(block.path) as file:
-        neighbors = read_neighbors(file[block.module][block.view], manifest, rows, estimator.ranks)
+        # Ranks that contexts are too short for are not stored; clouds of all contexts may have them.
+        ranks = estimator.ranks if {*estimator.ranks} <= {*manifest["ranks"]} else ()
+        neighbors = read_neighbors(file[block.module][block.view], manifest, rows, ranks)
         if estimator.needs != "points":
             return neighbors, None
         clouds = file[block.module]["activations"][rows.start : rows.stop]

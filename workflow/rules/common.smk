@@ -12,13 +12,18 @@ from id_scaling.text.shuffling import NONE
 from id_scaling.errors import IdScalingError
 from id_scaling.runtime.logging import plain
 from id_scaling.storage.layout import Run
+from id_scaling.study.config_file import read_config
 from id_scaling.study.study import EXTRACT_MINUTES, Study
 
 
 def load_study(config):
     try:
-        study = Study(config)
         # A job on a compute node has nothing to add to what was checked before it started.
+        if not workflow.remote_exec:
+            # Snakemake has read them already, but takes the last of two equal keys without a word.
+            for path in workflow.configfiles:
+                read_config(Path(path))
+        study = Study(config)
         if not workflow.remote_exec:
             study.check()
     except IdScalingError as error:
@@ -127,6 +132,11 @@ def get_fetch_dataset_settings(wildcards):
 
 def get_chunk_settings(wildcards):
     return STUDY.chunk_settings(**wildcards)
+
+
+def get_group_by(wildcards, resources):
+    # Not recorded: which fields are summarized by changes no context.
+    return STUDY.group_by(wildcards.dataset)
 
 
 def get_shuffle_settings(wildcards):
