@@ -41,6 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         except Ended:
             print("ended: the system asked for it (SIGTERM), as at the end of a job's time", file=sys.stderr)
             return 128 + signal.SIGTERM
+        except KeyboardInterrupt:
+            print("ended: interrupted (SIGINT), as by Ctrl-C", file=sys.stderr)
+            return 128 + signal.SIGINT
         except Exception as error:
             shown = error if isinstance(error, IdScalingError) else of_a_disk(error)
             if shown is None:
@@ -277,7 +280,9 @@ def check(arguments: Arguments) -> int:
 
     study = _study(arguments.config)
     findings = check_session(study)
-    _show(f"{report(findings)}\n{study.session}: {'whole' if is_whole(findings) else 'not whole'}")
+    options = ["--configfile", str(arguments.config), "--profile", arguments.profile]
+    word = "whole" if is_whole(findings) else "not whole"
+    _show(f"{report(findings, options)}\n{study.session}: {word} (logs and benchmarks are not checked)")
     return 0 if is_whole(findings) else 1
 
 
@@ -409,7 +414,7 @@ OPTIONS: dict[str, dict] = {
     },
     "--gpus": {"type": _count, "default": 1, "help": "GPUs that extract beside each other"},
     "--only": {"nargs": "+", "metavar": "MODEL", "help": "models of the file to run, all by default"},
-    "--profile": {"default": "profiles/local", "help": "profile that Snakemake runs under"},
+    "--profile": {"default": "profiles/local", "help": "profile of Snakemake, profiles/local by default"},
     "--no-run": {"action": "store_true", "help": "compare what was run before"},
     "config": {"type": Path, "help": "configuration file"},
     "name": {"metavar": "MODEL", "dest": "model", "help": "model folder or name"},
@@ -434,7 +439,7 @@ VERBS: dict[str, tuple[Callable[[Arguments], int | None], tuple[str, ...]]] = {
     "summarize": (summarize, ("--settings", "--session", "--parquet", "--csv", "--text")),
     "plot": (plot, ("--settings", "--session", "--outputs", "--record")),
     "validate": (validate, ("config",)),
-    "check": (check, ("config",)),
+    "check": (check, ("config", "--profile")),
     "status": (status, ("config",)),
     "plan": (plan, ("config", "--tflops", "--gpus")),
     "reproduce": (reproduce, ("config", "--only", "--profile", "--no-run")),

@@ -40,10 +40,11 @@ VERBOSITY = "--verbose" if STUDY.config.verbose else ""
 
 # What `id_scaling` in commands is: the package under the interpreter that runs Snakemake, activated environment or not.
 # It is no part of their text, which Snakemake records and which has to be the same on all machines.
-# A cluster ends a job with SIGTERM to all of its processes: the shell and `tee` stay until the program has said its last.
+# A cluster ends a job with SIGTERM to all of its processes, a terminal with SIGINT: the shell and `tee` stay until the
+# program has said its last.
 shell.prefix(
-    "set -euo pipefail; trap '' TERM; "
-    'id_scaling() {{ trap - TERM; exec {PYTHON:q} -m id_scaling "$@" {VERBOSITY}; }}; '
+    "set -euo pipefail; trap '' TERM INT; "
+    'id_scaling() {{ trap - TERM INT; exec {PYTHON:q} -m id_scaling "$@" {VERBOSITY}; }}; '
 )
 
 
