@@ -6,9 +6,7 @@ settings it would be made with now, and what it was made from: local models and 
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import shlex
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,10 +18,11 @@ import polars as pl
 
 from id_scaling.errors import StoreError, UnsealedError
 from id_scaling.neighbors.cloud_kinds import CONTEXT
-from id_scaling.results.summary import COLUMNS
 from id_scaling.runtime.atomic_files import sha256
+from id_scaling.sources.models import known_identity
 from id_scaling.storage.layout import Run, contexts_path, figures_manifest_path, identity_path, ids_path, run_folder
 from id_scaling.storage.records import read_note, read_record, read_table
+from id_scaling.study.staleness import Staleness
 from id_scaling.study.study import Study
 from id_scaling.text.shuffling import NONE
 
@@ -87,14 +86,20 @@ def is_whole(findings: list[Finding]) -> bool:
 
 
 class _Check:
-    """The findings of one session; what several files are held against is read once."""
+    """The findings of one session; what several jobs have in common is read once."""
 
     def __init__(self, study: Study) -> None:
         self.study, self.session = study, Path(study.session)
         self.findings: list[Finding] = []
-        self.identities: dict[Path, dict[str, Any] | None] = {}
-        self.contexts: dict[Path, str | None] = {}
+        self.checked: set[Path] = set()
         self.made_of: dict[Any, list[Path]] = defaultdict(list)  # weights and contexts -> manifests
+        self.staleness = Staleness(study)
+        for output, reason in self.staleness.reasons.items():
+            path = Path(output)
+            if path.exists():
+                self._add("stale", path, reason)
+            elif "resources" not in path.parts[:1]:  # what is shared by sessions is made when it is needed
+                self._add("missing", path, reason)
         for run in study.runs:
             try:
                 self._check_run(run)
@@ -102,7 +107,8 @@ class _Check:
                 self._add("stale", run_folder(self.session, run) / "manifest.json", f"a file of the run lacks {error}")
         self._check_alike()
         if study.estimators:
-            self._check_figures(self._check_summary())
+            self._check_summary()
+            self._check_figures()
         self._check_leftovers()
 
     def _add(self, kind: str, path: Path, words: str, target: Path | None = None) -> None:
@@ -111,83 +117,46 @@ class _Check:
     def _read(self, path: Path, reader: Callable[[Path], T], target: Path | None = None) -> T | None:
         """Return what a reader gives; where the file is not there or damaged, that is found."""
         if not path.is_file():
-            self._add("missing", path, "not there", target)
+            if str(path) not in self.staleness.reasons:
+                self._add("missing", path, "not there", target)
             return None
         try:
             return reader(path)
         except UnsealedError:
-            self._add("stale", path, "holds no checksum: cut short, or written by an older version")
+            if str(path) not in self.staleness.reasons:
+                self._add("stale", path, "holds no checksum: cut short, or written by an older version")
         except (StoreError, OSError) as error:
             self._add("damaged", path, str(error).removeprefix(f"{path}: ").partition("; ")[0], target)
         return None
 
-    def _compare(self, path: Path, what: str, found: Any, expected: Any) -> None:
-        """Find a file stale that was made of something else; what is not known is not held against it."""
-        if expected is not None and found != expected:
-            self._add("stale", path, f"made with other {what} than it would be now")
-
-    def _compare_settings(self, path: Path, found: Mapping[str, Any], settings: str) -> None:
-        """Find a file stale that was made by other code, or with other settings."""
-        expected = json.loads(settings)
-        keys = sorted(key for key in found.keys() | expected.keys() if found.get(key) != expected.get(key))
-        self._compare(path, ", ".join(keys), keys, [])
-
-    def _identity(self, kind: str, *names: str) -> dict[str, Any] | None:
-        """Return the identity of something fetched."""
-        path = identity_path(self.session, kind, *names)
-        if path not in self.identities:
-            found = self.identities[path] = self._read(path, read_record)
-            if found and found["commit"] is None:
-                self._check_sources(path, found)
-        return self.identities[path]
-
-    def _check_sources(self, path: Path, identity: Mapping[str, Any]) -> None:
-        """Hold the local files of a model or a shard that are there against what was read of them."""
-        folder = identity.get("path") or os.path.commonpath([os.path.dirname(one) for one in identity["paths"]])
-        for name, expected in {**identity.get("weights", {}), **identity.get("files", {})}.items():
-            source = Path(folder) / name
-            if source.is_file() and self._read(source, sha256, path) not in (None, expected):
-                self._add("stale", path, f"{source} is another file now")
+    def _check_once(self, path: Path, reader: Callable[[Path], Any]) -> None:
+        """Check a file that several runs share."""
+        if path not in self.checked:
+            self.checked.add(path)
+            self._read(path, reader)
 
     def _check_run(self, run: Run) -> None:
         """Check the files of a run, and what it was made from."""
-        model = self._identity("models", run.model, run.checkpoint)
-        contexts = self._check_contexts(run)
-        folder = run_folder(self.session, run)
+        tokenizer, folder = self.study.tokenizer_of(run.model), run_folder(self.session, run)
+        self._check_once(identity_path(self.session, "datasets", run.dataset, str(run.subset)), read_record)
+        self._check_once(identity_path(self.session, "tokenizers", tokenizer), read_record)
+        for control in {NONE, run.control}:
+            self._check_once(contexts_path(self.session, replace(run, control=control), tokenizer), read_table)
+        self._check_once(self.study.identity_path(run.model, run.checkpoint), read_record)
+        model = known_identity(self.study.identity_path(run.model, run.checkpoint))
         manifest = self._read(folder / "manifest.json", read_record)
         if manifest:
-            path = folder / "manifest.json"
-            self._compare_settings(path, manifest["settings"], self.study.extract_settings(run))
-            self._compare(path, "weights", manifest["weights"], model and model["weights_sha256"])
-            self._compare(path, "contexts", manifest["contexts"], contexts)
-            self.made_of[manifest["weights"], manifest["contexts"]].append(path)
+            self.made_of[manifest["weights"], manifest["contexts"]].append(folder / "manifest.json")
             self._check_layers(folder, manifest["files"])
         tokens = self._read(folder / "tokens.parquet", read_table)
         if tokens:
             path = folder / "tokens.parquet"
-            self._compare(path, "extraction", tokens[1]["digest"], manifest and manifest["digest"])
+            if manifest and tokens[1]["digest"] != manifest["digest"]:
+                self._add("stale", path, "made by another extraction than its manifest")
             self._check_losses(path, tokens[0], model["architecture"]["vocab_size"] if model else math.inf)
         for module in self.study.modules:
             for estimator in self.study.estimators:
-                self._check_ids(run, module, estimator, manifest)
-
-    def _check_contexts(self, run: Run) -> str | None:
-        """Check the contexts of a run, once for all that share them; return their hash."""
-        tokenizer = self.study.tokenizer_of(run.model)
-        path = contexts_path(self.session, run, tokenizer)
-        if path not in self.contexts:
-            shard = self._identity("datasets", run.dataset, str(run.subset))
-            identity = self._identity("tokenizers", tokenizer)
-            found = self._read(path, read_table)
-            if found:
-                self._compare_settings(path, found[1]["settings"], self.study.contexts_settings(run))
-                self._compare(path, "text", found[1]["shard_sha256"], shard and shard["sha256"])
-                self._compare(path, "tokenizer", found[1]["tokenizer_sha256"], identity and identity["sha256"])
-                if run.control != NONE:
-                    plain = self._check_contexts(replace(run, control=NONE))
-                    self._compare(path, "contexts", found[1]["contexts"], plain)
-            self.contexts[path] = sha256(path) if found else None
-        return self.contexts[path]
+                self._check_ids(run, module, estimator)
 
     def _check_layers(self, folder: Path, files: Mapping[str, Any]) -> None:
         """Check the layer files that a manifest names."""
@@ -206,16 +175,11 @@ class _Check:
             guessing = f"guessing among {n_tokens} tokens has {math.log(n_tokens):.2f}"
             self._add("suspicious", path, f"mean loss {losses.mean():.2f} nats/token, {guessing}")
 
-    def _check_ids(self, run: Run, module: str, estimator: str, manifest: Mapping[str, Any] | None) -> None:
+    def _check_ids(self, run: Run, module: str, estimator: str) -> None:
         """Check one table of IDs."""
         path = ids_path(self.session, run, module, estimator)
-        found = self._read(path, read_table)
-        if not found:
-            return
-        table, facts = found
-        self._compare_settings(path, facts["settings"], self.study.estimate_settings(run, module, estimator))
-        self._compare(path, "extraction", facts["manifest"], manifest and manifest["digest"])
-        for words in _strange_ids(table):
+        table = self._read(path, read_table)
+        for words in _strange_ids(table[0]) if table else ():
             self._add("suspicious", path, words)
 
     def _check_alike(self) -> None:
@@ -224,29 +188,20 @@ class _Check:
             for path in paths[1:]:
                 self._add("suspicious", path, f"the same weights, and the same contexts, as {paths[0]}")
 
-    def _check_summary(self) -> str | None:
-        """Check the table of the session, and what is written of it as text; return its hash."""
+    def _check_summary(self) -> None:
+        """Check the table of the session, and what is written of it as text."""
         path = self.session / "summary.parquet"
-        found = self._read(path, read_table)
-        if not found:
-            return None
-        summary, settings = found
-        self._compare_settings(path, settings, self.study.summarize_settings())
-        if summary.columns != [name for name, _, _ in COLUMNS]:
-            self._add("stale", path, "holds other columns than it would now")
-            return None
-        if summary["versions"].n_unique() > 1:
+        summary = self._read(path, lambda path: read_table(path)[0])
+        if summary is None:
+            return
+        if "versions" in summary.columns and summary["versions"].n_unique() > 1:
             self._add("suspicious", path, "runs of different library versions, see its column `versions`")
         self._check_files(path, [path.with_suffix(".csv"), path.with_suffix(".txt")], read_note(path, "files"))
-        return sha256(path)
 
-    def _check_figures(self, summary: str | None) -> None:
-        """Check the figures and the report against their record, and that against the summary."""
+    def _check_figures(self) -> None:
+        """Check the figures and the report against the record of them."""
         path = figures_manifest_path(self.session)
         record = self._read(path, read_record)
-        if record:
-            self._compare_settings(path, record["settings"], self.study.plot_settings())
-            self._compare(path, "summary", record["summary"], summary)
         figures = [*map(Path, self.study.figures()), Path(self.study.report())]
         self._check_files(path, figures, record and record["files"])
 

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from id_scaling.errors import Ended, IdScalingError, of_a_disk
 from id_scaling.runtime.interrupts import endable
@@ -121,7 +121,9 @@ def train_tokenizer(arguments: Arguments) -> None:
     """Train the tokenizer of the models that are trained here."""
     from id_scaling.sources import bundled_training as training
 
-    training.train_tokenizer(arguments.texts, arguments.settings["vocab_size"], arguments.output.parent)
+    folder = arguments.output.parent
+    training.train_tokenizer(arguments.texts, arguments.settings["vocab_size"], folder)
+    _record_training(folder, arguments.settings)
 
 
 def train_model(arguments: Arguments) -> None:
@@ -131,6 +133,15 @@ def train_model(arguments: Arguments) -> None:
     # Of each checkpoint its weights are named: FOLDER/step4/model.safetensors
     folder = arguments.output[0].parents[1]
     training.train_model(arguments.texts, arguments.tokenizer.parent, arguments.settings, folder)
+    _record_training(folder, arguments.settings)
+
+
+def _record_training(folder: Path, settings: dict[str, Any]) -> None:
+    """Record with which settings a folder was trained."""
+    from id_scaling.sources.bundled import TRAINING_RECORD
+    from id_scaling.storage.records import write_record
+
+    write_record(folder / TRAINING_RECORD, {"settings": settings, "made_from": {}})
 
 
 def fetch_model(arguments: Arguments) -> None:
@@ -139,7 +150,7 @@ def fetch_model(arguments: Arguments) -> None:
     from id_scaling.sources import models as fetch
 
     settings, execution, output = arguments.settings, arguments.execution, arguments.output
-    request = request_of(settings["sites"])
+    request = request_of(execution["sites"])
     others = [output.parent.parent / checkpoint / output.name for checkpoint in execution["unlike"]]
     fetch.fetch_model(
         settings["model_name"],
@@ -149,6 +160,7 @@ def fetch_model(arguments: Arguments) -> None:
         output,
         settings["allow_pickle"],
         [path for path in others if path != output],
+        settings,
     )
 
 
@@ -163,18 +175,21 @@ def fetch_tokenizer(arguments: Arguments) -> None:
     """Fetch a tokenizer, write its identity."""
     from id_scaling.sources import models as fetch
 
-    fetch.fetch_tokenizer(arguments.settings["model_name"], arguments.output)
+    fetch.fetch_tokenizer(arguments.settings["model_name"], arguments.output, arguments.settings)
 
 
 def fetch_dataset(arguments: Arguments) -> None:
     """Fetch a shard, write its identity."""
     from id_scaling.sources import datasets as shards
 
-    shards.fetch_dataset(arguments.settings["dataset_name"], arguments.settings["subset"], arguments.output)
+    settings = arguments.settings
+    shards.fetch_dataset(settings["dataset_name"], settings["subset"], arguments.output, settings)
 
 
 def chunk(arguments: Arguments) -> None:
     """Cut the documents of a shard into contexts."""
+    from id_scaling.sources.datasets import shard_paths
+    from id_scaling.sources.models import tokenizer_folder
     from id_scaling.storage.records import read_record
     from id_scaling.text.chunking import Chunking, chunk_dataset
     from id_scaling.text.documents import check_groups
@@ -182,12 +197,13 @@ def chunk(arguments: Arguments) -> None:
     shard, tokenizer = read_record(arguments.shard), read_record(arguments.tokenizer)
     metadata = {
         "settings": arguments.settings,
+        "made_from": {"shard": shard["sha256"], "tokenizer": tokenizer["sha256"]},
         "shard_sha256": shard["sha256"],
         "tokenizer_sha256": tokenizer["sha256"],
     }
     chunk_dataset(
-        [Path(path) for path in shard["paths"]],
-        Path(tokenizer["path"]),
+        shard_paths(shard),
+        tokenizer_folder(tokenizer, arguments.tokenizer),
         Chunking(**arguments.settings["chunking"]),
         metadata,
         arguments.output,
@@ -211,6 +227,7 @@ def extract(arguments: Arguments) -> None:
     from id_scaling.models.loading import pick_device
     from id_scaling.models.modules import request_of
     from id_scaling.neighbors.views import View
+    from id_scaling.sources.models import weights_folder_of
 
     LOG.info("device %s, CUDA_VISIBLE_DEVICES=%s", pick_device(), os.environ.get("CUDA_VISIBLE_DEVICES", ""))
     settings = arguments.settings
@@ -227,7 +244,7 @@ def extract(arguments: Arguments) -> None:
         positions=tuple(settings["positions"]),
     )
     execution = Execution(**arguments.execution, n_threads=arguments.threads)
-    inputs = Inputs(arguments.contexts, arguments.model, arguments.weights)
+    inputs = Inputs(arguments.contexts, arguments.model, arguments.weights or weights_folder_of(arguments.model))
     extract(extraction, inputs, settings, arguments.output, execution)
 
 
@@ -258,13 +275,17 @@ def plot(arguments: Arguments) -> None:
     """Draw the figures of a session and its report, and record what they were drawn from and the checksum of each."""
     from id_scaling.plots.render import plot
     from id_scaling.runtime.atomic_files import sha256
-    from id_scaling.storage.records import checksums, write_record
+    from id_scaling.storage.records import checksums, key_of, read_facts, summary_settings, write_record
 
     session, settings = arguments.session, arguments.settings
-    summary = sha256(session / "summary.parquet")
+    summary, facts = session / "summary.parquet", read_facts(session / "summary.parquet")
+    made_from = {"summary": key_of({"settings": summary_settings(facts), "made_from": facts["made_from"]})}
+    summary_sha256 = sha256(summary)
     plot(session, arguments.output)
     files = checksums(arguments.output, session)
-    write_record(arguments.record, {"settings": settings, "summary": summary, "files": files})
+    write_record(
+        arguments.record, {"settings": settings, "made_from": made_from, "summary": summary_sha256, "files": files}
+    )
 
 
 def validate(arguments: Arguments) -> None:

@@ -1,6 +1,7 @@
 """How far a session is, read off what is there: outputs, logs and leases, while its jobs run or after.
 
-Nothing is verified here: a job is done where its outputs are there, whatever is in them, which `check` reads.
+A job is done where its outputs are there and their records say that they are what the study would make now; `check`
+reads what is in them.
 """
 
 from __future__ import annotations
@@ -31,11 +32,12 @@ from id_scaling.storage.layout import (
     run_folder,
     weights_folder,
 )
+from id_scaling.study.staleness import Staleness
 from id_scaling.study.study import Study
 from id_scaling.text.shuffling import NONE
 
 STAGES = ("prepare", "fetch", "chunk", "extract", "estimate", "summarize", "plot")
-STATES = ("done", "running", "failed", "to do")
+STATES = ("done", "stale", "running", "failed", "to do")
 MOST_ERRORS, MOST_RUNNING = 5, 20
 BAR, DAY = 13, 86_400
 # Bytes at the end of a log that are read: its last error, or its last word of progress, is there.
@@ -139,11 +141,14 @@ def status_of(study: Study) -> Status:
     holder = _holder(session)
     counts, ends, extracting, failures = Counter(), defaultdict(list), [], []
     has_lengths = len(study.config.ctx_len) > 1
+    stale = Staleness(study).stale
     for job in jobs_of(study):
         end = _end(job)
         state, words = ("done", "") if end else _state(session, job, holder)
+        if end and not stale.keys().isdisjoint(map(str, job.outputs)):
+            state = "stale"
         counts[job.stage, state] += 1
-        if end and job.is_timed:
+        if state == "done" and job.is_timed:
             ends[job.stage].append((end, job.log))
         if state == "failed":
             failures.append(Failure(job.log.stat().st_mtime, job.log, words))
@@ -169,7 +174,7 @@ def report(study: Study, status: Status) -> str:
             "",
             f"held by    {status.holder or 'nobody: no Snakemake works on this session'}",
             f"logs       {study.session}/logs/RULE/…, one a job; Snakemake's own: .snakemake/log where it was started",
-            "A job is done where its output is there; `check` verifies what is in it.",
+            "A job is done where its output is what the study would make now, by its record; `check` reads every byte.",
         ]
     )
 
@@ -354,10 +359,11 @@ def _table(status: Status) -> list[str]:
     for stage in STAGES:
         numbers = [status.counts[stage, state] for state in STATES]
         if n_total := sum(numbers):
-            done, running, _, to_do = numbers
+            done, stale, running, _, to_do = numbers
+            n_left = stale + running + to_do
             bar = "#" * (BAR * done // n_total)
             cells = "".join(f"{number:,}".rjust(8) for number in numbers)
-            pace = _pace(status.rates[stage], running + to_do) if stage in status.rates and running + to_do else ""
+            pace = _pace(status.rates[stage], n_left) if stage in status.rates and n_left else ""
             lines.append(f"{stage.ljust(10)}[{bar.ljust(BAR, '-')}]{cells}{pace}")
     return lines
 

@@ -35,7 +35,7 @@ from id_scaling.storage.layer_writer import (
     plan_parts,
 )
 from id_scaling.storage.layout import WEIGHTS_RECORD, file_of, weights_record
-from id_scaling.storage.records import read_record, read_table, write_record, write_table
+from id_scaling.storage.records import key_of, read_record, read_table, write_record, write_table
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,11 @@ class Execution:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The contexts, the model's identity, and its weights where the identity names no folder that holds them."""
+    """The contexts, the model's identity, and the folder that holds its weights; None where they are not here yet."""
 
     contexts: Path
     identity: Path
-    weights: Path | None = None
+    weights: Path | None
 
 
 def extract(
@@ -73,13 +73,12 @@ def extract(
         The checkpoint's tokenizer is not the one the contexts were made with.
     """
     folder = manifest_path.parent
-    contexts, identity = _read_inputs(inputs, extraction.is_own_tokenizer)
+    contexts, identity, made_from = _read_inputs(inputs, extraction.is_own_tokenizer)
     device = pick_device()
     made_of = {
         "settings": dict(settings),
-        "contexts": sha256(inputs.contexts),
-        "weights": identity["weights_sha256"],
-        "config": identity["config_sha256"],
+        "made_from": made_from,
+        **made_from,
         "device": device.type,
         "dtype": str(pick_dtype(extraction.dtype, device)).removeprefix("torch."),
         "versions": versions(),
@@ -130,8 +129,11 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
-def _read_inputs(inputs: Inputs, is_own_tokenizer: bool) -> tuple[pl.DataFrame, dict[str, Any]]:
-    """Return the contexts and the model's identity with a folder of weights, once they are known to belong together."""
+def _read_inputs(inputs: Inputs, is_own_tokenizer: bool) -> tuple[pl.DataFrame, dict[str, Any], dict[str, str]]:
+    """Return the contexts, the model's identity with a folder of weights, and what both are, as hashes.
+
+    They are known to belong together.
+    """
     (contexts, made_with), identity = read_table(inputs.contexts, ["input_ids"]), read_record(inputs.identity)
     name = f"{identity['model_name']} at {identity['checkpoint']}"
     if is_own_tokenizer and made_with["tokenizer_sha256"] != identity["tokenizer_sha256"]:
@@ -140,20 +142,26 @@ def _read_inputs(inputs: Inputs, is_own_tokenizer: bool) -> tuple[pl.DataFrame, 
             "its own, or name the tokenizer to use in model_config.tokenizer"
         )
     again = made_anew(inputs.weights or inputs.identity)
+    if inputs.weights is None:
+        raise InputError(f"{name}: its weights are on the hub, and none are given; `fetch-weights` brings them")
     if identity["path"] is None:
-        if inputs.weights is None:
-            raise InputError(f"{name}: its weights are on the hub, and none are given; `fetch-weights` brings them")
-        identity["path"] = str(inputs.weights)
         record = inputs.weights / WEIGHTS_RECORD
         if not record.is_file() or read_record(record) != weights_record(identity):
             raise InputError(f"{name}: {inputs.weights} holds other weights than its identity says; {again}")
+    # Where they are now: a session may have been moved since.
+    identity["path"] = str(inputs.weights)
     lacking = [one for one in ("config.json", *identity["weights"]) if not (Path(identity["path"]) / one).is_file()]
     if lacking:
         raise InputError(f"{name}: {identity['path']}/{lacking[0]} is not there; {again}")
     largest, n_tokens = contexts["input_ids"].explode().max(), identity["architecture"]["vocab_size"]
     if largest >= n_tokens:
         raise InputError(f"{name}: found token {largest} in {inputs.contexts}, but the model knows {n_tokens} tokens")
-    return contexts, identity
+    made_from = {
+        "contexts": key_of(made_with),
+        "weights": identity["weights_sha256"],
+        "config": identity["config_sha256"],
+    }
+    return contexts, identity, made_from
 
 
 def _fresh_parts(folder: Path, key: str) -> Path:

@@ -18,19 +18,19 @@ import numpy as np
 import polars as pl
 from threadpoolctl import threadpool_limits
 
-from id_scaling.runtime.workers import ending_children
-from id_scaling.neighbors.cloud_kinds import CONTEXT, POSITION, clouds_of_run, stored_as, view_of_run
 from id_scaling.errors import ResourceError, StoreError, made_anew
 from id_scaling.estimators.base import Estimates, Estimator, estimate_from_neighbors, estimate_from_points, no_estimates
 from id_scaling.models.modules import request_of, with_layers
-from id_scaling.neighbors.kernels.dispatch import kernels_of
-from id_scaling.storage.layer_reader import read_neighbors, reading, verified
-from id_scaling.runtime.logging import LOG
+from id_scaling.neighbors.cloud_kinds import CONTEXT, POSITION, clouds_of_run, stored_as, view_of_run
 from id_scaling.neighbors.find import Neighbors, find_neighbors, stacked
-from id_scaling.storage.records import read_record, read_table, write_table
+from id_scaling.neighbors.kernels.dispatch import kernels_of
 from id_scaling.neighbors.statistics import group_of, participation_ratio, participation_ratio_corrected
 from id_scaling.neighbors.transforms import transform
 from id_scaling.neighbors.views import View, views_at
+from id_scaling.runtime.logging import LOG
+from id_scaling.runtime.workers import ending_children
+from id_scaling.storage.layer_reader import read_neighbors, reading, verified
+from id_scaling.storage.records import key_of, read_record, read_table, write_table
 
 CONTEXTS_AT_ONCE = 32
 # Of the median distance to the nearest neighbor: what is below is next to nothing.
@@ -133,6 +133,7 @@ def estimate_run(
     table = pl.concat(tables)
     facts = {
         "settings": dict(settings),
+        "made_from": {"extraction": key_of(manifest)},
         "manifest": manifest["digest"],
         "versions": {key: version(key) for key in ("numpy", "polars", "scikit-dimension", "id_scaling")},
     }
@@ -140,7 +141,7 @@ def estimate_run(
     n_failed = table.filter(pl.col("status") != "ok").height
     LOG.info(
         "%s of %s: %d clouds, %d not ok, median %.3f",
-        name,
+        estimator.name,
         module,
         len(table),
         n_failed,

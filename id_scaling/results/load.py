@@ -8,12 +8,12 @@ from typing import Any
 
 import polars as pl
 
-from id_scaling.neighbors.cloud_kinds import CONTEXT
 from id_scaling.errors import ConfigError, StoreError, UnsealedError, made_anew
-from id_scaling.text.documents import check_contexts
+from id_scaling.neighbors.cloud_kinds import CONTEXT
 from id_scaling.runtime.logging import LOG
 from id_scaling.storage.layout import Run, contexts_path, ids_path, run_folder, runs_of
 from id_scaling.storage.records import read_record, read_table
+from id_scaling.text.documents import check_contexts
 
 SCORES = ("loss", "entropy")
 RUN_AXES = ("model", "checkpoint", "dataset", "subset", "ctx_len", "control")

@@ -7,7 +7,7 @@ library versions are a column and a warning. Only estimates with status `ok` ent
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,17 +15,17 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from id_scaling.results import uncertainty as intervals
-from id_scaling.results.training_steps import training_step, training_tokens
-from id_scaling.neighbors.cloud_kinds import CONTEXT
-from id_scaling.results.equivalents import DISTRIBUTIONS, equivalent
 from id_scaling.errors import StoreError, made_anew
-from id_scaling.runtime.atomic_files import writing
-from id_scaling.text.documents import documents_of, groups_of
+from id_scaling.neighbors.cloud_kinds import CONTEXT
+from id_scaling.neighbors.views import leading_view
+from id_scaling.results import uncertainty as intervals
+from id_scaling.results.equivalents import DISTRIBUTIONS, equivalent
+from id_scaling.results.training_steps import training_step, training_tokens
+from id_scaling.runtime.atomic_files import digest, writing
 from id_scaling.runtime.logging import LOG, Progress
 from id_scaling.storage.layout import Run, called, contexts_path, extraction_digest, ids_path, run_folder, runs_of
-from id_scaling.storage.records import checksums, read_record, read_table, write_table
-from id_scaling.neighbors.views import leading_view
+from id_scaling.storage.records import checksums, read_footer, read_record, read_table, write_table
+from id_scaling.text.documents import documents_of, groups_of
 
 GROUP = ["group", "group_value"]
 SITE = ["view", "cloud", "position", "layer", "module", "estimator"]
@@ -253,8 +253,15 @@ def summarize(session: Path, settings: Mapping[str, Any], parquet: Path, csv: Pa
     with writing(text) as aside:
         aside.write_text(readable(summary))
     # Last, as it vouches for the others: they have no checksum of their own.
-    write_table(parquet, summary, settings, columns=columns, files=checksums((csv, text), parquet.parent))
+    facts = {**settings, "made_from": _made_from(session, runs, settings)}
+    write_table(parquet, summary, facts, columns=columns, files=checksums((csv, text), parquet.parent))
     LOG.info("%d rows in %s", len(summary), parquet)
+
+
+def _made_from(session: Path, runs: Iterable[Run], settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a summary is made from: the seals of all tables, as one hash."""
+    names = [(module, estimator) for module in settings["modules"] for estimator, _ in settings["estimators"]]
+    return {"tables": digest([read_footer(ids_path(session, run, *name))[1] for run in runs for name in names])}
 
 
 def readable(summary: pl.DataFrame) -> str:

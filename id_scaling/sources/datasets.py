@@ -9,14 +9,16 @@ from __future__ import annotations
 import glob
 import itertools
 import os
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from id_scaling.errors import InputError
-from id_scaling.runtime.atomic_files import digest, sha256
+from id_scaling.runtime.atomic_files import digest
 from id_scaling.runtime.logging import LOG
 from id_scaling.sources import bundled, hub
+from id_scaling.sources.file_hashes import FileHashes
 from id_scaling.sources.models import RESOURCES, expanded, looks_local
 from id_scaling.storage.records import write_record
 
@@ -26,7 +28,7 @@ ALIASES = {"pile_uncopyrighted_parquet_test": "monology/pile-uncopyrighted/test.
 MOST_SHOWN = 10
 
 
-def fetch_dataset(dataset_name: str, subset: int, output: Path) -> None:
+def fetch_dataset(dataset_name: str, subset: int, output: Path, settings: Mapping[str, Any] | None = None) -> None:
     """Write the identity of one shard of a dataset.
 
     Raises
@@ -40,8 +42,9 @@ def fetch_dataset(dataset_name: str, subset: int, output: Path) -> None:
         files = [shard]
     # Where files are links, as in the hub's cache, the names of the links say of what format they are.
     paths = [path.parent.resolve() / path.name for path in files]
-    hashes = {name: sha256(path) for name, path in zip(_names_of(paths), paths, strict=True)}
+    hashes = shard_hashes(paths, FileHashes.of_session(output))
     identity = {
+        "settings": dict(settings or {}),
         "dataset_name": dataset_name,
         "subset": subset,
         "paths": [str(path) for path in paths],
@@ -51,6 +54,28 @@ def fetch_dataset(dataset_name: str, subset: int, output: Path) -> None:
     }
     write_record(output, identity)
     LOG.info("%s shard %d: %d file(s), content %s", dataset_name, subset, len(files), digest(hashes))
+
+
+def shard_hashes(paths: list[Path], hashes: FileHashes) -> dict[str, str]:
+    """Return the SHA-256 of the files of a shard, by their names below the folder that holds them all."""
+    return {name: hashes.sha256(path) for name, path in zip(_names_of(paths), paths, strict=True)}
+
+
+def dataset_content(files: list[Path], hashes: FileHashes) -> dict[str, str | None]:
+    """Return the fields of a shard's identity that follow from its files on this machine, as they are now.
+
+    There are none for a shard of the hub, and for a bundled one that is yet to be made.
+    """
+    if not files or not all(path.is_file() for path in files):
+        return {}
+    paths = [path.parent.resolve() / path.name for path in files]
+    return {"sha256": digest(shard_hashes(paths, hashes))}
+
+
+def shard_paths(identity: Mapping[str, Any]) -> list[Path]:
+    """Return where the files of a shard's identity are now: a clone or a folder may have been moved since."""
+    files = dataset_shard(identity["dataset_name"], identity["subset"])
+    return [Path(path) for path in identity["paths"]] if files is None else files
 
 
 def dataset_shard(dataset_name: str, subset: int) -> list[Path] | None:

@@ -13,7 +13,7 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,6 +26,7 @@ from id_scaling.runtime.locks import leased
 from id_scaling.runtime.logging import LOG
 from id_scaling.sources import bundled, hub
 from id_scaling.sources.derived import built, convert_gguf, gguf_config, gguf_tokenizer, is_derived, is_gguf, untrained
+from id_scaling.sources.file_hashes import FileHashes
 from id_scaling.sources.model_config import (
     check_request,
     config_digest,
@@ -65,6 +66,7 @@ def fetch_model(
     output: Path,
     allow_pickle: bool = False,
     others: Sequence[Path] = (),
+    settings: Mapping[str, Any] | None = None,
 ) -> None:
     """Fetch a checkpoint, check that the study can run on it, and write its identity.
 
@@ -72,6 +74,8 @@ def fetch_model(
     ----------
     others : sequence of Path
         Identities that checkpoints with other weights than this one have, or will have.
+    settings : mapping
+        Of the job; the identity keeps them.
 
     Raises
     ------
@@ -81,29 +85,31 @@ def fetch_model(
     ConfigError
         The model lacks a layer, module or the positions that the study asks for.
     """
-    names = {"model_name": model_name, "checkpoint": checkpoint}
+    names, hashes = {"model_name": model_name, "checkpoint": checkpoint}, FileHashes.of_session(output)
     folder = model_folder(model_name, checkpoint)
     if is_derived(model_name, checkpoint):
         folder = _derived(names, request, ctx_len, output.parent / WEIGHTS_FOLDER)
     if folder is None:
-        settings, weights = _from_hub(names, request, ctx_len, allow_pickle, others)
+        config_folder, weights = _from_hub(names, request, ctx_len, allow_pickle, others)
     else:
-        settings, weights = folder, {}
+        config_folder, weights = folder, {}
         for path in weight_files(folder, allow_pickle):
-            weights[path.name] = _content_hash(path)
-    check_model(settings, request, ctx_len, allow_pickle, has_weights=settings == folder)
+            weights[path.name] = _content_hash(path, hashes)
+    check_model(config_folder, request, ctx_len, allow_pickle, has_weights=config_folder == folder)
     if is_pickled(weights):
         LOG.warning("%s: pickled weights, as allow_pickle says; they can run code of whoever made them", min(weights))
     identity = {
         **names,
+        "settings": dict(settings or {}),
         "path": folder and str(folder.resolve()),  # None for one of the hub, whose weights come later
-        "commit": _commit(settings),
-        "architecture": asdict(read_architecture(settings)),
+        "source_sha256": hashes.sha256(gguf_file(model_name, checkpoint)) if is_gguf(model_name) else None,
+        "commit": _commit(config_folder),
+        "architecture": asdict(read_architecture(config_folder)),
         "weights": weights,
         "weights_sha256": digest(weights),
         "is_pickled": is_pickled(weights),
-        "config_sha256": config_digest(settings),
-        "tokenizer_sha256": tokenizer_digest(_with_tokenizer(settings, model_name)),
+        "config_sha256": config_digest(config_folder),
+        "tokenizer_sha256": tokenizer_digest(_with_tokenizer(config_folder, model_name), hashes.sha256),
     }
     # One at a time, so that of two that are fetched at once the second sees the first.
     with leased(Path(os.path.commonpath([output, *others]))) if others else contextlib.nullcontext():
@@ -177,19 +183,46 @@ def _called(identity: Mapping[str, Any]) -> str:
     return f"{identity['model_name']} at {identity['checkpoint']}"
 
 
-def _content_hash(path: Path) -> str:
+def _content_hash(path: Path, hashes: FileHashes | None = None) -> str:
     """Return the hash of a weight file, once it is known to be the one that the hub has of it."""
-    found, expected = sha256(path), hub.stored_hash(path)
+    found, expected = (hashes.sha256 if hashes else sha256)(path), hub.stored_hash(path)
     if expected not in (None, found):
         raise InputError(f"{path}: damaged: its hash is not the hub's; remove {path.resolve()} and run again")
     return found
 
 
-def fetch_tokenizer(model_name: str, output: Path) -> None:
+def weights_folder_of(identity_path: Path) -> Path | None:
+    """Return the folder that holds the weights of an identity now, None of one of the hub.
+
+    It is found by the model's name, as a session or a clone may have been moved since it was fetched.
+    """
+    identity = read_record(identity_path)
+    name, checkpoint = identity["model_name"], identity["checkpoint"]
+    if is_derived(name, checkpoint):
+        return identity_path.parent / WEIGHTS_FOLDER
+    return model_folder(name, checkpoint)
+
+
+def tokenizer_folder(identity: Mapping[str, Any], identity_path: Path) -> Path:
+    """Return the folder that holds the tokenizer of an identity now, as `weights_folder_of`."""
+    if is_gguf(identity["model_name"]):
+        return identity_path.parent / "tokenizer"
+    return local_tokenizer_folder(identity["model_name"]) or Path(identity["path"])
+
+
+def fetch_tokenizer(model_name: str, output: Path, settings: Mapping[str, Any] | None = None) -> None:
     """Write the identity of a model's own tokenizer, at its main revision."""
     folder = _tokenizer_folder(model_name, output.parent / "tokenizer")
-    identity = {"path": str(folder.resolve()), "commit": _commit(folder), "sha256": tokenizer_digest(folder)}
-    write_record(output, {"model_name": model_name, **identity})
+    hashes = FileHashes.of_session(output)
+    identity = {
+        "model_name": model_name,
+        "settings": dict(settings or {}),
+        "path": str(folder.resolve()),
+        "source_sha256": hashes.sha256(gguf_file(model_name, "main")) if is_gguf(model_name) else None,
+        "commit": _commit(folder),
+        "sha256": tokenizer_digest(folder, hashes.sha256),
+    }
+    write_record(output, identity)
 
 
 def settings_folder(model_name: str, checkpoint: str, aside: Path) -> Path:
@@ -299,12 +332,47 @@ def _missing_checkpoint(root: Path, checkpoint: str) -> str:
     return f"model_checkpoint: found no config.json in {where}, expected a checkpoint folder; {hint}"
 
 
+def model_content(
+    model_name: str, checkpoint: str, allow_pickle: bool, hash_file: Callable[[Path], str]
+) -> dict[str, str | None]:
+    """Return the fields of a checkpoint's identity that follow from files on this machine, as the files are now.
+
+    There are none for a checkpoint of the hub, for untrained weights, and for a bundled model that is yet to be made.
+    """
+    if is_gguf(model_name):
+        return {"source_sha256": hash_file(gguf_file(model_name, checkpoint))}
+    folder = model_folder(model_name, checkpoint)
+    if folder is None or seed_of(checkpoint) is not None or not (folder / "config.json").is_file():
+        return {}
+    return {
+        "weights_sha256": digest({path.name: hash_file(path) for path in weight_files(folder, allow_pickle)}),
+        "config_sha256": config_digest(folder),
+        "tokenizer_sha256": _local_tokenizer_digest(folder, model_name, hash_file),
+    }
+
+
+def _local_tokenizer_digest(folder: Path, model_name: str, hash_file: Callable[[Path], str]) -> str | None:
+    """Return the content hash of the tokenizer of a local checkpoint; None where it is another one's, not made yet."""
+    with_tokenizer = _with_tokenizer(folder, model_name)
+    return tokenizer_digest(with_tokenizer, hash_file) if with_tokenizer.is_dir() else None
+
+
+def tokenizer_content(model_name: str, hash_file: Callable[[Path], str]) -> dict[str, str | None]:
+    """Return the fields of a tokenizer's identity that follow from files on this machine, as in `model_content`."""
+    if is_gguf(model_name):
+        return {"source_sha256": hash_file(gguf_file(model_name, "main"))}
+    folder = local_tokenizer_folder(model_name)
+    if folder is None or not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        return {}
+    return {"sha256": tokenizer_digest(folder, hash_file)}
+
+
 # ---- what a folder holds --------------------------------------------------------------------------------------
 
 
-def tokenizer_digest(folder: Path) -> str:
+def tokenizer_digest(folder: Path, hash_file: Callable[[Path], str] = sha256) -> str:
     """Return the content hash of the tokenizer in a folder: its files, and what its config says of tokens."""
-    hashes: dict[str, Any] = {name: sha256(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()}
+    hashes: dict[str, Any] = {name: hash_file(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()}
     config = folder / TOKENIZER_CONFIG
     if config.is_file():
         said = read_json(config)

@@ -14,6 +14,8 @@ from id_scaling.runtime.atomic_files import digest
 
 # Settings in which the extractions of one model's runs differ; positions are counted from the start of a context.
 RUN_KEYS = ("checkpoint", "dataset", "subset", "ctx_len", "control", "positions")
+# Raised when what is stored, or how, changes so that older files would be read wrong: extractions are made again.
+LAYOUT_VERSION = 1
 WEIGHTS_RECORD = "weights.json"
 MOST_PLAIN = 64  # characters of a name that stands in paths as it is
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from id_scaling.errors import StoreError, UnsealedError, made_anew
-from id_scaling.runtime.atomic_files import canonical_json, sha256, writing
+from id_scaling.runtime.atomic_files import canonical_json, digest, sha256, writing
 
 if TYPE_CHECKING:
     import polars as pl
@@ -70,6 +70,42 @@ def read_note(path: Path, name: str) -> Any:
 
     note = pl.read_parquet_metadata(path).get(name)
     return None if note is None else json.loads(note)
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """Return the facts of a table from its footer, as `read_footer`."""
+    return read_footer(path)[0]
+
+
+def read_footer(path: Path) -> tuple[dict[str, Any], str]:
+    """Return the facts and the seal of a table from its footer: quick, and its content is not verified.
+
+    Raises
+    ------
+    StoreError
+        The file is no table, or has no facts.
+    """
+    import polars as pl
+
+    try:
+        notes = pl.read_parquet_metadata(path)
+        return json.loads(notes[FACTS]), notes[SEAL]
+    except (pl.exceptions.PolarsError, OSError, KeyError, ValueError) as error:
+        raise StoreError(f"{path}: damaged, or not written by this program ({error}); {made_anew(path)}") from error
+
+
+def key_of(facts: Mapping[str, Any]) -> str:
+    """Return what an output is, as a hash: the settings it was made with, and what it was made from.
+
+    Two outputs of one key have the same content. What is made from an output names it by this key, so a key covers
+    everything upstream, and nothing of the machine, the time or the place.
+    """
+    return digest({"settings": facts["settings"], "made_from": facts["made_from"]})
+
+
+def summary_settings(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a summary, whose facts are they and what it was made from."""
+    return {key: value for key, value in facts.items() if key != "made_from"}
 
 
 def table_metadata(facts: Any) -> dict[str, str]:

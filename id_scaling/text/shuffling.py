@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from id_scaling.runtime.atomic_files import canonical_json, sha256, writing
+from id_scaling.runtime.atomic_files import canonical_json, writing
 from id_scaling.runtime.logging import LOG
-from id_scaling.storage.records import FACTS, check_seal, seal, table_metadata
+from id_scaling.storage.records import FACTS, check_seal, key_of, seal, table_metadata
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -38,8 +38,8 @@ def shuffle_contexts(source: Path, settings: dict[str, Any], output: Path) -> No
     settings : dict
         Of the job; `control` is `shuffle-S`.
     output : Path
-        The table to write. Its facts are those of `source`, with the job's settings, the hash of `source` as
-        `contexts` and the rule of the shuffle as `rule`.
+        The table to write. Its facts are those of `source`, with the job's settings, the key of `source` as
+        what it was made from, and the rule of the shuffle as `rule`.
 
     Raises
     ------
@@ -52,7 +52,7 @@ def shuffle_contexts(source: Path, settings: dict[str, Any], output: Path) -> No
     level = int(settings["control"].removeprefix(SHUFFLE))
     with pq.ParquetFile(source) as file, writing(output) as aside:
         facts = json.loads(file.metadata.metadata[FACTS.encode()])
-        facts |= {"settings": settings, "contexts": sha256(source), "rule": _rule(level)}
+        facts |= {"settings": settings, "made_from": {"contexts": key_of(facts)}, "rule": _rule(level)}
         schema = file.schema_arrow.with_metadata(table_metadata(facts))
         with pq.ParquetWriter(aside, schema) as writer:
             for batch in file.iter_batches(BATCH):

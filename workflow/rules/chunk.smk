@@ -1,12 +1,16 @@
 """From a shard to contexts, plain and of each control; one file for all checkpoints that share a tokenizer."""
 
+CONTEXTS = "<session>/contexts/{dataset}/{subset}/{tokenizer}/{ctx_len}/{control}/contexts.parquet"
+
 
 rule chunk_dataset:
     input:
-        shard="<session>/datasets/{dataset}/{subset}/identity.json",
-        tokenizer="<session>/tokenizers/{tokenizer}/identity.json",
+        start=since(CONTEXTS, START),
+        shard=since(CONTEXTS, SHARD),
+        tokenizer=since(CONTEXTS, TOKENIZER),
+        sources=since(CONTEXTS, get_text_sources),
     output:
-        "<session>/contexts/{dataset}/{subset}/{tokenizer}/{ctx_len}/{control}/contexts.parquet",
+        CONTEXTS,
     log:
         "<session>/logs/chunk_dataset/{dataset}/{subset}/{tokenizer}/{ctx_len}/{control}.log",
     benchmark:
@@ -36,9 +40,13 @@ rule chunk_dataset:
 
 rule shuffle_contexts:
     input:
-        f"<session>/contexts/{{dataset}}/{{subset}}/{{tokenizer}}/{{ctx_len}}/{NONE}/contexts.parquet",
+        start=since(CONTEXTS, START),
+        contexts=since(
+            CONTEXTS,
+            f"<session>/contexts/{{dataset}}/{{subset}}/{{tokenizer}}/{{ctx_len}}/{NONE}/contexts.parquet",
+        ),
     output:
-        "<session>/contexts/{dataset}/{subset}/{tokenizer}/{ctx_len}/{control}/contexts.parquet",
+        CONTEXTS,
     log:
         "<session>/logs/shuffle_contexts/{dataset}/{subset}/{tokenizer}/{ctx_len}/{control}.log",
     benchmark:
@@ -56,7 +64,7 @@ rule shuffle_contexts:
         r"""
         id_scaling shuffle \
             --settings {params.settings:q} \
-            --contexts {input:q} \
+            --contexts {input.contexts:q} \
             --output {output:q} \
             2>&1 | tee {log:q}
         """

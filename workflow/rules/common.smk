@@ -79,6 +79,18 @@ def get_model_files(wildcards):
     return STUDY.model_files(wildcards.model, wildcards.checkpoint)
 
 
+def get_model_sources(wildcards):
+    # So that a bundled model is there in another clone too, in which nothing was fetched.
+    return STUDY.model_files(wildcards.model, wildcards.checkpoint)
+
+
+def get_text_sources(wildcards):
+    return [
+        *STUDY.shard_files(wildcards.dataset, wildcards.subset),
+        *STUDY.tokenizer_files(wildcards.tokenizer),
+    ]
+
+
 def get_weights(wildcards):
     if STUDY.is_on_hub(wildcards.model, wildcards.checkpoint):
         return "<session>/weights/{model}/{checkpoint}/{dataset}/{subset}/{ctx_len}/{control}"

@@ -1,11 +1,15 @@
 """One table per run, module and estimator. They are many and short: a cluster's profile groups those of a run."""
 
+TABLE = "<session>/runs/{model}/{checkpoint}/{dataset}/{subset}/{ctx_len}/{control}/ids/{module}/{estimator}.parquet"
+
 
 rule estimate_dimension:
     input:
-        manifest="<session>/runs/{model}/{checkpoint}/{dataset}/{subset}/{ctx_len}/{control}/manifest.json",
+        start=since(TABLE, START),
+        manifest=since(TABLE, MANIFEST),
     output:
-        "<session>/runs/{model}/{checkpoint}/{dataset}/{subset}/{ctx_len}/{control}/ids/{module}/{estimator}.parquet",
+        # Kept until it is replaced, also where the job fails.
+        update(TABLE),
     log:
         "<session>/logs/estimate_dimension/{model}/{checkpoint}/{dataset}/{subset}/{ctx_len}/{control}/{module}/{estimator}.log",
     conda:

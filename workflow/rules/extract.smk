@@ -4,14 +4,18 @@ They are not declared outputs: which there are is known only with the model, and
 them with a failed job. The extraction goes on from the parts that a killed one left.
 """
 
+MANIFEST = "<session>/runs/{model}/{checkpoint}/{dataset}/{subset}/{ctx_len}/{control}/manifest.json"
+
 
 rule extract_activations:
     input:
-        contexts=get_contexts,
-        model="<session>/models/{model}/{checkpoint}/identity.json",
-        weights=get_weights,
+        start=since(MANIFEST, START),
+        contexts=since(MANIFEST, get_contexts),
+        model=since(MANIFEST, IDENTITY),
+        weights=since(MANIFEST, get_weights),
+        sources=since(MANIFEST, get_model_sources),
     output:
-        manifest="<session>/runs/{model}/{checkpoint}/{dataset}/{subset}/{ctx_len}/{control}/manifest.json",
+        manifest=MANIFEST,
         tokens="<session>/runs/{model}/{checkpoint}/{dataset}/{subset}/{ctx_len}/{control}/tokens.parquet",
     log:
         "<session>/logs/extract_activations/{model}/{checkpoint}/{dataset}/{subset}/{ctx_len}/{control}.log",

@@ -1,5 +1,9 @@
 """From names to files on this machine; local, so that compute nodes need no network."""
 
+IDENTITY = "<session>/models/{model}/{checkpoint}/identity.json"
+TOKENIZER = "<session>/tokenizers/{tokenizer}/identity.json"
+SHARD = "<session>/datasets/{dataset}/{subset}/identity.json"
+
 
 localrules:
     prepare_model,
@@ -45,9 +49,10 @@ rule prepare_dataset:
 
 rule fetch_model:
     input:
-        get_model_files,
+        start=since(IDENTITY, START),
+        files=since(IDENTITY, get_model_files),
     output:
-        "<session>/models/{model}/{checkpoint}/identity.json",
+        IDENTITY,
     log:
         "<session>/logs/fetch_model/{model}/{checkpoint}.log",
     conda:
@@ -68,7 +73,7 @@ rule fetch_model:
 # A folder of its own for each run, so that what is extracted is not again when another run needs the same weights.
 rule fetch_weights:
     input:
-        model="<session>/models/{model}/{checkpoint}/identity.json",
+        model=IDENTITY,
         # Not read; but before there are contexts weights are of no use.
         contexts=get_contexts,
     output:
@@ -97,9 +102,10 @@ rule fetch_weights:
 
 rule fetch_tokenizer:
     input:
-        get_tokenizer_files,
+        start=since(TOKENIZER, START),
+        files=since(TOKENIZER, get_tokenizer_files),
     output:
-        "<session>/tokenizers/{tokenizer}/identity.json",
+        TOKENIZER,
     log:
         "<session>/logs/fetch_tokenizer/{tokenizer}.log",
     conda:
@@ -117,9 +123,10 @@ rule fetch_tokenizer:
 
 rule fetch_dataset:
     input:
-        get_shard_files,
+        start=since(SHARD, START),
+        files=since(SHARD, get_shard_files),
     output:
-        "<session>/datasets/{dataset}/{subset}/identity.json",
+        SHARD,
     log:
         "<session>/logs/fetch_dataset/{dataset}/{subset}.log",
     conda:

@@ -1,18 +1,23 @@
 """One table of the whole session, and its figures."""
 
+SUMMARY = "<session>/summary.parquet"
+FIGURES = "<session>/figures/manifest.json"
+
 
 rule summarize:
     input:
-        manifests=STUDY.manifests(),
-        tables=STUDY.tables(),
+        start=since(SUMMARY, START),
+        manifests=since(SUMMARY, STUDY.manifests()),
+        tables=since(SUMMARY, STUDY.tables()),
     output:
-        parquet="<session>/summary.parquet",
+        # Kept until all are replaced, also where the job fails.
+        parquet=update(SUMMARY),
         csv=report(
-            ensure("<session>/summary.csv", non_empty=True),
+            update(ensure("<session>/summary.csv", non_empty=True)),
             caption="../report/summary.rst",
             category="Summary",
         ),
-        text="<session>/summary.txt",
+        text=update("<session>/summary.txt"),
     log:
         "<session>/logs/summarize.log",
     benchmark:
@@ -38,20 +43,21 @@ rule summarize:
 
 rule plot:
     input:
-        "<session>/summary.parquet",
+        start=since(FIGURES, START),
+        summary=since(FIGURES, SUMMARY),
     output:
-        files=STUDY.figures("html", "svg"),
+        files=update(STUDY.figures("html", "svg")),
         figures=report(
-            STUDY.figures("png"),
+            update(STUDY.figures("png")),
             caption="../report/figure.rst",
             category="Figures",
         ),
         report=report(
-            STUDY.report(),
+            update(STUDY.report()),
             caption="../report/report.rst",
             category="Report",
         ),
-        manifest="<session>/figures/manifest.json",
+        manifest=update(FIGURES),
     log:
         "<session>/logs/plot.log",
     benchmark:
@@ -67,7 +73,7 @@ rule plot:
         r"""
         id_scaling plot \
             --settings {params.settings:q} \
-            --session "$(dirname {input:q})" \
+            --session "$(dirname {input.summary:q})" \
             --output {output.files:q} {output.figures:q} {output.report:q} \
             --record {output.manifest:q} \
             2>&1 | tee {log:q}

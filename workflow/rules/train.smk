@@ -4,13 +4,19 @@ The text of 1946 and later is held out for their evaluation.
 """
 
 HELD_IN = ["<resources>/sotu/0001.parquet", "<resources>/sotu/0002.parquet"]
+TRAINED_TOKENIZER = f"<resources>/{bundled.TRAINED_TOKENIZER}/tokenizer.json"
+TRAINED_MODELS = [
+    f"<resources>/{{model}}/step{step}/model.safetensors"
+    for step in bundled.TRAINED_STEPS
+]
 
 
 rule train_tokenizer:
     input:
-        texts=HELD_IN,
+        start=since(TRAINED_TOKENIZER, START),
+        texts=since(TRAINED_TOKENIZER, HELD_IN),
     output:
-        f"<resources>/{bundled.TRAINED_TOKENIZER}/tokenizer.json",
+        TRAINED_TOKENIZER,
     log:
         "<resources>/logs/train_tokenizer.log",
     benchmark:
@@ -34,13 +40,11 @@ rule train_tokenizer:
 
 rule train_model:
     input:
-        texts=HELD_IN,
-        tokenizer=f"<resources>/{bundled.TRAINED_TOKENIZER}/tokenizer.json",
+        start=since(TRAINED_MODELS[0], START),
+        texts=since(TRAINED_MODELS[0], HELD_IN),
+        tokenizer=since(TRAINED_MODELS[0], TRAINED_TOKENIZER),
     output:
-        expand(
-            "<resources>/{{model}}/step{step}/model.safetensors",
-            step=bundled.TRAINED_STEPS,
-        ),
+        TRAINED_MODELS,
     log:
         "<resources>/logs/train_model/{model}.log",
     benchmark:
