@@ -680,7 +680,9 @@ def _by_place(problems: list[dict[str, Any]], config: dict[str, Any]) -> list[tu
 
 def _line(place: Place, problems: list[dict[str, Any]]) -> str:
     """Return the problems of one key as: where, what was found, what is allowed."""
-    problem, where = problems[0], _dotted(place)
+    # Of several types that a key takes, the one whose own rule is broken is the one that was meant.
+    problem = next((one for one in problems if one["type"] == "value_error"), problems[0])
+    where = _dotted(place)
     if problem["type"] == "extra_forbidden":
         key = shortened(str(problem["loc"][-1]), MOST_OF_A_KEY)
         return f"{where} is not a key; {nearest(key, _keys_beside(problem['loc']))}"
