@@ -104,6 +104,21 @@ def test_clouds_of_a_run_alone_need_nothing_that_is_stored_of_contexts() -> None
     assert problems(small(**changes, cacheing_config__clouds=["context", "position"]))
 
 
+def test_estimator_of_more_points_than_a_context_has_is_meant_for_clouds_of_runs() -> None:
+    """A context of 64 tokens has no 96 points; 96 contexts have."""
+    changes = {"cacheing_config__save_IDs_list": ["mle", "gride_n32"], "cacheing_config__save_positions": [-1]}
+    for clouds in (["position"], ["context", "position"]):
+        assert parse(small(**changes, cacheing_config__clouds=clouds))
+        (line,) = problems(small(**changes, cacheing_config__clouds=clouds, dataset_config__max_contexts=95))
+        assert "gride_n32 needs at least 96 points, but clouds of all contexts of a run have 95" in line
+    (line,) = problems(small(**changes, cacheing_config__clouds=["context"]))
+    assert "gride_n32 needs at least 96 points, but ctx_len 64 leaves 63" in line
+    # What contexts are long enough for is to be stored for them.
+    changes["cacheing_config__save_IDs_list"] = ["gride_n24"]
+    (line,) = problems(small(**changes, cacheing_config__clouds=["context", "position"], ctx_len=200))
+    assert "cacheing_config.neighbor_ranks: gride_n24 needs the ranks 24, 48" in line
+
+
 def test_whole_number_is_taken_where_a_number_is_meant() -> None:
     assert parse(small(dataset_config__max_broken_share=1)).datasets[0].max_broken_share == 1.0
 

@@ -20,7 +20,7 @@ from typing import Any
 from id_scaling.errors import ConfigError, IdScalingError, InputError
 from id_scaling.estimators.registry import definition_of, get_estimator
 from id_scaling.models.layers import LayerChoice, layers_of
-from id_scaling.models.modules import request_of
+from id_scaling.models.modules import request_of, with_layers
 from id_scaling.neighbors.cloud_kinds import CLOUDS
 from id_scaling.neighbors.statistics import GROUPS
 from id_scaling.plots.catalog import figures_of, n_sizes
@@ -29,6 +29,7 @@ from id_scaling.runtime.atomic_files import canonical_json
 from id_scaling.sources import bundled
 from id_scaling.sources.datasets import dataset_files, shard_files
 from id_scaling.sources.derived import is_derived, is_gguf
+from id_scaling.sources.gguf_header import gguf_n_layers
 from id_scaling.sources.model_config import (
     Architecture,
     architecture_of,
@@ -40,6 +41,7 @@ from id_scaling.sources.models import (
     check_model,
     check_unlike,
     expanded,
+    gguf_file,
     known_identity,
     local_tokenizer_folder,
     looks_local,
@@ -157,6 +159,9 @@ class Study:
     @cache  # noqa: B019  a study lives as long as its process
     def _n_layers(self, model: str) -> int | None:
         """Return how many layers a local or embedded model has; None for one of the hub."""
+        name = self.models[model].model_name
+        if is_gguf(name):
+            return gguf_n_layers(gguf_file(name, "main"))
         architecture = self._architecture(model, self.models[model].model_checkpoint[0])
         return None if architecture is None else architecture.n_layers
 
@@ -511,6 +516,8 @@ class Study:
                 check_request(request, ctx_len, architecture)
             elif fetched := known_identity(identity):
                 check_request(request, ctx_len, Architecture(**fetched["architecture"]))
+            elif n_layers := self._n_layers(name):
+                with_layers(request, n_layers)
         except IdScalingError as error:
             raise type(error)(f"{model.model_name} at {checkpoint}: {error}") from None
 
