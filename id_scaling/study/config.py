@@ -258,7 +258,7 @@ class ViewConfig(_Section):
         le=100,
         description="how often what is random is drawn: each draw is a view of its own, `NAME-0`, `NAME-1`, …",
     )
-    preprocess: Annotated[str, Field(pattern=SCALING, max_length=40)] = Field(
+    preprocess: Annotated[str, Field(pattern=SCALING)] = Field(
         "raw",
         description="how points are scaled: `raw`, as they are; `standardised`, each coordinate to mean 0 and standard "
         "deviation 1; `unit_norm`; `drop_top_C`, without the C leading principal components",
