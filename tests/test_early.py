@@ -112,7 +112,7 @@ def test_settings_of_a_hub_model_are_what_the_configuration_says(text_folder: Pa
 
 
 def test_last_layer_is_read_and_estimated(tmp_path: Path, tiny_llama: Path, text_folder: Path) -> None:
-    """And an estimator of more points than a context has is `too_few_points` there, and a number of a cloud of the run."""
+    """And an estimator of more points than a context has is `too_few_points` there, a number of a cloud of the run."""
     text = save_text(tmp_path / "text", n_documents=40)
     config = study(tiny_llama, text, session_path=str(tmp_path / "session"))
     config["cacheing_config"] = {

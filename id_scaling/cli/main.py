@@ -303,7 +303,9 @@ def check(arguments: Arguments) -> int:
     findings = check_session(study)
     options = ["--configfile", str(arguments.config), "--profile", arguments.profile]
     word = "whole" if is_whole(findings) else "not whole"
-    _show(f"{report(findings, options)}\n{study.session}: {word} (logs and benchmarks are not checked)")
+    _show(
+        f"{report(findings, options)}\n{study.session}: {word} (logs, benchmarks and weights of the hub are not checked)"
+    )
     return 0 if is_whole(findings) else 1
 
 

@@ -183,7 +183,8 @@ def test_check_finds_damage_in_every_file_of_a_session(session: Workflow):
 def test_a_whole_session_is_whole(session: Workflow, capsys: pytest.CaptureFixture):
     assert call(["check", "study.yaml"]) == 0
     assert capsys.readouterr().out == (
-        "0 damaged, 0 stale, 0 missing, 0 suspicious\nresults/tiny: whole (logs and benchmarks are not checked)\n"
+        "0 damaged, 0 stale, 0 missing, 0 suspicious\n"
+        "results/tiny: whole (logs, benchmarks and weights of the hub are not checked)\n"
     )
 
 
