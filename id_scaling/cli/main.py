@@ -303,9 +303,8 @@ def check(arguments: Arguments) -> int:
     findings = check_session(study)
     options = ["--configfile", str(arguments.config), "--profile", arguments.profile]
     word = "whole" if is_whole(findings) else "not whole"
-    _show(
-        f"{report(findings, options)}\n{study.session}: {word} (logs, benchmarks and weights of the hub are not checked)"
-    )
+    left_out = "logs, benchmarks and weights of the hub are not checked"
+    _show(f"{report(findings, options)}\n{study.session}: {word} ({left_out})")
     return 0 if is_whole(findings) else 1
 
 
