@@ -46,12 +46,15 @@ rule estimate_all:
 
 onstart:
     hold_session()
+    plan_batches()
 
 
 onsuccess:
+    end_batches()
     release_session()
     print_summary()
 
 
 onerror:
+    end_batches()
     release_session()

@@ -34,6 +34,10 @@ class ResourceError(IdScalingError):
     """A machine that has too little memory, or a file system that has too little room or may not be written."""
 
 
+class EstimateError(IdScalingError):
+    """Tables of a batch of estimates that could not be computed."""
+
+
 class Ended(BaseException):
     """The system asks this process to end (SIGTERM), as at the end of a job's time."""
 
@@ -69,9 +73,14 @@ def of_a_disk(error: Exception) -> ResourceError | None:
     return None
 
 
-def shortened(text: str, most: int = 1000) -> str:
-    """Return text of at most so many characters: the first of a longer one, and what says that there are more."""
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+# Characters of what someone else wrote, another package's error say, that a message shows.
+MAX_SHOWN = 500
+
+
+def shortened(text: str, most: int = MAX_SHOWN) -> str:
+    """Return a text on one line, a long one without its end."""
+    text = " ".join(text.split())
+    return text if len(text) <= most else f"{text[:most]} …"
 
 
 def nearest(name: str, allowed: Iterable[str], n: int = 3) -> str:

@@ -119,6 +119,10 @@ def study(model: Path, text: Path, **changes: Any) -> dict[str, Any]:
     return config
 
 
+# Targets, and what computes tables that a job each links.
+NOT_COUNTED = ("all", "extract_all", "estimate_all", "estimate_batch", "total")
+
+
 class Workflow:
     """A folder in which a study runs: its configuration, and Snakemake's view of it."""
 
@@ -155,10 +159,10 @@ class Workflow:
         return {**os.environ, "PYTHONPATH": str(self.root)}
 
     def planned(self, *arguments: str) -> dict[str, int]:
-        """Return how many jobs of each rule a dry run plans, without `all`."""
+        """Return how many jobs of each rule a dry run plans, without `all` and what computes tables to be linked."""
         output = self.run(*arguments, "--dry-run", "--quiet", "rules")
         rows = re.findall(r"^(\w+)\s+(\d+)$", output, flags=re.MULTILINE)
-        return {rule: int(count) for rule, count in rows if rule not in ("all", "total")}
+        return {rule: int(count) for rule, count in rows if rule not in NOT_COUNTED}
 
     @property
     def session(self) -> Path:

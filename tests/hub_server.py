@@ -109,7 +109,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        line = f"{self.command} {path}"
+        # A range with an end is a part of a file, as its header: no download.
+        is_part = re.fullmatch(r"bytes=\d+-\d+", self.headers.get("Range", "")) is not None
+        line = f"{'PART' if is_part else self.command} {path}"
         self.hub.requests[line] += 1
         if self._token():
             self.hub.with_token.add(line)
@@ -202,7 +204,15 @@ class _Handler(BaseHTTPRequestHandler):
             one for repo in self.hub.repositories.values() for files in repo.commits.values() for one in files.values()
         )
         content = next(one for one in contents if hashlib.sha256(one).hexdigest() == key)
-        first = int(re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "bytes=0-"))[1])
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "bytes=0-"))
+        first, last = int(asked[1]), min(int(asked[2] or len(content)), len(content) - 1)
+        if asked[2]:  # part of a file, as its header
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {first}-{last}/{len(content)}")
+            self.send_header("Content-Length", str(last + 1 - first))
+            self.end_headers()
+            self.wfile.write(content[first : last + 1])
+            return
         end, name = len(content), path.rsplit("/", 1)[1]
         if self.command == "GET" and self.hub.breaks.get(name, 0) > 0:
             self.hub.breaks[name] -= 1

@@ -62,7 +62,7 @@ def test_dictionary_of_the_documented_study_means_what_it_says() -> None:
     assert cacheing.layer_idx_list == [0, 1, 2, 5]
     assert cacheing.save_fp == "float16"
     assert cacheing.save_cache_tensors
-    assert cacheing.save_IDs_list == ["mle", "mind_ml", "twoNN_f10"]
+    assert cacheing.save_IDs_list == ["mle_harmonic", "mle", "mind_ml", "twoNN_f10"]
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -15,13 +17,14 @@ from conftest import study
 from hypothesis import given
 from hypothesis import strategies as st
 
+from id_scaling.cli.main import main
 from id_scaling.errors import ConfigError, StoreError
 from id_scaling.models.loading import load_model
 from id_scaling.neighbors.views import View
 from id_scaling.plots.depth import id_by_layer
 from id_scaling.plots.style import SHOWN
 from id_scaling.storage.layout import Run
-from id_scaling.storage.records import read_table, write_table
+from id_scaling.storage.records import key_of, read_table, write_table
 from id_scaling.study.config import parse
 from id_scaling.study.study import Study
 from id_scaling.text import shuffling as controls
@@ -127,9 +130,9 @@ def write_contexts(path: Path, contexts: list[dict], bos: int | None = BOS) -> P
     """Write contexts as the workflow does, numbered as they stand."""
     numbered = [{"context": number, **row} for number, row in enumerate(contexts)]
     table = pl.DataFrame(numbered, schema_overrides={"input_ids": pl.List(pl.Int32)})
-    write_table(
-        path, table, {"settings": {"control": "none"}, "bos": bos, "shard_sha256": "a", "tokenizer_sha256": "b"}
-    )
+    made_from = {"shard": "a", "tokenizer": "b"}
+    facts = {"settings": {"control": "none"}, "made_from": made_from, "bos": bos}
+    write_table(path, table, {**facts, "shard_sha256": "a", "tokenizer_sha256": "b"})
     return path
 
 
@@ -145,7 +148,7 @@ def texts(table: pl.DataFrame) -> dict[tuple, list[int]]:
     return {tuple(key): tokens for *key, tokens in table.select("document_id", "chunk", "input_ids").rows()}
 
 
-@pytest.mark.parametrize("bos", [None, BOS])
+@pytest.mark.parametrize("bos", [None, 0, BOS])
 @pytest.mark.parametrize("control", CONTROLS[1:])
 def test_all_but_the_order_of_tokens_stays(tmp_path: Path, control: str, bos: int | None) -> None:
     source = write_contexts(tmp_path / "contexts.parquet", rows(3, bos), bos)
@@ -190,8 +193,36 @@ def test_facts_name_the_control_its_rule_and_what_it_was_made_of(tmp_path: Path)
     facts = read_table(tmp_path / "shuffle-2" / "contexts.parquet")[1]
     assert facts["settings"] == {"control": "shuffle-2"}
     assert "min(4^2, tokens) blocks" in facts["rule"]
-    assert facts["contexts"] == hashlib.sha256(source.read_bytes()).hexdigest()
+    assert facts["made_from"] == {"contexts": key_of(read_table(source)[1])}
     assert (facts["bos"], facts["shard_sha256"], facts["tokenizer_sha256"]) == (BOS, "a", "b")
+
+
+SHUFFLING = """
+import sys, time
+from id_scaling.cli.main import main
+from id_scaling.text import shuffling
+before = shuffling._shuffled_batch
+def slowly(*given, **options):
+    print("shuffling", flush=True)
+    time.sleep(60)
+    return before(*given, **options)
+shuffling._shuffled_batch = slowly
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_what_a_killed_shuffle_left_is_removed(number: int, python: Any, tmp_path: Path) -> None:
+    """At once where it is asked to end, and by the next run where it is killed."""
+    source, output = write_contexts(tmp_path / "contexts.parquet", rows(2)), tmp_path / "out" / "contexts.parquet"
+    arguments = ["shuffle", "--settings", '{"control": "shuffle-1"}', f"--contexts={source}", f"--output={output}"]
+    process = python(SHUFFLING, *arguments)
+    assert process.stdout.readline() == "shuffling\n"
+    process.send_signal(number)
+    process.wait(timeout=30)
+    assert len(list(output.parent.iterdir())) == (number == signal.SIGKILL)
+    assert main(arguments) == 0
+    assert list(output.parent.iterdir()) == [output]
 
 
 def test_damaged_contexts_are_refused(tmp_path: Path) -> None:
@@ -278,7 +309,11 @@ def test_a_language_model_finds_shuffled_text_harder(tmp_path: Path, resources: 
     """SmolLM2 on two contexts of 128 tokens, of which the order of single tokens is permuted: 3.0 and 7.8 nats."""
     folder, source = resources / "smollm2-135m-instruct", tmp_path / "contexts.parquet"
     chunk_dataset(
-        [resources / "sotu" / "0000.parquet"], folder, Chunking(128, 1, None, None, max_contexts=2), {}, source
+        [resources / "sotu" / "0000.parquet"],
+        folder,
+        Chunking(128, 1, None, None, max_contexts=2),
+        {"settings": {}, "made_from": {}},
+        source,
     )
     model = load_model(folder, torch.float32, torch.device("cpu"), use_accelerator=False)
     losses = []

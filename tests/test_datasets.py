@@ -133,6 +133,35 @@ def as_zstandard_frames(folder: Path) -> list[Path]:
     return [folder / "0.jsonl.zst"]
 
 
+def zstandard_frame(content: bytes, window_log: int) -> bytes:
+    """Return a frame of one raw block that declares a window, as RFC 8878 (2021) has it: no size, no checksum."""
+    assert len(content) < 2**17  # the largest block
+    block = int.to_bytes(1 | len(content) << 3, 3, "little")  # the last one
+    return b"\x28\xb5\x2f\xfd" + bytes([0, (window_log - 10) << 3]) + block + content
+
+
+def as_zstandard_of_a_long_window(folder: Path) -> list[Path]:
+    """As `zstd --long=31` writes it."""
+    content = write_lines(folder / "plain", RECORDS).read_bytes()
+    (folder / "0.jsonl.zst").write_bytes(zstandard_frame(content, window_log=31))
+    return [folder / "0.jsonl.zst"]
+
+
+def with_mark(write: Callable) -> Callable:
+    """Return what writes the same behind a byte order mark of UTF-8."""
+
+    def marked(folder: Path) -> list[Path]:
+        files = write(folder)
+        for file in files:
+            content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+            content = b"\xef\xbb\xbf" + content
+            file.write_bytes(gzip.compress(content) if file.suffix == ".gz" else content)
+        return files
+
+    marked.__name__ = f"{write.__name__}_with_mark"
+    return marked
+
+
 def as_text(folder: Path) -> list[Path]:
     for name, text in zip(NAMES, TEXTS, strict=True):
         (folder / f"{name}.txt").write_bytes(text.encode())
@@ -141,12 +170,22 @@ def as_text(folder: Path) -> list[Path]:
 
 @pytest.mark.parametrize(
     "write",
-    [as_parquet, as_dictionary_parquet, as_jsonl, as_gzip, as_zstandard, as_zstandard_frames, as_text],
+    [
+        as_parquet,
+        as_dictionary_parquet,
+        as_jsonl,
+        as_gzip,
+        as_zstandard,
+        as_zstandard_frames,
+        as_zstandard_of_a_long_window,
+        as_text,
+        *map(with_mark, (as_jsonl, as_gzip, as_text)),
+    ],
 )
 def test_every_format_gives_the_same_contexts(write: Callable, tmp_path: Path, tokenizer: Path) -> None:
     found, others = (
         chunk(write(tmp_path), tokenizer),
-        None if write in (as_dictionary_parquet, as_text) else '{"other":1}',
+        None if "text" in write.__name__ or write is as_dictionary_parquet else '{"other":1}',
     )
     assert found.drop("metadata").to_dicts() == expected(TEXTS, NAMES)
     assert found["metadata"].unique().to_list() == [others]
@@ -292,7 +331,11 @@ def test_text_is_read_from_the_named_column(tmp_path: Path, tokenizer: Path) -> 
 def test_file_says_what_it_was_made_of(documents: Path, tokenizer: Path, tmp_path: Path) -> None:
     output = tmp_path / "contexts.parquet"
     chunk_dataset([documents], tokenizer, Chunking(4, 1, None, None), {"shard_sha256": "abc"}, output)
-    assert json.loads(pl.read_parquet_metadata(output)["id_scaling"]) == {"shard_sha256": "abc", "bos": None}
+    assert json.loads(pl.read_parquet_metadata(output)["id_scaling"]) == {
+        "shard_sha256": "abc",
+        "bos": None,
+        "tokenizer": "tokenizer.json",
+    }
 
 
 # ---- metadata --------------------------------------------------------------------------------------------------
@@ -396,8 +439,8 @@ def test_no_more_of_a_long_document_is_tokenised_than_is_asked_for(
     sizes = {"MOST_WHOLE": 400, "PIECE": 500, "OVERLAP": 50, "PIECES_A_BATCH": 1}
     for name, value in sizes.items():
         monkeypatch.setattr(tokens, name, value)
-    taken, real = [], tokens._tokens
-    monkeypatch.setattr(tokens, "_tokens", lambda *given: taken.append(len(given[2])) or real(*given))
+    taken, real = [], tokens.TextTokenizer.tokens
+    monkeypatch.setattr(tokens.TextTokenizer, "tokens", lambda *given: taken.append(len(given[2])) or real(*given))
     shard = write_lines(tmp_path / "0.jsonl", [{"text": "that " * 1000}])
     contexts = chunk(shard, tokenizer, **options)
     assert contexts["input_ids"].explode().unique().to_list() == [IDS["that"]]
@@ -652,6 +695,32 @@ def test_text_file_that_is_not_utf8_is_named(tmp_path: Path, tokenizer: Path) ->
     (tmp_path / "b.txt").write_text(" ".join(WORDS[:8]))
     with pytest.raises(InputError, match=r"1 of 2 records are broken.*a\.txt: not UTF-8 at byte 4"):
         chunk(sorted(tmp_path.glob("*.txt")), tokenizer)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32", "utf-32-be"])
+@pytest.mark.parametrize("name", ["0.jsonl", "0.jsonl.gz", "0.txt"])
+def test_a_byte_order_mark_of_another_encoding_is_said(
+    encoding: str, name: str, tmp_path: Path, tokenizer: Path
+) -> None:
+    text = write_lines(tmp_path / "plain", RECORDS).read_text()
+    content = (text if encoding in ("utf-16", "utf-32") else f"\ufeff{text}").encode(encoding)
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    with pytest.raises(InputError, match=rf"{name}: starts with a byte order mark of UTF-16 or UTF-32, .*iconv"):
+        chunk(tmp_path / name, tokenizer, max_broken_share=1.0)
+
+
+def test_a_mark_at_the_start_of_any_line_is_no_text(tmp_path: Path, tokenizer: Path) -> None:
+    """As files have it that were put behind each other."""
+    content = b"\xef\xbb\xbf" + write_lines(tmp_path / "plain", GOOD).read_bytes()
+    (tmp_path / "0.jsonl").write_bytes(content * 2)
+    once = chunk(write_lines(tmp_path / "once.jsonl", GOOD), tokenizer)
+    assert chunk(tmp_path / "0.jsonl", tokenizer)["input_ids"].to_list() == once["input_ids"].to_list() * 2
+
+
+def test_a_window_that_zstandard_does_not_read_is_said(tmp_path: Path, tokenizer: Path) -> None:
+    (tmp_path / "0.jsonl.zst").write_bytes(zstandard_frame(b"{}", window_log=32))
+    with pytest.raises(InputError, match="needs a window of more than 2147483648 bytes"):
+        chunk(tmp_path / "0.jsonl.zst", tokenizer)
 
 
 # ---- damaged files ---------------------------------------------------------------------------------------------

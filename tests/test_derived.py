@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import random
 import shutil
+import struct
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,14 +17,17 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from conftest import WORDS, Workflow, save_tokenizer, study
+from conftest import ROOT, WORDS, Workflow, save_tokenizer, study
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from verbs import Session
 
 from id_scaling.cli.main import main
 from id_scaling.errors import ConfigError, InputError
-from id_scaling.sources.derived import convert_gguf, gguf_tokenizer
+from id_scaling.sources import derived
+from id_scaling.sources.derived import convert_gguf, gguf_model, gguf_tokenizer
+from id_scaling.sources.gguf_header import check_gguf
+from id_scaling.sources.models import fetch_tokenizer, settings_folder
 from id_scaling.sources.untrained import seed_of
 from id_scaling.storage.records import read_record
 from id_scaling.study.study import Study
@@ -135,7 +144,82 @@ def test_a_gguf_file_that_is_not_there_is_said(text_folder: Path) -> None:
 def test_a_gguf_file_that_is_cut_short_is_said(tmp_path: Path, gguf_file: Path, text_folder: Path, capsys) -> None:
     (tmp_path / "cut.gguf").write_bytes(gguf_file.read_bytes()[:1000])
     assert main(["describe", str(tmp_path / "cut.gguf")]) == 1
-    assert "cut.gguf: transformers cannot read this GGUF file" in capsys.readouterr().err
+    assert "cut.gguf: damaged or cut short: not a whole GGUF file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("cut", [0, 3, 20, 1000, -1])
+def test_a_gguf_file_that_is_not_whole_is_refused_before_any_job(
+    cut: int, tmp_path: Path, gguf_file: Path, text_folder: Path
+) -> None:
+    (tmp_path / "cut.gguf").write_bytes(gguf_file.read_bytes()[:cut])
+    with pytest.raises(InputError, match=r"cut\.gguf: damaged or cut short"):
+        Study(study(tmp_path / "cut.gguf", text_folder)).check()
+
+
+def test_mutated_gguf_headers_are_read_or_refused_quickly(tmp_path: Path, gguf_file: Path) -> None:
+    """Whatever a length says: no more is read than is there."""
+    raw, draw, path = gguf_file.read_bytes(), random.Random(0), tmp_path / "mutated.gguf"
+    n_refused, start = 0, time.process_time()
+    for _ in range(400):
+        content = bytearray(raw)
+        for _ in range(draw.choice([1, 1, 4])):
+            content[draw.randrange(3000)] = draw.choice([0, 1, 127, 255, draw.randrange(256)])
+        path.write_bytes(content)
+        try:
+            check_gguf(path)
+        except InputError:
+            n_refused += 1
+    assert n_refused > 100
+    assert time.process_time() - start < 30  # 1 s where the machine is idle
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("llama.block_count", 10**9, r"found 1000000000"),
+        ("llama.block_count", 999, r"found 999 layers, but the file holds 21 tensors"),
+        ("llama.attention.head_count", 0, r"found 0, expected a number from 1"),
+        ("llama.embedding_length", 2**31, r"found 2147483648"),
+    ],
+)
+def test_impossible_sizes_of_a_gguf_file_are_refused(
+    name: str, value: int, words: str, tmp_path: Path, gguf_file: Path
+) -> None:
+    raw, key = gguf_file.read_bytes(), name.encode()
+    place = raw.index(key) + len(key) + 4  # after the type of the value
+    (tmp_path / "other.gguf").write_bytes(raw[:place] + struct.pack("<I", value) + raw[place + 4 :])
+    with pytest.raises(InputError, match=rf"{name}: {words}"):
+        check_gguf(tmp_path / "other.gguf")
+
+
+def test_a_gguf_file_is_converted_once_for_all_sessions(
+    tmp_path: Path, gguf_file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("id_scaling.sources.cache.CACHE", tmp_path / "cache")
+    calls = []
+    for name in ("_convert", "gguf_config", "gguf_tokenizer"):
+        original = getattr(derived, name)
+        monkeypatch.setattr(derived, name, lambda *given, made=original: calls.append(made.__name__) or made(*given))
+    with caplog.at_level("INFO", "id_scaling"):
+        for session in ("one", "two"):
+            gguf_model(gguf_file, tmp_path / session)
+            settings_folder(str(gguf_file), "main", tmp_path)
+            fetch_tokenizer(str(gguf_file), tmp_path / session / "tokenizer.json")
+    assert sorted(calls) == ["_convert", "gguf_config", "gguf_tokenizer", "gguf_tokenizer"]
+    assert "which may take" in caplog.text
+    one, two = (load_file(tmp_path / session / "model.safetensors") for session in ("one", "two"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    shutil.rmtree(tmp_path / "cache")  # what sessions have stays
+    assert load_file(tmp_path / "one" / "model.safetensors").keys() == one.keys()
+
+
+def test_no_bar_is_drawn_in_a_log(tmp_path: Path, gguf_file: Path) -> None:
+    command = [sys.executable, "-m", "id_scaling", "describe", str(shutil.copy(gguf_file, tmp_path / "tiny.gguf"))]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path, env=environment)
+    assert "reading the config and the tokenizer" in done.stderr
+    assert "it/s" not in done.stderr
+    assert "%|" not in done.stderr
 
 
 def test_a_gguf_file_without_a_tensor_is_refused(tmp_path: Path, tiny_llama: Path) -> None:

@@ -17,14 +17,16 @@ from id_scaling.models.modules import SiteRequest
 from id_scaling.runtime.atomic_files import read_json, sha256
 from id_scaling.runtime.locks import leased
 from id_scaling.sources.derived import built
-from id_scaling.sources.model_config import Architecture, check_request, modules_with_tensors, read_architecture
+from id_scaling.sources.model_config import Architecture, check_request, read_architecture
 from id_scaling.sources.models import (
     check_model,
+    check_paths_of,
     fetch_model,
     fetch_tokenizer,
     model_folder,
     settings_folder,
 )
+from id_scaling.sources.weight_headers import modules_of, read_headers
 from id_scaling.storage.records import read_record
 
 REQUEST = SiteRequest(None, ("block", "attn", "mlp"), ("emb", "unemb"), None)
@@ -225,21 +227,24 @@ def test_modules_are_those_of_the_loaded_model(tiny_llama: Path) -> None:
     loaded = AutoModelForCausalLM.from_pretrained(tiny_llama)
     names = {name for name, _ in loaded.named_modules()}
     assert {name for name, _ in built(tiny_llama, "meta").named_modules()} == names
-    quick = modules_with_tensors(tiny_llama)
+    quick = modules_of(read_headers(tiny_llama))
     assert {"model", "model.layers.1", "model.layers.1.self_attn.q_proj", "lm_head"} <= quick <= names
 
 
 def test_module_without_tensors_may_be_read_too(tiny_llama: Path) -> None:
     without = "model.layers.{layer}.mlp.act_fn"
-    assert without.format(layer=0) not in modules_with_tensors(tiny_llama)
-    check_model(tiny_llama, SiteRequest(None, ("act",), (), {"act": without}), 64)
+    headers = read_headers(tiny_llama)
+    assert without.format(layer=0) not in modules_of(headers)
+    check_paths_of(tiny_llama, SiteRequest(None, ("act",), (), {"act": without}), headers)
     with pytest.raises(ConfigError, match=r"no module 'model\.layers\.0\.mlp\.act_fun'; did you mean .*act_fn'"):
-        check_model(tiny_llama, SiteRequest(None, ("act",), (), {"act": "model.layers.{layer}.mlp.act_fun"}), 64)
+        check_paths_of(
+            tiny_llama, SiteRequest(None, ("act",), (), {"act": without.replace("act_fn", "act_fun")}), headers
+        )
 
 
 CONFIGS = [
     ("llama", {"num_hidden_layers": 3, "hidden_size": 64, "vocab_size": 99, "max_position_embeddings": 77}, 77),
-    ("gpt2", {"n_layer": 3, "n_embd": 64, "vocab_size": 99, "n_positions": 77}, 77),
+    ("gpt2", {"n_layer": 3, "n_head": 4, "n_embd": 64, "vocab_size": 99, "n_positions": 77}, 77),
     ("gptj", {"n_layer": 3, "n_embd": 64, "vocab_size": 99, "n_positions": 77}, 77),
     ("gpt_neox", {"num_hidden_layers": 3, "hidden_size": 64, "vocab_size": 99, "max_position_embeddings": 77}, 77),
     (

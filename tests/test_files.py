@@ -11,12 +11,15 @@ from typing import Any
 
 import pytest
 
+from id_scaling.errors import StoreError
 from id_scaling.runtime.atomic_files import (
     canonical_json,
     digest,
+    finish_renames,
     sha256,
     sweep,
     writing,
+    writing_all,
     writing_folder,
 )
 from id_scaling.sources import bundled
@@ -167,6 +170,95 @@ def test_sweep_removes_nothing_but_leftovers(tmp_path: Path) -> None:
     (tmp_path / ".folder.tmp-3" / "x").write_text("x")
     sweep(tmp_path)
     assert names(tmp_path) == sorted(kept)
+
+
+# ---- sets of files ---------------------------------------------------------------------------------------------
+
+SET = ["table", "deep/text", "page"]
+
+
+def write_set(folder: Path, text: str) -> None:
+    """Write a text to each file of a set."""
+    with writing_all([folder / name for name in SET]) as asides:
+        for aside in asides:
+            aside.write_text(text)
+
+
+def texts_of_set(folder: Path) -> list[Any]:
+    """Return the text of each file of a set."""
+    return [content(folder / name) for name in SET]
+
+
+@pytest.mark.parametrize("before", [None, "old"])
+def test_set_is_replaced_as_one(before: str | None, tmp_path: Path) -> None:
+    if before:
+        write_set(tmp_path, before)
+    with writing_all([tmp_path / name for name in SET]) as asides:
+        for aside in asides:
+            aside.write_text("new")
+            assert texts_of_set(tmp_path) == [before] * 3
+    assert texts_of_set(tmp_path) == ["new"] * 3
+    assert names(tmp_path) == ["deep", "page", "table"]
+    assert names(tmp_path / "deep") == ["text"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, FileNotFoundError])
+def test_error_before_the_set_is_complete_replaces_nothing(error: type[BaseException], tmp_path: Path) -> None:
+    write_set(tmp_path, "old")
+
+    def fail() -> None:
+        with writing_all([tmp_path / name for name in SET]) as asides:
+            asides[0].write_text("new")
+            if error is not FileNotFoundError:  # which is of the files that are not written
+                raise error
+
+    with pytest.raises(error):
+        fail()
+    assert texts_of_set(tmp_path) == ["old"] * 3
+    assert names(tmp_path) == ["deep", "page", "table"]
+
+
+SET_WRITER = """
+import os, signal, sys
+from pathlib import Path
+from id_scaling.runtime import atomic_files
+n_before, replace = int(sys.argv[2]), os.replace
+def replace_or_die(*paths):
+    global n_before
+    if not n_before:
+        os.kill(os.getpid(), signal.SIGKILL)
+    n_before -= 1
+    replace(*paths)
+os.replace = replace_or_die
+with atomic_files.writing_all([Path(sys.argv[1]) / name for name in sys.argv[3:]]) as asides:
+    for aside in asides:
+        aside.write_text("new")
+"""
+
+
+@pytest.mark.parametrize("mend", ["finish_renames", "sweep", "writing_all"])
+@pytest.mark.parametrize("n_before", [0, 1, 2, 3])
+def test_set_whose_writer_was_killed_is_old_or_new_as_one(
+    n_before: int, mend: str, tmp_path: Path, python: Any
+) -> None:
+    """The first rename is that of the list: a kill before it leaves the old set, a kill after it the new one."""
+    write_set(tmp_path, "old")
+    writer = python(SET_WRITER, tmp_path, str(n_before), *SET)
+    assert writer.wait() == -signal.SIGKILL
+    if mend == "writing_all":
+        with pytest.raises(ValueError, match="later"), writing_all([tmp_path / name for name in SET]):
+            raise ValueError("later")
+    else:
+        {"finish_renames": finish_renames, "sweep": sweep}[mend](tmp_path)
+    assert texts_of_set(tmp_path) == (["new"] * 3 if n_before else ["old"] * 3)
+    sweep(tmp_path)
+    assert names(tmp_path) == ["deep", "page", "table"]
+
+
+def test_damaged_list_of_renames_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / ".table.renames").write_text('[["a"]]')
+    with pytest.raises(StoreError, match=r"\.table\.renames: damaged .*; remove it"):
+        finish_renames(tmp_path)
 
 
 # ---- JSON and hashes -------------------------------------------------------------------------------------------

@@ -100,6 +100,14 @@ def test_a_branch_alone_is_compared_with_the_others_that_the_mapping_knows() -> 
     assert "no block" in meaning(model_of("llama"), {"attn": LLAMA["attn"], "mlp": LLAMA["mlp"]})["mlp"]["reason"]
 
 
+def test_branches_that_are_not_asked_for_are_not_verified() -> None:
+    """The paths of `attn` and `mlp` here are those before their norms, which `gemma2` does not add."""
+    found = meaning(model_of("gemma2"), LLAMA, "gemma2", inblock=("block",))
+    assert found["block"] == {"verdict": "checked", "worst": 0.0, "layer": 0, "allowed": 1e-4}
+    with pytest.raises(InputError, match="attn and mlp are not what they say"):
+        meaning(model_of("gemma2"), LLAMA, "gemma2", inblock=("block", "attn"))
+
+
 def test_a_mixer_that_is_all_of_a_block_is_checked() -> None:
     assert meaning(model_of("mamba"), PRESETS["mamba"], "mamba")["attn"]["verdict"] == "checked"
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import altair as alt
 import numpy as np
 import polars as pl
 import pytest
-import scipy.stats
+import scipy.integrate
+import vl_convert
 from conftest import save_text, save_tiny_llama, study
 from verbs import run_study
 
@@ -19,10 +24,11 @@ from id_scaling.neighbors.views import leading_view
 from id_scaling.plots.catalog import FIGURES
 from id_scaling.plots.caveats import remarks
 from id_scaling.plots.page import as_script
-from id_scaling.plots.render import OF_SUMMARY, chart_of
+from id_scaling.plots.render import OF_SUMMARY, chart_of, plot
 from id_scaling.plots.scales import _by_scale, _stored
 from id_scaling.plots.training import scaling_law
-from id_scaling.results.load import load_contexts, load_summary
+from id_scaling.results.load import load_contexts, load_summary, load_tokens
+from id_scaling.results.summary import readable
 
 VIEWS = {
     "default": {},
@@ -258,6 +264,7 @@ def test_curves_of_scale_show_what_is_stored_and_has_estimates(session: Path) ->
     """Neighbors 1 to 32 of 20 to 63 points that count: a scale n needs 3 n, a k one more, in every context shown."""
     scales = curves_of(session).group_by("kind").agg(pl.col("scale").unique().sort())
     assert dict(scales.iter_rows()) == {
+        "mle_harmonic_k": list(range(4, 33)),
         "gride_n": list(range(1, 17)),
         "twoNN_f": list(range(0, 100, 10)),
         "mle_k": list(range(4, 33)),
@@ -290,21 +297,68 @@ def test_a_layer_file_of_another_extraction_is_not_drawn(name: str, session: Pat
     path.write_bytes(content)
 
 
-def test_the_line_of_losses_over_sizes_is_that_of_scipy() -> None:
+def planted(n_sizes: int, alpha: float, noise: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return sizes, and losses that fall with them as a power law with noise."""
     random = np.random.default_rng(1)
-    sizes = 10 ** random.uniform(6, 9, 7)
-    losses = 20 * sizes**-0.12 * np.exp(0.03 * random.standard_normal(7))
-    expected = scipy.stats.linregress(np.log(sizes), np.log(losses))
+    sizes = 10 ** random.uniform(6, 9, n_sizes)
+    return sizes, 20 * sizes**-alpha * np.exp(noise * random.standard_normal(n_sizes))
+
+
+@pytest.mark.parametrize(("n_sizes", "alpha"), [(5, 0.12), (7, 0.12), (7, 0.4), (12, 0.05)])
+def test_a_scaling_law_is_the_least_squares_line_with_students_interval(n_sizes: int, alpha: float) -> None:
+    """Against the normal equations, with the quantile of Student's distribution from its density, integrated."""
+    sizes, losses = planted(n_sizes, alpha, 0.03)
     law = scaling_law(np.repeat(sizes, 3), np.repeat(losses, 3))  # a row for each estimator, say
-    assert (law.alpha, law.stderr, law.n_sizes) == (pytest.approx(-expected.slope), pytest.approx(expected.stderr), 7)
-    assert law.dimension == pytest.approx(4 / 0.12, rel=0.2)
+    x, y = np.log(sizes), np.log(losses)
+    design = np.stack([x, np.ones(n_sizes)], axis=1)
+    inverse = np.linalg.inv(design.T @ design)
+    slope, intercept = inverse @ design.T @ y
+    n_free = n_sizes - 2
+    stderr = np.sqrt(inverse[0, 0] * ((y - slope * x - intercept) ** 2).sum() / n_free)
+    assert (law.alpha, law.stderr) == (pytest.approx(-slope), pytest.approx(stderr))
+    assert (law.n_sizes, law.n_points) == (n_sizes, n_sizes)
+    low, high = law.interval
+    assert (low + high) / 2 == pytest.approx(-slope)
+    quantile = (high - low) / (2 * stderr)
+    inside, _ = scipy.integrate.quad(lambda t: (1 + t * t / n_free) ** (-(n_free + 1) / 2), 0, quantile)
+    beyond, _ = scipy.integrate.quad(lambda t: (1 + t * t / n_free) ** (-(n_free + 1) / 2), quantile, np.inf)
+    assert inside / (inside + beyond) == pytest.approx(0.95, rel=1e-6)
+    assert law.dimension == pytest.approx(4 / law.alpha)
+    assert law.dimension_interval == pytest.approx((4 / high, 4 / low))
+
+
+def test_the_interval_of_a_planted_exponent_covers_it_95_times_in_100() -> None:
+    """Of 2000 laws of five sizes: binomial noise is 0.5 %, and 1.96 standard errors would cover 85.5 %."""
+    random, sizes, alpha = np.random.default_rng(0), 10 ** np.linspace(6, 9, 5), 0.1
+    laws = (scaling_law(sizes, sizes**-alpha * np.exp(0.02 * random.standard_normal(5))) for _ in range(2000))
+    covered = np.mean([low <= alpha <= high for low, high in (law.interval for law in laws)])
+    assert covered == pytest.approx(0.95, abs=0.02)
+
+
+def test_a_scaling_law_needs_five_sizes_with_a_loss() -> None:
+    sizes, losses = planted(7, 0.12, 0.03)
     with_unknown = scaling_law(np.append(sizes, [1e5, np.nan]), np.append(losses, [np.nan, 2.0]))
     assert with_unknown == scaling_law(sizes, losses)
-    assert scaling_law(sizes[[0, 1, 1]], losses[:3]) is None  # two sizes
+    assert scaling_law(sizes[[0, 1, 2, 3, 3]], losses[:5]) is None  # four sizes
+    same_size = scaling_law(np.append(sizes, sizes[0]), np.append(losses, losses[0] + 0.01))
+    assert (same_size.n_sizes, same_size.n_points) == (7, 8)
 
 
-def of_sizes(session: Path, losses: list[float | None]) -> tuple[dict, str]:
-    """Return the figure of models of 1, 10, 100 … million parameters that have these losses, and its subtitle."""
+def test_an_exponent_that_may_be_nought_has_a_dimension_without_an_upper_end() -> None:
+    sizes, losses = planted(5, 0.01, 0.2)
+    law = scaling_law(sizes, losses)
+    assert law.interval[0] < 0 < law.interval[1]
+    rising = scaling_law(sizes, sizes**0.1)
+    assert np.isnan([rising.dimension, *rising.dimension_interval]).all()
+    assert "the loss does not fall, so no 4/α" in str(rising)
+    sizes = 10.0 ** np.arange(5, 10)
+    falling = scaling_law(sizes, sizes**-0.01 * np.exp(0.1 * np.array([1, -1, 1, -1, 1])))
+    assert falling.alpha > 0 > falling.interval[0]
+    assert falling.dimension_interval == (pytest.approx(4 / falling.interval[1]), np.inf)
+
+
+def of_sizes(session: Path, losses: list[float | None], clouds: tuple[str, ...] = ("mean",)) -> dict:
+    """Return the figure of models of 1, 10, 100 … million parameters that have these losses, and clouds of a run."""
     one = load_summary(session).filter(checkpoint="final", control="none", view="default")
     models = [
         one.with_columns(
@@ -316,36 +370,70 @@ def of_sizes(session: Path, losses: list[float | None]) -> tuple[dict, str]:
         )
         for power, loss in enumerate(losses)
     ]
-    chart = chart_of("id_by_size", pl.concat(models), session)
-    alt.Chart.from_dict(chart, validate=True)
-    return chart, chart["vconcat"][0]["title"]["subtitle"]
+    summary = pl.concat(models)
+    of_run = summary.filter(pl.col("layer") < 2).with_columns(
+        level=pl.lit("run"), mean=pl.col("mean") + pl.col("layer")
+    )
+    of_clouds = [of_run.with_columns(cloud=pl.lit(cloud)) for cloud in clouds]
+    chart = chart_of("id_by_size", pl.concat([summary, *of_clouds]), session)
+    alt.Chart.from_dict(json.loads(as_script(chart)), validate=True)
+    return chart
 
 
-def test_a_scaling_law_implies_a_dimension_in_each_panel(session: Path) -> None:
-    chart, said = of_sizes(session, [8 * 10 ** (-0.25 * power) for power in range(3)])
-    assert "; loss ~ N^−α, α = 0.25 ± " in said
-    rows = [row for rows in chart["datasets"].values() for row in rows]
-    assert all(row["four_over_alpha"] == pytest.approx(16) for row in rows)
+def rows_of(chart: dict) -> list[dict]:
+    """Return the titled rows of panels of a figure of several grids."""
+    return [row for grid in chart["vconcat"] for row in grid["vconcat"]]
+
+
+def marks_of(row: dict) -> dict[str, dict]:
+    """Return the marks of each panel of a row, by its title and their type."""
     marks = {}
-    for panel in chart["vconcat"][0]["hconcat"]:
+    for panel in row["hconcat"]:
         flat = [layer for outer in panel["layer"] for layer in outer.get("layer", [outer])]
         marks[panel["title"]] = {layer["mark"]["type"]: layer["mark"] for layer in flat}
-    assert marks["mle"]["text"]["text"] == "4/α = 16.0, from 3 sizes"
-    assert "rule" in marks["mle"]
-    # Sixteen times all means: a line would flatten them.
-    assert marks["pca_90"]["text"]["text"] == "4/α = 16.0 (far above), from 3 sizes"
-    assert "rule" not in marks["pca_90"]
+    return marks
+
+
+def test_a_scaling_law_stands_next_to_clouds_of_the_last_block_alone(session: Path) -> None:
+    chart = of_sizes(session, [8 * 10 ** (-0.25 * power) for power in range(5)])
+    largest, last = rows_of(chart)
+    assert not any("rule" in marks for marks in marks_of(largest).values())
+    said = last["title"]["subtitle"][1]
+    assert said == "loss ~ N^−α over 5 sizes, α = 0.25, 95% interval 0.25 to 0.25 (Student, 3 degrees of freedom)"
+    assert marks_of(last)["mle"]["text"]["text"] == "4/α = 16.0 (16.0 to 16.0)"
+    assert {"rule", "rect"} <= marks_of(last)["mle"].keys()
+    # Eight times all dimensions: a line would flatten them.
+    assert marks_of(last)["pca_90"]["text"]["text"] == "4/α = 16.0 (16.0 to 16.0), far above"
+    assert not {"rule", "rect"} & marks_of(last)["pca_90"].keys()
+    rows = [row for rows in chart["datasets"].values() for row in rows if "four_over_alpha" in row]
+    assert {row["layer"] for row in rows} == {1}  # the last of two
+    assert {row["mean"] for row in rows if row["estimator"] == "mle"} == {6.0}
+    assert all(row["four_over_alpha"] == pytest.approx(16) for row in rows)
+
+
+def test_sizes_are_parameters_without_embeddings_on_the_axis_and_in_the_fit(session: Path) -> None:
+    chart = of_sizes(session, [8 * 10 ** (-0.25 * power) for power in range(5)])
+    assert {of["field"] for of in encodings(chart, "x") if "field" in of} == {"n_counted"}
+    rows = [row for rows in chart["datasets"].values() for row in rows]
+    assert {row["n_counted"] for row in rows} == {10 ** (6 + power) for power in range(5)}
 
 
 @pytest.mark.parametrize(
-    ("losses", "words"),
-    [([3.0, 2.5], ""), ([3.0, 2.5, None], ""), ([3.0, 3.1, 3.2], "; no 4/α: over 3 sizes the loss does not fall")],
+    ("losses", "clouds"),
+    [([4.0, 3.0, 2.5, 2.0], ("mean",)), ([4.0, 3.0, 2.5, 2.0, None], ("mean",)), ([5.0, 4.0, 3.0, 2.5, 2.0], ())],
 )
-def test_without_a_loss_that_falls_over_three_sizes_nothing_is_implied(losses, words: str, session: Path) -> None:
-    chart, said = of_sizes(session, losses)
-    assert said.endswith(" · none" + words)
-    assert '"type": "rule"' not in json.dumps(chart)
-    assert "far above" not in json.dumps(chart)
+def test_no_law_is_drawn_of_four_sizes_or_without_clouds_of_all_contexts(losses, clouds, session: Path) -> None:
+    chart = of_sizes(session, losses, clouds)
+    assert len(rows_of(chart)) == 1
+    assert "4/α" not in json.dumps(chart, ensure_ascii=False)
+
+
+def test_losses_that_do_not_fall_imply_nothing(session: Path) -> None:
+    chart = of_sizes(session, [3.0, 3.1, 3.2, 3.3, 3.4], ("mean", "position"))
+    _, last = rows_of(chart)
+    assert last["title"]["subtitle"][1].endswith("; the loss does not fall, so no 4/α")
+    assert "rule" not in marks_of(last)["mle"]
+    assert "NaN" not in as_script(chart)
 
 
 def test_checkpoints_without_a_step_are_counted(session: Path) -> None:
@@ -372,11 +460,177 @@ def test_clouds_of_other_views_without_an_estimate_are_said(session: Path) -> No
     assert any(words.startswith("View window-9: ") and "clouds have no estimate" in words for words in said)
 
 
-def test_means_above_what_points_can_tell_are_of_estimators_from_distances_alone(session: Path) -> None:
-    summary = load_summary(session).with_columns(mean=pl.when(estimator="pca_90").then(40.0).otherwise(3.0))
-    said = [words for _, words in remarks(summary) if "are above 15" in words]
-    n_rows = summary.filter(pl.col("estimator") != "pca_90", view="default").height
-    assert said == [f"0 of {n_rows} means of estimators from distances are above 15."]
+def said_of(summary: pl.DataFrame, words: str) -> list[tuple[bool | None, str]]:
+    """Return the remarks that hold some words."""
+    return [remark for remark in remarks(summary) if words in remark[1]]
+
+
+def test_means_that_are_too_low_for_their_points_are_those_below_their_equivalent(session: Path) -> None:
+    """Whatever their size: 12 from 128 points is of 20 dimensions, 20 from a million would not be low."""
+    is_mle = pl.col("estimator") == "mle"
+    summary = load_summary(session).with_columns(
+        mean=pl.when(is_mle).then(12.1).otherwise(20.0),
+        value_gaussian_equivalent=pl.when(is_mle).then(20.0).otherwise(21.0),
+        equivalent_status=pl.lit("ok"),
+    )
+    n_mle, n_rows = (len(summary.filter(rows, view="default")) for rows in (is_mle, pl.lit(True)))
+    ((is_doubt, said),) = said_of(summary, "of their Gaussian equivalent")
+    assert is_doubt
+    assert said.startswith(f"{n_mle} of {n_rows} means are below 0.9 of their Gaussian equivalent: ")
+    ((is_doubt, said),) = said_of(summary.filter(~is_mle), "of their Gaussian equivalent")
+    assert is_doubt is False
+    assert said == f"0 of {n_rows - n_mle} means are below 0.9 of their Gaussian equivalent."
+    unknown = summary.with_columns(
+        value_gaussian_equivalent=pl.lit(None, pl.Float64), equivalent_status=pl.lit("out_of_range")
+    )
+    ((is_doubt, said),) = said_of(unknown, "of their Gaussian equivalent")
+    assert (
+        said
+        == f"0 of 0 means are below 0.9 of their Gaussian equivalent; {n_rows} more are outside what was simulated."
+    )
+
+
+def test_equivalents_of_one_cloud_that_disagree_reject_a_gaussian(session: Path) -> None:
+    is_mle = pl.col("estimator") == "mle"
+    for factor, n_apart in ((1.4, 0), (1.6, 1)):
+        summary = load_summary(session).with_columns(
+            value_gaussian_equivalent=pl.when(is_mle & (pl.col("layer") == 0)).then(5.0 * factor).otherwise(5.0)
+        )
+        n_sites = len(summary.filter(view="default", estimator="mle"))
+        n_runs = summary.select("checkpoint", "control").unique().height
+        ((is_doubt, said),) = said_of(summary, "by several estimators")
+        assert said.startswith(f"At {n_apart * n_runs} of {n_sites} sites the Gaussian equivalents of one cloud")
+        assert is_doubt == (n_apart > 0)
+
+
+def test_rows_whose_mean_a_few_points_carry_are_named(session: Path) -> None:
+    share = pl.when(estimator="mle", layer=1).then(0.51).when(estimator="mle").then(0.2)
+    summary = load_summary(session).with_columns(top_share=share.cast(pl.Float64))
+    n_rows = len(summary.filter(view="default", estimator="mle"))
+    n_runs = summary.select("checkpoint", "control").unique().height
+    ((is_doubt, said),) = said_of(summary, "largest local dimensions")
+    assert is_doubt
+    assert said.startswith(f"mle: in {n_runs} of {n_rows} rows the tenth of points")
+    assert "block of layer 1 51%" in said
+    assert "block of layer 0" not in said
+    ((is_doubt, said),) = said_of(summary.with_columns(top_share=pl.lit(0.15)).filter(estimator="mle"), "largest local")
+    assert (is_doubt, said[:8]) == (False, "mle: in ")
+    none = pl.lit(None, pl.Float64)
+    assert said_of(summary.with_columns(top_share=none), "largest local dimensions") == []
+    assert said_of(summary.drop("top_share"), "largest local dimensions") == []
+
+
+def test_a_count_of_significant_correlations_is_neither_good_nor_bad(session: Path) -> None:
+    for q in (0.001, 0.9):
+        summary = load_summary(session).with_columns(q_loss=pl.lit(q))
+        ((is_doubt, said),) = said_of(summary, "correlations with loss")
+        assert is_doubt is None
+        assert said.startswith(("72 of 72", "90 of 90") if q < 0.05 else "0 of ")
+
+
+def test_the_smallest_attainable_q_is_said_where_no_effect_could_be_significant(session: Path) -> None:
+    few = load_summary(session).with_columns(q_loss=pl.lit(0.2), p_loss_maxt=pl.lit(0.04), q_loss_floor=pl.lit(0.092))
+    ((is_doubt, said),) = said_of(few, "correlations with loss")
+    assert is_doubt
+    assert "a single effect, however large, has q ≥ 0.092 at best" in said
+    n_rows = len(few.filter(view="default"))
+    assert f"{n_rows} have p < 0.05 by max-T" in said
+    ((is_doubt, said),) = said_of(few.with_columns(q_loss_floor=pl.lit(0.001)), "correlations with loss")
+    assert is_doubt is None
+    assert "at best" not in said
+    older = few.drop("q_loss_floor", "p_loss_maxt")
+    ((is_doubt, said),) = said_of(older, "correlations with loss")
+    assert said.endswith("have q < 0.05 (Benjamini and Hochberg 1995).")
+
+
+def test_rows_of_several_dtypes_or_devices_are_said_in_report_and_figures(session: Path) -> None:
+    summary = load_summary(session)
+    assert said_of(summary, "mixed") == []
+    is_first = pl.col("checkpoint") == "step0"
+    mixed = summary.with_columns(
+        dtype=pl.when(is_first).then(pl.lit("bfloat16")).otherwise("dtype"),
+        device=pl.when(is_first).then(pl.lit("cuda")).otherwise("device"),
+    )
+    words = "mixed dtype bfloat16, float32; device cpu, cuda"
+    ((is_doubt, said),) = said_of(mixed, "mixed")
+    assert is_doubt
+    assert words in said
+    several = {"id_by_layer", "estimator_agreement", "id_by_step", "id_by_layer_and_step", "loss_by_position"}
+    for name in NAMES:
+        assert (words in drawn(name, mixed, session)) == (name in several), name
+        assert "mixed" not in drawn(name, summary, session), name
+    assert f"warning: {words}" in readable(mixed).splitlines()[1]
+    assert "warning" not in readable(summary)
+
+
+def test_equal_tokens_at_the_embedding_under_a_view_that_keeps_them_are_no_doubt(session: Path) -> None:
+    of_view = pl.col("view") == "window-9"
+    summary = load_summary(session).with_columns(
+        module=pl.when(pl.col("module") == "unemb").then(pl.lit("emb")).otherwise("module"),
+        duplicates=pl.when(of_view).then(pl.lit("keep")).otherwise("duplicates"),
+    )
+    failed = of_view & (pl.col("module") == "emb")
+    expected = summary.with_columns(
+        n_failed=pl.when(failed).then(2).otherwise("n_failed"),
+        statuses=pl.when(failed).then(pl.lit("degenerate: 2")).otherwise("statuses"),
+    )
+    ((is_doubt, said),) = said_of(expected, "View window-9")
+    assert is_doubt is None
+    assert "are expected, at `emb`" in said
+    others = expected.with_columns(n_failed=pl.when(of_view).then(2).otherwise("n_failed"))
+    ((is_doubt, _),) = said_of(others, "View window-9")
+    assert is_doubt is True
+
+
+PATTERN = "a [b] [!c]*?"
+
+
+def test_a_session_whose_path_is_like_a_pattern_is_read_and_drawn(session: Path, tmp_path: Path) -> None:
+    """A folder that the pattern would match has other content."""
+    copy = shutil.copytree(session, tmp_path / PATTERN / "session")
+    (tmp_path / "a b dx1").mkdir()
+    outputs = [copy / "figures" / f"{name}.svg" for name in NAMES]
+    plot(copy, [*outputs, copy / "report.html"])
+    assert all(len(output.read_text()) > 1000 for output in outputs)
+    assert load_summary(copy).equals(load_summary(session), null_equal=True)
+    for load in (load_contexts, load_tokens):
+        assert load(copy).equals(load(session), null_equal=True)
+
+
+KILLED_WRITER = """
+import os, signal, sys
+from pathlib import Path
+import vl_convert
+from id_scaling.plots.render import plot
+vl_convert.svg_to_png = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+plot(Path(sys.argv[1]), [Path(output) for output in sys.argv[2:]])
+"""
+
+
+@pytest.mark.parametrize("end", ["error", "kill"])
+def test_figures_and_report_are_replaced_as_one_set_or_not_at_all(
+    end: str, session: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The picture is the last but the report: a page and a drawing are complete when it fails."""
+    outputs = [tmp_path / name for name in ("id_by_layer.html", "id_by_layer.svg", "id_by_layer.png", "report.html")]
+    for output in outputs:
+        output.write_text("old")
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("no memory")
+
+    if end == "error":
+        monkeypatch.setattr(vl_convert, "svg_to_png", fail)
+        with pytest.raises(OSError, match="no memory"):
+            plot(session, outputs)
+        assert sorted(tmp_path.iterdir()) == sorted(outputs)
+    else:
+        killed = subprocess.run([sys.executable, "-c", KILLED_WRITER, session, *outputs], check=False)
+        assert killed.returncode == -signal.SIGKILL
+    assert {output.read_text() for output in outputs} == {"old"}
+    monkeypatch.undo()
+    plot(session, outputs)
+    assert all(output.stat().st_size > 1000 for output in outputs)
 
 
 def test_rows_of_contexts_are_of_one_extraction(session: Path) -> None:

@@ -198,7 +198,7 @@ def with_code(model: Path, pwned: Path) -> Path:
 def test_code_of_a_model_that_transformers_knows_is_ignored(with_code: Path, pwned: Path) -> None:
     identity(with_code, request=GIVEN)
     loaded(with_code)
-    assert load_tokenizer(with_code)("the of")["input_ids"] == [1, 2]
+    assert load_tokenizer(with_code).encode(["the of"]) == [[1, 2]]
     assert not pwned.exists()
 
 

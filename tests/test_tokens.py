@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from tokenizers import Tokenizer
 
 from id_scaling.errors import InputError
 from id_scaling.text import tokenization as tokens
-from id_scaling.text.tokenization import bos_token, load_tokenizer, tokenize
+from id_scaling.text.tokenization import TextTokenizer, bos_token, load_tokenizer, tokenize
 
 CODE = 'def f(x):\n    """Δ, 日本語, 🙂🙂 and\u2028more."""\n\treturn  {"a": [x ** 2,\n\n\n  x]}\n\n'
 
@@ -40,10 +41,10 @@ def in_pieces(tokenizer: Any, text: str, monkeypatch: pytest.MonkeyPatch, piece:
 def test_tokens_of_a_long_text_are_those_of_the_whole(
     piece: int, overlap: int, tokenizer: Any, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = tokenizer(text)["input_ids"]
+    whole = tokenizer.encode([text])[0]
     assert in_pieces(tokenizer, text, monkeypatch, piece, overlap) == whole
     # Pieces that are just put after each other have others.
-    apart = tokenizer([text[start : start + piece] for start in range(0, len(text), piece)])["input_ids"]
+    apart = tokenizer.encode([text[start : start + piece] for start in range(0, len(text), piece)])
     assert piece > len(text) or [token for part in apart for token in part] != whole
 
 
@@ -53,21 +54,22 @@ def test_tokens_of_a_long_row_of_one_character_are_those_of_the_whole(
 ) -> None:
     """Of several tokens a character, some of which are equal, or of several characters a token."""
     text = f"the {character * 700} end"
-    assert in_pieces(tokenizer, text, monkeypatch, 150, 80) == tokenizer(text)["input_ids"]
+    assert in_pieces(tokenizer, text, monkeypatch, 150, 80) == tokenizer.encode([text])[0]
 
 
 def test_tokens_of_a_word_longer_than_the_overlap_are_still_its_text(
-    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+    tokenizer: Any, resources: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    file = Tokenizer.from_file(str(resources / "smollm2-135m-instruct" / "tokenizer.json"))
     word = "".join(map(str, np.random.default_rng(0).choice([*"abcdefgh"], 5000)))
     found = in_pieces(tokenizer, f"the {word} end", monkeypatch, 300, 3)
-    assert tokenizer.decode(found) == f"the {word} end"
+    assert file.decode(found) == f"the {word} end"
 
 
 def test_of_a_long_text_no_more_is_tokenised_than_is_needed(
     tokenizer: Any, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = tokenizer(text)["input_ids"]
+    whole = tokenizer.encode([text])[0]
     found = in_pieces(tokenizer, text, monkeypatch, 1000, 100, n_needed=250)
     assert found == whole[: len(found)]
     assert 250 <= len(found) < 250 + 1000
@@ -76,14 +78,14 @@ def test_of_a_long_text_no_more_is_tokenised_than_is_needed(
 def test_long_and_short_texts_keep_their_order(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokens, "MOST_WHOLE", 20)
     texts = ["the first", "and a second that is longer than that", "", "third"]
-    assert [one.tolist() for one in tokenize(tokenizer, texts)] == tokenizer(texts)["input_ids"]
+    assert [one.tolist() for one in tokenize(tokenizer, texts)] == tokenizer.encode(texts)
 
 
 THREADS = """
 import os, sys
 from id_scaling.text.tokenization import load_tokenizer, tokenize
-tokenizer = load_tokenizer(sys.argv[1])
 before = len(os.listdir("/proc/self/task"))
+tokenizer = load_tokenizer(sys.argv[1])
 tokenize(tokenizer, ["a text that is one of several"] * 100)
 print(len(os.listdir("/proc/self/task")) - before)
 """
@@ -98,23 +100,18 @@ def test_texts_are_tokenised_on_as_many_cores_as_are_given(
     assert process.communicate()[0] == "3\n"
 
 
-class Plain:
+def plain(bos: int | None, is_added: bool) -> TextTokenizer:
     """A tokenizer that has a token before a text, or not, and puts it there, or not."""
-
-    name_or_path = "models/plain"
-
-    def __init__(self, bos: int | None, is_added: bool) -> None:
-        self.bos_token_id, self.is_added = bos, is_added
-
-    def __call__(self, text: str) -> dict[str, list[int]]:
-        """Return the tokens of a text."""
-        return {"input_ids": [self.bos_token_id] * self.is_added + [3] * len(text)}
+    return TextTokenizer("models/plain", lambda texts: [], None, bos, is_added, {}, "nothing")
 
 
 @pytest.mark.parametrize(
     ("bos", "is_added", "add_bos", "expected"),
     [
         (7, True, "auto", 7),
+        (0, True, "auto", 0),
+        (0, False, "auto", None),
+        (0, False, "always", 0),
         (7, False, "auto", None),
         (None, False, "auto", None),
         (7, True, "always", 7),
@@ -127,9 +124,9 @@ class Plain:
 def test_token_before_contexts_is_as_asked_or_as_the_tokenizer_has_it(
     bos: int | None, is_added: bool, add_bos: str, expected: int | None
 ) -> None:
-    assert bos_token(Plain(bos, is_added), add_bos) == expected
+    assert bos_token(plain(bos, is_added), add_bos) == expected
 
 
 def test_token_that_is_always_to_be_there_and_does_not_exist_is_an_error() -> None:
     with pytest.raises(InputError, match=r"^models/plain: .* no beginning-of-sequence token, but add_bos is 'always'"):
-        bos_token(Plain(None, False), "always")
+        bos_token(plain(None, False), "always")

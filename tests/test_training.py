@@ -324,8 +324,8 @@ def test_tokenizer_is_the_same_again_and_cuts_as_the_rest_reads_it(
     text = "The people of 1789,\n\n  their “œuvre” — 新しい\tand so on. "
     for folder in (tokenizer, undisturbed / "step0", undisturbed / "step6"):
         loaded = load_tokenizer(folder)
-        assert loaded(text, add_special_tokens=False)["input_ids"] == raw.encode(text).ids
-        assert loaded.decode(raw.encode(text).ids) == text
+        assert loaded.encode([text]) == [raw.encode(text).ids]
+        assert raw.decode(raw.encode(text).ids) == text
         assert bos_token(loaded, "auto") is None
 
 

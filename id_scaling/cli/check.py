@@ -18,6 +18,7 @@ import polars as pl
 
 from id_scaling.errors import StoreError, UnsealedError
 from id_scaling.neighbors.cloud_kinds import CONTEXT
+from id_scaling.results.summary import mixture
 from id_scaling.runtime.atomic_files import sha256
 from id_scaling.sources.models import known_identity
 from id_scaling.storage.layout import Run, contexts_path, figures_manifest_path, identity_path, ids_path, run_folder
@@ -178,9 +179,15 @@ class _Check:
     def _check_ids(self, run: Run, module: str, estimator: str) -> None:
         """Check one table of IDs."""
         path = ids_path(self.session, run, module, estimator)
-        table = self._read(path, read_table)
-        for words in _strange_ids(table[0]) if table else ():
+        found = self._read(path, read_table)
+        for words in _strange_ids(found[0].filter(~self._is_of_equal_tokens(module))) if found else ():
             self._add("suspicious", path, words)
+
+    def _is_of_equal_tokens(self, module: str) -> pl.Expr:
+        """Return which estimates are degenerate by definition: at `emb` equal tokens are equal points, if all count."""
+        views = self.study.config.cacheing_config.drawn_views
+        keeping = [name for name, view in views.items() if view.duplicates == "keep"]
+        return pl.col("view").is_in(keeping) & (pl.lit(module) == "emb") & (pl.col("status") == "degenerate")
 
     def _check_alike(self) -> None:
         """Find runs of one text whose weights are equal to the last bit."""
@@ -196,6 +203,8 @@ class _Check:
             return
         if "versions" in summary.columns and summary["versions"].n_unique() > 1:
             self._add("suspicious", path, "runs of different library versions, see its column `versions`")
+        if words := mixture({kind: set(summary[kind]) for kind in ("dtype", "device") if kind in summary.columns}):
+            self._add("suspicious", path, words)
         self._check_files(path, [path.with_suffix(".csv"), path.with_suffix(".txt")], read_note(path, "files"))
 
     def _check_figures(self) -> None:

@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from id_scaling.errors import Ended, IdScalingError, of_a_disk
+from id_scaling.runtime.atomic_files import sweep
 from id_scaling.runtime.interrupts import endable
 from id_scaling.runtime.logging import LOG, plain, start_logging
 
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
     from id_scaling.study.study import Study
 
 Arguments = argparse.Namespace
+
+# Verbs whose outputs nobody else writes meanwhile, so that what a killed process left of them is removed first.
+ALONE = ("fetch-model", "fetch-tokenizer", "fetch-dataset", "chunk", "shuffle", "estimate", "summarize", "plot")
+
+# Bars of other packages, redrawn in place, make a log of thousands of lines. Read when tqdm is imported.
+os.environ.setdefault("TQDM_DISABLE", "1")
 
 # Characters of a setting in a log.
 MOST_SHOWN = 80
@@ -37,19 +44,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     start_logging(arguments.verbose)
     with endable():
         try:
-            return _run(arguments)
+            return run_job(arguments)
         except Ended:
             print("ended: the system asked for it (SIGTERM), as at the end of a job's time", file=sys.stderr)
             return 128 + signal.SIGTERM
         except KeyboardInterrupt:
             print("ended: interrupted (SIGINT), as by Ctrl-C", file=sys.stderr)
             return 128 + signal.SIGINT
-        except Exception as error:
-            shown = error if isinstance(error, IdScalingError) else of_a_disk(error)
-            if shown is None:
-                raise
-            print(f"error: {plain(str(shown))}", file=sys.stderr)
-            return 1
+
+
+def run_job(arguments: Arguments) -> int:
+    """Run one verb; return its exit status, 1 after an error of the package, which is one message."""
+    try:
+        return _run(arguments)
+    except Exception as error:
+        shown = error if isinstance(error, IdScalingError) else of_a_disk(error)
+        if shown is None:
+            raise
+        print(f"error: {plain(str(shown))}", file=sys.stderr)
+        return 1
 
 
 def _run(arguments: Arguments) -> int:
@@ -58,6 +71,9 @@ def _run(arguments: Arguments) -> int:
     if OUTPUTS.isdisjoint(options):
         return run(arguments) or 0
     LOG.info("%s", _started(arguments))
+    if arguments.verb in ALONE:
+        for path in _outputs(arguments):
+            sweep(path.parent, path.name)
     run(arguments)
     LOG.info("%s", _written(arguments))
     return 0
@@ -84,9 +100,13 @@ def _shown(value: object) -> str:
 
 def _written(arguments: Arguments) -> str:
     """Return what a verb wrote: `wrote results/…/mle.parquet (96 rows)`."""
-    found = [value for key, value in vars(arguments).items() if f"--{key}" in OUTPUTS]
-    paths = [path for one in found for path in (one if isinstance(one, list) else [one])]
-    return f"wrote {', '.join(f'{path} ({_size(path)})' for path in paths)}"
+    return f"wrote {', '.join(f'{path} ({_size(path)})' for path in _outputs(arguments))}"
+
+
+def _outputs(arguments: Arguments) -> list[Path]:
+    """Return the paths that a verb writes."""
+    values = [value for key, value in vars(arguments).items() if f"--{key}" in OUTPUTS]
+    return [path for value in values for path in (value if isinstance(value, list) else [value])]
 
 
 def _size(path: Path) -> str:
@@ -264,6 +284,14 @@ def estimate(arguments: Arguments) -> None:
     )
 
 
+def estimate_batch(arguments: Arguments) -> None:
+    """Estimate, side by side, the tables of a run that are not finished, and stage each as soon as it is."""
+    from id_scaling.cli.batch import Execution, estimate_batch
+
+    execution = Execution(**arguments.execution, is_verbose=arguments.verbose)
+    estimate_batch(arguments.settings, arguments.manifest, arguments.logs, execution, arguments.output)
+
+
 def summarize(arguments: Arguments) -> None:
     """Join the tables of a session into one."""
     from id_scaling.results.summary import summarize
@@ -273,25 +301,25 @@ def summarize(arguments: Arguments) -> None:
 
 def plot(arguments: Arguments) -> None:
     """Draw the figures of a session and its report, and record what they were drawn from and the checksum of each."""
-    from id_scaling.plots.render import plot
-    from id_scaling.runtime.atomic_files import sha256
-    from id_scaling.storage.records import checksums, key_of, read_facts, summary_settings, write_record
+    from id_scaling.plots.render import draw
+    from id_scaling.runtime.atomic_files import sha256, writing_all
+    from id_scaling.storage.records import key_of, read_facts, summary_settings, write_record
 
-    session, settings = arguments.session, arguments.settings
+    session, settings, outputs = arguments.session, arguments.settings, arguments.output
     summary, facts = session / "summary.parquet", read_facts(session / "summary.parquet")
     made_from = {"summary": key_of({"settings": summary_settings(facts), "made_from": facts["made_from"]})}
     summary_sha256 = sha256(summary)
-    plot(session, arguments.output)
-    files = checksums(arguments.output, session)
-    write_record(
-        arguments.record, {"settings": settings, "made_from": made_from, "summary": summary_sha256, "files": files}
-    )
+    with writing_all([*outputs, arguments.record]) as (*places, record):
+        draw(session, dict(zip(outputs, places, strict=True)))
+        pairs = sorted(zip(outputs, places, strict=True))
+        files = {str(output.relative_to(session)): sha256(place) for output, place in pairs}
+        write_record(record, {"settings": settings, "made_from": made_from, "summary": summary_sha256, "files": files})
 
 
 def validate(arguments: Arguments) -> None:
     """Check a configuration file, and the models and shards it names that are on disk."""
     study = _study(arguments.config)
-    study.check()
+    study.check(is_thorough=True)
     _show(f"{arguments.config}: valid; {len(study.runs)} run(s), {len(study.tables())} table(s) of estimates")
 
 
@@ -422,6 +450,7 @@ OPTIONS: dict[str, dict] = {
     "--contexts": {"type": Path, "required": True, "help": "contexts.parquet"},
     "--model": {"type": Path, "required": True, "help": "identity.json of the model"},
     "--manifest": {"type": Path, "required": True, "help": "manifest.json of the run"},
+    "--logs": {"type": Path, "required": True, "help": "folder of the logs of single tables"},
     "--session": {"type": Path, "required": True, "help": "folder of the session"},
     "--parquet": {"type": Path, "required": True, "help": "table to write"},
     "--csv": {"type": Path, "required": True, "help": "the same as text, to write"},
@@ -458,6 +487,7 @@ VERBS: dict[str, tuple[Callable[[Arguments], int | None], tuple[str, ...]]] = {
     "shuffle": (shuffle, ("--settings", "--contexts", "--output")),
     "extract": (extract, ("--settings", "--execution", "--threads", "--contexts", "--model", "--weights", "--output")),
     "estimate": (estimate, ("--settings", "--threads", "--manifest", "--output")),
+    "estimate-batch": (estimate_batch, ("--settings", "--execution", "--manifest", "--logs", "--output")),
     "summarize": (summarize, ("--settings", "--session", "--parquet", "--csv", "--text")),
     "plot": (plot, ("--settings", "--session", "--outputs", "--record")),
     "validate": (validate, ("config",)),

@@ -59,7 +59,7 @@ class Extraction:
     save_fp : str
         Precision of saved clouds.
     dtype : str
-        Precision of the weights; `auto` is float32 on a CPU and bfloat16 on a GPU.
+        Precision of the weights; `auto` is float32, but bfloat16 for a large model on a GPU.
     is_own_tokenizer : bool
         Whether the contexts must have been made with the checkpoint's own tokenizer.
     positions : tuple of int
@@ -105,7 +105,7 @@ class ModelRun:
     ) -> None:
         torch.set_num_threads(n_threads)
         self.device = pick_device()
-        dtype = pick_dtype(extraction.dtype, self.device)
+        dtype = pick_dtype(extraction.dtype, self.device, identity["n_parameters"])
         self.model = load_model(Path(identity["path"]), dtype, self.device, use_accelerator, identity["is_pickled"])
         architecture = identity["architecture"]
         self.n_layers = architecture["n_layers"]

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from id_scaling.errors import InputError
+from id_scaling.models.loading import decoder_of, first_of
 from id_scaling.models.modules import ENTRIES, Site
 
 HELD = ("block", "attn", "mlp")
@@ -63,14 +64,18 @@ def check_meaning(
     if not held:
         return findings
     layers = sorted({site.layer for site in sites if site.module in HELD})
-    with _watched(model, layers, mapping, model_type) as seen, torch.inference_mode():
-        output = model.base_model(input_ids[:1, :TOKENS_CHECKED], use_cache=False, output_hidden_states=True)
+    # Branches add up to a block only together; where none is asked for, what the mapping says of them is not looked at.
+    keys = HELD if any(key in BRANCHES for key in held) else ("block",)
+    with _watched(model, layers, keys, mapping, model_type) as seen, torch.inference_mode():
+        output = decoder_of(model)(input_ids[:1, :TOKENS_CHECKED], use_cache=False, output_hidden_states=True)
     half = next(model.parameters()).dtype in (torch.float16, torch.bfloat16)
     allowed = MOST_OFF_IN_HALF if half else MOST_OFF
     if "block" in held:
         findings["block"] = _of_blocks(seen, layers, output.hidden_states, allowed, mapping)
-    of_branches = _of_branches(seen, layers, allowed, mapping)
-    return findings | {key: of_branches for key in held if key in BRANCHES}
+    if keys == HELD:
+        of_branches = _of_branches(seen, layers, allowed, mapping)
+        findings |= {key: of_branches for key in held if key in BRANCHES}
+    return findings
 
 
 def _unchecked(reason: str) -> Finding:
@@ -90,7 +95,9 @@ Seen = dict[tuple[str, int | None], torch.Tensor]
 
 
 @contextmanager
-def _watched(model: Any, layers: Sequence[int], mapping: Mapping[str, str], model_type: str) -> Iterator[Seen]:
+def _watched(
+    model: Any, layers: Sequence[int], keys: Sequence[str], mapping: Mapping[str, str], model_type: str
+) -> Iterator[Seen]:
     """Yield what the forward passes within give: outputs of modules, and as `input` what enters blocks and the end."""
     seen: Seen = {}
 
@@ -110,7 +117,7 @@ def _watched(model: Any, layers: Sequence[int], mapping: Mapping[str, str], mode
                 stack.callback(getattr(module, kind)(function, **options).remove)
 
         for layer in layers:
-            for key in HELD:
+            for key in keys:
                 hook(mapping.get(key), layer, "register_forward_hook", keep(key, layer))
             hook(mapping.get("block"), layer, "register_forward_pre_hook", keep_input(layer), with_kwargs=True)
             hook(ENTRIES.get(model_type), layer, "register_forward_hook", keep("input", layer))
@@ -125,8 +132,8 @@ def _first(inputs: tuple, named: Mapping[str, Any]) -> Any:
 
 def _tokens(values: Any) -> torch.Tensor:
     """Return activations as (tokens, d) in float32 on the host."""
-    values = values[0] if isinstance(values, tuple) else values
-    return values.detach().float().cpu().reshape(-1, values.shape[-1]).clone()
+    values = first_of(values).detach().float().cpu()
+    return values.reshape(-1, values.shape[-1]).clone()
 
 
 def _off(found: torch.Tensor, expected: torch.Tensor, parts: Iterable[torch.Tensor] = ()) -> float:

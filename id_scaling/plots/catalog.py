@@ -37,15 +37,16 @@ FIGURES = (
     Figure(
         "id_by_layer",
         "How does the dimension change with depth?",
-        "Mean over contexts and a band of one standard deviation between them. Sites outside the blocks stand beside "
-        "them: `emb` before the first, the others after the last. The leading run is shown with one point per token, "
-        "too, on the same axes: repeated tokens are the largest confound.",
+        "Mean over contexts and a band of one standard deviation between them, which says nothing of an estimator's "
+        "bias. Sites outside the blocks are next to them: `emb` before the first, the others after the last. The "
+        "leading run is shown with one point per token, too, on the same axes: repeated tokens are the largest "
+        "confound.",
     ),
     Figure(
         "estimator_agreement",
         "Do the estimators agree?",
         "Means of all estimators in one panel a module. They look at different scales, so they differ by factors; a "
-        "finding should not hang on which is taken.",
+        "finding should not depend on which is taken.",
         of="estimators",
     ),
     Figure(
@@ -57,35 +58,37 @@ FIGURES = (
     ),
     Figure(
         "id_by_view",
-        "Does it hang on which points count, and how they are scaled?",
-        "Means under each view. `one_per_token` beside `matched_subset` tells repeated tokens from fewer points; a "
+        "Does it depend on which points count, and how they are scaled?",
+        "Means under each view. `one_per_token` next to `matched_subset` tells repeated tokens from fewer points; a "
         "`null_cloud` is what a Gaussian of the same covariance gives.",
         of="views",
     ),
     Figure(
         "id_by_scale",
-        "Does it hang on the scale at which an estimator looks?",
+        "Does it depend on the scale at which an estimator looks?",
         "Means of each kind of estimator at the scales that stored neighbors allow, and a band of one standard "
         "deviation between contexts. At small scales noise counts, at large ones curvature, density and that the cloud "
-        "ends. A dimension that no range of scales agrees on is not one number. That `mle` falls while k is small is "
-        "its own: it is (k − 1)/(k − 2) times too high.",
+        "ends. A dimension that no range of scales agrees on is not one number. `mle_k` is the arithmetic mean of a "
+        "heavy-tailed list: a few points with very large local dimensions carry it, the more the smaller k. So it is "
+        "high and falls with k where `mle_harmonic_k`, from the same local dimensions, need not; on a flat cloud it is "
+        "too high by (k − 1)/(k − 2) only.",
     ),
     Figure(
         "id_by_n_points",
-        "Does it hang on the number of points?",
+        "Does it depend on the number of points?",
         "Means of random subsets: what still changes with the number of points has not converged.",
         of="sizes",
     ),
     Figure(
         "id_by_length",
-        "Does it hang on the length of contexts?",
+        "Does it depend on the length of contexts?",
         "Means for each `ctx_len`, which cuts the documents anew. Longer contexts have more points, which changes an "
         "estimate by itself: beneath, where a view has `decimate` and contexts have so many, all have as many.",
         of="lengths",
     ),
     Figure(
         "id_by_control",
-        "Does it hang on the order of the text?",
+        "Does it depend on the order of the text?",
         "Means under each control of the text: the more blocks are permuted, the less structure is left.",
         of="controls",
     ),
@@ -94,7 +97,8 @@ FIGURES = (
         "Is it related to how well the model predicts?",
         "Above, each context at the layer where Spearman's correlation with the loss is strongest, which is chosen by "
         "looking, so no test; with a straight line fitted. Below, the correlation at every layer, with its 95 % "
-        "interval where there are 20 documents.",
+        "interval where there are 20 documents. An interval holds what other documents would change, not the bias of "
+        "an estimator.",
     ),
     Figure(
         "loss_by_position",
@@ -117,12 +121,13 @@ FIGURES = (
     Figure(
         "id_by_size",
         "How does it change with the size of the model?",
-        "The largest mean of all layers, at each model's last checkpoint, against its parameters. The dashed line, "
-        "where at least three sizes have a loss that falls as N to the −α, N parameters without embeddings, is 4/α: "
-        "about the dimension of the data, expect Sharma and Kaplan (2022), of models trained to convergence on "
-        "plentiful data. Small studies are not of such, and their α is of few points. Losses have to be of one "
-        "tokenizer, and no part of them may stay however large the model: such a part makes α too small and the line "
-        "too high.",
+        "Above, the largest mean of all layers, at each model's last checkpoint, against N, its parameters without "
+        "embeddings. Below, where losses of at least five sizes are known and `clouds` has `mean` or `position`: the "
+        "dimension of one cloud of all contexts after the last block. The dashed line is 4/α, of losses that fall as "
+        "N to the −α, and the grey area its 95 % interval: about the dimension of the data, expect Sharma and Kaplan "
+        "(2022), of models trained to convergence on plentiful data. Losses have to be of one tokenizer, and no part "
+        "of them may stay however large the model: such a part makes α too small and the line too high. The interval "
+        "knows nothing of that.",
         of="models",
     ),
 )

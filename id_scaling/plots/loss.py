@@ -28,7 +28,7 @@ def id_against_loss(summary: pl.DataFrame, session: Path) -> style.Specification
         strongest = _strongest(table.filter(estimator=estimator, module=module))
         contexts = load_contexts(session, **run, module=module, estimator=estimator)
         points = contexts.filter(pl.col("layer").eq_missing(strongest["layer"]), status="ok", view=view)
-        panel = f"{estimator}, {_where(strongest)}{_said(strongest)}"
+        panel = f"{estimator}, {_where(strongest)}{_correlation(strongest)}"
         some, left_out = style.shown(points["context"].to_list(), style.MOST_POINTS, "contexts")
         points = points.filter(pl.col("context").is_in(some)).select(*OF_POINT)
         scatter.append(points.with_columns(panel=pl.lit(panel + left_out), row=pl.lit("all")))
@@ -53,12 +53,12 @@ def loss_by_position(summary: pl.DataFrame, session: Path) -> style.Specificatio
         binned = tokens.group_by(_octave().alias("octave")).agg(
             pl.col("position").mean(), pl.col("loss", "entropy").cast(pl.Float64).mean()
         )
-        names = {"run": run, "model": axes["model"], "checkpoint": axes["checkpoint"]}
+        of_run = table.filter(run=run).row(0, named=True)
+        names = {key: of_run[key] for key in ("run", "model", "checkpoint", *style.PRECISION)}
         binned = binned.sort("octave").drop("octave")
         means.append(binned.with_columns(pl.lit(name).alias(key) for key, name in names.items()))
-    scores = pl.concat(means).unpivot(
-        ["loss", "entropy"], index=["run", "model", "checkpoint", "position"], variable_name="score"
-    )
+    index = ["run", "model", "checkpoint", *style.PRECISION, "position"]
+    scores = pl.concat(means).unpivot(["loss", "entropy"], index=index, variable_name="score")
     scores = scores.with_columns(row=pl.lit("all"))
     title = "Loss and entropy by position", f"mean over contexts{left_out}"
     return style.configured(style.grid(scores, "row", "score", _by_position, lambda _: title))
@@ -81,9 +81,9 @@ def _where(row: dict) -> str:
     return "outside the blocks" if row["layer"] is None else f"layer {row['layer']}"
 
 
-def _said(row: dict) -> str:
-    """Return what a row says of the correlation."""
-    return "" if row["spearman_loss"] is None else f", ρ = {row['spearman_loss']:.2f}"
+def _correlation(row: dict) -> str:
+    """Return the correlation of a row with the loss in words, and that the row was chosen by it."""
+    return "" if row["spearman_loss"] is None else f" (largest |ρ|), ρ = {row['spearman_loss']:.2f}"
 
 
 def _documents(table: pl.DataFrame) -> str:

@@ -57,6 +57,7 @@ th, td { text-align: left; vertical-align: top; padding: .2rem .75rem .2rem 0; b
 li { max-width: 46rem; margin: .3rem 0; }
 li.doubt::marker { content: "⚠ "; }
 li.fine::marker { content: "✓ "; }
+li.fact::marker { content: "• "; }
 nav.contents { columns: 2; margin: .5rem 0 1rem; }
 nav.contents a { color: inherit; display: block; }
 @media (max-width: 40rem) { nav.contents { columns: 1; } body { font-size: 15px; } .filters { position: static; } }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from id_scaling.plots.report import write_report
 from id_scaling.plots.scales import id_by_n_points, id_by_scale
 from id_scaling.plots.training import id_by_layer_and_step, id_by_size, id_by_step
 from id_scaling.plots.twonn_fit import twonn_fit
-from id_scaling.runtime.atomic_files import writing
+from id_scaling.runtime.atomic_files import writing_all
 from id_scaling.runtime.logging import LOG
 from id_scaling.storage.records import read_table
 
@@ -43,7 +43,7 @@ OF_SESSION = (twonn_fit, id_by_scale, id_against_loss, loss_by_position)
 
 
 def plot(session: Path, outputs: Sequence[Path]) -> None:
-    """Draw figures of a session, each by the name of its file, and the report of all of them.
+    """Draw figures of a session, each by the name of its file, and the report of all of them; all replaced as one set.
 
     Parameters
     ----------
@@ -52,26 +52,31 @@ def plot(session: Path, outputs: Sequence[Path]) -> None:
     outputs : sequence of Path
         Files to write: `NAME.html`, `.svg` or `.png` of figures, and `report.html`.
     """
+    with writing_all(outputs) as places:
+        draw(session, dict(zip(outputs, places, strict=True)))
+
+
+def draw(session: Path, places: Mapping[Path, Path]) -> None:
+    """Draw figures and the report as `plot` does, each to the place that its output has in `places`."""
     summary, _ = read_table(session / "summary.parquet")
     alt.data_transformers.disable_max_rows()
-    names = dict.fromkeys(output.stem for output in outputs if output.name != REPORT)
+    names = dict.fromkeys(output.stem for output in places if output.name != REPORT)
     charts = {name: chart_of(name, summary, session) for name in names}
 
     @cache
     def image(name: str) -> str:
         return vl_convert.vegalite_to_svg(charts[name], vl_version=VEGA_LITE)
 
-    for output in outputs:
-        with writing(output) as aside:
-            if output.name == REPORT:
-                write_report(summary, charts, aside)
-            elif output.suffix == ".html":
-                aside.write_text(page_of(output.stem, charts[output.stem]), encoding="utf-8")
-            elif output.suffix == ".svg":
-                aside.write_text(image(output.stem), encoding="utf-8")
-            else:
-                aside.write_bytes(vl_convert.svg_to_png(image(output.stem), ppi=PIXELS_AN_INCH))
-    LOG.info("drew %s", ", ".join(map(str, outputs)))
+    for output, place in places.items():
+        if output.name == REPORT:
+            write_report(summary, charts, place)
+        elif output.suffix == ".html":
+            place.write_text(page_of(output.stem, charts[output.stem]), encoding="utf-8")
+        elif output.suffix == ".svg":
+            place.write_text(image(output.stem), encoding="utf-8")
+        else:
+            place.write_bytes(vl_convert.svg_to_png(image(output.stem), ppi=PIXELS_AN_INCH))
+    LOG.info("drew %s", ", ".join(map(str, places)))
 
 
 def chart_of(name: str, summary: pl.DataFrame, session: Path) -> style.Specification:
@@ -79,7 +84,7 @@ def chart_of(name: str, summary: pl.DataFrame, session: Path) -> style.Specifica
     of_summary = {draw.__name__: draw for draw in OF_SUMMARY}
     try:
         if name in of_summary:
-            return of_summary[name](summary)
-        return {draw.__name__: draw for draw in OF_SESSION}[name](summary, session)
+            return style.with_warning(of_summary[name](summary))
+        return style.with_warning({draw.__name__: draw for draw in OF_SESSION}[name](summary, session))
     except style.NothingToShowError as error:
         return style.nothing(str(error))

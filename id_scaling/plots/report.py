@@ -114,6 +114,6 @@ def _views(summary: pl.DataFrame) -> Iterator[tuple[str, str]]:
 def _trust(summary: pl.DataFrame) -> str:
     """Return how far the numbers carry, as a list."""
     view = style.leading_name(summary)
-    kinds = {True: "doubt", False: "fine"}
+    kinds = {True: "doubt", False: "fine", None: "fact"}
     items = (f'<li class="{kinds[is_doubt]}">{_marked(said)}</li>' for is_doubt, said in remarks(summary))
     return f"<p>Of the view {escape(repr(view))}, which text and most figures show.</p><ul>{''.join(items)}</ul>"

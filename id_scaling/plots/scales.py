@@ -20,7 +20,12 @@ from id_scaling.storage.layout import run_folder
 from id_scaling.storage.records import read_record
 
 # Kinds of estimators by their names up to the scale, and what it is.
-SCALES = {"gride_n": "rank n, of n and 2n", "twoNN_f": "points discarded (%)", "mle_k": "neighbors k"}
+SCALES = {
+    "mle_harmonic_k": "neighbors k",
+    "gride_n": "rank n, of n and 2n",
+    "twoNN_f": "points discarded (%)",
+    "mle_k": "neighbors k",
+}
 # The spread of `mle` is infinite below.
 LEAST_K = 4
 MOST_CONTEXTS, MOST_SCALES = 16, 32
@@ -76,10 +81,12 @@ def _by_scale(neighbors: Neighbors, layer: int | None) -> pl.DataFrame:
 def _stored(ranks: Sequence[int]) -> dict[str, list[tuple[int, Estimator]]]:
     """Return the estimators that read stored ranks alone, with their scales, by kind, where there are two of one."""
     # By import, not by name: figures are drawn again when one of these changes.
+    k_stored = [k for k in ranks if k >= LEAST_K]
     of_kind = {
+        "mle_harmonic_k": [(k, mle.make(f"mle_harmonic_k{k}", "harmonic", k=str(k))) for k in k_stored],
         "gride_n": [(n, gride.make(f"gride_n{n}", str(n))) for n in ranks],
         "twoNN_f": [(percent, twonn.make(f"twoNN_f{percent}", str(percent))) for percent in range(0, 100, 10)],
-        "mle_k": [(k, mle.make(f"mle_k{k}", k=str(k))) for k in ranks if k >= LEAST_K],
+        "mle_k": [(k, mle.make(f"mle_k{k}", k=str(k))) for k in k_stored],
     }
     stored = {kind: [one for one in made if set(one[1].ranks) <= set(ranks)] for kind, made in of_kind.items()}
     return {kind: style.spread(made, MOST_SCALES) for kind, made in stored.items() if len(made) > 1}
@@ -90,7 +97,7 @@ def id_by_n_points(summary: pl.DataFrame) -> style.Specification:
     table = _of_leading_run(style.of_all_contexts(summary, *SAME, "decimate", "draw", "n_used"))
     lead = style.leading(summary)
     same = [pl.col(key) == lead[key][0] for key in SAME]
-    means = ["model", "checkpoint", "run", "module", "estimator", "layer", "decimate", "others"]
+    means = ["model", "checkpoint", *style.PRECISION, "run", "module", "estimator", "layer", "decimate", "others"]
     drawn = table.filter(*same).group_by(means, maintain_order=True).agg(pl.col("mean", "n_used").mean(), pl.len())
     return style.configured(style.grid(drawn, "run", "estimator", _against_points, _titles))
 

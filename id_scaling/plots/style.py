@@ -10,6 +10,7 @@ import polars as pl
 
 from id_scaling.neighbors.cloud_kinds import CONTEXT
 from id_scaling.neighbors.views import leading_view
+from id_scaling.results.summary import mixture
 
 T = TypeVar("T")
 # A figure, or a part of one, as Vega-Lite has it; data stand at the top, under their names.
@@ -24,7 +25,8 @@ MOST_RUNS, MOST_LAYERS, MOST_LINES, MOST_POINTS = 8, 5, 7, 2000
 # What figures show of a row of the summary.
 SHOWN = ["view", "layer", "module", "estimator", "mean", "sd", "n_contexts", "n_failed", "n_documents", "mean_loss"]
 SHOWN += ["mean_entropy", "spearman_loss", "spearman_loss_low", "spearman_loss_high", "partial_loss", "p_loss"]
-SHOWN += ["q_loss", "n_parameters", "n_embedding_parameters", "training_step"]
+SHOWN += ["q_loss", "n_parameters", "n_embedding_parameters", "training_step", "dtype", "device"]
+PRECISION = ("dtype", "device")
 RUN = ["model", "checkpoint", "dataset", "subset", "ctx_len", "control"]
 ID = "intrinsic dimension"
 CONFIG = {
@@ -150,7 +152,7 @@ def grid(
     rows: str,
     columns: str,
     panel: Callable[[pl.DataFrame], alt.LayerChart],
-    titles: Callable[[pl.DataFrame], tuple[str, str]],
+    titles: Callable[[pl.DataFrame], tuple[str, str | list[str]]],
     **scales: str,
 ) -> Specification:
     """Return a panel for each value of two columns, titled by the second, in rows that are titled.
@@ -189,6 +191,15 @@ def beside(kind: str, parts: Sequence[Specification], **scales: str) -> Specific
     datasets = {name: rows for part in parts for name, rows in part.pop("datasets", {}).items()}
     resolved = {"resolve": {"scale": scales}} if scales else {}
     return {kind: list(parts), **resolved, "datasets": datasets}
+
+
+def with_warning(specification: Specification) -> Specification:
+    """Return a figure with a title that says so where its rows are of several dtypes or devices."""
+    rows = [row for rows in specification.get("datasets", {}).values() for row in rows]
+    words = mixture({key: {row[key] for row in rows if row.get(key)} for key in PRECISION})
+    if not words:
+        return specification
+    return {**specification, "title": {"text": f"⚠ {words}", "anchor": "start", "color": PALETTE[1]}}
 
 
 def configured(specification: Specification) -> Specification:

@@ -8,13 +8,19 @@ from functools import partial
 import altair as alt
 import numpy as np
 import polars as pl
+from scipy import stats
 
 from id_scaling.plots import style
 
 STEP = "training step (updates)"
 COUNTS = ["n_parameters", "n_embedding_parameters"]
-# Fewer sizes leave a line nothing to miss; a dimension so many times above all means would flatten them.
-LEAST_SIZES, FAR = 3, 4
+SIZE = "parameters without embeddings"
+# The module whose output after the last block is the model's own last hidden layer.
+RESIDUAL = "block"
+# From four sizes a slope has two degrees of freedom, and its interval is twice as wide as from many: too few to draw.
+LEAST_SIZES, CONFIDENCE = 5, 0.95
+# A dimension so many times above all IDs would flatten them.
+FAR = 4
 
 
 @dataclass(frozen=True)
@@ -25,24 +31,38 @@ class ScalingLaw:
     ----------
     alpha, stderr : float
         Of the least-squares line of log loss on log N.
-    n_sizes : int
-        How many different N there are.
+    n_sizes, n_points : int
+        How many different N there are, and how many losses: two models may have the same N.
     """
 
     alpha: float
     stderr: float
     n_sizes: int
+    n_points: int
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Return the 95 % interval of alpha: Student's, with two degrees of freedom less than points."""
+        half_width = stats.t.ppf((1 + CONFIDENCE) / 2, self.n_points - 2) * self.stderr
+        return self.alpha - half_width, self.alpha + half_width
 
     @property
     def dimension(self) -> float:
         """Return 4 / alpha; NaN where the loss does not fall."""
         return 4 / self.alpha if self.alpha > 0 else np.nan
 
+    @property
+    def dimension_interval(self) -> tuple[float, float]:
+        """Return the 95 % interval of 4 / alpha, to infinity where that of alpha reaches 0; NaN as the dimension."""
+        low, high = self.interval
+        return (4 / high, 4 / low if low > 0 else np.inf) if self.alpha > 0 else (np.nan, np.nan)
+
     def __str__(self) -> str:
-        """Return what is said of it."""
-        if not self.alpha > 0:
-            return f"; no 4/α: over {self.n_sizes} sizes the loss does not fall"
-        return f"; loss ~ N^−α, α = {self.alpha:.3g} ± {self.stderr:.1g} (least squares, N without embeddings)"
+        low, high = self.interval
+        slope = f"α = {self.alpha:.3g}, {CONFIDENCE:.0%} interval {low:.3g} to {high:.3g}"
+        degrees = f"Student, {self.n_points - 2} degrees of freedom"
+        falls = "" if self.alpha > 0 else "; the loss does not fall, so no 4/α"
+        return f"loss ~ N^−α over {self.n_sizes} sizes, {slope} ({degrees}){falls}"
 
 
 def id_by_step(summary: pl.DataFrame) -> style.Specification:
@@ -63,33 +83,69 @@ def id_by_layer_and_step(summary: pl.DataFrame) -> style.Specification:
 
 
 def id_by_size(summary: pl.DataFrame) -> style.Specification:
-    """Return the figure: the largest mean of all layers of each model's last checkpoint, a panel an estimator."""
-    table = style.of_last_checkpoints(style.of_all_contexts(style.leading(summary)))
-    table = table.filter(pl.col("module").is_in(style.modules_of(table)))
-    sizes = (
-        table.group_by("model", "checkpoint", *COUNTS, "module", "estimator", maintain_order=True)
-        .agg(pl.col("mean").max(), pl.col("layer").sort_by("mean").last(), pl.col("mean_loss").first())
-        .with_columns(row=pl.lit("all"))
+    """Return the figure: IDs of each model's last checkpoint against its size, a panel an estimator.
+
+    The first row has the largest mean of all layers. A second, where losses of five sizes give a scaling law and the
+    study has clouds of all contexts, has their ID after the last block, with 4 / alpha and its interval.
+    """
+    lead = style.leading(summary)
+    table = style.of_last_checkpoints(style.of_all_contexts(lead)).with_columns(_size())
+    of_blocks = table.filter(pl.col("module").is_in(style.modules_of(table)))
+    largest = of_blocks.group_by(*_MODEL, "module", "estimator", maintain_order=True).agg(
+        pl.col("mean").max(), pl.col("layer").sort_by("mean").last(), pl.col("mean_loss").first()
     )
-    # As Kaplan et al. (2020) count, whose losses the dimension is expected of.
-    n_counted = (sizes["n_parameters"] - sizes["n_embedding_parameters"]).to_numpy()
-    law = scaling_law(n_counted, sizes["mean_loss"].cast(pl.Float64).to_numpy())
-    sizes = sizes.with_columns(four_over_alpha=pl.lit(law.dimension if law else None, pl.Float64))
+    losses = table.unique("run", maintain_order=True)
+    law = scaling_law(losses["n_counted"].to_numpy(), losses["mean_loss"].cast(pl.Float64).to_numpy())
     text = table.select(style.called(summary, ["dataset", "subset", "ctx_len", "control"]))[0].item()
-    said = f"the largest mean of all layers, last checkpoint of each model, {text}{law or ''}"
-    panel = partial(_against_size, law=law)
-    return style.configured(style.grid(sizes, "row", "estimator", panel, lambda _: ("Size of the model", said)))
+    said = f"the largest mean of all layers, which is chosen by looking; last checkpoint of each model, {text}"
+    panel = partial(_against_size, title=f"largest {style.ID} of a layer", by="module")
+    titles = "Size of the model", said
+    drawn = [style.grid(largest.with_columns(row=pl.lit("largest")), "row", "estimator", panel, lambda _: titles)]
+    last = _after_last_block(summary, table)
+    if law and len(last):
+        drawn.append(_with_law(last, law, text))
+    return style.configured(style.beside("vconcat", drawn, color="independent", strokeDash="independent"))
+
+
+_MODEL = ["model", "checkpoint", "dtype", "device", *COUNTS, "n_counted"]
+
+
+def _size() -> pl.Expr:
+    """Return the N of scaling laws, as Kaplan et al. (2020) count, whose losses the dimension is expected of."""
+    return (pl.col("n_parameters") - pl.col("n_embedding_parameters")).alias("n_counted")
+
+
+def _after_last_block(summary: pl.DataFrame, table: pl.DataFrame) -> pl.DataFrame:
+    """Return the IDs of clouds of all contexts after the last block, of the runs and the view of a table."""
+    is_last = (pl.col("module") == RESIDUAL) & (pl.col("layer") == pl.col("n_layers") - 1) & pl.col("group").is_null()
+    rows = summary.filter(is_last, pl.col("mean").is_not_null(), level="run", view=style.leading_name(summary))
+    rows = rows.join(table, on=style.RUN, how="semi", maintain_order="left").with_columns(
+        _size(), points=pl.concat_str("cloud", "position", separator=" ", ignore_nulls=True)
+    )
+    return rows.select(*_MODEL, "module", "estimator", "points", "layer", "mean", "stderr", "n_used", "mean_loss")
+
+
+def _with_law(last: pl.DataFrame, law: ScalingLaw, text: str) -> style.Specification:
+    """Return the row of panels of the last block's clouds of all contexts, with what a scaling law implies."""
+    low, high = law.dimension_interval
+    implied = {"four_over_alpha": law.dimension, "four_over_alpha_low": low, "four_over_alpha_high": high}
+    last = last.with_columns(pl.lit(value, pl.Float64).alias(name) for name, value in implied.items())
+    n_points = " to ".join(dict.fromkeys(f"{n:.0f}" for n in (last["n_used"].min(), last["n_used"].max())))
+    said = [f"one cloud of all contexts ({n_points} points), output of the last block, {text}", str(law)]
+    panel = partial(_against_size, title=style.ID, by="points", law=law)
+    titles = "The last block and a scaling law of the losses", said
+    return style.grid(last.with_columns(row=pl.lit("last")), "row", "estimator", panel, lambda _: titles)
 
 
 def scaling_law(n_parameters: np.ndarray, losses: np.ndarray) -> ScalingLaw | None:
-    """Return how losses fall with size; None where fewer than three sizes have one. The same model may come often."""
+    """Return how losses fall with size; None where fewer than five sizes have one. The same model may come often."""
     points = np.unique(np.stack([n_parameters, losses], axis=1).astype(np.float64), axis=0)
     points = points[np.isfinite(points).all(axis=1) & (points > 0).all(axis=1)]
     n_sizes = len(np.unique(points[:, 0]))
     if n_sizes < LEAST_SIZES:
         return None
-    (slope, _), covariance = np.polyfit(*np.log(points).T, 1, cov=True)
-    return ScalingLaw(float(-slope), float(np.sqrt(covariance[0, 0])), n_sizes)
+    line = stats.linregress(*np.log(points).T)
+    return ScalingLaw(float(-line.slope), float(line.stderr), n_sizes, len(points))
 
 
 def _over_training(summary: pl.DataFrame) -> pl.DataFrame:
@@ -146,30 +202,39 @@ def _heat(table: pl.DataFrame) -> alt.LayerChart:
     )
 
 
-def _against_size(table: pl.DataFrame, law: ScalingLaw | None) -> alt.LayerChart:
-    """Return lines against the number of parameters, one for each module, and what a scaling law implies."""
+def _against_size(table: pl.DataFrame, title: str, by: str, law: ScalingLaw | None = None) -> alt.LayerChart:
+    """Return lines against the number of parameters, one for each value of a column, and what a law implies."""
     highest, implied = table["mean"].max(), law.dimension if law else np.nan
     is_near = implied <= FAR * highest
     # Room for words, above the line or above all there is.
-    top = max(highest, 1.1 * implied) if is_near else (1.2 * highest if implied > 0 else highest)
+    top = max(highest, 1.2 * implied) if is_near else (1.2 * highest if implied > 0 else highest)
     scale = alt.Scale(domain=[0, top], nice=True)
     base = alt.Chart(table).encode(
-        x=alt.X("n_parameters:Q", title="parameters", scale=alt.Scale(type="log"), axis=alt.Axis(format="~s")),
-        y=alt.Y("mean:Q", title=f"largest {style.ID} of a layer", scale=scale),
-        **style.coloured("module", style.unique(table, "module")),
+        x=alt.X("n_counted:Q", title=SIZE, scale=alt.Scale(type="log"), axis=alt.Axis(format="~s")),
+        y=alt.Y("mean:Q", title=title, scale=scale),
+        **style.coloured(by, style.unique(table, by)),
     )
-    tooltip = style.tooltip("model", "checkpoint", "module", "layer", "mean", "mean_loss")
+    tooltip = style.tooltip("model", "checkpoint", "layer", "mean", "mean_loss", "n_parameters", "n_counted")
     lines = base.mark_line(strokeWidth=1.5) + base.mark_point(filled=True, size=40).encode(tooltip=tooltip)
-    return lines + _implied(table, law, scale, is_near) if implied > 0 else lines
+    return lines + _implied(table, law, title, scale, is_near) if implied > 0 else lines
 
 
-def _implied(table: pl.DataFrame, law: ScalingLaw, scale: alt.Scale, is_near: bool) -> alt.LayerChart:
-    """Return the line of a scaling law with its words; where it is far above the panel, the words at its top."""
-    at = alt.Y("min(four_over_alpha):Q", title=f"largest {style.ID} of a layer", scale=scale)
-    number = f"{law.dimension:,.0f}" if law.dimension >= 100 else f"{law.dimension:.1f}"
-    said = f"4/α = {number}{'' if is_near else ' (far above)'}, from {law.n_sizes} sizes"
+def _implied(table: pl.DataFrame, law: ScalingLaw, title: str, scale: alt.Scale, is_near: bool) -> alt.LayerChart:
+    """Return a law's dimension and its interval with words; where it is far above the panel, the words at its top."""
+    at = alt.Y("min(four_over_alpha):Q", title=title, scale=scale)
+    low, high = map(_number, law.dimension_interval)
+    said = f"4/α = {_number(law.dimension)} ({low} to {high}){'' if is_near else ', far above'}"
     words = alt.Chart(table).mark_text(text=said, align="left", baseline="bottom", dx=4, dy=-3, color="#444")
     if not is_near:
         return alt.layer(words.encode(x=alt.value(0), y=alt.value(16), detail="count()"))
+    bounds = alt.Y("min(four_over_alpha_low):Q", title=title, scale=scale)
+    # What reaches to infinity has no number in the data: it goes to the top of the panel.
+    upper = alt.Y2("min(four_over_alpha_high):Q") if np.isfinite(law.dimension_interval[1]) else alt.Y2Value(0)
+    band = alt.Chart(table).mark_rect(opacity=0.12, color="#444", clip=True).encode(y=bounds, y2=upper)
     rule = alt.Chart(table).mark_rule(strokeDash=[6, 4], color="#444").encode(y=at)
-    return rule + words.encode(x=alt.value(0), y=at)
+    return band + rule + words.encode(x=alt.value(0), y=at)
+
+
+def _number(dimension: float) -> str:
+    """Return a dimension in a few digits."""
+    return "∞" if np.isinf(dimension) else f"{dimension:,.0f}" if dimension >= 100 else f"{dimension:.1f}"

@@ -209,10 +209,6 @@ def _of_extraction(path: Path, key: str, manifest: Mapping[str, Any], *rows: pl.
     _, facts = read_table(path, [])
     if facts[key] != manifest["digest"]:
         raise StoreError(f"{path}: of another extraction than its run's; {made_anew(path)}")
-    kinds = pl.read_parquet_schema(path).items()
-    return (
-        pl.scan_parquet(path, glob=False)
-        .filter(*rows)
-        .select(name for name, kind in kinds if kind != pl.List)
-        .collect()
-    )
+    table = pl.scan_parquet(path, glob=False)  # `read_parquet_schema` takes a path for a pattern
+    columns = [name for name, kind in table.collect_schema().items() if kind != pl.List]
+    return table.filter(*rows).select(columns).collect()

@@ -247,6 +247,8 @@ def summarize(session: Path, settings: Mapping[str, Any], parquet: Path, csv: Pa
     summary = summary.with_columns(_equivalents(summary)).select([name for name, _, _ in COLUMNS])
     if summary["versions"].n_unique() > 1:
         LOG.warning("mixed library versions, see the column `versions`: %s", summary["versions"].unique().to_list())
+    if words := mixture({kind: set(summary[kind]) for kind in ("dtype", "device")}):
+        LOG.warning("%s", words)
     columns = {name: {"unit": unit, "meaning": meaning} for name, unit, meaning in COLUMNS}
     with writing(csv) as aside:
         summary.write_csv(aside)
@@ -256,6 +258,13 @@ def summarize(session: Path, settings: Mapping[str, Any], parquet: Path, csv: Pa
     facts = {**settings, "made_from": _made_from(session, runs, settings)}
     write_table(parquet, summary, facts, columns=columns, files=checksums((csv, text), parquet.parent))
     LOG.info("%d rows in %s", len(summary), parquet)
+
+
+def mixture(values: Mapping[str, Iterable[str]]) -> str:
+    """Return what is to be said of rows of several dtypes or devices, given those of each kind; empty where of one."""
+    mixed = {kind: sorted(of_kind) for kind, of_kind in values.items() if len(set(of_kind)) > 1}
+    listed = "; ".join(f"{kind} {', '.join(of_kind)}" for kind, of_kind in mixed.items())
+    return f"mixed {listed}: differences between these may be of precision, not of the models" if mixed else ""
 
 
 def _made_from(session: Path, runs: Iterable[Run], settings: Mapping[str, Any]) -> dict[str, str]:
@@ -268,6 +277,8 @@ def readable(summary: pl.DataFrame) -> str:
     """Return the mean ID under the leading view at up to five layers, a line for each run, cloud and estimator."""
     view = leading_view(dict(summary.select("view", "null_cloud").iter_rows()))
     lines = [f"Mean intrinsic dimension by layer (view {view!r}), loss and entropy in nats/token"]
+    if words := mixture({kind: set(summary[kind]) for kind in ("dtype", "device")}):
+        lines.append(f"warning: {words}")
     rows = summary.filter(pl.col("group").is_null(), view=view)
     keys = ["model", "checkpoint", "dataset", "subset", "ctx_len", "control"]
     has_lengths = summary["ctx_len"].n_unique() > 1

@@ -2,6 +2,7 @@
 
 A process killed at any moment leaves either the old file, or none, or the complete new one under
 the final name. What it leaves aside carries `.tmp-` in its name and its process's number, until `sweep` removes it.
+Files that belong together are replaced as one set: a kill in the midst of the renames is made good by the next writer.
 """
 
 from __future__ import annotations
@@ -11,12 +12,20 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from id_scaling.errors import ResourceError
+from id_scaling.errors import ResourceError, StoreError
+
+# Ends the name of the file that lists the renames of a set of files.
+RENAMES = ".renames"
+
+# Read once, as it can only be read by setting it.
+_UMASK = os.umask(0o077)
+os.umask(_UMASK)
+FILE_MODE = 0o666 & ~_UMASK
 
 
 @contextmanager
@@ -27,11 +36,65 @@ def writing(path: Path) -> Iterator[Path]:
     aside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
         yield aside
+        _follow_umask(aside)
         sync(aside)
         os.replace(aside, path)
         sync(path.parent)
     finally:
         aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing_all(paths: Sequence[Path]) -> Iterator[list[Path]]:
+    """Yield one path to write to for each of `paths`; on success they replace `paths` as one set, on error none does.
+
+    Every file must be written. Before the first rename a list of all of them is on disk, next to the first of `paths`:
+    a process killed from then on leaves the rest to `finish_renames`, which each later `writing_all` with the same
+    first path, and each `sweep` of its folder, calls.
+    """
+    paths = [Path(path) for path in paths]
+    folder = paths[0].parent
+    finish_renames(folder, paths[0].name)
+    for parent in {path.parent for path in paths}:
+        parent.mkdir(parents=True, exist_ok=True)
+    asides = [path.with_name(f".{path.name}.tmp-{os.getpid()}") for path in paths]
+    with ExitStack() as leftovers:
+        for aside in asides:
+            leftovers.callback(aside.unlink, missing_ok=True)
+        yield asides
+        for aside in asides:
+            sync(aside)
+        pairs = zip(asides, paths, strict=True)
+        renames = [[os.path.relpath(path, folder) for path in pair] for pair in pairs]
+        with writing(folder / f".{paths[0].name}{RENAMES}") as listed:
+            listed.write_text(canonical_json(renames))
+        leftovers.pop_all()  # the set is complete: from here on it is only renamed
+        finish_renames(folder, paths[0].name)
+
+
+def finish_renames(folder: Path, name: str | None = None) -> None:
+    """Finish the renames of each set of files in `folder`, or of the one whose first file is `name`.
+
+    Raises
+    ------
+    StoreError
+        A list of renames is damaged.
+    """
+    for listed in sorted(Path(folder).glob(f".{'*' if name is None else glob.escape(name)}{RENAMES}")):
+        try:
+            renames = [(listed.parent / aside, listed.parent / path) for aside, path in json.loads(listed.read_text())]
+        except FileNotFoundError:  # another process was quicker
+            continue
+        except (TypeError, ValueError) as error:
+            raise StoreError(
+                f"{listed}: damaged ({error}); remove it, and what it was to replace: {name or 'see its name'}"
+            ) from error
+        for aside, path in renames:
+            if aside.exists():  # else it was renamed before the kill
+                os.replace(aside, path)
+        for parent in {path.parent for _, path in renames}:
+            sync(parent)
+        listed.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -45,6 +108,7 @@ def writing_folder(path: Path) -> Iterator[Path]:
     try:
         yield aside
         for file in aside.iterdir():
+            _follow_umask(file)
             sync(file)
         sync(aside)
         shutil.rmtree(path, ignore_errors=True)
@@ -52,6 +116,13 @@ def writing_folder(path: Path) -> Iterator[Path]:
         sync(path.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _follow_umask(path: Path) -> None:
+    """Let those read or write a file who may by this process's umask: some libraries write for the owner only."""
+    mode = path.stat().st_mode
+    if path.is_file() and not path.is_symlink() and mode | FILE_MODE != mode:
+        path.chmod(mode | FILE_MODE)
 
 
 def require_room(path: Path, n_bytes: int, kept: str) -> None:
@@ -82,6 +153,7 @@ def sync(path: Path) -> None:
 
 def sweep(folder: Path, name: str | None = None) -> None:
     """Remove what killed writers left aside in `folder`, all or that of one name: others may be at work there."""
+    finish_renames(folder, name)
     for leftover in Path(folder).glob(f".{'*' if name is None else glob.escape(name)}.tmp-*"):
         if leftover.is_dir():
             shutil.rmtree(leftover)

@@ -201,7 +201,7 @@ def _on_one_thread() -> Iterator[None]:
 def _texts(shards: Sequence[Path]) -> Iterator[str]:
     """Yield the texts of parquet files in order."""
     for shard in shards:
-        yield from pl.read_parquet(shard, columns=["text"])["text"]
+        yield from pl.read_parquet(shard, columns=["text"], glob=False)["text"]
 
 
 def _called(step: int) -> str:

@@ -5,19 +5,28 @@ Each becomes a folder as transformers saves a model, in float32 safetensors, and
 
 from __future__ import annotations
 
-import struct
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from id_scaling.errors import InputError
+from id_scaling.errors import InputError, of_a_disk, shortened
 from id_scaling.runtime.atomic_files import writing_folder
 from id_scaling.runtime.logging import LOG
+from id_scaling.sources.cache import cached_folder, cached_sha256
+from id_scaling.sources.config_checks import check_values
+from id_scaling.sources.gguf_header import check_gguf
 from id_scaling.sources.model_config import read_config
 from id_scaling.sources.untrained import seed_of
 
 GGUF = ".gguf"
 INSTEAD = "fetch it again, or name the model that it was made from"
+# Part of the cache's key: to be raised where the files that are made of a GGUF file change.
+CONVERSION = 1
 # Fields of a GGUF file that change a model, or say that it is a part of one.
 SAID_BEYOND = (".rope.scaling.type", ".rope.scaling.factor", ".rope.scale_linear", "split.count")
 
@@ -32,6 +41,44 @@ def is_derived(model_name: str, checkpoint: str) -> bool:
     return is_gguf(model_name) or seed_of(checkpoint) is not None
 
 
+def gguf_model(path: Path, folder: Path) -> None:
+    """Put the model and the tokenizer of a GGUF file into a folder; they are converted once for all sessions.
+
+    Files are links to those in the cache where a file system can, so that they stay when the cache goes.
+    """
+    made = cached_folder("gguf-models", _cache_key(path), lambda content: _convert(path, content))
+    with made as content, writing_folder(folder) as whole:
+        shutil.copytree(content, whole, dirs_exist_ok=True, copy_function=_link)
+
+
+@contextmanager
+def gguf_settings(path: Path) -> Iterator[Path]:
+    """Yield a folder with the config and the tokenizer of a GGUF file, which are read once for all sessions."""
+
+    def fill(content: Path) -> None:
+        LOG.info("reading the config and the tokenizer of %s, which may take a minute the first time", path)
+        gguf_config(path).save_pretrained(content)
+        gguf_tokenizer(path).save_pretrained(content)
+
+    check_gguf(path)
+    with cached_folder("gguf-settings", _cache_key(path), fill) as content:
+        yield content
+
+
+def _cache_key(path: Path) -> dict[str, Any]:
+    """Return what decides on the files that are made of a GGUF file."""
+    versions = {name: version(name) for name in ("gguf", "tokenizers", "torch", "transformers")}
+    return {"sha256": cached_sha256(path), "conversion": CONVERSION, "versions": versions}
+
+
+def _link(source: str, target: str) -> None:
+    """Link a file, or copy it where the file system of the target is another one or has no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def convert_gguf(path: Path, folder: Path) -> None:
     """Write the model of a GGUF file, its quantised weights as they are in float32, and its tokenizer.
 
@@ -40,12 +87,19 @@ def convert_gguf(path: Path, folder: Path) -> None:
     InputError
         transformers cannot read it, or does not know its architecture.
     """
+    with writing_folder(folder) as whole:
+        _convert(path, whole)
+
+
+def _convert(path: Path, folder: Path) -> None:
+    """Write the model and the tokenizer of a GGUF file into a folder that is there."""
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    LOG.info("converting %s to safetensors", path.name)
+    check_gguf(path)
+    LOG.info("converting %s to safetensors, which may take minutes the first time", path.name)
     model, report = _read(AutoModelForCausalLM, path, dtype=torch.float32, output_loading_info=True)
     wrong = {key: sorted(map(str, names)) for key, names in report.items() if names}
     if wrong:
@@ -54,9 +108,8 @@ def convert_gguf(path: Path, folder: Path) -> None:
     # The weights are plain float32 now; what says otherwise would keep them from being saved.
     del model.config.quantization_config
     model.hf_quantizer = None
-    with writing_folder(folder) as whole:
-        model.save_pretrained(whole)
-        gguf_tokenizer(path).save_pretrained(whole)
+    model.save_pretrained(folder)
+    gguf_tokenizer(path).save_pretrained(folder)
 
 
 def _check_all_read(path: Path, model: Any) -> None:
@@ -95,10 +148,9 @@ def _read(kind: Any, path: Path, **options: Any) -> Any:
         (Path(alone) / path.name).symlink_to(path.resolve())
         try:
             return kind.from_pretrained(alone, gguf_file=path.name, trust_remote_code=False, **options)
-        except (ValueError, LookupError, NotImplementedError, OSError, struct.error) as error:
-            raise InputError(
-                f"{path}: transformers cannot read this GGUF file ({str(error).splitlines()[0]}); {INSTEAD}"
-            ) from error
+        except Exception as error:  # code for files of others may raise anything: it becomes words
+            words = f"transformers cannot read this GGUF file ({shortened(f'{type(error).__name__}: {error}')})"
+            raise of_a_disk(error) or InputError(f"{path}: {words}; {INSTEAD}") from error
 
 
 def untrained(settings: Path, seed: int, folder: Path) -> None:
@@ -128,20 +180,25 @@ def built(settings: Path, device: str, **options: Any) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    check_values(read_config(settings), settings / "config.json")
     try:
         config = AutoConfig.from_pretrained(settings, trust_remote_code=False)
         with torch.device(device):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
     # Whatever a config that someone else wrote makes of the architecture's own code.
-    except (ValueError, ImportError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+    except Exception as error:
         raise InputError(f"{settings}: {_unbuildable(settings, error)}") from error
 
 
 def _unbuildable(settings: Path, error: Exception) -> str:
     """Return what to say of a model that transformers cannot build by itself."""
-    if "auto_map" not in read_config(settings):
-        return f"transformers cannot build this model: {error}"
-    return (
-        "the model is made by Python code that comes with it, which is never run; name one of an architecture that "
-        "transformers has, or convert it to one"
-    )
+    config = read_config(settings)
+    if "auto_map" in config:
+        return (
+            "the model is made by Python code that comes with it, which is never run; name one of an architecture that "
+            "transformers has, or convert it to one"
+        )
+    keys = sorted(key for key, value in config.items() if isinstance(error, KeyError) and error.args == (value,))
+    place = f"{' or '.join(keys)}: found {error.args[0]!r}, which transformers does not know" if keys else ""
+    words = place or shortened(f"{type(error).__name__}: {error}")
+    return f"transformers cannot build this model ({words}); correct config.json, or fetch or save the model again"

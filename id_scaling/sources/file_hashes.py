@@ -11,11 +11,14 @@ import contextlib
 import hashlib
 import json
 import os
+import time
 from pathlib import Path
 
 from id_scaling.runtime.atomic_files import sha256, writing
 
 FOLDER = ".source_hashes"
+# Seconds that a file has to be unchanged before its hash is noted: clocks of file systems are coarse.
+SETTLED = 2.0
 # Of a session, its folders that hold identities.
 IDENTITIES = ("models", "tokenizers", "datasets")
 
@@ -56,8 +59,9 @@ class FileHashes:
             if noted["file"] == signature:
                 return noted["sha256"]
         digits = sha256(path)
-        with contextlib.suppress(OSError), writing(note) as aside:
-            aside.write_text(json.dumps({"file": signature, "sha256": digits}))
+        if time.time() - max(os.stat(path).st_mtime, os.stat(path).st_ctime) > SETTLED:
+            with contextlib.suppress(OSError), writing(note) as aside:
+                aside.write_text(json.dumps({"file": signature, "sha256": digits}))
         return digits
 
 

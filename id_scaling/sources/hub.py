@@ -10,12 +10,14 @@ import glob
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from id_scaling.errors import InputError, of_a_disk
 from id_scaling.runtime.logging import LOG
 from id_scaling.sources.safe_files import weight_files, weight_names
+from id_scaling.sources.weight_headers import Stored, read_header
 
 T = TypeVar("T")
 
@@ -55,6 +57,27 @@ def weight_hashes(repository: str, folder: Path, allow_pickle: bool) -> dict[str
         except InputError:
             raise out_of_reach from None
     return {name: held[name] for name in weight_names(folder, held, allow_pickle)}
+
+
+def weight_headers(repository: str, folder: Path, names: Iterable[str]) -> dict[str, Stored]:
+    """Return the tensors in the safetensors files of a commit, of those not in the cache by their headers only."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import SafetensorsParsingError
+
+    tensors: dict[str, Stored] = {}
+    for name in (name for name in names if name.endswith(".safetensors")):
+        if (folder / name).is_file():
+            tensors |= read_header(folder / name)
+            continue
+        ask = partial(HfApi().parse_safetensors_file_metadata, repository, name, revision=folder.name)
+        try:
+            header = _call(ask, repository, folder.name)
+        except SafetensorsParsingError as error:
+            raise InputError(
+                f"model {repository} at {folder.name}: {name}: not a safetensors file ({error})"
+            ) from error
+        tensors |= {tensor: Stored(str(one.dtype), tuple(one.shape)) for tensor, one in header.tensors.items()}
+    return tensors
 
 
 def _files_of(repository: str, folder: Path) -> list[Any]:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from id_scaling.errors import ConfigError, InputError
+from id_scaling.errors import ConfigError, InputError, shortened
 from id_scaling.models.modules import Site, SiteRequest, resolve_sites
 from id_scaling.runtime.atomic_files import digest
+from id_scaling.sources.config_checks import check_values
 
 _N_LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 _WIDTH = ("hidden_size", "n_embd", "d_model")
@@ -50,6 +51,7 @@ def read_architecture(folder: Path) -> Architecture:
 
 def architecture_of(config: dict[str, Any], path: Path) -> Architecture:
     """Return the architecture that a model's config states; raises an InputError that names `path` for one without."""
+    check_values(config, path)
     model_type = _field(config, ("model_type",), path, str)
     if "text_config" in config:
         config = _completed(config["text_config"], path)
@@ -60,30 +62,6 @@ def architecture_of(config: dict[str, Any], path: Path) -> Architecture:
         vocab_size=_field(config, ("vocab_size",), path, int),
         max_positions=next((config[key] for key in _POSITIONS if isinstance(config.get(key), int)), None),
     )
-
-
-def tensor_names(folder: Path) -> set[str]:
-    """Return the names of the tensors in a folder's safetensors files, from their headers alone."""
-    names: set[str] = set()
-    for path in sorted(Path(folder).glob("*.safetensors")):
-        with open(path, "rb") as handle:
-            length = int.from_bytes(handle.read(8), "little")
-            if length > path.stat().st_size:
-                raise InputError(f"{path}: not a safetensors file (a git-lfs pointer?); fetch or save it again")
-            try:
-                names |= set(json.loads(handle.read(length)))
-            except ValueError as error:
-                raise InputError(f"{path}: damaged or cut short ({error}); fetch or save it again") from error
-    return names - {"__metadata__"}
-
-
-def modules_with_tensors(folder: Path) -> set[str]:
-    """Return the paths of modules that hold tensors, and of their parents."""
-    found = set()
-    for name in tensor_names(folder):
-        parts = name.split(".")[:-1]
-        found |= {".".join(parts[:end]) for end in range(1, len(parts) + 1)}
-    return found
 
 
 def check_request(request: SiteRequest, ctx_len: int, architecture: Architecture) -> list[Site]:
@@ -109,8 +87,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise InputError(f"{folder}: found no config.json, expected a model folder as transformers saves it")
     try:
         config = json.loads(path.read_text(), parse_constant=str)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON ({error}); fetch or save it again") from error
+    except (ValueError, RecursionError, OSError) as error:
+        raise InputError(f"{path}: not JSON ({shortened(str(error))}); fetch or save it again") from error
     if not isinstance(config, dict):
         raise InputError(f"{path}: found {type(config).__name__}, expected the config of a causal language model")
     return config
@@ -124,8 +102,9 @@ def _completed(config: Any, path: Path) -> dict[str, Any]:
     try:
         options = {key: value for key, value in config.items() if key != "model_type"}
         return AutoConfig.for_model(model_type, **options).to_dict()
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{path}: text_config is not one that transformers knows ({error}); fetch it again") from error
+    except Exception as error:  # code for configs of others may raise anything: it becomes words
+        words = shortened(f"{type(error).__name__}: {error}")
+        raise InputError(f"{path}: text_config is not one that transformers knows ({words}); fetch it again") from error
 
 
 def config_digest(folder: Path) -> str:
@@ -137,6 +116,6 @@ def config_digest(folder: Path) -> str:
 def _field(config: Any, keys: tuple[str, ...], path: Path, kind: type) -> Any:
     """Return the first of `keys` that a model's config has with a value of this kind."""
     for key in keys:
-        if isinstance(config, dict) and isinstance(config.get(key), kind):
+        if isinstance(config, dict) and isinstance(config.get(key), kind) and not isinstance(config[key], bool):
             return config[key]
     raise InputError(f"{path}: found none of {', '.join(keys)}, expected the config of a causal language model")

@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,42 +21,31 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from id_scaling.errors import InputError, StoreError, nearest
-from id_scaling.models.modules import SiteRequest, check_paths
-from id_scaling.runtime.atomic_files import digest, read_json, sha256, writing_folder
+from id_scaling.models.modules import Site, SiteRequest, check_paths, resolve_sites
+from id_scaling.runtime.atomic_files import digest, sha256, writing_folder
 from id_scaling.runtime.locks import leased
 from id_scaling.runtime.logging import LOG
 from id_scaling.sources import bundled, hub
-from id_scaling.sources.derived import built, convert_gguf, gguf_config, gguf_tokenizer, is_derived, is_gguf, untrained
+from id_scaling.sources.cache import RESOURCES
+from id_scaling.sources.config_checks import check_layers
+from id_scaling.sources.derived import gguf_model, gguf_settings, is_derived, is_gguf, untrained
 from id_scaling.sources.file_hashes import FileHashes
+from id_scaling.sources.meta_model import MetaModel, inspect
 from id_scaling.sources.model_config import (
     check_request,
     config_digest,
-    modules_with_tensors,
     read_architecture,
     read_config,
 )
 from id_scaling.sources.safe_files import check_settings, is_pickled, weight_files
+from id_scaling.sources.tokenizers import check_tokenizer
 from id_scaling.sources.untrained import seed_of
+from id_scaling.sources.weight_headers import Stored, modules_of, read_headers
 from id_scaling.storage.records import read_record, write_record
+from id_scaling.storage.tokenizers import TOKENIZER_FILES, tokenizer_digest
 
-RESOURCES = Path("resources")
 # Beside the identity of a checkpoint that is made here: its weights.
 WEIGHTS_FOLDER = "weights"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "spiece.model")
-TOKENIZER_CONFIG = "tokenizer_config.json"
-# What of a tokenizer's config changes the tokens of a text; the rest is names, versions and chat templates.
-TOKENIZER_KEYS = (
-    "add_bos_token",
-    "add_eos_token",
-    "add_prefix_space",
-    "added_tokens_decoder",
-    "bos_token",
-    "do_lower_case",
-    "eos_token",
-    "legacy",
-    "tokenizer_class",
-    "unk_token",
-)
 
 
 def fetch_model(
@@ -90,12 +80,11 @@ def fetch_model(
     if is_derived(model_name, checkpoint):
         folder = _derived(names, request, ctx_len, output.parent / WEIGHTS_FOLDER)
     if folder is None:
-        config_folder, weights = _from_hub(names, request, ctx_len, allow_pickle, others)
+        config_folder, weights, headers = _from_hub(names, request, ctx_len, allow_pickle, others)
     else:
-        config_folder, weights = folder, {}
-        for path in weight_files(folder, allow_pickle):
-            weights[path.name] = _content_hash(path, hashes)
-    check_model(config_folder, request, ctx_len, allow_pickle, has_weights=config_folder == folder)
+        config_folder, headers = folder, check_model(folder, request, ctx_len, allow_pickle)
+        weights = {path.name: _content_hash(path, hashes) for path in weight_files(folder, allow_pickle)}
+    model = check_built(config_folder, request, headers)
     if is_pickled(weights):
         LOG.warning("%s: pickled weights, as allow_pickle says; they can run code of whoever made them", min(weights))
     identity = {
@@ -105,6 +94,7 @@ def fetch_model(
         "source_sha256": hashes.sha256(gguf_file(model_name, checkpoint)) if is_gguf(model_name) else None,
         "commit": _commit(config_folder),
         "architecture": asdict(read_architecture(config_folder)),
+        "n_parameters": model.n_parameters,
         "weights": weights,
         "weights_sha256": digest(weights),
         "is_pickled": is_pickled(weights),
@@ -126,7 +116,7 @@ def _derived(names: Mapping[str, str], request: SiteRequest, ctx_len: int, folde
         check_settings(settings, read_config(settings))
         check_request(request, ctx_len, read_architecture(settings))
         if seed is None:
-            convert_gguf(gguf_file(model_name, names["checkpoint"]), folder)
+            gguf_model(gguf_file(model_name, names["checkpoint"]), folder)
         else:
             untrained(settings, seed, folder)
     return folder
@@ -134,21 +124,21 @@ def _derived(names: Mapping[str, str], request: SiteRequest, ctx_len: int, folde
 
 def _from_hub(
     names: Mapping[str, str], request: SiteRequest, ctx_len: int, allow_pickle: bool, others: Sequence[Path]
-) -> tuple[Path, dict[str, str]]:
-    """Return the folder of a checkpoint's settings, and its weights by name and hash, once they are known to be of use.
+) -> tuple[Path, dict[str, str], dict[str, Stored]]:
+    """Return the folder of a checkpoint's settings, its weights by name and hash, and the tensors in them.
 
-    The hub knows the hashes of large files; only where it does not say one, the files are downloaded for theirs.
+    The hub knows the hashes of large files; only where it does not say one, the files are downloaded for theirs. Of
+    safetensors not in the cache the headers alone are read.
     """
     repository = names["model_name"]
     folder = hub.download_settings(repository, names["checkpoint"])
-    check_settings(folder, read_config(folder))
-    check_request(request, ctx_len, read_architecture(folder))
+    check_model(folder, request, ctx_len, has_weights=False)
     weights = hub.weight_hashes(repository, folder, allow_pickle)
     if not all(weights.values()):
         hub.download_to_cache(repository, folder, weights)
         weights = {name: known or _content_hash(folder / name) for name, known in weights.items()}
     check_unlike({**names, "commit": folder.name, "weights_sha256": digest(weights)}, others)
-    return folder, weights
+    return folder, weights, hub.weight_headers(repository, folder, weights)
 
 
 def check_unlike(identity: Mapping[str, Any], others: Sequence[Path]) -> None:
@@ -211,7 +201,13 @@ def tokenizer_folder(identity: Mapping[str, Any], identity_path: Path) -> Path:
 
 
 def fetch_tokenizer(model_name: str, output: Path, settings: Mapping[str, Any] | None = None) -> None:
-    """Write the identity of a model's own tokenizer, at its main revision."""
+    """Write the identity of a model's own tokenizer, at its main revision.
+
+    Raises
+    ------
+    InputError
+        There is none, or it cannot be read.
+    """
     folder = _tokenizer_folder(model_name, output.parent / "tokenizer")
     hashes = FileHashes.of_session(output)
     identity = {
@@ -221,8 +217,10 @@ def fetch_tokenizer(model_name: str, output: Path, settings: Mapping[str, Any] |
         "source_sha256": hashes.sha256(gguf_file(model_name, "main")) if is_gguf(model_name) else None,
         "commit": _commit(folder),
         "sha256": tokenizer_digest(folder, hashes.sha256),
+        "read_from": check_tokenizer(folder),
     }
     write_record(output, identity)
+    LOG.info("%s: tokenizer %s, read from %s", model_name, identity["sha256"], identity["read_from"])
 
 
 def settings_folder(model_name: str, checkpoint: str, aside: Path) -> Path:
@@ -231,7 +229,8 @@ def settings_folder(model_name: str, checkpoint: str, aside: Path) -> Path:
     Of the hub's files its settings alone are downloaded; untrained weights are of the architecture of `main`.
     """
     if is_gguf(model_name):
-        gguf_config(gguf_file(model_name, checkpoint)).save_pretrained(aside)
+        with gguf_settings(gguf_file(model_name, checkpoint)) as settings:
+            shutil.copy(settings / "config.json", aside)
         return aside
     revision = checkpoint if seed_of(checkpoint) is None else "main"
     folder = model_folder(model_name, checkpoint) or hub.download_settings(model_name, revision)
@@ -370,36 +369,65 @@ def tokenizer_content(model_name: str, hash_file: Callable[[Path], str]) -> dict
 # ---- what a folder holds --------------------------------------------------------------------------------------
 
 
-def tokenizer_digest(folder: Path, hash_file: Callable[[Path], str] = sha256) -> str:
-    """Return the content hash of the tokenizer in a folder: its files, and what its config says of tokens."""
-    hashes: dict[str, Any] = {name: hash_file(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()}
-    config = folder / TOKENIZER_CONFIG
-    if config.is_file():
-        said = read_json(config)
-        hashes["config"] = {key: said[key] for key in TOKENIZER_KEYS if key in said}
-    return digest(hashes)
-
-
 def check_model(
     folder: Path, request: SiteRequest, ctx_len: int, allow_pickle: bool = False, has_weights: bool = True
-) -> None:
-    """Raise a ConfigError when a model lacks a layer, a module or the positions that are asked for.
+) -> dict[str, Stored]:
+    """Check a model by its config and the headers of its weight files only; return the tensors in its safetensors.
 
-    Paths of a preset are known to fit. Of given ones, modules that hold tensors are known from the files' headers;
-    only for others, and for models that may need code of their own, is the model built.
+    Raises
+    ------
+    InputError
+        The config or a weight file is damaged, impossible, or needs a package that is not installed.
+    ConfigError
+        The model lacks a layer, a module key or the positions that are asked for.
     """
-    if has_weights:
-        weight_files(folder, allow_pickle)
-    config = read_config(folder)
-    check_settings(folder, config)
-    sites = check_request(request, ctx_len, read_architecture(folder))
+    files = weight_files(folder, allow_pickle) if has_weights else []
+    architecture = read_architecture(folder)
+    check_settings(folder, read_config(folder))
+    headers = read_headers(folder) if files and not is_pickled(path.name for path in files) else {}
+    if headers:
+        check_layers(architecture.n_layers, len(headers), folder / "config.json")
+    check_request(request, ctx_len, architecture)
+    return headers
+
+
+def check_paths_of(folder: Path, request: SiteRequest, headers: Mapping[str, Stored]) -> None:
+    """Raise a ConfigError where a module path that is given is not in the model.
+
+    Paths of a preset are known to fit. Modules that hold tensors are known from the headers; only for others, and for
+    models that may need code of their own, is the model built.
+    """
     if request.mapping is None:
         return
-    is_known = (
-        has_weights and "auto_map" not in config and {site.path for site in sites} <= modules_with_tensors(folder)
-    )
-    if not is_known:
-        check_paths(sites, {name for name, _ in built(folder, "meta").named_modules()})
+    paths = {site.path for site in _sites(folder, request)}
+    if "auto_map" in read_config(folder) or not paths <= modules_of(headers):
+        check_built(folder, request, {})
+
+
+def check_built(folder: Path, request: SiteRequest, headers: Mapping[str, Stored]) -> MetaModel:
+    """Check a model as it is built, without reading or holding weights; return what is known of it then.
+
+    Parameters
+    ----------
+    headers : mapping of str to Stored
+        The tensors in its weight files; none where they are not known.
+
+    Raises
+    ------
+    InputError
+        transformers cannot build the model, or the tensors are not its own.
+    ConfigError
+        It lacks a module that is asked for.
+    """
+    model = inspect(folder, headers or None)
+    check_paths(_sites(folder, request), model.modules)
+    return model
+
+
+def _sites(folder: Path, request: SiteRequest) -> list[Site]:
+    """Return the sites that a request means in a model."""
+    architecture = read_architecture(folder)
+    return resolve_sites(request, architecture.model_type, architecture.n_layers)
 
 
 def _with_tokenizer(folder: Path, model_name: str) -> Path:
@@ -416,8 +444,9 @@ def _with_tokenizer(folder: Path, model_name: str) -> Path:
 def _tokenizer_folder(model_name: str, aside: Path) -> Path:
     """Return a folder that holds a model's tokenizer, downloaded when it is on the hub, `aside` for a GGUF file's."""
     if is_gguf(model_name):
-        with writing_folder(aside) as whole:
-            gguf_tokenizer(gguf_file(model_name, "main")).save_pretrained(whole)
+        with gguf_settings(gguf_file(model_name, "main")) as settings, writing_folder(aside) as whole:
+            for path in (path for path in settings.iterdir() if path.name != "config.json"):
+                shutil.copyfile(path, whole / path.name)
         return aside
     return local_tokenizer_folder(model_name) or hub.download_settings(model_name, "main")
 
@@ -448,11 +477,6 @@ def local_tokenizer_folder(model_name: str) -> Path | None:
         f"{root}: found no tokenizer, expected one of {', '.join(TOKENIZER_FILES)} in it or in a checkpoint; or name a "
         "model that has one in model_config.tokenizer"
     )
-
-
-def tokenizer_files(folder: Path) -> list[Path]:
-    """Return the files that make the tokenizer in a folder."""
-    return [folder / name for name in (*TOKENIZER_FILES, TOKENIZER_CONFIG) if (folder / name).is_file()]
 
 
 def _commit(folder: Path) -> str | None:

@@ -61,6 +61,11 @@ def ids_path(session: Path, run: Run, module: str, estimator: str) -> Path:
     return run_folder(session, run) / f"ids/{module}/{estimator}.parquet"
 
 
+def staging_folder(session: Path, run: Run) -> Path:
+    """Return where finished tables of a run wait to be linked to `ids_path`."""
+    return run_folder(session, run) / "staged"
+
+
 def contexts_path(session: Path, run: Run, tokenizer: str) -> Path:
     """Return the contexts of a run, shared by all that have its shard, tokenizer, length and control."""
     return session / f"contexts/{run.dataset}/{run.subset}/{tokenizer}/{run.ctx_len}/{run.control}/contexts.parquet"

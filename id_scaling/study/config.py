@@ -159,7 +159,9 @@ class ModelConfig(_Section):
         None, description="model whose tokenizer cuts the text; default: the model's own, at its main revision"
     )
     dtype: _precision("auto", "float32", "bfloat16", "float16") = Field(
-        "auto", description="precision of the weights; `auto` is float32 on a CPU and bfloat16 on a GPU"
+        "auto",
+        description="precision of the weights; `auto` is float32 on a CPU, and on a GPU up to 2,000,000,000 "
+        "parameters, above them bfloat16, see [below](#dtype)",
     )
     allow_pickle: bool = Field(
         False,
@@ -204,6 +206,11 @@ class DatasetConfig(_Section):
     id_column: Name = Field("id", description="field of a record that identifies the document, if there is one")
     max_broken_share: float = Field(
         0.0, ge=0, le=1, description="share of the records read that may be broken; above it the run stops"
+    )
+    allow_special_tokens: bool = Field(
+        False,
+        description="whether a string in a text that is spelled as a control token of the tokenizer, `<|endoftext|>` "
+        "say, becomes that token; else it is text as any other",
     )
     filter_and_chunk_config: ChunkConfig = Field(ChunkConfig(), description="which documents, how many chunks")
     group_by: list[Name] = Field(
@@ -326,7 +333,9 @@ class CacheingConfig(_Section):
     save_IDs: bool = Field(
         True, description="estimate and save the IDs; turning it on or off never repeats an extraction"
     )
-    save_IDs_list: list[Name] = Field(["mle", "mind_ml", "twoNN_f10"], description="estimators, by name")
+    save_IDs_list: list[Name] = Field(
+        ["mle_harmonic", "mle", "mind_ml", "twoNN_f10"], description="estimators, by name"
+    )
     clouds: Annotated[list[Literal[CLOUDS]], Field(min_length=1)] = Field(
         [CONTEXT],
         description="what has an ID: `context`, the tokens of each context; `mean`, the centres of all contexts of a "

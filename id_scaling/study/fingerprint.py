@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import ast
 import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -46,7 +48,7 @@ def closure(module: str) -> frozenset[str]:
         name = pending.pop()
         if name not in members:
             members.add(name)
-            pending.extend(filter(is_computing, _imported(_tree(name))))
+            pending.extend(filter(is_computing, imported(name)))
     return frozenset(members)
 
 
@@ -55,11 +57,18 @@ def is_computing(module: str) -> bool:
     return module.split(".")[1] in COMPUTING
 
 
+def imported(module: str) -> set[str]:
+    """Return the modules of the package that the import statements of a module name."""
+    return {name for _, imports in _parsed(_source(module)) for each in imports if (name := each.module)}
+
+
 @cache
 def _hash(module: str) -> str:
     """Return the hash of a module and, through its imports, of all that it computes with."""
-    text = _normalized(_tree(module))
-    return hashlib.sha256(text.encode()).hexdigest()
+    lines = [
+        "\n".join([text, *sorted(each.line(_hash) for each in imports)]) for text, imports in _parsed(_source(module))
+    ]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _path(module: str) -> Path:
@@ -68,49 +77,63 @@ def _path(module: str) -> Path:
     return base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
 
 
-def _tree(module: str) -> ast.Module:
-    """Return the syntax tree of a module, without what is read by type checkers only."""
-    return _WithoutTypes().visit(ast.parse(_path(module).read_text(encoding="utf-8")))
+def _source(module: str) -> str:
+    """Return the source of a module of the package."""
+    return _path(module).read_text(encoding="utf-8")
 
 
-def _imported(tree: ast.AST) -> set[str]:
-    """Return the modules of the package that the import statements of a tree name."""
-    statements = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
-    return {name for statement in statements for alias in statement.names if (name := _module_of(statement, alias))}
+@dataclass(frozen=True)
+class _Import:
+    """One name of an import statement.
 
+    Parameters
+    ----------
+    package : str
+        The module that the statement names, empty in `import NAME`.
+    name, alias : str
+        What is imported from there, and what it is called here.
+    """
 
-def _module_of(statement: ast.Import | ast.ImportFrom, alias: ast.alias) -> str | None:
-    """Return the module of the package that one name of an import statement is, or is taken from."""
-    if isinstance(statement, ast.Import):
-        names = [alias.name]
-    else:
-        names = [f"{statement.module}.{alias.name}", statement.module]
-    return next((name for name in names if name.startswith(f"{PACKAGE}.") and _path(name).is_file()), None)
+    package: str
+    name: str
+    alias: str
 
+    @property
+    def module(self) -> str | None:
+        """The module of the package that the name is, or is taken from."""
+        names = [f"{self.package}.{self.name}", self.package] if self.package else [self.name]
+        return next((name for name in names if name.startswith(f"{PACKAGE}.") and _path(name).is_file()), None)
 
-def _normalized(tree: ast.Module) -> str:
-    """Return the text of a module's tree in which nothing is left that cannot change a number."""
-    tree = _WithoutWords().visit(tree)
-    imports = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
-    others = [node for node in tree.body if not isinstance(node, ast.Import | ast.ImportFrom)]
-    # Their order is a matter of taste; below the top level a statement stays where it is.
-    lines = sorted(line for node in imports for line in _import_lines(node))
-    return "\n".join([*lines, ast.unparse(_WithoutPaths().visit(ast.Module(others, [])))])
-
-
-def _import_lines(statement: ast.Import | ast.ImportFrom) -> list[str]:
-    """Return one line for each name of an import: a module of the package by what it computes, not by where it is."""
-    lines = []
-    for alias in statement.names:
-        module = _module_of(statement, alias)
+    def line(self, hash_of: Callable[[str], str]) -> str:
+        """Return the import as text, in which a module of the package is what it computes, and not where it is."""
+        module = self.module
         if module is None:
-            name = alias.name if isinstance(statement, ast.Import) else f"{statement.module}.{alias.name}"
-        else:
-            content = _hash(module) if is_computing(module) else "outside"
-            is_module = isinstance(statement, ast.Import) or module == f"{statement.module}.{alias.name}"
-            name = content if is_module else f"{content}.{alias.name}"
-        lines.append(f"import {name} as {alias.asname or alias.name}")
-    return lines
+            return f"import {self.package} {self.name} as {self.alias}"
+        content = hash_of(module) if is_computing(module) else "outside"
+        is_module = module != self.package
+        return f"import {content} {'' if is_module else self.name} as {self.alias}"
+
+
+@cache
+def _parsed(source: str) -> list[tuple[str, list[_Import]]]:
+    """Return the text of a module in which nothing is left that cannot change a number, with what it imports.
+
+    First the module's text and its imports at the top level, whose order is a matter of taste. Then each import
+    statement below that, in order; the text marks its place.
+    """
+    tree = _WithoutWords().visit(_WithoutTypes().visit(ast.parse(source)))
+    is_import = [isinstance(node, ast.Import | ast.ImportFrom) for node in tree.body]
+    top = [each for node, is_one in zip(tree.body, is_import, strict=True) if is_one for each in _names_of(node)]
+    below = _WithoutImports()
+    rest = [node for node, is_one in zip(tree.body, is_import, strict=True) if not is_one]
+    text = ast.unparse(below.visit(ast.Module(rest, [])))
+    return [(text, top), *(("", imports) for imports in below.imports)]
+
+
+def _names_of(statement: ast.Import | ast.ImportFrom) -> list[_Import]:
+    """Return the names of an import statement."""
+    package = statement.module if isinstance(statement, ast.ImportFrom) else ""
+    return [_Import(package, alias.name, alias.asname or alias.name) for alias in statement.names]
 
 
 class _WithoutTypes(ast.NodeTransformer):
@@ -122,8 +145,8 @@ class _WithoutTypes(ast.NodeTransformer):
         return self.generic_visit(node)
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST | None:
-        is_of_types = node.module == "__future__" or all(alias.name == "TYPE_CHECKING" for alias in node.names)
-        return None if is_of_types else node
+        node.names = [alias for alias in node.names if alias.name != "TYPE_CHECKING"]
+        return node if node.names and node.module != "__future__" else None
 
 
 class _WithoutWords(ast.NodeTransformer):
@@ -140,7 +163,7 @@ class _WithoutWords(ast.NodeTransformer):
         return _Blank().visit(node)
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST:
-        return _Blank().visit(node) if _is_logged(node.value) else self.generic_visit(node)
+        return _Blank().visit(node) if is_logged(node.value) else self.generic_visit(node)
 
 
 class _Blank(ast.NodeTransformer):
@@ -154,16 +177,20 @@ class _Blank(ast.NodeTransformer):
         return ast.JoinedStr(values) if values else ast.Constant("")
 
 
-class _WithoutPaths(ast.NodeTransformer):
-    """Writes imports below the top level as the fingerprints of their modules."""
+class _WithoutImports(ast.NodeTransformer):
+    """Takes imports out of a tree and keeps them; `pass` marks where each was."""
 
-    def visit_Import(self, node: ast.Import) -> list[ast.AST]:
-        return [ast.Expr(ast.Constant(line)) for line in _import_lines(node)]
+    def __init__(self) -> None:
+        self.imports: list[list[_Import]] = []
+
+    def visit_Import(self, node: ast.Import | ast.ImportFrom) -> ast.AST:
+        self.imports.append(_names_of(node))
+        return ast.Pass()
 
     visit_ImportFrom = visit_Import
 
 
-def _is_logged(node: ast.expr) -> bool:
+def is_logged(node: ast.expr) -> bool:
     """Return whether an expression is a line of a log, or a warning."""
     is_method = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
     if not is_method or not isinstance(node.func.value, ast.Name):

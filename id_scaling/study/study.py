@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cache, cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,9 @@ from id_scaling.sources.model_config import (
     read_architecture,
 )
 from id_scaling.sources.models import (
+    check_built,
     check_model,
+    check_paths_of,
     check_unlike,
     expanded,
     gguf_file,
@@ -46,7 +49,6 @@ from id_scaling.sources.models import (
     local_tokenizer_folder,
     looks_local,
     model_folder,
-    tokenizer_files,
 )
 from id_scaling.sources.safe_files import weight_files
 from id_scaling.sources.untrained import seed_of
@@ -61,9 +63,11 @@ from id_scaling.storage.layout import (
     slug,
 )
 from id_scaling.storage.records import read_record
+from id_scaling.storage.tokenizers import tokenizer_digest, tokenizer_files
 from id_scaling.study.config import Config, ModelConfig, layers_as_json, parse
 from id_scaling.study.fingerprint import fingerprint
 from id_scaling.text.shuffling import NONE
+from id_scaling.text.tokenization import load_tokenizer
 
 # Of settings: Linux takes arguments of up to 131,072 bytes, and a rule's whole command is one.
 MOST_BYTES = 120_000
@@ -134,18 +138,21 @@ class Study:
     def sites(self, model: str) -> dict[str, Any]:
         """Return the sites asked of a model, as JSON."""
         cacheing, mapping = self.config.cacheing_config, self.models[model].module_name_mapping
-        views = {name: self._counted(model, of_view) for name, of_view in cacheing.view_layers.items()}
+        views = {
+            name: self._counted(model, of_view, f"views.{name}.layers")
+            for name, of_view in cacheing.view_layers.items()
+        }
         of_views = {"views": views} if views else {}
         read = None if cacheing.layer_idx_list == "all" else layers_as_json(cacheing.layer_idx_list)
         return {
-            "layers": self._counted(model, read),
+            "layers": self._counted(model, read, "layer_idx_list"),
             "inblock": cacheing.module_inblock_keys,
             "outblock": cacheing.module_outblock_keys,
             "mapping": None if mapping == "auto" else mapping,
             **of_views,
         }
 
-    def _counted(self, model: str, layers: LayerChoice | None) -> LayerChoice | None:
+    def _counted(self, model: str, layers: LayerChoice | None, key: str) -> LayerChoice | None:
         """Return layers as numbers from 0 where the model's depth is known, so that their spelling changes nothing.
 
         That of a model on the hub is known only once it is fetched: its jobs are told what the configuration says, or
@@ -154,7 +161,7 @@ class Study:
         if layers is None or (isinstance(layers, list) and min(layers, default=0) >= 0):
             return layers
         n_layers = self._n_layers(model)
-        return layers if n_layers is None else layers_of(layers, n_layers, "layer_idx_list or the layers of a view")
+        return layers if n_layers is None else layers_of(layers, n_layers, key)
 
     @cache  # noqa: B019  a study lives as long as its process
     def _n_layers(self, model: str) -> int | None:
@@ -332,6 +339,7 @@ class Study:
                 "id_column": of_dataset.id_column,
                 "max_broken_share": of_dataset.max_broken_share,
                 "add_bos": self.config.add_bos,
+                "allow_special_tokens": of_dataset.allow_special_tokens,
             },
         )
 
@@ -367,6 +375,26 @@ class Study:
     def estimate_settings(self, run: Run, module: str, estimator: str) -> str:
         """Return the settings of `estimate_dimension`."""
         return canonical_json({**self._names(run), "module": module, **self._estimate_options(estimator)})
+
+    def batch_settings(self, run: Run, tables: Iterable[tuple[str, str]]) -> str:
+        """Return the settings of tables of a run, by module and estimator, as one JSON text that fits a command."""
+        of_module: dict[str, list[str]] = {}
+        for module, estimator in tables:
+            of_module.setdefault(module, []).append(estimator)
+        names = {name for estimators in of_module.values() for name in estimators}
+        settings = canonical_json(
+            {
+                "run": self._names(run),
+                "estimators": {name: self._estimate_options(name) for name in names},
+                "tables": of_module,
+            }
+        )
+        if len(settings.encode()) > MOST_BYTES:
+            raise ConfigError(
+                f"cacheing_config.save_IDs_list: {len(names)} estimators cannot be told to one job "
+                f"({len(settings.encode())} bytes, possible are {MOST_BYTES}); split the list into sessions"
+            )
+        return settings
 
     @cache  # noqa: B019  as above
     def _estimate_options(self, estimator: str) -> dict[str, Any]:
@@ -453,24 +481,30 @@ class Study:
 
     # ---- checks before any job --------------------------------------------------------------------------------
 
-    def check(self) -> None:
+    def check(self, is_thorough: bool = False) -> None:
         """Check models and shards against what is on disk, before any job.
+
+        Parameters
+        ----------
+        is_thorough : bool
+            Whether local models are also built, without their weights, which takes seconds for each checkpoint.
 
         Raises
         ------
         IdScalingError
             A local model, checkpoint or shard is missing; a model whose config is on disk lacks a layer, a module
-            or the positions asked for.
+            or the positions asked for; a tokenizer on disk cannot be read.
         """
         for name, dataset in self.datasets.items():
             for subset in dataset.dataset_subset:
                 self._check_shard(name, subset)
         for name, model in self.models.items():
             for checkpoint in model.model_checkpoint:
-                self._check_model(name, model, checkpoint)
-        for tokenizer in self.tokenizers.values():
-            local_tokenizer_folder(tokenizer)
+                self._check_model(name, model, checkpoint, is_thorough)
+        for tokenizer, name in self.tokenizers.items():
+            self._check_tokenizer(tokenizer, name)
         self.summarize_settings()
+        self.batch_settings(self.runs[0], product(self.modules, self.estimators))
         if not self.config.allow_identical_checkpoints:
             self._check_unlike()
 
@@ -502,15 +536,19 @@ class Study:
         paths = {contexts_path(Path(self.session), run, self.tokenizer_of(run.model)): run for run in runs}
         return {path: json.loads(self.contexts_settings(run)) for path, run in paths.items() if path.is_file()}
 
-    def _check_model(self, name: str, model: ModelConfig, checkpoint: str) -> None:
+    def _check_model(self, name: str, model: ModelConfig, checkpoint: str, is_thorough: bool) -> None:
         """Check one checkpoint by its folder, or by what was found when it was fetched from the hub."""
-        folder, request = model_folder(model.model_name, checkpoint), request_of(self.sites(name))
-        ctx_len = max(self.config.ctx_len)
+        folder, ctx_len = model_folder(model.model_name, checkpoint), max(self.config.ctx_len)
         identity = self.identity_path(name, checkpoint)
         try:
+            if is_gguf(model.model_name):
+                self._n_layers(name)
+            request = request_of(self.sites(name))
             if folder is not None and (folder / "config.json").is_file():
                 has_weights = seed_of(checkpoint) is None
-                check_model(folder, request, ctx_len, model.allow_pickle, has_weights)
+                headers = check_model(folder, request, ctx_len, model.allow_pickle, has_weights)
+                check = check_built if is_thorough else check_paths_of
+                check(folder, request, headers)
                 self.model_files(name, slug(checkpoint))
             elif architecture := self._architecture(name, checkpoint):
                 check_request(request, ctx_len, architecture)
@@ -520,6 +558,15 @@ class Study:
                 with_layers(request, n_layers)
         except IdScalingError as error:
             raise type(error)(f"{model.model_name} at {checkpoint}: {error}") from None
+
+    def _check_tokenizer(self, tokenizer: str, name: str) -> None:
+        """Check that a local tokenizer can be read, unless it is the one that was read when it was fetched."""
+        folder = local_tokenizer_folder(name)
+        if folder is None or not tokenizer_files(folder):  # one of the hub, a GGUF file, or one that is yet to be made
+            return
+        fetched = known_identity(identity_path(Path(self.session), "tokenizers", tokenizer))
+        if fetched is None or fetched["sha256"] != tokenizer_digest(folder):
+            load_tokenizer(folder)
 
     def _check_unlike(self) -> None:
         """Check that those checkpoints that were fetched have weights of their own."""

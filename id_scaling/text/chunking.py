@@ -22,7 +22,7 @@ from id_scaling.runtime.atomic_files import writing
 from id_scaling.runtime.logging import LOG, Progress
 from id_scaling.storage.records import seal, table_metadata
 from id_scaling.text.readers import Broken, Document, Shard
-from id_scaling.text.tokenization import MOST_WHOLE, bos_token, load_tokenizer, tokenize
+from id_scaling.text.tokenization import MOST_WHOLE, TextTokenizer, bos_token, load_tokenizer, tokenize
 
 # Of records that are tokenised together; of their texts, MOST_WHOLE characters.
 MOST_RECORDS = 1024
@@ -60,6 +60,8 @@ class Chunking:
         Share of the records read that may be broken; above it the run stops.
     add_bos : str
         `auto`, `always` or `never`: whether contexts start with the tokenizer's beginning-of-sequence token.
+    allow_special_tokens : bool
+        Whether a string in a text that is spelled as a control token of the tokenizer becomes that token.
     """
 
     ctx_len: int
@@ -71,6 +73,7 @@ class Chunking:
     id_column: str = "id"
     max_broken_share: float = 0.0
     add_bos: str = "auto"
+    allow_special_tokens: bool = False
 
 
 class Tally:
@@ -139,11 +142,11 @@ def chunk_dataset(
         No document is long enough, too many records are broken, a column is missing, a token before contexts is asked
         for that the tokenizer does not have.
     """
-    tokenizer = load_tokenizer(tokenizer_folder)
+    tokenizer = load_tokenizer(tokenizer_folder, chunking.allow_special_tokens)
     bos = bos_token(tokenizer, chunking.add_bos)
     shard, tally = Shard(files, chunking.text_column, chunking.id_column), Tally(chunking)
     progress = Progress("cut context")
-    schema = SCHEMA.with_metadata(table_metadata({**metadata, "bos": bos}))
+    schema = SCHEMA.with_metadata(table_metadata({**metadata, "bos": bos, "tokenizer": tokenizer.read_from}))
     with _writing_table(output, schema) as writer:
         for records in _batches(_first(shard.records(), chunking.max_documents)):
             rows = list(_contexts(records, tokenizer, bos, tally))
@@ -195,7 +198,7 @@ def _batches(records: Iterable[Document | Broken]) -> Iterator[list[Document | B
 
 
 def _contexts(
-    records: list[Document | Broken], tokenizer: Any, bos: int | None, tally: Tally
+    records: list[Document | Broken], tokenizer: TextTokenizer, bos: int | None, tally: Tally
 ) -> Iterator[dict[str, Any]]:
     """Yield the contexts of records, to the last one that is asked for."""
     texts = [record.text for record in records if isinstance(record, Document)]

@@ -6,11 +6,13 @@ shard, nor with a row group of parquet; it grows with a record, of which none is
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import gzip
 import io
 import json
 import math
+import sys
 import zlib
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -25,6 +27,13 @@ from id_scaling.errors import InputError, nearest
 from id_scaling.runtime.atomic_files import canonical_json
 from id_scaling.runtime.logging import LOG
 
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+# Of a zstandard window: as `zstd --long=31` makes it, the largest that the format's own program reads.
+MAX_WINDOW_LOG = 31
 # Of a line, a text file, a text; and of a field of metadata as JSON, in characters.
 MOST_BYTES, MOST_OF_A_FIELD = 2**28, 10_000
 BUFFER, MOST_ROWS = 2**20, 64
@@ -123,6 +132,8 @@ class Shard:
         """Yield the records of a JSON-lines file, plain or compressed."""
         with _opened(path) as (file, decoded):
             for number, line in enumerate(_lines(decoded), start=1):
+                if number == 1:
+                    _check_encoding(path, line or b"")
                 self._n_bytes_of_file = file.tell()
                 if line is None or line.strip():
                     yield f"{path.name} line {number}", _json_record(line)
@@ -131,8 +142,10 @@ class Shard:
         """Yield the one document of a text file."""
         record: dict[str, Any] | str = f"longer than {MOST_BYTES} bytes"
         if path.stat().st_size <= MOST_BYTES:
+            content = path.read_bytes()
+            _check_encoding(path, content)
             try:
-                record = {self.text_column: path.read_bytes().decode("utf-8"), self.id_column: path.stem}
+                record = {self.text_column: content.decode("utf-8-sig"), self.id_column: path.stem}
             except UnicodeDecodeError as error:
                 record = f"not UTF-8 at byte {error.start}"
         yield path.name, record
@@ -215,7 +228,7 @@ def _json_record(line: bytes | None) -> dict[str, Any] | str:
     if line is None:
         return f"longer than {MOST_BYTES} bytes"
     try:
-        record = json.loads(line.decode("utf-8"))
+        record = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         return f"not UTF-8 at byte {error.start}"
     except json.JSONDecodeError as error:
@@ -225,18 +238,34 @@ def _json_record(line: bytes | None) -> dict[str, Any] | str:
     return record if isinstance(record, dict) else {}
 
 
+def _check_encoding(path: Path, start: bytes) -> None:
+    """Raise an InputError when the byte order mark that a file starts with is one of UTF-16 or UTF-32."""
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)):
+        raise InputError(
+            f"{path}: starts with a byte order mark of UTF-16 or UTF-32, expected UTF-8; convert it: iconv -f UTF-16 "
+            "-t UTF-8 (or -f UTF-32)"
+        )
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
     """Open a plain, gzip or zstandard file; yield it as it is, and as it is read by lines."""
     try:
         with path.open("rb") as file, _DECODERS.get(path.suffix, contextlib.nullcontext)(file) as decoded:
             yield file, decoded
-    except (EOFError, zlib.error, OSError) as error:
+    except (EOFError, zlib.error, zstd.ZstdError, OSError) as error:
+        if "too much memory" in str(error):
+            raise InputError(
+                f"{path}: needs a window of more than {2**MAX_WINDOW_LOG} bytes, the most that zstandard reads; "
+                f"compress it again: zstd --long={MAX_WINDOW_LOG}"
+            ) from error
         raise InputError(f"{path}: damaged or cut short ({error}); fetch or write it again") from error
 
 
 def _zstandard(file: IO[bytes]) -> IO[bytes]:
-    return io.BufferedReader(pa.CompressedInputStream(file, "zstd"), BUFFER)
+    """Open a zstandard file of any window, of which as much memory is taken as it has text, 2 GiB at most."""
+    largest = {zstd.DecompressionParameter.window_log_max: MAX_WINDOW_LOG}
+    return io.BufferedReader(zstd.ZstdFile(file, options=largest), BUFFER)
 
 
 _DECODERS = {".gz": gzip.open, ".zst": _zstandard}

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import yaml
 from conftest import ROOT
-from slurm_workflow import SlurmWorkflow, running
+from slurm_workflow import EstimatesOnSlurm, SlurmWorkflow, output_of, running
 
 from id_scaling.runtime.locks import read_holder
 
 RUN = "runs/*/*/*/*/*/*"
+# Far longer than it takes to start the next; where there is time, as long as those of a study: 30.
+SECONDS_OF_AN_ESTIMATE = float(os.environ.get("SECONDS_OF_AN_ESTIMATE", "5"))
 
 
 @dataclass(frozen=True)
@@ -114,10 +116,42 @@ def controller_killed(workflow: SlurmWorkflow) -> None:
         os.kill(first.process, signal.SIGCONT)
 
 
-def estimates_node_lost(workflow: SlurmWorkflow) -> None:
-    """The node of a run's estimates dies."""
+def estimates_side_by_side(workflow: EstimatesOnSlurm) -> None:
+    """Nothing comes between; each estimate of a run lasts long."""
+    workflow.variables["ESTIMATE_SECONDS"] = str(SECONDS_OF_AN_ESTIMATE)
     with running(workflow, "estimate_all"):
-        wait_for(lambda: list(workflow.session.glob("logs/estimate_dimension/**/*.log")))
-        rows = workflow.slurm.run("squeue", "-h", "-t", "R", "-o", "%N %Z").splitlines()
-        (node,) = [node for node, folder in map(str.split, rows) if folder == str(workflow.folder)]
+        pass
+
+
+def estimates_out_of_time(workflow: EstimatesOnSlurm) -> None:
+    """The time of a run's estimates is up when all but one are finished."""
+    with running(workflow, "estimate_all"):
+        job, _ = hanging(workflow)
+        workflow.slurm.run("scontrol", "update", f"jobid={job}", "EndTime=now")
+
+
+def estimates_node_lost(workflow: EstimatesOnSlurm) -> None:
+    """The node of a run's estimates dies when all but one are finished."""
+    with running(workflow, "estimate_all"):
+        _, node = hanging(workflow)
         workflow.slurm.kill_node(node)
+
+
+def hanging(workflow: EstimatesOnSlurm) -> tuple[str, str]:
+    """Wait until one estimate is left, which hangs; return the job and the node. No other attempt's estimate hangs."""
+    wait_for(lambda: len(list(workflow.session.glob(f"{RUN}/staged/*/*.parquet"))) == workflow.n_tables - 1)
+    workflow.mended.touch()
+    rows = workflow.slurm.run("squeue", "-h", "-t", "R", "-o", "%A %N %Z").splitlines()
+    ((job, node),) = [(job, node) for job, node, folder in map(str.split, rows) if folder == str(workflow.folder)]
+    return job, node
+
+
+def controller_restarted(workflow: EstimatesOnSlurm) -> None:
+    """Slurm's controller is away for 25 s at the first look at a job, and nobody keeps accounts."""
+    with running(workflow, "estimate_all") as snakemake:
+        wait_for(lambda: "has been submitted with SLURM jobid" in output_of(workflow))
+        workflow.slurm.stop_controller()
+        time.sleep(25)
+        workflow.slurm.start_controller()
+        # Where Snakemake lost its job it waits for ever.
+        snakemake.wait(timeout=240)

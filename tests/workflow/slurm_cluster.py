@@ -54,14 +54,18 @@ SlurmdParameters=config_overrides
 SlurmdTimeout=300
 KillWait=10
 SchedulerParameters=bf_interval=1,sched_interval=1,batch_sched_delay=0
+{accounting}
+PartitionName=cpu Nodes=cpu1,cpu2 Default=YES DefaultTime=10
+PartitionName=gpu Nodes=gpu[1-6] DefaultTime=10
+"""
+
+ACCOUNTING = """
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
 AccountingStoragePort={database}
 # On this link munge's socket goes here, not in AuthInfo.
 AccountingStoragePass={folder}/munge/socket
 AccountingStorageTRES=gres/gpu
-PartitionName=cpu Nodes=cpu1,cpu2 Default=YES DefaultTime=10
-PartitionName=gpu Nodes=gpu[1-6] DefaultTime=10
 """
 
 SLURMDBD_CONF = """
@@ -103,10 +107,10 @@ def free_ports(n_ports: int) -> list[int]:
 
 
 class SlurmCluster:
-    """A Slurm in an empty `folder`, whose path must be short enough for a socket."""
+    """A Slurm in an empty `folder`, whose path must be short enough for a socket; with or without accounting."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, has_accounting: bool = True) -> None:
+        self.folder, self.has_accounting = folder, has_accounting
         self.daemons: dict[str, subprocess.Popen] = {}
         self.environment = {
             "SLURM_CONF": str(folder / "slurm.conf"),
@@ -118,16 +122,23 @@ class SlurmCluster:
         """Start every daemon and wait until all nodes take jobs."""
         self._configure()
         self._start_munge()
-        self._start_database()
-        self._start_daemon("slurmdbd", "slurmdbd", "-D")
-        self._wait_for("slurmdbd", lambda: self._is_ok("sacctmgr", "-n", "list", "cluster"))
-        for words in (("cluster", "test"), ("account", "test"), ("user", getpass.getuser(), "account=test")):
-            self.run("sacctmgr", "-i", "-Q", "add", *words)
-        self._start_daemon("slurmctld", "slurmctld", "-D")
-        self._wait_for("slurmctld", lambda: " UP" in self.run("scontrol", "ping", is_ok=None))
+        if self.has_accounting:
+            self._start_accounting()
+        self.start_controller()
         for node in NODES:
             self.start_node(node)
         self._wait_for("slurmctld", lambda: set(self.run("sinfo", "-h", "-N", "-o", "%T").split()) == {"idle"})
+
+    def start_controller(self) -> None:
+        """Start the controller, which finds the jobs that it had."""
+        self._start_daemon("slurmctld", "slurmctld", "-D")
+        self._wait_for("slurmctld", lambda: " UP" in self.run("scontrol", "ping", is_ok=None))
+
+    def stop_controller(self) -> None:
+        """Stop the controller, as an administrator does who restarts it."""
+        daemon = self.daemons.pop("slurmctld")
+        daemon.terminate()
+        daemon.wait(timeout=SECONDS_TO_START)
 
     def start_node(self, node: str) -> None:
         """Start the daemon of one node."""
@@ -173,6 +184,8 @@ class SlurmCluster:
         controller, database, self.sql_port, *ports = free_ports(3 + len(NODES))
         host, user = socket.gethostname().split(".")[0], getpass.getuser()
         words = {"host": host, "user": user, "folder": self.folder, "controller": controller, "database": database}
+        accounting = ACCOUNTING if self.has_accounting else "AccountingStorageType=accounting_storage/none\n"
+        words["accounting"] = accounting.format(**words)
         where = f"NodeHostname={host} NodeAddr=127.0.0.1"
         nodes = [
             f"NodeName={node} {where} Port={port} {NODE}{' Gres=gpu:1' if node.startswith('gpu') else ''}\n"
@@ -205,6 +218,14 @@ class SlurmCluster:
         places = [f"--{option}={munge / name}" for option, name in names.items()]
         self._start_daemon("munged", "munged", "--foreground", "--force", *places)
         self._wait_for("munged", lambda: self._is_ok("munge", "-n", "-S", str(munge / "socket")))
+
+    def _start_accounting(self) -> None:
+        """Start the database, its daemon, and the account of who runs this."""
+        self._start_database()
+        self._start_daemon("slurmdbd", "slurmdbd", "-D")
+        self._wait_for("slurmdbd", lambda: self._is_ok("sacctmgr", "-n", "list", "cluster"))
+        for words in (("cluster", "test"), ("account", "test"), ("user", getpass.getuser(), "account=test")):
+            self.run("sacctmgr", "-i", "-Q", "add", *words)
 
     def _start_database(self) -> None:
         """Start the database of the accounting, empty."""
@@ -255,9 +276,9 @@ class SlurmCluster:
 
 
 @contextmanager
-def slurm_cluster(folder: Path) -> Iterator[SlurmCluster]:
+def slurm_cluster(folder: Path, has_accounting: bool = True) -> Iterator[SlurmCluster]:
     """Keep a Slurm in an empty folder until the end of the context."""
-    cluster = SlurmCluster(folder)
+    cluster = SlurmCluster(folder, has_accounting)
     try:
         cluster.start()
         yield cluster

@@ -10,11 +10,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from conftest import Workflow
 from slurm_cluster import SlurmCluster
 
 COLUMNS = ("JobIDRaw", "State", "Partition", "NodeList", "ReqCPUS", "ReqMem", "AllocTRES", "SubmitLine")
+
+# A folder whose `sitecustomize` disturbs estimates and writes down when each was at work.
+DISTURBED = Path(__file__).with_name("disturbed_estimates")
 
 # Sums are made in the same order wherever a run is, and no processes are started that share its work.
 ONE_THREAD = ("--set-threads", "extract_activations=1")
@@ -41,6 +45,30 @@ class SlurmWorkflow(Workflow):
     def environment(self) -> dict[str, str]:
         """Return the environment, with the way to this Slurm."""
         return {**super().environment(), **self.slurm.environment}
+
+
+class EstimatesOnSlurm(SlurmWorkflow):
+    """A study whose estimates are written down, and one of which hangs until `mended` is there."""
+
+    def __init__(self, folder: Path, config: dict[str, Any], slurm: SlurmCluster) -> None:
+        super().__init__(folder, config)
+        self.slurm, self.trace, self.mended = slurm, folder / "trace", folder / "mended"
+        self.variables = {"ESTIMATE_DISTURBED": "mlp/mle", "ESTIMATE_HOW": "hangs"}
+        cacheing = config["cacheing_config"]
+        n_modules = len(cacheing["module_inblock_keys"]) + len(cacheing["module_outblock_keys"])
+        self.n_tables = n_modules * len(cacheing["save_IDs_list"])
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment, with what watches the estimates."""
+        environment = super().environment()
+        paths = {"ESTIMATE_TRACE": str(self.trace), "ESTIMATE_MENDED": str(self.mended)}
+        python = {"PYTHONPATH": f"{DISTURBED}:{environment['PYTHONPATH']}"}
+        return {**environment, **python, **paths, **self.variables}
+
+    def computed(self) -> list[tuple[str, float, float]]:
+        """Return the tables that were computed to their end, with when each began and ended, by when it began."""
+        rows = [line.split() for line in self.trace.read_text().splitlines()]
+        return sorted(((name, float(start), float(end)) for name, start, end in rows), key=lambda row: row[1])
 
 
 @dataclass(frozen=True)

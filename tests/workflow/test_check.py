@@ -20,7 +20,7 @@ from id_scaling.errors import StoreError
 from id_scaling.results.load import load_summary
 from id_scaling.runtime.logging import LOG
 from id_scaling.storage.layout import run_folder
-from id_scaling.storage.records import read_record, read_table, write_record, write_table
+from id_scaling.storage.records import read_note, read_record, read_table, write_record, write_table
 from id_scaling.study.study import Study
 
 # Each kind of stored file, and the verb that reads it.
@@ -47,6 +47,8 @@ FOUND_BY_CHECK_ALONE = (
     "figures/manifest.json",
 )
 
+GPU = {"dtype": "bfloat16", "device": "cuda"}
+
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Workflow:
@@ -55,7 +57,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Workflow:
     for seed, checkpoint in enumerate(("step0", "step1")):
         save_tiny_llama(folder / "model" / checkpoint, seed)
     config = study(folder / "model", save_text(folder / "text"), model_config__model_checkpoint=["step0", "step1"])
-    config["cacheing_config"] |= {"module_inblock_keys": ["mlp"], "module_outblock_keys": ["unemb"]}
+    config["cacheing_config"] |= {"module_inblock_keys": ["mlp"], "module_outblock_keys": ["emb"]}
     config["cacheing_config"]["save_IDs_list"] = ["mle"]
     workflow = Workflow(folder, config)
     workflow.run()
@@ -181,6 +183,10 @@ def test_check_finds_damage_in_every_file_of_a_session(session: Workflow):
 
 
 def test_a_whole_session_is_whole(session: Workflow, capsys: pytest.CaptureFixture):
+    """Though clouds of `emb` under the view `origin` are degenerate: equal tokens are equal points there."""
+    table, _ = read_table(one(session, "runs/*/step0/*/*/*/*/ids/emb/mle.parquet"))
+    assert set(table.filter(view="origin")["status"]) == {"degenerate"}
+    assert set(table.filter(pl.col("view") != "origin")["status"]) == {"ok"}
     assert call(["check", "study.yaml"]) == 0
     assert capsys.readouterr().out == (
         "0 damaged, 0 stale, 0 missing, 0 suspicious\n"
@@ -290,6 +296,25 @@ def test_estimates_that_fail_often_or_are_impossible_are_suspicious(session: Wor
         "N of N clouds are not ok: N degenerate",
         "N IDs are ok and not a positive number",
     ]
+
+
+def test_other_failures_at_the_embedding_are_suspicious(session: Workflow):
+    path = one(session, "runs/*/step0/*/*/*/*/ids/emb/mle.parquet")
+    table, facts = read_table(path)
+    for view, status in (("default", "degenerate"), ("origin", "nonfinite")):
+        changed = pl.when(view=view).then(pl.lit(status)).otherwise("status").alias("status")
+        write_table(path, table.with_columns(changed), facts)
+        assert f" {status}" in found(session, "suspicious")[str(path)]
+
+
+def test_rows_of_several_dtypes_and_devices_are_suspicious(session: Workflow):
+    """As where a run was repeated on another machine, whose `auto` is another dtype."""
+    path = one(session, "summary.parquet")
+    table, facts = read_table(path)
+    of_first = [pl.when(checkpoint="step0").then(pl.lit(value)).otherwise(key).alias(key) for key, value in GPU.items()]
+    write_table(path, table.with_columns(of_first), facts, files=read_note(path, "files"))
+    words = "mixed dtype bfloat16, float32; device cpu, cuda: differences between these may be of precision"
+    assert found(session, "suspicious")[str(path)].startswith(words)
 
 
 def test_what_was_left_behind_is_suspicious(session: Workflow):

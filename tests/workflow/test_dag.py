@@ -18,7 +18,7 @@ WHOLE = {
     "fetch_tokenizer": 1,
     "chunk_dataset": 1,
     "extract_activations": 1,
-    "estimate_dimension": 15,
+    "estimate_dimension": 20,
     "summarize": 1,
     "plot": 1,
 }
@@ -31,13 +31,13 @@ def test_a_dry_run_of_the_embedded_default_shows_every_job(tmp_path: Path):
 
 
 def test_the_documented_example_dry_runs_without_network_or_weights(tmp_path: Path):
-    """Llama-2-7B, 4 modules x 3 estimators."""
+    """Llama-2-7B, 4 modules x 4 estimators."""
     workflow = Workflow(tmp_path, yaml.safe_load((ROOT / "config" / "llama2-7b.yaml").read_text()))
-    assert workflow.planned() == {**WHOLE, "fetch_weights": 1, "estimate_dimension": 12}
+    assert workflow.planned() == {**WHOLE, "fetch_weights": 1, "estimate_dimension": 16}
 
 
 def test_the_sweep_over_size_and_training_dry_runs_without_network_or_weights(tmp_path: Path):
-    """Pythia: 8 sizes x 154 checkpoints x 4 modules x 3 estimators."""
+    """Pythia: 8 sizes x 154 checkpoints x 4 modules x 4 estimators."""
     workflow = Workflow(tmp_path, yaml.safe_load((ROOT / "config" / "pythia.yaml").read_text()))
     n_runs = 8 * 154
     assert workflow.planned() == {
@@ -47,7 +47,7 @@ def test_the_sweep_over_size_and_training_dry_runs_without_network_or_weights(tm
         "fetch_tokenizer": 8,
         "chunk_dataset": 8,
         "extract_activations": n_runs,
-        "estimate_dimension": n_runs * 12,
+        "estimate_dimension": n_runs * 16,
     }
 
 
@@ -112,7 +112,7 @@ def test_the_slurm_profile_puts_a_gpu_on_extraction_alone(workflow: Workflow):
     """Without any Slurm installed; every submitted rule states memory, time and partition."""
     workflow.profile, workflow.options = "slurm", ()
     blocks = rule_blocks(workflow.run("--dry-run"))
-    submitted = ("chunk_dataset", "extract_activations", "estimate_dimension", "summarize", "plot")
+    submitted = ("chunk_dataset", "extract_activations", "estimate_batch", "summarize", "plot")
     for rule in submitted:
         resources = re.search(r"resources: (.*)", blocks[rule]).group(1)
         assert re.search(r"\bmem_mb=\d+", resources), rule
@@ -123,12 +123,20 @@ def test_the_slurm_profile_puts_a_gpu_on_extraction_alone(workflow: Workflow):
         assert (partition, has_gpu) == expected, rule
 
 
-def test_the_slurm_profile_groups_the_estimates_of_a_run(workflow: Workflow):
+def test_the_estimates_of_a_run_are_one_submission_and_a_local_link_each(workflow: Workflow):
+    """15 tables on the 8 cores of a submission are two rounds; one estimator of five modules is one, on five cores."""
     workflow.config["dataset_config"]["dataset_subset"] = [0, 1]
-    workflow.write()
-    workflow.profile, workflow.options = "slurm", ()
-    groups = set(re.findall(r"Group job (estimate_\S+)", workflow.run("--dry-run")))
-    assert len(groups) == 2
+    for estimators, (n_cores, n_rounds) in ((["mle", "mind_ml", "twoNN_f10"], (8, 2)), (["mle"], (5, 1))):
+        workflow.config["cacheing_config"]["save_IDs_list"] = estimators
+        workflow.write()
+        workflow.profile, workflow.options = "slurm", ()
+        output = workflow.run("--dry-run")
+        assert len(re.findall(r"^rule estimate_batch:$", output, flags=re.MULTILINE)) == 2
+        assert len(re.findall(r"^localrule estimate_dimension:$", output, flags=re.MULTILINE)) == 10 * len(estimators)
+        batch = rule_blocks(output)["estimate_batch"]
+        assert f"threads: {n_cores}\n" in batch
+        assert f"mem_mb={2000 * n_cores}," in batch
+        assert re.search(rf"\bruntime={30 * n_rounds}\b", batch)
 
 
 @pytest.mark.parametrize("argument", ["--dag", "--rulegraph"])

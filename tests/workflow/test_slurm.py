@@ -17,9 +17,13 @@ import pytest
 import yaml
 from conftest import ROOT, Workflow, save_text, save_tiny_llama, study
 from disturbances import (
+    SECONDS_OF_AN_ESTIMATE,
     cancelled,
     controller_killed,
+    controller_restarted,
     estimates_node_lost,
+    estimates_out_of_time,
+    estimates_side_by_side,
     log_of,
     node_lost,
     out_of_memory,
@@ -28,7 +32,15 @@ from disturbances import (
 )
 from sessions import assert_same, assert_same_contents, contents
 from slurm_cluster import SlurmCluster, missing_programs, slurm_cluster
-from slurm_workflow import LocalWorkflow, SlurmWorkflow, Submission, output_of, running, submissions_of
+from slurm_workflow import (
+    EstimatesOnSlurm,
+    LocalWorkflow,
+    SlurmWorkflow,
+    Submission,
+    output_of,
+    running,
+    submissions_of,
+)
 
 from id_scaling.storage.layer_writer import CONTEXTS_A_PART
 
@@ -127,23 +139,24 @@ def test_extractions_alone_run_where_gpus_are_with_one_each(done: SlurmWorkflow,
         assert "device cpu, CUDA_VISIBLE_DEVICES=0\n" in log
 
 
-def test_estimates_of_a_run_are_one_submission(submissions: list[Submission]):
-    groups = [one for one in submissions if "estimate_dimension" in one.rules]
-    assert [one.rules for one in groups] == [{"estimate_dimension"}] * N_RUNS
-    assert [len(set(one.targets)) for one in groups] == [N_ESTIMATES] * N_RUNS
-    runs = [{run_of(wildcards) for _, wildcards in one.targets} for one in groups]
-    assert [len(of_group) for of_group in runs] == [1] * N_RUNS
-    assert len(set.union(*runs)) == N_RUNS
+def test_estimates_of_a_run_are_one_submission(done: SlurmWorkflow, submissions: list[Submission]):
+    batches = [one for one in submissions if "estimate_batch" in one.rules]
+    assert [len(one.targets) for one in batches] == [1] * N_RUNS
+    assert len({one.targets for one in batches}) == N_RUNS
     assert len(submissions) <= 4 * 3 + 4
+    # Each table has a job of its own all the same, which only links it, here.
+    tables = list(done.session.glob("runs/*/*/*/*/*/*/ids/*/*.parquet"))
+    assert len(tables) == len(list(done.session.glob("logs/estimate_dimension/*/*/*/*/*/*/*/*.log")))
+    assert len(tables) == N_RUNS * N_ESTIMATES
+    assert not list(done.session.glob("runs/*/*/*/*/*/*/staged"))
 
 
 def test_no_submission_asks_for_more_than_the_profile_says(submissions: list[Submission]):
     """Twelve estimates of 1 core, 2000 MB and 30 minutes: on 8 cores one half an hour after the other."""
     limit = yaml.safe_load((ROOT / "profiles" / "slurm" / "profile.yaml").read_text())["cores"]
     assert max(one.n_cores for one in submissions) <= limit < N_ESTIMATES
-    groups = [one for one in submissions if "estimate_dimension" in one.rules]
     n_after_another = -(-N_ESTIMATES // limit)
-    for one in groups:
+    for one in (one for one in submissions if "estimate_batch" in one.rules):
         assert (one.n_cores, one.memory, one.minutes) == (limit, f"{2000 * limit}M", 30 * n_after_another)
 
 
@@ -162,14 +175,15 @@ def test_numbers_are_those_of_a_local_run(both: tuple[SlurmWorkflow, Workflow]):
 def test_the_embedded_default_runs_to_its_end_with_the_numbers_of_a_local_run(pairs: list[Pair]):
     """A real model on real text, cut to one context and two layers."""
     workflow, local = pairs[1]
-    rules = [("chunk_dataset",), ("extract_activations",), ("estimate_dimension",), ("summarize",), ("plot",)]
+    rules = [("chunk_dataset",), ("extract_activations",), ("estimate_batch",), ("summarize",), ("plot",)]
     submitted = {tuple(one.rules): (one.state, one.partition) for one in submissions_of(workflow)}
     assert submitted == {rule: ("COMPLETED", "gpu" if rule == ("extract_activations",) else "cpu") for rule in rules}
     assert (workflow.session / "figures" / "id_by_layer.png").stat().st_size > 0
     assert_same_contents(workflow.session, local.session)
 
 
-DISTURBANCES = (warned, out_of_time, cancelled, node_lost, controller_killed, out_of_memory, estimates_node_lost)
+DISTURBANCES = (warned, out_of_time, cancelled, node_lost, controller_killed, out_of_memory)
+OF_ESTIMATES = (estimates_side_by_side, estimates_out_of_time, estimates_node_lost)
 
 
 @pytest.fixture(scope="module")
@@ -191,10 +205,8 @@ def disturbed(slurm: SlurmCluster, undisturbed: Workflow) -> Iterator[dict[Calla
     """The same run in a workflow for each disturbance, all side by side: most of their time is spent waiting."""
 
     def run(disturb: Callable[[SlurmWorkflow], None]) -> SlurmWorkflow:
-        is_extracted = disturb is estimates_node_lost
-        source = undisturbed.folder if is_extracted else undisturbed.folder.with_name("prepared")
-        folder = shutil.copytree(source, undisturbed.folder.with_name(disturb.__name__))
-        workflow = SlurmWorkflow(folder, undisturbed.config)
+        folder = undisturbed.folder.with_name(disturb.__name__)
+        workflow = SlurmWorkflow(shutil.copytree(folder.with_name("prepared"), folder), undisturbed.config)
         workflow.slurm = slurm
         disturb(workflow)
         return workflow
@@ -271,11 +283,72 @@ def test_an_extraction_that_outlives_snakemake_is_waited_for(disturbed: dict, un
     assert_same_contents(workflow.session, undisturbed.session)
 
 
-def test_estimates_whose_node_dies_are_submitted_again_elsewhere(disturbed: dict):
-    workflow = disturbed[estimates_node_lost].result()
-    first, second = submissions_of(workflow, "estimate_dimension")
-    n_estimates = len(first.targets)
-    assert (first.state, first.minutes, first.memory) == ("NODE_FAIL", 30, f"{2000 * n_estimates}M")
-    assert (second.state, second.minutes, second.memory) == ("COMPLETED", 60, f"{4000 * n_estimates}M")
-    assert {first.node, second.node} == {"cpu1", "cpu2"}
+@pytest.fixture(scope="module")
+def estimated(slurm: SlurmCluster, undisturbed: Workflow) -> Iterator[dict[Callable, Future[EstimatesOnSlurm]]]:
+    """Sixteen estimates of the extracted run in a workflow for each disturbance, side by side."""
+    estimators = [*ESTIMATORS, "mle_harmonic"]
+    config = {**undisturbed.config, "cacheing_config": {**undisturbed.config["cacheing_config"]}}
+    config["cacheing_config"]["save_IDs_list"] = estimators
+
+    def run(disturb: Callable[[EstimatesOnSlurm], None]) -> EstimatesOnSlurm:
+        folder = undisturbed.folder.with_name(disturb.__name__)
+        with ExitStack() as stack:
+            cluster = slurm
+            if disturb is controller_restarted:  # of a Slurm of its own
+                place = stack.enter_context(tempfile.TemporaryDirectory(prefix="slurm-"))
+                cluster = stack.enter_context(slurm_cluster(Path(place), has_accounting=False))
+            workflow = EstimatesOnSlurm(shutil.copytree(undisturbed.folder, folder), config, cluster)
+            if disturb in (estimates_side_by_side, controller_restarted):
+                workflow.mended.touch()
+            disturb(workflow)
+        return workflow
+
+    with ThreadPoolExecutor(len(OF_ESTIMATES) + 1) as threads:
+        yield {disturb: threads.submit(run, disturb) for disturb in (*OF_ESTIMATES, controller_restarted)}
+
+
+def assert_computed_once(workflow: EstimatesOnSlurm) -> None:
+    """Check that no table was computed to its end twice, that all are declared, and that none is planned."""
+    names = [name for name, _, _ in workflow.computed()]
+    assert len(names) == len(set(names)) == workflow.n_tables
+    assert len(list(workflow.session.glob("runs/*/*/*/*/*/*/ids/*/*.parquet"))) == workflow.n_tables
     assert workflow.planned("estimate_all") == {}
+
+
+def test_estimates_of_a_run_are_side_by_side(estimated: dict):
+    """Sixteen on eight cores: from the first start to the last at least four at once, and a second each on top."""
+    workflow = estimated[estimates_side_by_side].result()
+    (submitted,) = submissions_of(workflow)
+    assert (submitted.state, submitted.n_cores) == ("COMPLETED", 8)
+    rows = workflow.computed()
+    first, last = rows[0][1], rows[-1][1]
+    # At each start and each end, once the fourth of the first eight has had the moment that it takes to begin.
+    moments = [moment for _, *ends in rows for moment in ends if rows[3][1] <= moment <= last]
+    assert min(sum(start <= moment <= end for _, start, end in rows) for moment in moments) >= 4
+    assert rows[3][1] - first < SECONDS_OF_AN_ESTIMATE
+    n_after_another = workflow.n_tables / submitted.n_cores
+    took = max(end for _, _, end in rows) - first
+    assert took - n_after_another * SECONDS_OF_AN_ESTIMATE <= workflow.n_tables
+    assert_computed_once(workflow)
+
+
+def test_estimates_out_of_time_are_kept_and_the_rest_gets_more(estimated: dict):
+    workflow = estimated[estimates_out_of_time].result()
+    first, second = submissions_of(workflow)
+    assert (first.state, first.minutes, first.memory) == ("TIMEOUT", 60, "16000M")
+    assert (second.state, second.minutes, second.memory) == ("COMPLETED", 120, "32000M")
+    assert_computed_once(workflow)
+
+
+def test_estimates_whose_node_dies_are_kept_and_the_rest_goes_on_elsewhere(estimated: dict):
+    workflow = estimated[estimates_node_lost].result()
+    first, second = submissions_of(workflow)
+    assert (first.state, second.state) == ("NODE_FAIL", "COMPLETED")
+    assert {first.node, second.node} == {"cpu1", "cpu2"}
+    assert_computed_once(workflow)
+
+
+def test_a_restart_of_the_controller_is_outlasted_without_accounting(estimated: dict):
+    workflow = estimated[controller_restarted].result()
+    assert "Falling back to 'sacct'" not in output_of(workflow)
+    assert len(workflow.computed()) == workflow.n_tables

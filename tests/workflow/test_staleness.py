@@ -1,4 +1,4 @@
-"""An output is made again when, and only when, something that can change its content changed."""
+"""What Snakemake plans and runs, told by the records in the outputs; `tests/test_staleness.py` has each row of it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ import os
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from conftest import ROOT, Workflow, save_text, save_tiny_llama, study
 
 SOURCES = ("Snakefile", "id_scaling", "workflow", "profiles", "config", "environment.yml")
+NOTHING: dict[str, int] = {}
+TABLES = {"estimate_batch": 1, "estimate_dimension": 15, "summarize": 1, "plot": 1}
+ONE_ESTIMATOR = {**TABLES, "estimate_dimension": 5}
+CHAIN = {"extract_activations": 1, **TABLES}
 
 
 def copy_sources(folder: Path) -> Path:
@@ -48,168 +53,173 @@ def copied(built: Path, tmp_path: Path) -> Workflow:
     return Workflow(work, yaml.safe_load((work / "study.yaml").read_text()), root=tmp_path / "copy" / "clone")
 
 
-NOTHING: dict[str, int] = {}
-DOWN_FROM_EXTRACTION = {"extract_activations": 1, "estimate_dimension": 15, "summarize": 1, "plot": 1}
-
-
-def touch_everything(workflow: Workflow) -> None:
-    """Give every source, model, text and result file the time of now."""
-    now = time.time() + 5
-    for folder in (workflow.root, workflow.folder / "model", workflow.folder / "text"):
-        for path in folder.rglob("*"):
-            os.utime(path, (now, now))
-
-
-def add_comments(workflow: Workflow) -> None:
-    """Comment and re-document every module, and reformat one."""
-    for path in (workflow.root / "id_scaling").rglob("*.py"):
-        path.write_text(path.read_text().replace('"""', '"""Anew: ', 1) + "\n# A comment.\n\n\n")
-    mle = workflow.root / "id_scaling" / "estimators" / "mle.py"
-    mle.write_text(mle.read_text().replace("K = 20", "K = (\n    20\n)"))
-
-
-def reorder_keys(workflow: Workflow) -> None:
-    """Turn the order of the configuration's keys around, sections too."""
-
-    def turned(value):
-        return {key: turned(value[key]) for key in reversed(value)} if isinstance(value, dict) else value
-
-    text = yaml.safe_dump(turned(workflow.config), sort_keys=False)
-    assert text != (workflow.folder / "study.yaml").read_text()
-    (workflow.folder / "study.yaml").write_text(text)
-
-
-def respell_numbers(workflow: Workflow) -> None:
-    """Write a share as 0.90 where it was 0.9."""
-    path = workflow.folder / "study.yaml"
-    path.write_text(path.read_text().replace("max_broken_share: 0.0", "max_broken_share: 0.00"))
-
-
-def change_execution(workflow: Workflow) -> None:
-    """Change everything that says how jobs run."""
-    workflow.config |= {"batch_size": 1, "multiprocessing": False, "multiprocessing_num_cpus": 2, "verbose": True}
-    workflow.config["model_config"]["use_accelerator"] = True
+def set_key(workflow: Workflow, dotted: str, value: Any) -> None:
+    """Change one configuration key."""
+    *parents, key = dotted.split(".")
+    section = workflow.config
+    for parent in parents:
+        section = section.setdefault(parent, {})
+    section[key] = value
     workflow.write()
 
 
-@pytest.mark.parametrize(
-    "edit", [touch_everything, add_comments, reorder_keys, respell_numbers, change_execution], ids=lambda f: f.__name__
-)
-def test_nothing_is_made_again_after(copied: Workflow, edit):
-    copied.config["dataset_config"]["max_broken_share"] = 0.0
-    copied.write()
-    assert copied.planned() == NOTHING
-    edit(copied)
-    assert copied.planned() == NOTHING
-
-
-def change_code(file: str, old: str, new: str):
-    """Return an edit of one source file."""
-
-    def edit(workflow: Workflow) -> None:
-        path = workflow.root / file
-        assert old in path.read_text()
-        path.write_text(path.read_text().replace(old, new, 1))
-
-    return edit
-
-
-def set_key(dotted: str, value):
-    """Return an edit of one configuration key."""
-
-    def edit(workflow: Workflow) -> None:
-        *parents, key = dotted.split(".")
-        section = workflow.config
-        for parent in parents:
-            section = section.setdefault(parent, {})
-        section[key] = value
-        workflow.write()
-
-    return edit
-
-
-def add_checkpoint(workflow: Workflow) -> None:
-    """Add a checkpoint to the model's folder and to the study, before the one that is there."""
-    save_tiny_llama(workflow.folder / "model" / "step-more", seed=1)
-    set_key("model_config.model_checkpoint", ["step-more", "step0"])(workflow)
-
-
 def change_text(workflow: Workflow) -> None:
-    """Change one word of the shard that is read."""
+    """Change one word of the shard that is read, under an older time."""
     path = workflow.folder / "text" / "00.jsonl"
-    path.write_text(path.read_text().replace(" the ", " that ", 1))
+    before = path.stat()
+    path.write_text(path.read_text().replace(" the ", " his ", 1))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns - 86_400 * 10**9))
 
 
-ESTIMATES_OF_ONE = {"estimate_dimension": 5, "summarize": 1, "plot": 1}
-CHAIN = {"extract_activations": 1, "estimate_dimension": 15, "summarize": 1, "plot": 1}
-
-CASES = {
-    "the code of one estimator": (
-        change_code("id_scaling/estimators/twonn.py", "(x * x).sum", "(x**2).sum"),
-        ESTIMATES_OF_ONE,
-    ),
-    "one estimator more": (
-        set_key("cacheing_config.save_IDs_list", ["mle", "mle_harmonic", "mind_ml", "twoNN_f10"]),
-        ESTIMATES_OF_ONE,
-    ),
-    "one estimator less": (set_key("cacheing_config.save_IDs_list", ["mle", "mind_ml"]), {"summarize": 1, "plot": 1}),
-    "the discarded share of one estimator": (
-        set_key("cacheing_config.save_IDs_list", ["mle", "mind_ml", "twoNN_f20"]),
-        ESTIMATES_OF_ONE,
-    ),
-    "one checkpoint more": (add_checkpoint, {**CHAIN, "fetch_model": 1}),
-    "one shard more": (
-        set_key("dataset_config.dataset_subset", [0, 1]),
-        {**CHAIN, "fetch_dataset": 1, "chunk_dataset": 1},
-    ),
-    "one length more": (set_key("ctx_len", [48, 64]), {**CHAIN, "chunk_dataset": 1}),
-    "the code of the neighbor search": (
-        change_code("id_scaling/neighbors/search.py", "SETTLED_BY_ROWS = 1 / 16", "SETTLED_BY_ROWS = 1 / 17"),
-        DOWN_FROM_EXTRACTION,
-    ),
-    "the neighbor ranks": (
-        set_key("cacheing_config.neighbor_ranks", list(range(1, 23))),
-        DOWN_FROM_EXTRACTION,
-    ),
-    "the style of figures": (
-        change_code("id_scaling/plots/style.py", "PANEL_WIDTH, PANEL_HEIGHT = 300", "PANEL_WIDTH, PANEL_HEIGHT = 320"),
-        {"plot": 1},
-    ),
-    "the command of a rule": (
-        change_code("workflow/rules/summarize.smk", "--csv {output.csv:q}", "  --csv {output.csv:q}"),
-        {"summarize": 1, "plot": 1},
-    ),
-    "saving the clouds": (set_key("cacheing_config.save_cache_tensors", True), DOWN_FROM_EXTRACTION),
-    "the precision of clouds that are not saved": (set_key("cacheing_config.save_fp", "float32"), NOTHING),
-    "one layer alone": (
-        set_key("cacheing_config.layer_idx_list", [1]),
-        {**DOWN_FROM_EXTRACTION, "fetch_model": 1},
-    ),
-    "the content of a shard": (change_text, {**CHAIN, "fetch_dataset": 1, "chunk_dataset": 1}),
-    "not saving IDs": (set_key("cacheing_config.save_IDs", False), NOTHING),
-}
+def no_notes(workflow: Workflow) -> None:
+    """Remove what Snakemake knows of the session."""
+    shutil.rmtree(workflow.folder / ".snakemake")
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_only_what_changed_is_made_again_after(copied: Workflow, case: str):
-    edit, expected = CASES[case]
-    edit(copied)
+def foreign_notes(workflow: Workflow) -> None:
+    """Leave Snakemake what it knows of another study, whose paths are the same."""
+    no_notes(workflow)
+    other = Workflow(workflow.folder, {**workflow.config, "ctx_len": 48}, workflow.root)
+    other.run("--touch")
+    workflow.write()
+
+
+def without_times(workflow: Workflow) -> None:
+    """Give every file another time, in another order, some in the future."""
+    now = time.time()
+    for number, path in enumerate(sorted(path for path in workflow.folder.parent.rglob("*") if path.is_file())):
+        os.utime(path, (now - 1000 + 7 * number, now - 1000 + 7 * number))
+
+
+@pytest.mark.parametrize("change", [no_notes, foreign_notes, without_times], ids=lambda change: change.__name__)
+def test_nothing_runs_again_and_then_just_what_changed(copied: Workflow, change) -> None:
+    change(copied)
+    assert copied.planned() == NOTHING
+    set_key(copied, "cacheing_config.save_IDs_list", ["mle", "mind_ml", "twoNN_f10", "mle_harmonic"])
+    assert copied.planned() == ONE_ESTIMATOR
+
+
+def test_comments_and_messages_run_nothing_again(copied: Workflow) -> None:
+    """In every package at once; `tests/test_fingerprint.py` rewords each module."""
+    for path in (copied.root / "id_scaling").rglob("*.py"):
+        text = path.read_text()
+        path.write_text(text.replace('"""', '"""Reworded: ', 1).replace("raise InputError(f", "raise InputError(f'' f"))
+    assert copied.planned() == NOTHING
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        ("text/chunking.py", {"chunk_dataset": 1, **CHAIN}),
+        ("extraction/compute.py", CHAIN),
+        ("models/loading.py", CHAIN),
+        ("neighbors/search.py", CHAIN),
+        ("estimators/twonn.py", ONE_ESTIMATOR),
+        ("results/summary.py", {"summarize": 1, "plot": 1}),
+        ("plots/style.py", {"plot": 1}),
+        ("storage/layer_writer.py", NOTHING),
+        ("sources/models.py", NOTHING),
+        ("runtime/locks.py", NOTHING),
+        ("study/study.py", NOTHING),
+        ("cli/main.py", NOTHING),
+    ],
+)
+def test_a_constant_in_a_module_runs_what_it_computes_for(copied: Workflow, file: str, expected: dict) -> None:
+    """One module of each package."""
+    path = copied.root / "id_scaling" / file
+    path.write_text(path.read_text() + "\nADDED = 1\n")
     assert copied.planned() == expected
 
 
-def test_the_code_of_one_estimator_makes_that_estimator_again(copied: Workflow):
-    """And the run that follows leaves nothing to do, with the new code in the table."""
-    change_code("id_scaling/estimators/twonn.py", "(x * x).sum", "(x**2).sum")(copied)
-    before = {path: path.stat().st_mtime_ns for path in copied.session.rglob("ids/*/*.parquet")}
+def test_the_command_of_a_rule_runs_that_rule_again(copied: Workflow) -> None:
+    """As Snakemake notes it."""
+    path = copied.root / "workflow/rules/summarize.smk"
+    path.write_text(path.read_text().replace("--csv {output.csv:q}", "  --csv {output.csv:q}"))
+    assert copied.planned() == {"summarize": 1}
+
+
+def test_each_change_is_made_good_by_one_run(copied: Workflow) -> None:
+    """In a session without Snakemake's notes: after each run nothing is planned."""
+    no_notes(copied)
+    session = copied.session
+    (table,) = session.rglob("ids/mlp/mle.parquet")
+    (contexts,) = session.rglob("contexts.parquet")
+    # A stale table next to contexts that are gone: what was made from these is fresh, and hides nothing behind it.
+    contexts.unlink()
+    twonn = copied.root / "id_scaling/estimators/twonn.py"
+    twonn.write_text(twonn.read_text().replace("(x * x).sum", "(x**2).sum"))
+    before = {path: path.stat().st_mtime_ns for path in session.rglob("ids/*/*.parquet")}
+    output = copied.run("--dry-run")
+    assert (
+        "stale: " + str(table.relative_to(copied.folder)).replace("mle", "twoNN_f10") + ": made with other code"
+        in output
+    )
+    assert copied.planned() == {"chunk_dataset": 1, **ONE_ESTIMATOR}
     copied.run()
-    made = {path.stem for path, when in before.items() if path.stat().st_mtime_ns != when}
-    assert made == {"twoNN_f10"}
+    changed = {path.stem for path, when in before.items() if path.stat().st_mtime_ns != when}
+    assert changed == {"twoNN_f10"}
+    assert copied.planned() == NOTHING
+
+    next(session.rglob("layer_01.h5")).unlink()
+    table.unlink()
+    assert copied.planned() == CHAIN
+    copied.run()
+    assert copied.planned() == NOTHING
+
+    change_text(copied)
+    assert copied.planned() == {"fetch_dataset": 1, "chunk_dataset": 1, **CHAIN}
+    copied.run(str(table.relative_to(copied.folder)))
+    # What was not asked for is still stale, and no more than that.
+    assert copied.planned() == {**TABLES, "estimate_dimension": 14}
+    copied.run()
     assert copied.planned() == NOTHING
 
 
-def test_settings_hold_no_path_of_this_machine(copied: Workflow):
+def test_forcing_a_rule_runs_all_that_follows_it(copied: Workflow) -> None:
+    assert copied.planned("--forcerun", "chunk_dataset") == {"chunk_dataset": 1, **CHAIN}
+    assert copied.planned("--forcerun", "summarize") == {"summarize": 1, "plot": 1}
+
+
+def test_touching_changes_times_only(copied: Workflow) -> None:
+    """A stale output stays stale, also where Snakemake notes the settings of now; a fresh one stays fresh."""
+    before = copied.config["cacheing_config"]["save_IDs_list"]
+    set_key(copied, "cacheing_config.neighbor_ranks", list(range(1, 23)))
+    assert "changes times only" in copied.run("--touch")
+    assert copied.planned() == CHAIN
+    del copied.config["cacheing_config"]["neighbor_ranks"]
+    copied.write()
+    assert copied.config["cacheing_config"]["save_IDs_list"] == before
+    assert copied.planned() == NOTHING
+
+
+def test_a_session_is_the_same_from_another_clone(copied: Workflow, tmp_path: Path) -> None:
+    shutil.copytree(copied.folder, tmp_path / "elsewhere", ignore=shutil.ignore_patterns(".snakemake"))
+    other = Workflow(tmp_path / "elsewhere", copied.config)
+    assert other.planned() == NOTHING
+    shutil.rmtree(copied.folder)
+    set_key(other, "dataset_config.dataset_subset", [0, 1])
+    assert other.planned() == {"fetch_dataset": 1, "chunk_dataset": 1, **CHAIN}
+    other.run()
+    assert other.planned() == NOTHING
+
+
+def test_the_summary_is_kept_where_it_cannot_be_made_again(copied: Workflow, python) -> None:
+    """And status says that it is stale."""
+    summary = copied.session / "summary.parquet"
+    before = summary.read_bytes()
+    module = copied.root / "id_scaling/results/summary.py"
+    module.write_text(module.read_text().replace("def summarize(", "raise OSError(5, 'disk')\n\n\ndef summarize(", 1))
+    copied.run(is_ok=False)
+    assert summary.read_bytes() == before
+    assert (copied.session / "report.html").is_file()
+    output = copied.run("--dry-run")
+    assert "summary.parquet: made with other code" in output
+
+
+def test_settings_hold_no_path_of_this_machine(copied: Workflow) -> None:
     """Else the same study in another place would be stale."""
     output = copied.run("--dry-run", "--printshellcmds", "--forceall")
+    assert "--settings" in output
     for line in output.splitlines():
         if "--settings" in line:
             assert str(Path.home()) not in line

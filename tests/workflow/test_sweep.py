@@ -29,7 +29,7 @@ def sweep() -> dict:
 
 
 def test_dry_run_trains_each_width_once_and_cuts_the_text_once(tmp_path: Path):
-    """3 widths x 6 checkpoints x 5 modules x 3 estimators."""
+    """3 widths x 6 checkpoints x 5 modules x 4 estimators."""
     assert Workflow(tmp_path, sweep()).planned() == {
         "prepare_dataset": 1,
         "train_tokenizer": 1,
@@ -39,7 +39,7 @@ def test_dry_run_trains_each_width_once_and_cuts_the_text_once(tmp_path: Path):
         "fetch_model": 18,
         "chunk_dataset": 1,
         "extract_activations": 18,
-        "estimate_dimension": 270,
+        "estimate_dimension": 360,
         "summarize": 1,
         "plot": 1,
     }

@@ -1,9 +1,15 @@
 """Helper functions of the rules: what each job reads, from its wildcards alone."""
 
 import gc
+import json
+import os
 import re
 import sys
+from functools import cache
+from itertools import product
+from math import ceil
 from pathlib import Path
+from shutil import which
 
 from snakemake.exceptions import WorkflowError
 
@@ -11,7 +17,9 @@ from id_scaling.sources import bundled
 from id_scaling.text.shuffling import NONE
 from id_scaling.errors import IdScalingError
 from id_scaling.runtime.logging import plain
-from id_scaling.storage.layout import Run
+from id_scaling.runtime.atomic_files import canonical_json, read_json, writing
+from id_scaling.storage.layout import Run, staging_folder
+from id_scaling.storage.staging import clear_staging, publish, staged_table
 from id_scaling.study.config_file import read_config
 from id_scaling.study.study import EXTRACT_MINUTES, Study
 
@@ -38,6 +46,11 @@ LEASES = []
 PYTHON = sys.executable
 VERBOSITY = "--verbose" if STUDY.config.verbose else ""
 
+RUN = "{model}/{checkpoint}/{dataset}/{subset}/{ctx_len}/{control}"
+PLAN, PLANNED = Path(STUDY.session) / ".planned_estimates.json", {}
+# What one estimate asks for at first, and cores of a batch where no profile says how many one job may have.
+ESTIMATE_MB, ESTIMATE_MINUTES, BATCH_CORES, EXTRACT_CORES = 2000, 30, 8, 8
+
 # What `id_scaling` in commands is: the package under the interpreter that runs Snakemake, activated environment or not.
 # It is no part of their text, which Snakemake records and which has to be the same on all machines.
 # A cluster ends a job with SIGTERM to all of its processes, a terminal with SIGINT: the shell and `tee` stay until the
@@ -46,6 +59,20 @@ shell.prefix(
     "set -euo pipefail; trap '' TERM INT; "
     'id_scaling() {{ trap - TERM INT; exec {PYTHON:q} -m id_scaling "$@" {VERBOSITY}; }}; '
 )
+
+
+def outlast_controller():
+    """Have Slurm's commands outlast a restart of its controller, for the executor's plugin, which does not."""
+    folder = str(Path(workflow.basedir) / "profiles" / "slurm" / "bin")
+    if workflow.is_main_process and folder not in os.environ["PATH"].split(":"):
+        os.environ["PATH"] = f"{folder}:{os.environ['PATH']}"
+        os.environ["ID_SCALING_SLURM_CONFIG"] = os.path.abspath(
+            ".snakemake/slurm_config.txt"
+        )
+
+
+if which("scontrol"):
+    outlast_controller()
 
 
 def one_of(names):
@@ -169,6 +196,135 @@ def get_estimate_settings(wildcards):
     return STUDY.estimate_settings(
         get_run(wildcards), wildcards.module, wildcards.estimator
     )
+
+
+def planned_batches():
+    """What this Snakemake is to estimate: by run, its tables by module and estimator, and the cores of its batch."""
+    if workflow.is_main_process:
+        return batches_of_dag(len(workflow.dag or ()))
+    return read_json(PLAN) if PLAN.is_file() else {}
+
+
+@cache
+def batches_of_dag(n_jobs):
+    """As above, by the jobs of the main process, which are known once they are counted."""
+    batches = {}
+    for job in workflow.dag.needrun_jobs(exclude_finished=False) if n_jobs else ():
+        if job.rule.name == "estimate_dimension":
+            batch = batches.setdefault(key_of(job.wildcards), {"tables": []})
+            batch["tables"].append((job.wildcards.module, job.wildcards.estimator))
+    return batches
+
+
+def key_of(wildcards):
+    return "/".join(map(str, vars(get_run(wildcards)).values()))
+
+
+def get_planned_tables(wildcards):
+    """The tables that the batch of a run is to make; all, where nothing is known of a plan."""
+    batch = planned_batches().get(key_of(wildcards))
+    return batch["tables"] if batch else [*product(STUDY.modules, STUDY.estimators)]
+
+
+def get_batch_settings(wildcards, resources):
+    # Not recorded, as it takes `resources`: which tables are planned is no reason to make one.
+    return STUDY.batch_settings(get_run(wildcards), get_planned_tables(wildcards))
+
+
+def get_batch_execution(wildcards, resources, threads):
+    # What is allocated is what the main process asked for. Snakemake elsewhere counts the cores of the machine.
+    planned = (PLANNED or planned_batches()).get(key_of(wildcards), {})
+    return canonical_json(
+        {
+            "n_threads": planned.get("threads", threads),
+            "n_each": STUDY.estimate_threads(),
+            "is_forced": planned.get("is_forced", False),
+        }
+    )
+
+
+def get_batch_logs(wildcards):
+    return f"{STUDY.session}/logs/estimate_dimension/{key_of(wildcards)}"
+
+
+def get_batch_threads(wildcards):
+    """As many cores as its tables can use. With more runs to extract on this machine, those of an extraction stay free."""
+    n_useful = len(get_planned_tables(wildcards)) * STUDY.estimate_threads()
+    n_cores = workflow.resource_settings.cores or BATCH_CORES
+    if workflow.local_exec and n_extractions(len(workflow.dag or ())) > 1:
+        n_cores = n_cores - EXTRACT_CORES if n_cores >= 2 * EXTRACT_CORES else n_cores
+    return min(n_useful, n_cores)
+
+
+@cache
+def n_extractions(n_jobs):
+    jobs = workflow.dag.needrun_jobs(exclude_finished=False) if n_jobs else ()
+    return sum(job.rule.name == "extract_activations" for job in jobs)
+
+
+def n_side_by_side(wildcards, threads):
+    n_tables = len(get_planned_tables(wildcards))
+    return max(1, min(n_tables, threads // STUDY.estimate_threads()))
+
+
+def get_batch_memory(wildcards, threads, attempt):
+    """Memory of one estimate times how many run side by side."""
+    return ESTIMATE_MB * n_side_by_side(wildcards, threads) * attempt
+
+
+def get_batch_minutes(wildcards, threads, attempt):
+    """Time of one estimate times how many run one after the other."""
+    n_tables = len(get_planned_tables(wildcards))
+    return ESTIMATE_MINUTES * ceil(n_tables / n_side_by_side(wildcards, threads)) * attempt
+
+
+def get_staging(wildcards, resources):
+    return staging_folder(Path(STUDY.session), get_run(wildcards))
+
+
+def get_staged(wildcards, resources):
+    """Where the batch left a table, without its suffix; not recorded, as it follows from the settings."""
+    settings = json.loads(get_estimate_settings(wildcards))
+    staging = staging_folder(Path(STUDY.session), get_run(wildcards))
+    return staged_table(staging, settings).with_suffix("")
+
+
+def plan_batches():
+    """Write down what is to be estimated, for jobs elsewhere; drop what is staged of what is forced."""
+    jobs = list(workflow.dag.needrun_jobs())
+    forced = [job for job in jobs if workflow.dag.reason(job).forced]
+    below = {"estimate_dimension", "summarize", "plot"}
+    is_made_again = any(job.rule.name not in below for job in forced)
+    batches = {
+        key_of(job.wildcards): {
+            "tables": get_planned_tables(job.wildcards),
+            "threads": job.threads,
+            "is_forced": is_made_again,
+        }
+        for job in jobs
+        if job.rule.name == "estimate_batch"
+    }
+    for job in jobs if is_made_again else forced:
+        if job.rule.name == "estimate_dimension":
+            staged = Path(f"{get_staged(job.wildcards, None)}.parquet")
+            staged.unlink(missing_ok=True)
+            batches.get(key_of(job.wildcards), {})["is_forced"] = True
+    PLANNED.update(batches)
+    if batches:
+        with writing(PLAN) as aside:
+            aside.write_text(canonical_json(batches))
+
+
+def end_batches():
+    """Publish what was estimated and not linked, as where another estimate of its run failed; remove what is left over."""
+    session = Path(STUDY.session)
+    for job in workflow.dag.needrun_jobs(exclude_finished=False):
+        if job.rule.name == "estimate_dimension":
+            staged = Path(f"{get_staged(job.wildcards, None)}.parquet")
+            publish(staged, Path(job.output[0]), Path(job.input.manifest))
+    for key in planned_batches():
+        clear_staging(session / "runs" / key / "staged")
+    PLAN.unlink(missing_ok=True)
 
 
 def get_summarize_settings(wildcards):

@@ -1,31 +1,82 @@
-"""One table per run, module and estimator. They are many and short: a cluster's profile groups those of a run."""
+"""One table per run, module and estimator. They are many and short, so those of a run are computed by one job.
 
-TABLE = "<session>/runs/{model}/{checkpoint}/{dataset}/{subset}/{ctx_len}/{control}/ids/{module}/{estimator}.parquet"
+Snakemake deletes the declared outputs of a failed job. So the batch of a run stages each table, where no rule declares
+it, as soon as it is finished, and a table's own rule, local and quick, links it. Where the batch left no table of these
+settings and this manifest, that rule computes it itself.
+"""
+
+
+TABLE = f"<session>/runs/{RUN}/ids/{{module}}/{{estimator}}.parquet"
+# Made when a table of its run is stale only, and gone when these are linked.
+BATCH = f"<session>/runs/{RUN}/staged/done"
+
+
+localrules:
+    estimate_dimension,
+
+
+rule estimate_batch:
+    input:
+        # One that a killed Snakemake left is of another plan.
+        start=START,
+        manifest=MANIFEST,
+    output:
+        temp(BATCH),
+    log:
+        f"<session>/logs/estimate_batch/{RUN}.log",
+    benchmark:
+        f"<session>/benchmarks/estimate_batch/{RUN}.tsv"
+    conda:
+        "../../environment.yml"
+    threads: get_batch_threads
+    resources:
+        mem_mb=get_batch_memory,
+        runtime=get_batch_minutes,
+    params:
+        settings=get_batch_settings,
+        execution=get_batch_execution,
+        logs=get_batch_logs,
+    shell:
+        r"""
+        id_scaling estimate-batch \
+            --settings {params.settings:q} \
+            --execution {params.execution:q} \
+            --manifest {input.manifest:q} \
+            --logs {params.logs:q} \
+            --output {output:q} \
+            2>&1 | tee {log:q}
+        """
 
 
 rule estimate_dimension:
     input:
         start=since(TABLE, START),
         manifest=since(TABLE, MANIFEST),
+        batch=since(TABLE, BATCH),
     output:
         # Kept until it is replaced, also where the job fails.
         update(TABLE),
     log:
-        "<session>/logs/estimate_dimension/{model}/{checkpoint}/{dataset}/{subset}/{ctx_len}/{control}/{module}/{estimator}.log",
+        f"<session>/logs/estimate_dimension/{RUN}/{{module}}/{{estimator}}.log",
     conda:
         "../../environment.yml"
-    threads: STUDY.estimate_threads()
-    resources:
-        mem_mb=growing(2000),
-        runtime=growing(30),
+    # Its batch's tables are linked before more is computed.
+    priority: 2
     params:
         settings=get_estimate_settings,
+        staging=get_staging,
+        staged=get_staged,
     shell:
         r"""
-        id_scaling estimate \
-            --settings {params.settings:q} \
-            --threads {threads} \
-            --manifest {input.manifest:q} \
-            --output {output:q} \
-            2>&1 | tee {log:q}
+        if cmp -s {params.staging:q}/manifest.json {input.manifest:q} &&
+            mv -f {params.staged:q}.parquet {output:q} 2>/dev/null
+        then
+            mv -f {params.staged:q}.log {log:q} || true
+        else
+            id_scaling estimate \
+                --settings {params.settings:q} \
+                --manifest {input.manifest:q} \
+                --output {output:q} \
+                2>&1 | tee {log:q}
+        fi
         """

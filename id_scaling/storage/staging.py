@@ -1,0 +1,80 @@
+"""Finished tables of a run that wait for the workflow to link them to their declared outputs.
+
+Snakemake deletes the declared outputs of a failed job. So a batch of estimates writes each table, as soon as it is
+finished, into a folder that no rule declares. A table's name there holds a digest of its settings, and a copy of the
+manifest says which extraction all are from: what has the right name next to the right manifest is the right table.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from id_scaling.errors import StoreError
+from id_scaling.runtime.atomic_files import digest, sweep, writing
+from id_scaling.storage.records import check_seal, read_table
+
+MANIFEST = "manifest.json"
+
+
+def staged_table(folder: Path, settings: Mapping[str, Any]) -> Path:
+    """Return where the table of some settings waits in the staging folder of its run."""
+    return folder / settings["module"] / f"{settings['estimator']}-{digest(settings)}.parquet"
+
+
+def open_staging(folder: Path, manifest: Path) -> None:
+    """Make a staging folder that holds tables of this manifest only."""
+    copy = folder / MANIFEST
+    if not copy.is_file() or copy.read_bytes() != manifest.read_bytes():
+        for old in folder.iterdir() if folder.is_dir() else ():
+            if old.is_dir():
+                shutil.rmtree(old)
+        with writing(copy) as aside:
+            aside.write_bytes(manifest.read_bytes())
+    for module in filter(Path.is_dir, folder.iterdir()):
+        sweep(module)
+
+
+def is_staged(table: Path) -> bool:
+    """Return whether a table waits whole in a staging folder; a damaged one is removed."""
+    if not table.is_file():
+        return False
+    try:
+        check_seal(table)
+    except StoreError:
+        table.unlink()
+        return False
+    return True
+
+
+def adopt(table: Path, declared: Path, settings: Mapping[str, Any], extraction: str) -> bool:
+    """Stage a declared table, which Snakemake may delete, if it is what would be computed; return whether."""
+    try:
+        _, facts = read_table(declared)
+    except StoreError:
+        return False
+    if facts["settings"] != settings or facts.get("made_from") != {"extraction": extraction}:
+        return False
+    with writing(table) as aside:
+        shutil.copyfile(declared, aside)
+    return True
+
+
+def publish(table: Path, declared: Path, manifest: Path) -> bool:
+    """Move a staged table to its declared place, where a run ended without linking it; return whether it did."""
+    copy = table.parent.parent / MANIFEST
+    is_current = copy.is_file() and manifest.is_file() and copy.read_bytes() == manifest.read_bytes()
+    if not is_current or not is_staged(table):
+        return False
+    declared.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(table, declared)
+    return True
+
+
+def clear_staging(folder: Path) -> None:
+    """Remove a staging folder in which no table waits."""
+    if folder.is_dir() and not any(folder.glob("*/*.parquet")):
+        shutil.rmtree(folder)

@@ -1,0 +1,346 @@
+"""What is stale, by the records in the outputs: of a finished study that was copied, damaged, edited or changed."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import save_text, save_tiny_llama, study
+from verbs import run_study
+
+from id_scaling.storage.layout import contexts_path, ids_path, run_folder
+from id_scaling.storage.records import read_record, write_record
+from id_scaling.study import study as study_module
+from id_scaling.study.staleness import MISSING, Staleness
+from id_scaling.study.study import Study
+
+ESTIMATORS = ["mle", "mind_ml", "twoNN_f10"]
+# Modules of the study are block, attn, mlp, emb and unemb: 15 tables of a run.
+MODULES = 5
+BELOW_EXTRACTION = {"estimate": 15, "summary": 1, "figures": 1}
+CHAIN = {"extract": 1, **BELOW_EXTRACTION}
+ONE_ESTIMATOR = {**BELOW_EXTRACTION, "estimate": MODULES}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model, its text, a configuration, and the finished session; not to be changed."""
+    folder = tmp_path_factory.mktemp("built")
+    save_tiny_llama(folder / "model" / "step0")
+    save_text(folder / "text", n_shards=2)
+    config = study(Path("model"), Path("text"))
+    config["model_config"] = {"model_name": "./model", "model_checkpoint": ["step0"]}
+    config["dataset_config"]["dataset_name"] = "./text"
+    (folder / "study.yaml").write_text(yaml.safe_dump(config))
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        run_study(config)
+    finally:
+        os.chdir(before)
+    return folder
+
+
+@pytest.fixture
+def copied(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The configuration of the finished study, in a copy of its folder that is the current folder."""
+    shutil.copytree(built, tmp_path / "copy", copy_function=shutil.copy2)
+    monkeypatch.chdir(tmp_path / "copy")
+    return yaml.safe_load(Path("study.yaml").read_text())
+
+
+def stale(config: dict[str, Any], **options: Any) -> dict[str, int]:
+    """Return how many jobs of each stage have to run."""
+    return dict(Counter(map(stage_of, Staleness(Study(copy.deepcopy(config)), **options).reasons)))
+
+
+def stage_of(output: str) -> str:
+    """Return the stage that makes an output."""
+    path = Path(output)
+    if path.name == "identity.json":
+        return path.parts[2]
+    named = {"contexts.parquet": "chunk", "summary.parquet": "summary"}
+    return named.get(path.name) or (
+        "estimate" if "ids" in path.parts else "figures" if "figures" in path.parts else "extract"
+    )
+
+
+def reasons(config: dict[str, Any]) -> dict[str, str]:
+    """Return the first reason of each stage."""
+    found: dict[str, str] = {}
+    for output, reason in Staleness(Study(copy.deepcopy(config))).reasons.items():
+        found.setdefault(stage_of(output), reason)
+    return found
+
+
+def path_of(config: dict[str, Any], kind: str) -> Path:
+    """Return the contexts, the manifest or one table of the study's run."""
+    jobs = Study(copy.deepcopy(config))
+    (run,) = jobs.runs
+    session = Path(jobs.session)
+    return {
+        "contexts": contexts_path(session, run, jobs.tokenizer_of(run.model)),
+        "manifest": run_folder(session, run) / "manifest.json",
+        "layer": run_folder(session, run) / "layer_01.h5",
+        "tokens": run_folder(session, run) / "tokens.parquet",
+        "table": ids_path(session, run, "mlp", "mle"),
+    }[kind]
+
+
+# ---- nothing ---------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_stale_after_a_run(copied: dict[str, Any]) -> None:
+    assert stale(copied) == {}
+
+
+def test_a_session_copied_without_its_times_is_fresh(built: Path, tmp_path: Path, monkeypatch) -> None:
+    shutil.copytree(built, tmp_path / "copy", copy_function=shutil.copy)
+    monkeypatch.chdir(tmp_path / "copy")
+    assert stale(yaml.safe_load(Path("study.yaml").read_text())) == {}
+
+
+def test_a_session_renamed_is_fresh(copied: dict[str, Any]) -> None:
+    Path("results/tiny").rename("results/other")
+    assert stale({**copied, "session_name": "other"}) == {}
+    assert stale({**copied, "session_path": "results/other"}) == {}
+
+
+def test_times_decide_nothing(copied: dict[str, Any]) -> None:
+    for number, path in enumerate(sorted(Path().rglob("*"))):
+        os.utime(path, (2e9 - number, 2e9 - number))
+    assert stale(copied) == {}
+
+
+def test_what_says_how_jobs_run_makes_nothing_stale(copied: dict[str, Any]) -> None:
+    copied |= {"batch_size": 1, "multiprocessing": False, "multiprocessing_num_cpus": 2, "verbose": True}
+    copied["model_config"]["use_accelerator"] = True
+    copied["dataset_config"]["max_broken_share"] = 0.00
+    assert stale({key: copied[key] for key in reversed(copied)}) == {}
+
+
+def test_the_order_of_lists_of_sites_makes_no_estimate_stale(copied: dict[str, Any]) -> None:
+    copied["cacheing_config"]["save_IDs_list"] = list(reversed(ESTIMATORS))
+    # The order of rows and figures is the configuration's.
+    assert stale(copied) == {"summary": 1, "figures": 1}
+
+
+# ---- what is removed or replaced -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("table", {"estimate": 1, "summary": 1, "figures": 1}),
+        ("layer", CHAIN),
+        ("tokens", CHAIN),
+        ("manifest", CHAIN),
+        # What was made from them stays what it is.
+        ("contexts", {"chunk": 1}),
+    ],
+)
+def test_what_is_removed_is_made_again(kind: str, expected: dict, copied: dict[str, Any]) -> None:
+    path_of(copied, kind).unlink()
+    assert stale(copied) == expected
+
+
+@pytest.mark.parametrize("kind", ["models", "tokenizers", "datasets"])
+def test_an_identity_that_is_removed_makes_nothing_else_stale(kind: str, copied: dict[str, Any]) -> None:
+    (path,) = Path("results/tiny", kind).rglob("identity.json")
+    path.unlink()
+    assert stale(copied) == {kind: 1}
+
+
+@pytest.mark.parametrize("name", ["summary.csv", "summary.txt", "report.html", "figures/id_by_layer.svg"])
+def test_a_figure_or_a_text_that_is_removed_is_made_again(name: str, copied: dict[str, Any]) -> None:
+    Path("results/tiny", name).unlink()
+    assert stale(copied) == ({"summary": 1, "figures": 1} if "summary" in name else {"figures": 1})
+
+
+def test_a_layer_file_that_is_cut_short_is_made_again(copied: dict[str, Any]) -> None:
+    layer = path_of(copied, "layer")
+    layer.write_bytes(layer.read_bytes()[:-1])
+    assert stale(copied) == CHAIN
+    assert "its manifest says" in reasons(copied)["extract"]
+
+
+def replace_with_an_older_time(path: Path, content: bytes) -> None:
+    """Write other content under the time that the file had, less a day, as a restored backup leaves it."""
+    before = path.stat()
+    assert content != path.read_bytes()
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns - 86_400 * 10**9))
+
+
+def test_a_shard_replaced_under_an_older_time_is_read_again(copied: dict[str, Any]) -> None:
+    shard = Path("text/00.jsonl")
+    replace_with_an_older_time(shard, shard.read_bytes().replace(b" the ", b" his ", 1))
+    assert stale(copied) == {"datasets": 1, "chunk": 1, **CHAIN}
+    assert reasons(copied)["datasets"] == "made from other content"
+    assert reasons(copied)["chunk"] == "made from other shard"
+
+
+def test_weights_replaced_under_an_older_time_are_read_again(copied: dict[str, Any]) -> None:
+    weights = Path("model/step0/model.safetensors")
+    replace_with_an_older_time(weights, weights.read_bytes()[:-1] + b"\x01")
+    assert stale(copied) == {"models": 1, **CHAIN}
+    assert reasons(copied)["extract"] == "made from other weights"
+
+
+def test_a_config_with_another_number_is_read_again(copied: dict[str, Any]) -> None:
+    path = Path("model/step0/config.json")
+    replace_with_an_older_time(path, path.read_bytes().replace(b'"rms_norm_eps": 1e-06', b'"rms_norm_eps": 1e-05'))
+    assert stale(copied) == {"models": 1, **CHAIN}
+
+
+def test_a_tokenizer_that_is_replaced_cuts_the_text_again(copied: dict[str, Any]) -> None:
+    path = Path("model/step0/tokenizer.json")
+    replace_with_an_older_time(path, path.read_bytes().replace(b'"the"', b'"teh"', 1))
+    assert stale(copied) == {"models": 1, "tokenizers": 1, "chunk": 1, **CHAIN}
+
+
+def test_a_shard_that_the_study_does_not_read_is_no_matter(copied: dict[str, Any]) -> None:
+    Path("text/01.jsonl").write_text("{}\n")
+    assert stale(copied) == {}
+
+
+def test_a_source_is_hashed_again_only_when_its_size_or_a_time_changed(copied: dict[str, Any], monkeypatch) -> None:
+    monkeypatch.setattr("id_scaling.sources.file_hashes.SETTLED", 0.0)
+    assert stale(copied) == {}
+    hashed = []
+    monkeypatch.setattr("id_scaling.sources.file_hashes.sha256", lambda path: hashed.append(path) or "other")
+    assert stale(copied) == {}
+    assert hashed == []
+    Path("text/00.jsonl").touch()
+    assert stale(copied) != {}
+    assert [path.name for path in hashed] == ["00.jsonl"]
+    assert stale(copied) != {}
+    assert len(hashed) == 1
+
+
+def test_a_record_of_another_extraction_is_seen(copied: dict[str, Any]) -> None:
+    """As where an extraction was made again by other library versions, and its tables were not."""
+    path = path_of(copied, "manifest")
+    write_record(path, {**read_record(path), "digest": "0" * 12})
+    assert stale(copied) == BELOW_EXTRACTION
+    assert reasons(copied)["estimate"] == "made from another extraction of these settings"
+
+
+def test_a_summary_that_was_replaced_is_seen_by_its_figures(copied: dict[str, Any]) -> None:
+    import polars as pl
+
+    from id_scaling.storage.records import read_table, write_table
+
+    path = Path("results/tiny/summary.parquet")
+    table, facts = read_table(path)
+    write_table(path, table.with_columns(pl.col("mean") + 1), facts)
+    assert stale(copied) == {"figures": 1}
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", b"\x00" * 100, None], ids=["empty", "no record", "zeros", "cut"])
+@pytest.mark.parametrize("kind", ["contexts", "manifest", "table"])
+def test_a_record_that_cannot_be_read_is_stale(kind: str, damage: bytes | None, copied: dict[str, Any]) -> None:
+    path = path_of(copied, kind)
+    path.write_bytes(path.read_bytes()[:-5] if damage is None else damage)
+    stage = {"contexts": "chunk", "manifest": "extract", "table": "estimate"}[kind]
+    assert reasons(copied)[stage] == "its record is of an older version, or damaged"
+
+
+# ---- what is changed in the configuration ----------------------------------------------------------------------
+
+
+def with_key(dotted: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    """Return the change of one key."""
+
+    def change(config: dict[str, Any]) -> None:
+        *parents, key = dotted.split(".")
+        for parent in parents:
+            config = config.setdefault(parent, {})
+        config[key] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (with_key("cacheing_config.save_IDs_list", [*ESTIMATORS, "mle_harmonic"]), ONE_ESTIMATOR),
+        (with_key("cacheing_config.save_IDs_list", ["mle", "mind_ml"]), {"summary": 1, "figures": 1}),
+        (
+            with_key("cacheing_config.save_IDs_list", ["mle", "mind_ml", "twoNN_f20"]),
+            {**BELOW_EXTRACTION, "estimate": 5},
+        ),
+        (with_key("dataset_config.max_dataset_size", 3), {"chunk": 1, **CHAIN}),
+        (with_key("dataset_config.dataset_subset", [0, 1]), {"datasets": 1, "chunk": 1, **CHAIN}),
+        (with_key("ctx_len", [48, 64]), {"chunk": 1, **CHAIN}),
+        (with_key("cacheing_config.neighbor_ranks", list(range(1, 23))), CHAIN),
+        (with_key("cacheing_config.save_cache_tensors", True), CHAIN),
+        (with_key("cacheing_config.save_fp", "float32"), {}),
+        # The model is not fetched again for other layers.
+        (with_key("cacheing_config.layer_idx_list", [1]), CHAIN),
+        (with_key("cacheing_config.save_IDs", False), {}),
+        (with_key("dataset_config.group_by", []), {}),
+    ],
+    ids=str,
+)
+def test_just_what_a_key_changes_is_stale(change: Callable, expected: dict, copied: dict[str, Any]) -> None:
+    change(copied)
+    assert stale(copied) == expected
+
+
+def test_one_more_checkpoint_has_a_chain_of_its_own(copied: dict[str, Any]) -> None:
+    save_tiny_llama(Path("model/step-more"), seed=1)
+    copied["model_config"]["model_checkpoint"] = ["step-more", "step0"]
+    assert stale(copied) == {"models": 1, **CHAIN}
+
+
+def test_going_back_to_a_configuration_makes_its_outputs_fresh(copied: dict[str, Any]) -> None:
+    """Those that were not replaced meanwhile."""
+    before = copy.deepcopy(copied)
+    copied["cacheing_config"]["save_IDs_list"] = ["mle", "mind_ml"]
+    assert stale(copied) == {"summary": 1, "figures": 1}
+    assert stale(before) == {}
+
+
+def test_code_of_one_estimator_makes_its_tables_stale(copied: dict[str, Any], monkeypatch) -> None:
+    known = study_module.fingerprint
+
+    def other(*modules: str) -> str:
+        return "other code" if "id_scaling.estimators.twonn" in modules else known(*modules)
+
+    monkeypatch.setattr(study_module, "fingerprint", other)
+    assert stale(copied) == {**BELOW_EXTRACTION, "estimate": MODULES}
+    assert reasons(copied)["estimate"] == "made with other code"
+
+
+# ---- forced jobs -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ("fetch_dataset", {"datasets": 1, "chunk": 1, **CHAIN}),
+        ("fetch_model", {"models": 1, **CHAIN}),
+        ("chunk_dataset", {"chunk": 1, **CHAIN}),
+        ("extract_activations", CHAIN),
+        ("estimate_dimension", BELOW_EXTRACTION),
+        ("summarize", {"summary": 1, "figures": 1}),
+        ("plot", {"figures": 1}),
+    ],
+)
+def test_a_forced_job_and_all_that_follows_have_to_run(rule: str, expected: dict, copied: dict[str, Any]) -> None:
+    assert stale(copied, is_forced=lambda name, outputs: name == rule) == expected
+
+
+def test_what_was_never_made_is_missing_and_not_stale(tmp_path: Path, tiny_llama: Path, text_folder: Path) -> None:
+    staleness = Staleness(Study(study(tiny_llama, text_folder, session_path=str(tmp_path / "session"))))
+    assert staleness.stale == {}
+    assert set(staleness.reasons.values()) == {MISSING}
+    assert staleness.fresh == set()
