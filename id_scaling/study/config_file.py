@@ -56,7 +56,7 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         config = _values(_text(path))
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a zero byte in the path
-        raise ConfigError(shortened(f"{path}: cannot be read: {error}")) from error
+        raise ConfigError(shortened(f"{path}: cannot be read as YAML: {error}")) from error
     except yaml.YAMLError as error:
         raise ConfigError(shortened(f"{path}: cannot be read as YAML: {error}")) from error
     except ConfigError as error:
