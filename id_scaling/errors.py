@@ -93,10 +93,10 @@ def of_a_disk(error: Exception) -> ResourceError | None:
 MAX_SHOWN = 500
 
 
-def shortened(text: str) -> str:
+def shortened(text: str, most: int = MAX_SHOWN) -> str:
     """Return a text on one line, a long one without its end."""
     text = " ".join(text.split())
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]} …"
+    return text if len(text) <= most else f"{text[:most]} …"
 
 
 def nearest(name: str, allowed: Iterable[str], n: int = 3) -> str:

@@ -123,6 +123,13 @@ def test_a_gguf_file_is_an_input_of_what_is_made_of_it(gguf_file: Path, text_fol
     made.check()
 
 
+def test_a_layer_beyond_a_gguf_file_is_said_before_it_is_converted(gguf_file: Path, text_folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"tiny\.gguf at main: .*layer_idx_list: found layer 2, .* has 2 layers"):
+        Study(study(gguf_file, text_folder, cacheing_config__layer_idx_list=[2])).check()
+    made = Study(study(gguf_file, text_folder, cacheing_config__layer_idx_list=[-1]))
+    assert made.sites(next(iter(made.models)))["layers"] == [1]
+
+
 def test_a_gguf_file_is_one_model(gguf_file: Path, text_folder: Path) -> None:
     config = study(gguf_file, text_folder, model_config__model_checkpoint="step1")
     with pytest.raises(InputError, match="its checkpoint is 'main', found 'step1'"):

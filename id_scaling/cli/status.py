@@ -44,6 +44,8 @@ BAR, DAY = 13, 86_400
 TAIL = 16_384
 
 _ERROR = re.compile(r"^(?:error|ended): .*$", re.MULTILINE)
+# Of a job that Ctrl-C ended, in its own words, or in Python's where that was before it could say so.
+_INTERRUPTED = re.compile(r"^ended: interrupted |^error: KeyboardInterrupt")
 _TRACEBACK = re.compile(r"^Traceback \(most recent call last\):$", re.MULTILINE)
 _WROTE = re.compile(r"^\d\d:\d\d:\d\d wrote ")
 _CLOCK = re.compile(r"^(\d\d):(\d\d):(\d\d) ", re.MULTILINE)
@@ -275,6 +277,8 @@ def _state(session: Path, job: Job, holder: Holder | None) -> tuple[str, str]:
         return "to do", ""
     written, tail = job.log.stat().st_mtime, _tail(job.log)
     words = _failure(tail)
+    if _INTERRUPTED.match(words):
+        return "to do", ""
     if holder is None:
         is_removed = not words and _WROTE.match(_last(tail))  # the output was there once
         return ("to do", "") if is_removed else ("failed", words or _cut_short(tail))

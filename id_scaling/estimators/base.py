@@ -167,6 +167,15 @@ def _decided_by_near_copies(
     return near_copies.decide(value, others, is_copy, neighbors.r1, estimator.min_points)
 
 
+def no_estimates(estimator: Estimator, neighbors: Neighbors, is_local: bool = False) -> Estimates:
+    """Return the estimates of clouds with too few points for the ranks of an estimator, of which none is stored."""
+    nothing = np.full(len(neighbors.r1), np.nan)
+    status = np.full(len(nothing), TOO_FEW_POINTS, dtype=object)
+    status[neighbors.statistic("n_nonfinite") > 0] = NONFINITE
+    local = np.full(neighbors.r1.shape, np.nan) if is_local else None
+    return settle(estimator, nothing, nothing, status, neighbors.statistic("n_used"), local)
+
+
 def estimate_from_points(
     estimator: Estimator,
     clouds: Sequence[np.ndarray],

@@ -25,7 +25,7 @@ from id_scaling.models.loading import (
     pick_dtype,
     watching,
 )
-from id_scaling.models.modules import Site, SiteRequest, check_paths, resolve_mapping, resolve_sites
+from id_scaling.models.modules import Site, SiteRequest, check_paths, resolve_mapping, resolve_sites, with_layers
 from id_scaling.models.verification import check_meaning
 from id_scaling.neighbors.find import Neighbors
 from id_scaling.neighbors.kernels.dispatch import kernels_of
@@ -111,6 +111,7 @@ class ModelRun:
         architecture = identity["architecture"]
         self.n_layers = architecture["n_layers"]
         self.sites = resolve_sites(extraction.request, architecture["model_type"], architecture["n_layers"])
+        self.view_layers = with_layers(extraction.request, architecture["n_layers"]).views
         check_paths(self.sites, {name for name, _ in self.model.named_modules()})
         self.extraction, self.searchers = extraction, Searchers(n_threads)
         self.wide_sites: set[Site] = set()  # whose clouds `save_fp` cannot all hold, as far as was seen
@@ -161,7 +162,7 @@ class ModelRun:
             clouds = _as_clouds(activations, site, input_ids.shape)
             layer, below = before.get(site.module, (None, None))
             is_next = site.layer is not None and layer == site.layer - 1
-            views = views_at(site.layer, self.extraction.views, self.extraction.request.views)
+            views = views_at(site.layer, self.extraction.views, self.view_layers)
             found = self._neighbors(clouds, input_ids.numpy(), views, below if is_next else None)
             before[site.module] = site.layer, found
             write_site(site, self._arrays(site, clouds, found))

@@ -19,8 +19,9 @@ import polars as pl
 from threadpoolctl import threadpool_limits
 
 from id_scaling.errors import ResourceError, StoreError, made_anew
-from id_scaling.estimators.base import Estimates, Estimator, estimate_from_neighbors, estimate_from_points
+from id_scaling.estimators.base import Estimates, Estimator, estimate_from_neighbors, estimate_from_points, no_estimates
 from id_scaling.estimators.near_copies import K, tiny_share
+from id_scaling.models.modules import request_of, with_layers
 from id_scaling.neighbors.cloud_kinds import CONTEXT, POSITION, clouds_of_run, stored_as, view_of_run
 from id_scaling.neighbors.find import Neighbors, find_neighbors, stacked
 from id_scaling.neighbors.kernels.dispatch import kernels_of
@@ -155,10 +156,11 @@ def _blocks(folder: Path, manifest: Mapping[str, Any], module: str, settings: Ma
     """Yield every block of clouds of a module."""
     made, n_contexts = manifest["settings"], manifest["n_contexts"]
     of_run = clouds_of_run(settings["clouds"], made.get("positions", ()))
+    view_layers = with_layers(request_of(made["sites"]), manifest["n_layers"]).views
     for key, layer, _ in manifest["sites"]:
         if key == module:
             path = verified(folder, manifest, layer)
-            views = views_at(layer, settings["views"], made["sites"].get("views", {}))
+            views = views_at(layer, settings["views"], view_layers)
             for view in views if CONTEXT in settings["clouds"] else ():
                 for start in range(0, n_contexts, CONTEXTS_AT_ONCE):
                     contexts = range(start, min(start + CONTEXTS_AT_ONCE, n_contexts))
@@ -189,7 +191,9 @@ def _estimate_block(
         neighbors, points, precisions = _of_run(estimator, manifest, tokens, block)
     else:
         neighbors, points, precisions = _of_contexts(estimator, manifest, block)
-    if points is None:
+    if not {*estimator.ranks} <= {*neighbors.ranks}:
+        found = no_estimates(estimator, neighbors, settings["has_local"])
+    elif points is None:
         found = estimate_from_neighbors(estimator, neighbors, settings["has_local"])
     else:
         found = estimate_from_points(estimator, points, neighbors, settings["max_seconds"], settings["has_local"])
@@ -220,7 +224,9 @@ def _of_contexts(
 def _ranks_of(estimator: Estimator, manifest: Mapping[str, Any]) -> tuple[int, ...]:
     """Return the stored ranks that an estimate reads: the estimator's own, and those that show near copies."""
     shows_copies = estimator.needs == "neighbors" or estimator.is_mean
-    return (*estimator.ranks, *(rank for rank in manifest["ranks"] if rank <= K and shows_copies))
+    # Ranks that contexts are too short for are not stored; clouds of all contexts may have them.
+    own = estimator.ranks if {*estimator.ranks} <= {*manifest["ranks"]} else ()
+    return (*own, *(rank for rank in manifest["ranks"] if rank <= K and shows_copies))
 
 
 def _of_run(

@@ -31,8 +31,16 @@ SIZES = {
 }
 
 
-def check_gguf(path: Path) -> None:
-    """Raise an InputError when a file is not a whole GGUF file, or says sizes that no model can have.
+def gguf_n_layers(path: Path) -> int:
+    """Return how many layers the model of a GGUF file has; raises as `check_gguf` does, and where it does not say."""
+    for name, value in check_gguf(path).items():
+        if name.endswith(".block_count"):
+            return value
+    raise InputError(f"{path}: does not say how many layers its model has (block_count); {AGAIN}")
+
+
+def check_gguf(path: Path) -> dict[str, Any]:
+    """Return the values of a header; raise an InputError when a file is not whole, or says impossible sizes.
 
     The tensors are not read; that the last ends within the file is known from their sizes.
     """
@@ -44,6 +52,7 @@ def check_gguf(path: Path) -> None:
             raise InputError(f"{path}: {name}: found {value}, expected a number from 1 to {LIMITS[pattern]}; {AGAIN}")
         if name.endswith(".block_count") and value > n_tensors:
             raise InputError(f"{path}: {name}: found {value} layers, but the file holds {n_tensors} tensors; {AGAIN}")
+    return values
 
 
 def read_header(path: Path) -> tuple[dict[str, Any], int]:
