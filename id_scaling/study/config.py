@@ -550,10 +550,10 @@ def _check_layers(cacheing: CacheingConfig) -> None:
             _as_value_error(check_layers_read, name, view.layers, read)
 
 
-def _as_value_error(check: Callable[..., object], *arguments: object) -> None:
-    """Make a check whose errors pydantic collects, which are those of values."""
+def _as_value_error(check: Callable[..., T], *arguments: object) -> T:
+    """Return what a check returns; its errors are those of values, which pydantic collects."""
     try:
-        check(*arguments)
+        return check(*arguments)
     except ConfigError as error:
         raise ValueError(str(error)) from None
 
