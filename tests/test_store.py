@@ -261,6 +261,7 @@ class Store:
         known |= {
             "ranks": list(RANKS),
             "statistics": list(names_of(())),
+            "made_from": {},
             "settings": {"views": {"default": vars(View())}, "sites": {}},
         }
         write_record(self.manifest, {**known, **changes})
