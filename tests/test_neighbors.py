@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from id_scaling.neighbors.find import Neighbors, find_neighbors, search
+from id_scaling.neighbors import search
+from id_scaling.neighbors.find import Neighbors, find_neighbors
 from id_scaling.neighbors.search import survey
 from id_scaling.neighbors.statistics import DEFAULT_GROUPS
 from id_scaling.neighbors.views import DEFAULT_VIEWS, View, default_ranks

@@ -6,7 +6,6 @@ import copy
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -256,42 +255,34 @@ def test_a_record_that_cannot_be_read_is_stale(kind: str, damage: bytes | None, 
 # ---- what is changed in the configuration ----------------------------------------------------------------------
 
 
-def with_key(dotted: str, value: Any) -> Callable[[dict[str, Any]], None]:
-    """Return the change of one key."""
-
-    def change(config: dict[str, Any]) -> None:
-        *parents, key = dotted.split(".")
-        for parent in parents:
-            config = config.setdefault(parent, {})
-        config[key] = value
-
-    return change
-
-
 @pytest.mark.parametrize(
-    ("change", "expected"),
+    ("dotted", "value", "expected"),
     [
-        (with_key("cacheing_config.save_IDs_list", [*ESTIMATORS, "mle_harmonic"]), ONE_ESTIMATOR),
-        (with_key("cacheing_config.save_IDs_list", ["mle", "mind_ml"]), {"summary": 1, "figures": 1}),
+        ("cacheing_config.save_IDs_list", [*ESTIMATORS, "mle_harmonic"], ONE_ESTIMATOR),
+        ("cacheing_config.save_IDs_list", ["mle", "mind_ml"], {"summary": 1, "figures": 1}),
         (
             with_key("cacheing_config.save_IDs_list", ["mle", "mind_ml", "twoNN_f20"]),
             {**BELOW_EXTRACTION, "estimate": 5},
         ),
-        (with_key("dataset_config.max_dataset_size", 3), {"chunk": 1, **CHAIN}),
-        (with_key("dataset_config.dataset_subset", [0, 1]), {"datasets": 1, "chunk": 1, **CHAIN}),
-        (with_key("ctx_len", [48, 64]), {"chunk": 1, **CHAIN}),
-        (with_key("cacheing_config.neighbor_ranks", list(range(1, 23))), CHAIN),
-        (with_key("cacheing_config.save_cache_tensors", True), CHAIN),
-        (with_key("cacheing_config.save_fp", "float32"), {}),
+        ("dataset_config.max_dataset_size", 3, {"chunk": 1, **CHAIN}),
+        ("dataset_config.dataset_subset", [0, 1], {"datasets": 1, "chunk": 1, **CHAIN}),
+        ("ctx_len", [48, 64], {"chunk": 1, **CHAIN}),
+        ("cacheing_config.neighbor_ranks", list(range(1, 23)), CHAIN),
+        ("cacheing_config.save_cache_tensors", True, CHAIN),
+        ("cacheing_config.save_fp", "float32", {}),
         # The model is not fetched again for other layers.
-        (with_key("cacheing_config.layer_idx_list", [1]), CHAIN),
-        (with_key("cacheing_config.save_IDs", False), {}),
-        (with_key("dataset_config.group_by", []), {}),
+        ("cacheing_config.layer_idx_list", [1], CHAIN),
+        ("cacheing_config.save_IDs", False, {}),
+        ("dataset_config.group_by", [], {}),
     ],
     ids=str,
 )
-def test_just_what_a_key_changes_is_stale(change: Callable, expected: dict, copied: dict[str, Any]) -> None:
-    change(copied)
+def test_just_what_a_key_changes_is_stale(dotted: str, value: Any, expected: dict, copied: dict[str, Any]) -> None:
+    *parents, key = dotted.split(".")
+    section = copied
+    for parent in parents:
+        section = section.setdefault(parent, {})
+    section[key] = value
     assert stale(copied) == expected
 
 

@@ -304,6 +304,7 @@ class Store:
         known |= {
             "ranks": list(RANKS),
             "statistics": list(names_of(())),
+            "made_from": {},
             "settings": {"views": {"default": vars(View())}, "sites": {}, "save_fp": self.save_fp},
         }
         write_record(self.manifest, {**known, **changes})

@@ -14,7 +14,7 @@ from conftest import ROOT, Workflow, save_text, save_tiny_llama, study
 
 SOURCES = ("Snakefile", "id_scaling", "workflow", "profiles", "config", "environment.yml")
 NOTHING: dict[str, int] = {}
-TABLES = {"estimate_batch": 1, "estimate_dimension": 15, "summarize": 1, "plot": 1}
+TABLES = {"estimate_dimension": 15, "summarize": 1, "plot": 1}
 ONE_ESTIMATOR = {**TABLES, "estimate_dimension": 5}
 CHAIN = {"extract_activations": 1, **TABLES}
 
