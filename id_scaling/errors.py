@@ -52,6 +52,21 @@ def made_anew(path: object) -> str:
     return f"remove it and ask for it: rm {place} && snakemake … all {place} (… are the options that you run it with)"
 
 
+# What is said where memory is refused: by Linux, by the loader of shared libraries, by Python's threads, by torch.
+_OF_MEMORY = ("Cannot allocate memory", "failed to map segment", "start new thread", "not enough memory", "bad_alloc")
+
+
+def of_memory(error: BaseException) -> ResourceError | None:
+    """Return the error that users meet where memory is refused; None for any other."""
+    text = str(error) or "no memory for what was asked"
+    if not isinstance(error, MemoryError) and not any(words in text for words in _OF_MEMORY):
+        return None
+    return ResourceError(
+        f"too little memory ({text.splitlines()[0]}): give the job more (mem_mb), or raise the limit of the shell "
+        "(ulimit -v), and run again: what was finished is kept"
+    )
+
+
 # What an operating system says of a disk, in the words that also stand in what libraries make of it.
 _OF_DISKS = {
     errno.ENOSPC: "make room",
@@ -59,6 +74,7 @@ _OF_DISKS = {
     errno.EROFS: "choose a folder that can be written",
     errno.EACCES: "choose a folder that you may read and write",
     errno.EIO: "look at the disk",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
 }
 
 
@@ -77,10 +93,10 @@ def of_a_disk(error: Exception) -> ResourceError | None:
 MAX_SHOWN = 500
 
 
-def shortened(text: str) -> str:
+def shortened(text: str, most: int = MAX_SHOWN) -> str:
     """Return a text on one line, a long one without its end."""
     text = " ".join(text.split())
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]} …"
+    return text if len(text) <= most else f"{text[:most]} …"
 
 
 def nearest(name: str, allowed: Iterable[str], n: int = 3) -> str:

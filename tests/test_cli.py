@@ -93,7 +93,13 @@ def test_help_says_what_each_verb_does(capsys: pytest.CaptureFixture) -> None:
         ([], "VERB"),
         (["frobnicate"], "invalid choice: 'frobnicate'"),
         (["estimate"], "--settings"),
-        (["plot", "--session", "a", "--output", "b", "--threads", "1"], "unrecognized arguments"),
+        (
+            (
+                ["plot", "--settings", "{}", "--session", "a", "--output", "b", "--record", "c", "--threads", "1"],
+                "unrecognized arguments",
+            ),
+            "unrecognized arguments",
+        ),
         (["fetch-tokenizer", "--settings", "{", "--output", "a"], "--settings"),
     ],
     ids=["no verb", "unknown verb", "missing option", "option of another verb", "settings that are no JSON"],

@@ -20,10 +20,12 @@ from verbs import Session
 
 from id_scaling import estimate
 from id_scaling.cli.main import main
+from id_scaling.models.modules import Site
 from id_scaling.neighbors.cloud_kinds import view_of_run
 from id_scaling.neighbors.find import find_neighbors
 from id_scaling.neighbors.views import View
 from id_scaling.results.estimates import SCHEMA
+from id_scaling.storage.layer_writer import assemble, writing_part
 from id_scaling.study.study import Study
 
 CTX_LEN = 64
@@ -323,10 +325,12 @@ def test_a_context_that_is_no_number_makes_the_cloud_nonfinite(session: Session,
 
     points = points_of(session, "block", 1, "mean", None)
     points[7, 3] = np.nan
-    with h5py.File(tmp_path / "layer_01.h5", "w") as file:
-        file["block/mean"] = points
-    block = Block(tmp_path / "layer_01.h5", "block", 1, "default", "mean", range(len(points)))
-    manifest = {"settings": {"views": {"default": vars(View())}}}
+    path = tmp_path / "layer_01.h5"
+    with writing_part(tmp_path / "part", len(points)) as writer:
+        writer.write_site(Site("block", 1, ""), 0, {"mean": points})
+    block = Block(path, "block", 1, "default", "mean", range(len(points)))
+    files = {path.name: assemble([tmp_path / "part"], path.name, path, {})}
+    manifest = {"settings": {"views": {"default": vars(View())}}, "files": files}
     row = _estimate_block(get_estimator("mle"), manifest, {"has_local": False}, np.zeros((79, CTX_LEN), int), block)
     assert row.select("status", "n_nonfinite").row(0) == ("nonfinite", 1)
 

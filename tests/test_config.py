@@ -50,6 +50,19 @@ def test_configurations_that_come_with_the_project_are_valid(name: str) -> None:
     assert isinstance(parse(yaml.safe_load((ROOT / "config" / name).read_text())), Config)
 
 
+@pytest.mark.parametrize("spelling", ["standardised", "standardized"])
+def test_both_spellings_of_a_scaling_are_one_setting(spelling: str) -> None:
+    views = {"default": {}, "scaled": {"preprocess": spelling}}
+    config = parse(small(cacheing_config__views=views))
+    assert config.cacheing_config.drawn_views["scaled"].preprocess == "standardised"
+
+
+def test_name_with_the_default_k_is_stored_as_the_plain_one() -> None:
+    config = parse(small(cacheing_config__save_IDs_list=["mle_k20", "mle_harmonic_k20", "mom_k20"]))
+    assert config.cacheing_config.save_IDs_list == ["mle", "mle_harmonic", "mom_k20"]
+    assert "mle stands there more than once" in problems(small(cacheing_config__save_IDs_list=["mle", "mle_k20"]))[0]
+
+
 def test_dictionary_of_the_documented_study_means_what_it_says() -> None:
     config = parse(yaml.safe_load((ROOT / "config" / "llama2-7b.yaml").read_text()))
     model, dataset, cacheing = config.models[0], config.datasets[0], config.cacheing_config
@@ -102,6 +115,21 @@ def test_clouds_of_a_run_alone_need_nothing_that_is_stored_of_contexts() -> None
     alone = parse(small(**changes, cacheing_config__clouds=["position"]))
     assert alone.cacheing_config.clouds == ["position"]
     assert problems(small(**changes, cacheing_config__clouds=["context", "position"]))
+
+
+def test_estimator_of_more_points_than_a_context_has_is_meant_for_clouds_of_runs() -> None:
+    """A context of 64 tokens has no 96 points; 96 contexts have."""
+    changes = {"cacheing_config__save_IDs_list": ["mle", "gride_n32"], "cacheing_config__save_positions": [-1]}
+    for clouds in (["position"], ["context", "position"]):
+        assert parse(small(**changes, cacheing_config__clouds=clouds))
+        (line,) = problems(small(**changes, cacheing_config__clouds=clouds, dataset_config__max_contexts=95))
+        assert "gride_n32 needs at least 96 points, but clouds of all contexts of a run have 95" in line
+    (line,) = problems(small(**changes, cacheing_config__clouds=["context"]))
+    assert "gride_n32 needs at least 96 points, but ctx_len 64 leaves 63" in line
+    # What contexts are long enough for is to be stored for them.
+    changes["cacheing_config__save_IDs_list"] = ["gride_n24"]
+    (line,) = problems(small(**changes, cacheing_config__clouds=["context", "position"], ctx_len=200))
+    assert "cacheing_config.neighbor_ranks: gride_n24 needs the ranks 24, 48" in line
 
 
 def test_whole_number_is_taken_where_a_number_is_meant() -> None:
@@ -212,7 +240,17 @@ WRONG_VALUES = [
     ({"cacheing_config__save_IDs": "no"}, "cacheing_config.save_IDs", ["'no' (text)", "boolean"]),
     ({"cacheing_config__save_IDs_list": "mle"}, "cacheing_config.save_IDs_list", ["'mle' (text)", "list"]),
     ({"cacheing_config__layer_idx_list": "al"}, "cacheing_config.layer_idx_list", ["'al'", "'all'", "list"]),
-    ({"cacheing_config__layer_idx_list": [0, -1]}, "cacheing_config.layer_idx_list[1]", ["-1", "equal to 0"]),
+    (
+        {"cacheing_config__layer_idx_list": {"last": 2, "first": 1}},
+        "cacheing_config.layer_idx_list",
+        ["several", "one of first, last and every"],
+    ),
+    ({"cacheing_config__layer_idx_list": {"lst": 2}}, "cacheing_config.layer_idx_list.lst", ["not a key", "'last'"]),
+    (
+        {"cacheing_config__layer_idx_list": {"last": 0}},
+        "cacheing_config.layer_idx_list.last",
+        ["found 0", "equal to 1"],
+    ),
     ({"cacheing_config__layer_idx_list": ["1"]}, "cacheing_config.layer_idx_list[0]", ["'1' (text)", "integer"]),
     ({"cacheing_config__neighbor_ranks": "defalt"}, "cacheing_config.neighbor_ranks", ["'default'", "list"]),
     ({"cacheing_config__neighbor_ranks": ["1-50"]}, "cacheing_config.neighbor_ranks[0]", ["'1-50'", "integer"]),
@@ -406,7 +444,7 @@ INCONSISTENT = [
             "cacheing_config__module_inblock_keys": [],
         },
         "cacheing_config.views.mine.layers",
-        ["found 5", "module_inblock_keys is empty"],
+        ["found [5] (a list)", "module_inblock_keys is empty"],
     ),
     (
         {"cacheing_config__views": {"default": {}, "mine": {"layers": [5, 5]}}},
@@ -425,7 +463,7 @@ INCONSISTENT = [
     ({"cacheing_config__neighbor_ranks": [1, 2, 2]}, "cacheing_config.neighbor_ranks", ["2", "more than once"]),
     # Each would be run, and counted, twice.
     ({"dataset_config__dataset_subset": [0, 0]}, "dataset_config.dataset_subset", ["0", "once"]),
-    ({"ctx_len": [64, 96, 64]}, "ctx_len", ["64 stands there more than once"]),
+    ({"ctx_len": [64, 96, 64]}, "ctx_len", ["64 is there more than once"]),
     ({"dataset_config__group_by": ["a", "a"]}, "dataset_config.group_by", ["a", "once"]),
     ({"model_config__model_checkpoint": ["a", "a"]}, "model_config.model_checkpoint", ["a", "once"]),
     (

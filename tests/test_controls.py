@@ -252,7 +252,7 @@ def test_text_is_plain_unless_a_control_is_asked_for() -> None:
         ),
         ("shuffle-6", r"controls: found 'shuffle-6' \(text\), expected 'none', 'shuffle-1'"),
         (["none", "shuffle-0"], r"controls\[1\]: found 'shuffle-0', which is the text as it is; write none"),
-        (["none", "none"], r"controls: none stands there more than once"),
+        (["none", "none"], r"controls: none is there more than once"),
         ([], r"controls: found \[\] \(a list\), expected at least one"),
         (None, r"controls: found None \(nothing\)"),
     ],

@@ -123,6 +123,13 @@ def test_a_gguf_file_is_an_input_of_what_is_made_of_it(gguf_file: Path, text_fol
     made.check()
 
 
+def test_a_layer_beyond_a_gguf_file_is_said_before_it_is_converted(gguf_file: Path, text_folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"tiny\.gguf at main: .*layer_idx_list: found layer 2, .* has 2 layers"):
+        Study(study(gguf_file, text_folder, cacheing_config__layer_idx_list=[2])).check()
+    made = Study(study(gguf_file, text_folder, cacheing_config__layer_idx_list=[-1]))
+    assert made.sites(next(iter(made.models)))["layers"] == [1]
+
+
 def test_a_gguf_file_is_one_model(gguf_file: Path, text_folder: Path) -> None:
     config = study(gguf_file, text_folder, model_config__model_checkpoint="step1")
     with pytest.raises(InputError, match="its checkpoint is 'main', found 'step1'"):
@@ -244,6 +251,31 @@ def test_what_a_gguf_file_says_and_transformers_does_not_read_is_refused(
     path = save_gguf(tiny_llama, tmp_path / "more.gguf", say=say)
     with pytest.raises(InputError, match=f"transformers does not read .*{what}"):
         convert_gguf(path, tmp_path / "model")
+
+
+@pytest.mark.parametrize("split", ["smollm", "gpt-2", None, "llama-bpe"])
+def test_the_tokenizer_of_a_gguf_file_splits_text_as_it_says(
+    split: str | None, tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = save_gguf(tiny_llama, tmp_path / "a.gguf", say=lambda writer: split and writer.add_tokenizer_pre(split))
+    pre_tokenizer = gguf_tokenizer(path).backend_tokenizer.pre_tokenizer
+    words = [word for word, _ in pre_tokenizer.pre_tokenize_str("in 1999")]
+    assert words == {"smollm": ["in", "Ġ", "1", "9", "9", "9"], "llama-bpe": ["in", "Ġ", "199", "9"]}.get(
+        split, ["in", "Ġ1999"]
+    )
+    fetch_tokenizer(str(path), tmp_path / "identity.json")
+
+
+def test_a_gguf_file_that_splits_text_as_nobody_here_knows_is_refused(
+    tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = save_gguf(tiny_llama, tmp_path / "a.gguf", say=lambda writer: writer.add_tokenizer_pre("viking"))
+    with pytest.raises(InputError, match=r"splits text into words as 'viking', .*model_config\.tokenizer"):
+        fetch_tokenizer(str(path), tmp_path / "identity.json")
+    assert not (tmp_path / "identity.json").exists()
+    gguf_model(path, tmp_path / "model")  # which may be studied with the tokenizer of another
 
 
 def test_what_lies_beside_a_gguf_file_is_not_read(tmp_path: Path, gguf_file: Path) -> None:

@@ -437,8 +437,7 @@ def test_every_estimator_of_scikit_dimension_has_a_name(class_name: str) -> None
         ("mle_50", "did you mean 'mle_k50'?"),
         ("mle50", "did you mean 'mle_k50'?"),
         ("mle_k", "did you mean 'mle_k10'?"),
-        ("mle_k0", "found k 0, expected 4 to 9999 but 20"),
-        ("mle_k20", "found k 20, expected 4 to 9999 but 20"),
+        ("mle_k0", "found k 0, expected 4 to 9999"),
         ("unbiased_k10", "did you mean 'mle_unbiased_k10'?"),
         ("TwoNN", "did you mean 'twoNN_f10'?"),
         ("twonn_f10", "did you mean 'twoNN_f10'?"),
@@ -447,7 +446,7 @@ def test_every_estimator_of_scikit_dimension_has_a_name(class_name: str) -> None
         ("twoNN_f-1", "did you mean 'twoNN_f1'?"),
         ("twoNN_f1.5", "did you mean 'twoNN_f10'?"),
         ("twoNN", "did you mean 'twoNN_f10'?"),
-        ("mle_mean", "did you mean 'mle_k10'?"),
+        ("mle_mean", "did you mean 'mle_median'?"),
         ("mind_ml_d0", "found d 0, expected 1 to 9999"),
         ("mind_ml_d", "did you mean 'mind_ml_d20'?"),
         ("mind_ml_d20.5", "did you mean 'mind_ml_d20'?"),
@@ -461,7 +460,14 @@ def test_every_estimator_of_scikit_dimension_has_a_name(class_name: str) -> None
         ("local_pca_50_90", "did you mean 'local_pca_k50_v90'?"),
         ("local_pca_k50_v9", "found v 9, expected 10 to 99"),
         ("skdim_", "did you mean 'skdim_TLE'?"),
-        (f"mle_k{'9' * 5000}", f"found k {'9' * 5000}, expected 4 to 9999 but 20"),
+        ("danco", "did you mean 'skdim_DANCo'?"),
+        ("DANCo", "did you mean 'skdim_DANCo'?"),
+        ("ess", "did you mean 'skdim_ESS'?"),
+        ("2NN", "did you mean 'twoNN_f10'?"),
+        ("2-nn", "did you mean 'twoNN_f10'?"),
+        ("mle_med", "did you mean 'mle_median'?"),
+        ("phd_txt", "did you mean 'phd_text'?"),
+        (f"mle_k{'9' * 5000}", f"found k {'9' * 5000}, expected 4 to 9999"),
     ],
 )
 def test_a_misspelt_name_is_answered_by_the_nearest_and_its_method(name: str, advice: str) -> None:
@@ -475,7 +481,7 @@ def test_a_misspelt_name_is_answered_by_the_nearest_and_its_method(name: str, ad
     )
 
 
-@pytest.mark.parametrize("name", ["", "3", "None", "levina", "euclid"])
+@pytest.mark.parametrize("name", ["", "3", "None", "euclid"])
 def test_a_name_near_none_is_answered_by_all(name: str) -> None:
     with pytest.raises(ConfigError, match=f"^{name!r} is not an estimator: the names are ") as caught:
         get_estimator(name)

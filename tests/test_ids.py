@@ -13,7 +13,8 @@ from scipy.spatial.distance import pdist, squareform
 from verbs import Session
 
 from id_scaling.cli.main import main
-from id_scaling.results.estimates import _nearness
+from id_scaling.estimators.near_copies import tiny_share
+from id_scaling.results.estimates import _medians
 
 
 @pytest.fixture(scope="module")
@@ -50,5 +51,5 @@ def test_companions_are_those_of_the_clouds(session: Session, tmp_path: Path) ->
     ],
 )
 def test_a_nearest_neighbor_at_next_to_no_distance_is_counted(r1: list[float], median: float, tiny: float) -> None:
-    found = _nearness(np.array([r1]))
-    np.testing.assert_array_equal([found["median_r1"][0], found["tiny_r1"][0]], [median, tiny])
+    rows = np.array([r1])
+    np.testing.assert_array_equal([_medians(rows)[0], tiny_share(rows)[0]], [median, tiny])

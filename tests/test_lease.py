@@ -17,6 +17,7 @@ from id_scaling.errors import LeaseError, StoreError
 from id_scaling.runtime import locks as module
 from id_scaling.runtime.locks import Lease, hold_session, leased, read_holder
 
+HOLDER_KEYS = ("host", "machine", "pid", "started", "since", "token")
 HOLDER = """
 import sys
 from pathlib import Path
@@ -170,12 +171,77 @@ def test_a_file_that_is_gone_with_its_folder_is_the_error(tmp_path: Path) -> Non
         write()
 
 
-def test_a_lease_that_says_nothing_is_somebodys_until_it_is_old(tmp_path: Path) -> None:
+UNREADABLE = {
+    "empty": b"",
+    "no UTF-8": b"\xff\xfe{}",
+    "cut": b'{"host": "a", "machine"',
+    "no holder": b"[1, 2]",
+    "other types": json.dumps({**dict.fromkeys(HOLDER_KEYS, "x"), "pid": "../self"}).encode(),
+    "very deep": b"[" * 100_000,
+    "endless number": b"9" * 10_000,
+}
+
+
+@pytest.mark.parametrize("content", UNREADABLE.values(), ids=UNREADABLE)
+def test_a_lease_that_says_nothing_is_somebodys_until_it_is_old(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / ".lease"
-    path.touch()
-    assert str(Lease(path).take()).startswith("process 0 on an unknown machine")
+    path.write_bytes(content)
+    assert str(Lease(path).take()) == "an unknown process"
+    with pytest.raises(LeaseError, match=r"an unknown process is at work on this session; .* within 120 s; .* removed"):
+        hold_session(tmp_path)
     os.utime(path, (1, 1))
     assert Lease(path).take() is None
+
+
+def link_to_nothing(path: Path) -> None:
+    path.symlink_to("nowhere")
+
+
+def link_to_itself(path: Path) -> None:
+    path.symlink_to(path.name)
+
+
+def link_to_a_file(path: Path) -> None:
+    path.with_name("elsewhere").write_text("{}")
+    path.symlink_to("elsewhere")
+
+
+@pytest.mark.parametrize("make", [link_to_nothing, link_to_itself, link_to_a_file, Path.mkdir, os.mkfifo])
+def test_what_is_no_file_is_refused_at_once(make: Any, tmp_path: Path) -> None:
+    path = tmp_path / ".lease"
+    make(path)
+    with pytest.raises(LeaseError, match=r"\.lease: found a link, a folder or a device, expected .*; remove it"):
+        hold_session(tmp_path)
+    with pytest.raises(LeaseError, match="remove it"), leased(tmp_path):
+        pass
+    assert os.path.lexists(path)
+
+
+def test_a_time_to_come_is_one_of_long_ago(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A day ahead, after a clock was put right: no holder that lives leaves it so for ten seconds."""
+    held = Lease(tmp_path / ".lease")
+    held.take()
+    of_another_machine(held.path, age=-module.STALE / 2)  # clocks differ a little
+    assert str(Lease(held.path).take()).startswith(f"process {os.getpid()} on elsewhere")
+    of_another_machine(held.path, age=-86400)
+    caplog.set_level("INFO", logger="id_scaling")
+    assert Lease(held.path).take() is None
+    assert "whose last sign is 86400 s ahead of the clock; its lease is taken over" in caplog.text
+
+
+def test_a_lease_taken_by_mistake_is_put_back_where_there_are_no_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    aside, path = tmp_path / "aside", tmp_path / ".lease"
+    aside.write_text("first")
+    module._put_back(aside, path)
+    aside.write_text("second")
+    module._put_back(aside, path)
+    assert path.read_text() == "first"
 
 
 def test_a_second_on_a_session_is_told_who_is_there(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable
 
@@ -16,7 +17,7 @@ import pytest
 import torch
 
 import id_scaling
-from id_scaling.errors import ConfigError
+from id_scaling.errors import ConfigError, ResourceError
 from id_scaling.estimators.arrays import DEFAULT_ESTIMATORS
 from id_scaling.estimators.base import Estimate
 
@@ -54,7 +55,7 @@ def test_estimate_gives_an_estimate_for_each_name_in_their_order() -> None:
     assert list(found) == names
     for one in found.values():
         assert isinstance(one, id_scaling.Estimate)
-        assert [type(value) for value in dataclasses.astuple(one)] == [float, float, int, int, int, str]
+        assert [type(value) for value in dataclasses.astuple(one)[:7]] == [float, float, int, int, int, str, float]
         assert (one.n_points, one.n_distinct) == (100, 100)
     # The sheet has four dimensions; a hundred points and its bends leave a third of that either way.
     assert 2.7 < found["mle"].value < 5.3
@@ -83,6 +84,8 @@ def test_estimate_batch_gives_a_row_for_each_cloud_and_name_in_their_order() -> 
         "n_distinct": pl.Int64,
         "n_nonfinite": pl.Int64,
         "status": pl.String,
+        "tiny_r1": pl.Float64,
+        "top_share": pl.Float64,
     }
     assert [(row[0], row[1]) for row in table.rows()] == [(index, name) for index in range(3) for name in NAMES]
 
@@ -279,6 +282,59 @@ def test_coordinates_of_any_size_are_estimated_in_silence(size: float) -> None:
         assert found[name].value == pytest.approx(expected[name].value, rel=1e-10)  # as for scaling, below
 
 
+# ---- names ----
+
+
+@pytest.mark.parametrize(
+    ("alias", "name"),
+    [("mle_k20", "mle"), *((f"mle_{mean}_k20", f"mle_{mean}") for mean in ("harmonic", "unbiased", "median"))],
+)
+def test_a_name_with_the_default_k_is_the_plain_one(alias: str, name: str) -> None:
+    found = id_scaling.estimate(cloud(), [alias, name])
+    assert list(found) == [name]
+    assert found[alias] is found[name]
+    assert same(found[name], id_scaling.estimate(cloud(), name)[name])
+    assert id_scaling.estimate_batch(cloud()[None], alias)["estimator"].to_list() == [name]
+    with pytest.raises(KeyError):
+        found["mom_k20"]
+
+
+@pytest.mark.parametrize("name", ["mom_k20", "abid_k20", "gride_n20"])
+def test_a_k_without_a_plain_name_stays(name: str) -> None:
+    assert list(id_scaling.estimate(cloud(), name)) == [name]
+
+
+# ---- more points than fit ----
+
+
+def test_more_points_than_fit_in_memory_are_one_error_before_anything_is_allocated() -> None:
+    points = np.zeros((3_000_000, 1), dtype=np.float32)
+    start = time.perf_counter()
+    with pytest.raises(ResourceError, match=r"a cloud of 3,000,000 points needs 36000\.0 GB of memory, .* GB is free"):
+        id_scaling.estimate(points, "mle")
+    assert time.perf_counter() - start < 5
+
+
+LIMITED = """
+import resource, sys
+import numpy as np
+import id_scaling
+points = np.random.default_rng(0).standard_normal((12_000, 4))
+id_scaling.estimate(points[:100], "mle")
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 800_000_000, resource.RLIM_INFINITY))
+try:
+    id_scaling.estimate(points, "mle")
+except id_scaling.errors.ResourceError as error:
+    print(error)
+"""
+
+
+def test_a_limit_on_the_process_is_a_limit() -> None:
+    done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("a cloud of 12,000 points needs 1.2 GB of memory, 0.")
+
+
 # ---- arguments that cannot be used ----
 
 
@@ -329,13 +385,13 @@ def test_clouds_that_are_no_batch_are_refused(clouds: np.ndarray, telling: str) 
         ({"duplicates": np.array(["keep", "distinct"])}, "duplicates: found array"),
         ({"max_seconds": 0}, "max_seconds: found 0, expected a number above 0"),
         ({"max_seconds": "60"}, "max_seconds: found '60', expected a number above 0"),
-        ({"estimators": 5}, "estimators: found 5, expected a list of names"),
-        ({"estimators": b"mle"}, "estimators: found b'mle', expected a list of names"),
+        ({"estimators": 5}, "estimators: found 5, expected a name or a list of names"),
+        ({"estimators": b"mle"}, "estimators: found b'mle', expected a name or a list of names"),
         ({"duplicates": True}, "duplicates: found True, expected 'distinct' or 'keep'"),
-        ({"estimators": "mle"}, r"estimators: found 'mle', expected a list of names such as \['mle'\]"),
-        ({"estimators": []}, r"estimators: found \[\], expected a list of names"),
-        ({"estimators": ()}, r"estimators: found \(\), expected a list of names"),
-        ({"estimators": None}, "estimators: found None, expected a list of names"),
+        ({"estimators": "mle_k"}, r"'mle_k' is not an estimator: did you mean 'mle"),
+        ({"estimators": []}, r"estimators: found \[\], expected a name or a list of names"),
+        ({"estimators": ()}, r"estimators: found \(\), expected a name or a list of names"),
+        ({"estimators": None}, "estimators: found None, expected a name or a list of names"),
         ({"estimators": ["mle", "mle_k"]}, r"'mle_k' is not an estimator: did you mean 'mle"),
         ({"estimators": ["mle", 3]}, "3'? is not an estimator"),
         ({"estimators": ["mle", None]}, "None'? is not an estimator"),

@@ -44,6 +44,12 @@ REQUEST = SiteRequest(None, ("block",), (), None)
 WEIGHTS = "model.safetensors"
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no earlier run of this code have said what a model is."""
+    monkeypatch.setattr("id_scaling.sources.cache.CACHE", tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> dict[str, Path]:
     """Folders of tiny models by architecture; not to be changed."""
@@ -117,15 +123,17 @@ def test_an_index_that_names_a_tensor_its_file_lacks_is_said(model: Path) -> Non
         read_headers(model)
 
 
-def test_headers_are_checked_without_torch(model: Path, text_folder: Path, tmp_path: Path) -> None:
+def test_headers_are_checked_without_torch(model: Path) -> None:
     """The dry run must stay quick: transformers takes seconds to import."""
-    (tmp_path / "study.json").write_text(json.dumps(study(model, text_folder)))
     code = (
-        "import json, sys; from id_scaling.study.study import Study; Study(json.load(open(sys.argv[1]))).check(); "
+        "import sys; from pathlib import Path; from id_scaling.models.modules import SiteRequest; "
+        "from id_scaling.sources.models import check_model, check_paths_of; "
+        "folder, request = Path(sys.argv[1]), SiteRequest(None, ('b',), (), {'b': 'model.layers.{layer}'}); "
+        "check_paths_of(folder, request, check_model(folder, request, 64)); "
         "print(sorted({'torch', 'transformers'} & set(sys.modules)))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "study.json")],
+        [sys.executable, "-c", code, str(model)],
         capture_output=True,
         text=True,
         check=True,
@@ -236,8 +244,7 @@ def test_what_only_the_architecture_can_tell_is_told_when_it_is_built(
     assert [word for word in words if word not in str(caught.value)] == []
 
 
-def test_a_model_that_takes_too_much_memory_to_build_is_said(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`num_labels` labels are made, which no arithmetic of sizes looks at; a million take 0.3 GB."""
+def test_a_model_that_takes_too_long_to_build_is_said(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("id_scaling.sources.meta_model.MAX_SECONDS", 0.05)
     with pytest.raises(InputError, match=r"takes more than 0\.05 s to build"):
         inspect(model)

@@ -18,10 +18,12 @@ import numpy as np
 import pytest
 import skdim
 from scipy.sparse.csgraph import minimum_spanning_tree
+from scipy.spatial.distance import pdist, squareform
 
 import id_scaling
 from id_scaling.errors import ConfigError
-from id_scaling.estimators.registry import abid, base, get_estimator, local_pca, mst, phd, spanning_trees, tle
+from id_scaling.estimators import abid, base, local_pca, mst, phd, spanning_trees, tle
+from id_scaling.estimators.registry import get_estimator
 from id_scaling.estimators.sandbox import estimate_contained
 from id_scaling.estimators.standard_errors import factor
 from id_scaling.neighbors.find import find_neighbors, stacked
@@ -35,7 +37,7 @@ CLOUDS = {
     "ball5_in10": np.hstack([skdim.datasets.hyperBall(300, 5, random_state=0), np.zeros((300, 5))]),
     "sphere4_in5": skdim.datasets.hyperSphere(300, 4, random_state=1),
 }
-NAMES = ("tle", "abid_k20", "local_pca_k20_v90", "phd", "mst")
+NAMES = ("tle", "abid_k20", "local_pca_k20_v90", "phd", "phd_text", "mst")
 
 
 def cube(d: int, n: int = 1024, seed: int = 0) -> np.ndarray:
@@ -102,7 +104,55 @@ def test_local_pca_counts_the_directions_of_each_neighborhood() -> None:
         np.testing.assert_array_equal(local_pca.pointwise(points, k, percent), expected)
 
 
-@pytest.mark.parametrize("name", ["phd", "mst"])
+def published_sizes(name: str, n: int) -> list[int]:
+    """Return the sizes of subsets in the authors' code: by default, and in its example for the n tokens of a text."""
+    if name == "phd":
+        return [size for size in range(50, 513, 40) if size <= n]
+    step = (n - 40) // 7
+    return list(range(40, n - step, step))
+
+
+def published(name: str, points: np.ndarray, seed: int) -> float:
+    """Return 1 / (1 - m), m the slope of the log median length of scipy's spanning trees over log size, three times."""
+    rng, n, slopes = np.random.default_rng(seed), len(points), []
+    sizes, n_draws = published_sizes(name, n), 7 if name == "phd" else 9
+    for _ in range(3):
+        lengths = []
+        for size in sizes:
+            draws = [points[rng.permutation(n)[:size]] for _ in range(3 if n <= 2 * size else n_draws)]
+            lengths.append(np.median([minimum_spanning_tree(squareform(pdist(some))).sum() for some in draws]))
+        x, y = np.log(sizes), np.log(lengths)
+        slopes.append((len(x) * (x * y).sum() - x.sum() * y.sum()) / (len(x) * (x**2).sum() - x.sum() ** 2))
+    return 1 / (1 - np.mean(slopes))
+
+
+@pytest.mark.parametrize("d", [3, 8])
+@pytest.mark.parametrize("n", [200, 511])
+@pytest.mark.parametrize("name", ["phd", "phd_text"])
+def test_persistent_homology_is_that_of_the_published_protocol(name: str, n: int, d: int) -> None:
+    points = np.random.default_rng(d).standard_normal((n, d))
+    expected = np.array([published(name, points, seed) for seed in range(6)])
+    found = id_scaling.estimate(points, name)[name]
+    assert found.status == "ok"
+    # The draws differ: ours is one more of theirs.
+    assert abs(found.value - expected.mean()) < 4.5 * expected.std(ddof=1) * np.sqrt(1 + 1 / 6)
+    assert expected.std(ddof=1) < 0.1 * expected.mean()
+
+
+@pytest.mark.parametrize("n", [89, 90, 96, 103, 200, 511, 1023])
+def test_sizes_of_subsets_are_the_published_ones(n: int) -> None:
+    assert phd.sizes_of_text(n).tolist() == published_sizes("phd_text", n)
+    assert phd.sizes_of_class(n).tolist() == published_sizes("phd", n)
+    assert len(phd.sizes_of_text(n)) == (6 if (n - 40) % 7 == 0 else 7)
+
+
+def test_a_text_is_long_enough_where_its_largest_subset_is_twice_the_smallest() -> None:
+    assert get_estimator("phd_text").min_points == 89
+    assert phd.sizes_of_text(89)[-1] >= 2 * phd.sizes_of_text(89)[0] - 7
+    assert id_scaling.estimate(cube(2, 88), "phd_text")["phd_text"].status == "too_few_points"
+
+
+@pytest.mark.parametrize("name", ["phd", "phd_text", "mst"])
 @pytest.mark.parametrize(("d", "low", "high"), [(2, 1.7, 2.2), (5, 4.2, 5.2), (10, 6.5, 10)])
 def test_spanning_trees_grow_with_the_dimension(name: str, d: int, low: float, high: float) -> None:
     # The edge of a cube is nearer the larger d is: the growth of its trees is slower than the limit says.
@@ -111,7 +161,7 @@ def test_spanning_trees_grow_with_the_dimension(name: str, d: int, low: float, h
     assert 0 < found.stderr < 0.3 * d
 
 
-@pytest.mark.parametrize("name", ["phd", "mst"])
+@pytest.mark.parametrize("name", ["phd", "phd_text", "mst"])
 def test_spanning_trees_are_drawn_alike_every_time(name: str) -> None:
     first, second = (id_scaling.estimate(cube(3), [name])[name] for _ in range(2))
     assert (first.value, first.stderr) == (second.value, second.stderr)
@@ -154,7 +204,7 @@ def test_a_cloud_without_an_answer_says_why_in_silence(name: str, points: np.nda
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = id_scaling.estimate(points, [name])[name]
-    if np.nanmax(points) == 1e6 and name in ("phd", "mst"):
+    if np.nanmax(points) == 1e6 and name in ("phd", "phd_text", "mst"):
         status = "boundary"  # one edge is longer than all others: the tree does not grow with the points drawn
     assert found.status == status
     assert np.isnan(found.value) == (status != "ok")
@@ -171,11 +221,12 @@ def misbehaving(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         "def compute(points):\n"
         "    wish = int(points[0, 0])\n"
         "    if wish == 1: time.sleep(1e6)\n"
+        "    while wish == 5: pass\n"
         "    if wish == 2: os.kill(os.getpid(), 9)\n"
         "    if wish == 3: raise ValueError('no')\n"
         "    if wish == 4: print('noise'); os.write(1, b'more noise')\n"
         "    return float(os.getpid()), 0.0\n"
-        "import id_scaling.estimators as package\n"
+        "import id_scaling.estimators.registry as package\n"
         "from id_scaling.estimators.base import Estimator\n"
         "package.get_estimator = lambda name: Estimator(name, 'points', 2, compute)\n"
     )
@@ -190,19 +241,58 @@ def wish(number: int) -> np.ndarray:
 
 
 def test_what_an_estimator_does_costs_its_cloud_alone(misbehaving: None) -> None:
-    ask = lambda number: estimate_contained("any", wish(number), 5.0 if number == 1 else 60.0)[0]  # noqa: E731
+    ask = lambda number: estimate_contained("any", wish(number), 0.5 if number in (1, 5) else 60.0)[0]  # noqa: E731
     first = ask(0)
     assert ask(4) == first  # what is printed is no answer, and one child serves many clouds
     with pytest.raises(ChildError, match="ValueError: no"):
         ask(3)
     assert ask(0) == first
-    with pytest.raises(TimeoutError, match="no answer after 5 s"):
+    with pytest.raises(TimeoutError, match=r"no answer after 5 s$"):  # ten times the processor time, by the clock
         ask(1)
     second = ask(0)
     assert second != first
+    with pytest.raises(TimeoutError, match=r"no answer after 0\.5 s of processor time"):
+        ask(5)
+    second = ask(0)
     with pytest.raises(ChildError, match="its process ended with code -9"):
         ask(2)
     assert ask(0) not in (first, second)
+
+
+def spend(seconds: float) -> float:
+    """Return how much processor time a process has spent once it has spent so much."""
+    start = time.process_time()
+    while time.process_time() < start + seconds:
+        pass
+    return time.process_time() - start
+
+
+def test_a_limit_is_of_processor_time_whoever_else_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(children, "WALL_TIMES", 1000)  # this machine may be busy already
+    # Three busy processes on the one core that the child has: it takes several times as long by the clock.
+    core = {min(os.sched_getaffinity(0))}
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3)]
+    kept = os.sched_getaffinity(0)
+    try:
+        for process in busy:
+            os.sched_setaffinity(process.pid, core)
+        os.sched_setaffinity(0, core)
+        children.ask_child(spend, 0.0)
+        start = time.perf_counter()
+        assert children.ask_child(spend, 0.3, max_seconds=0.6) >= 0.3
+        assert time.perf_counter() - start > 0.6  # the comparison can fail: it was slowed
+        with pytest.raises(TimeoutError, match=r"no answer after 0\.3 s of processor time"):
+            children.ask_child(spend, 5.0, max_seconds=0.3)
+    finally:
+        os.sched_setaffinity(0, kept)
+        for process in busy:
+            process.kill()
+            process.wait()
+
+
+def test_the_time_of_one_answer_is_not_counted_to_the_next() -> None:
+    for _ in range(4):
+        assert children.ask_child(spend, 0.2, max_seconds=0.5) >= 0.2
 
 
 def test_each_failure_is_a_status(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,6 +403,15 @@ def test_a_slope_that_rests_on_ties_is_no_number(d: int, side: int) -> None:
 )
 def test_ties_that_leave_the_slope_right_leave_the_number(name: str, points: np.ndarray, d: int) -> None:
     assert id_scaling.estimate(points, [name])[name].value == pytest.approx(d, rel=0.25)
+
+
+def test_tle_does_not_depend_on_the_unit_as_scikit_dimensions_does() -> None:
+    # In a unit in which many measurements are below 1e-4 scikit-dimension drops them.
+    points = np.random.default_rng(0).standard_normal((60, 3))
+    found = id_scaling.estimate(points, "tle")["tle"].value
+    assert id_scaling.estimate(2e-4 * points, "tle")["tle"].value == pytest.approx(found, rel=1e-9)
+    assert skdim.id.TLE().fit_transform(points) == pytest.approx(found, rel=1e-3)
+    assert abs(skdim.id.TLE().fit_transform(2e-4 * points) / found - 1) > 0.02
 
 
 @pytest.mark.parametrize("method", [mst, phd])

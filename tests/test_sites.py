@@ -6,6 +6,7 @@ import pytest
 from architectures import TINY, build
 
 from id_scaling.errors import ConfigError
+from id_scaling.models.layers import LayerChoice, layers_of
 from id_scaling.models.modules import (
     PRESETS,
     Site,
@@ -14,6 +15,7 @@ from id_scaling.models.modules import (
     request_of,
     resolve_mapping,
     resolve_sites,
+    with_layers,
 )
 
 MAPPING = {"block": "net.{layer}", "attn": "net.{layer}.attn", "emb": "wte", "unemb": "norm"}
@@ -21,6 +23,48 @@ MAPPING = {"block": "net.{layer}", "attn": "net.{layer}.attn", "emb": "wte", "un
 
 def request(layers=None, inblock=("block", "attn"), outblock=("emb",), mapping=MAPPING) -> SiteRequest:
     return SiteRequest(layers, inblock, outblock, mapping)
+
+
+LAYERS = [
+    (None, [0, 1, 2, 3, 4]),
+    ([3, 0], [0, 3]),
+    ([-1], [4]),
+    ([-5, -1, 2], [0, 2, 4]),
+    ({"first": 2}, [0, 1]),
+    ({"last": 2}, [3, 4]),
+    ({"last": 5}, [0, 1, 2, 3, 4]),
+    ({"every": 2}, [0, 2, 4]),
+    ({"every": 9}, [0]),
+]
+
+
+@pytest.mark.parametrize(("choice", "layers"), LAYERS)
+def test_layers_are_counted_from_either_end_or_are_a_range(choice: LayerChoice | None, layers: list[int]) -> None:
+    assert layers_of(choice, 5, "layer_idx_list") == layers
+    sites = resolve_sites(request(layers=choice, inblock=("attn",), outblock=()), "any", 5)
+    assert [site.layer for site in sites] == layers
+
+
+@pytest.mark.parametrize(
+    ("choice", "words"),
+    [
+        ([5], "found layer 5, but the model has 5 layers: 0 to 4 are allowed, and -5 to -1 from the end"),
+        ([-6], "found layer -6"),
+        ([-1, 4], "-1 and 4 are one layer"),
+        ({"last": 6}, r"layer_idx_list\.last: found 6, but the model has 5 layers; take fewer"),
+        ({"first": 6}, r"layer_idx_list\.first: found 6"),
+    ],
+)
+def test_layers_that_a_model_does_not_have_are_an_error(choice: LayerChoice, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        layers_of(choice, 5, "layer_idx_list")
+
+
+def test_view_at_a_layer_that_is_not_read_is_an_error_once_layers_are_known() -> None:
+    asked = request_of({"layers": {"last": 2}, "inblock": [], "outblock": [], "mapping": {}, "views": {"v": [-1, 3]}})
+    assert with_layers(asked, 5).views == {"v": [3, 4]}
+    with pytest.raises(ConfigError, match=r"views\.v\.layers: found layer 3, but layer_idx_list has 4, 5"):
+        with_layers(asked, 6)
 
 
 def test_sites_go_block_by_block_then_outside_the_blocks() -> None:

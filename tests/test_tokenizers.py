@@ -488,6 +488,13 @@ def test_a_damaged_vocabulary_or_list_of_merges_is_read_or_said(name: str, tmp_p
         assert outcome(tmp_path) in ("error", "read")
 
 
+def test_file_of_another_encoding_is_said(tmp_path: Path) -> None:
+    folder = save(tmp_path, words())
+    (folder / "tokenizer.json").write_text(words().to_str(), encoding="utf-16")
+    with pytest.raises(InputError, match=r"tokenizer\.json: damaged: not UTF-8 at byte 0"):
+        load_tokenizer(folder)
+
+
 def test_merges_that_are_cut_short_are_said(tmp_path: Path) -> None:
     pieces = [f"p{number}" for number in range(2000)]
     vocabulary = {piece: place for place, piece in enumerate([*"p0123456789", *pieces])}

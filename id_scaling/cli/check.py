@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -57,8 +57,15 @@ def check_session(study: Study) -> list[Finding]:
     return _Check(study).findings
 
 
-def report(findings: list[Finding]) -> str:
-    """Return findings as text, the first of each kind, and how many there are."""
+def report(findings: list[Finding], options: Sequence[str] = ()) -> str:
+    """Return findings as text, the first of each kind, how many there are, and the command that mends them.
+
+    Parameters
+    ----------
+    findings : list of Finding
+    options : sequence of str
+        Options of Snakemake in that command; the last may not take a list, which targets would become part of.
+    """
     lines = []
     for kind in KINDS:
         found = [finding for finding in findings if finding.kind == kind]
@@ -69,8 +76,7 @@ def report(findings: list[Finding]) -> str:
     if targets:
         listed, n_more = shlex.join(targets[:MOST_MENDED]), len(targets) - MOST_MENDED
         then = f"; then check again, for {n_more} more" if n_more > 0 else ""
-        lines.append("… below is for the options that you run Snakemake with, such as --profile and --configfile")
-        lines.append(f"to mend    rm -f {listed} && snakemake … all {listed}{then}")
+        lines.append(f"to mend    rm -f {listed} && {shlex.join(['snakemake', *options])} all {listed}{then}")
     counts = ", ".join(f"{sum(one.kind == kind for one in findings)} {kind}" for kind in KINDS)
     return "\n".join([*lines, counts])
 

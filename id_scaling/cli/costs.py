@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from id_scaling.cli.model_size import Shape, Weights, is_made, shape_in, weights_of
 from id_scaling.errors import IdScalingError, StoreError
+from id_scaling.models.layers import layers_of
 from id_scaling.neighbors.cloud_kinds import CONTEXT, clouds_of_run, view_of_run
 from id_scaling.neighbors.statistics import names_of
 from id_scaling.neighbors.views import View, default_ranks, views_at
@@ -37,7 +38,7 @@ TABLES_A_SUBMISSION = 100
 # What text is about, where there is only its size: bytes of a token, and how often compressed text is as long.
 BYTES_A_TOKEN, INFLATION = 4, 3
 # Measured on whole files: what HDF5 adds, what tokens.h5 and tokens.parquet hold of a token, tables of IDs.
-BYTES_A_FILE, BYTES_A_DATASET, BYTES_A_CHUNK = 7_000, 400, 20
+BYTES_A_FILE, BYTES_A_DATASET, BYTES_A_CHUNK = 7_000, 400, 36
 BYTES_OF_SCORES, BYTES_A_TABLE, BYTES_A_ROW = 18, 7_500, 77
 BYTES_OF_FLOAT = {"float16": 2, "float32": 4, "float64": 8}
 # FLOPs by n² d: the inner products of a cloud are n² d multiply-adds, and the rest is taken to cost as much.
@@ -106,38 +107,42 @@ def cost_of(study: Study, run: Run, shape: Shape, n_contexts: int) -> Cost:
     """Return what one run takes."""
     n_tokens, cacheing = run.ctx_len, study.config.cacheing_config
     files = layer_bytes(study, shape, n_contexts, n_tokens)
-    n_clouds = sum(_n_clouds(cacheing, site.layer, n_contexts) for site in shape.widths)
+    n_clouds = sum(_n_clouds(cacheing, site.layer, shape.n_layers, n_contexts) for site in shape.widths)
     disk = sum(files.values()) + n_contexts * n_tokens * BYTES_OF_SCORES
     disk += len(study.estimators) * (len(study.modules) * BYTES_A_TABLE + n_clouds * BYTES_A_ROW)
-    widths = sum(width * _n_products(cacheing, site.layer) for site, width in shape.widths.items())
+    widths = sum(width * _n_products(cacheing, site.layer, shape.n_layers) for site, width in shape.widths.items())
     search = SEARCH * n_contexts * n_tokens**2 * widths
     is_done = (run_folder(Path(study.session), run) / "manifest.json").is_file()
     forward = n_contexts * shape.forward[n_tokens]
-    of_run = sum(width * _n_searches(cacheing, site.layer) for site, width in shape.widths.items()) * n_contexts**2
+    of_run = (
+        sum(width * _n_searches(cacheing, site.layer, shape.n_layers) for site, width in shape.widths.items())
+        * n_contexts**2
+    )
     return Cost(disk, max(files.values()), forward, search, n_clouds * n_tokens, of_run, is_done)
 
 
-def _views_at(cacheing: CacheingConfig, layer: int | None) -> list[View]:
-    """Return the views of a site, each draw being one."""
+def _views_at(cacheing: CacheingConfig, layer: int | None, n_layers: int) -> list[View]:
+    """Return the views of a site of a model with so many layers, each draw being one."""
     drawn = cacheing.drawn_views
-    return [drawn[name] for name in views_at(layer, drawn, cacheing.view_layers)]
+    layers = {name: layers_of(some, n_layers, f"views.{name}.layers") for name, some in cacheing.view_layers.items()}
+    return [drawn[name] for name in views_at(layer, drawn, layers)]
 
 
-def _n_products(cacheing: CacheingConfig, layer: int | None) -> int:
+def _n_products(cacheing: CacheingConfig, layer: int | None, n_layers: int) -> int:
     """Return how many products of its points a cloud takes at a site."""
-    return 1 + sum(not view.is_as_made for view in _views_at(cacheing, layer))
+    return 1 + sum(not view.is_as_made for view in _views_at(cacheing, layer, n_layers))
 
 
-def _n_searches(cacheing: CacheingConfig, layer: int | None) -> int:
+def _n_searches(cacheing: CacheingConfig, layer: int | None, n_layers: int) -> int:
     """Return how many products an estimator makes of clouds of all contexts of a run at a site."""
-    views = [view for view in _views_at(cacheing, layer) if view_of_run(view)]
+    views = [view for view in _views_at(cacheing, layer, n_layers) if view_of_run(view)]
     n_products = sum(1 if view.is_as_made else PRODUCTS_OF_A_SCALED_VIEW for view in views)
     return n_products * len(clouds_of_run(cacheing.clouds, cacheing.save_positions))
 
 
-def _n_clouds(cacheing: CacheingConfig, layer: int | None, n_contexts: int) -> int:
+def _n_clouds(cacheing: CacheingConfig, layer: int | None, n_layers: int, n_contexts: int) -> int:
     """Return how many clouds an estimator estimates at a site."""
-    views = _views_at(cacheing, layer)
+    views = _views_at(cacheing, layer, n_layers)
     of_contexts = n_contexts * len(views) if CONTEXT in cacheing.clouds else 0
     n_views = sum(view_of_run(view) is not None for view in views)
     return of_contexts + n_views * len(clouds_of_run(cacheing.clouds, cacheing.save_positions))
@@ -158,7 +163,7 @@ def layer_bytes(study: Study, shape: Shape, n_contexts: int, n_tokens: int) -> d
         of_cloud = n_tokens * BYTES_OF_FLOAT[cacheing.save_fp]
     files: dict[str, float] = defaultdict(lambda: BYTES_A_FILE)
     for site, width in shape.widths.items():
-        n_views = len(_views_at(cacheing, site.layer))
+        n_views = len(_views_at(cacheing, site.layer, shape.n_layers))
         of_context = n_views * of_view + n_vectors * (4 * width + BYTES_A_CHUNK) + width * of_cloud
         files[file_of(site.layer)] += n_contexts * of_context + (3 * n_views + n_vectors) * BYTES_A_DATASET
     return files

@@ -10,6 +10,7 @@ import argparse
 import json
 import math
 import os
+import resource
 import signal
 import socket
 import sys
@@ -18,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from id_scaling.errors import Ended, IdScalingError, of_a_disk
+from id_scaling.errors import Ended, IdScalingError, of_a_disk, of_memory
 from id_scaling.runtime.atomic_files import sweep
 from id_scaling.runtime.interrupts import endable
 from id_scaling.runtime.logging import LOG, plain, start_logging
@@ -42,12 +43,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; an error of the package is one message on standard error and exit status 1."""
     arguments = _parser().parse_args(argv)
     start_logging(arguments.verbose)
+    _warn_of_limit()
     with endable():
         try:
             return run_job(arguments)
         except Ended:
             print("ended: the system asked for it (SIGTERM), as at the end of a job's time", file=sys.stderr)
             return 128 + signal.SIGTERM
+        except KeyboardInterrupt:
+            print("ended: interrupted (SIGINT), as by Ctrl-C", file=sys.stderr)
+            return 128 + signal.SIGINT
 
 
 def run_job(arguments: Arguments) -> int:
@@ -55,11 +60,22 @@ def run_job(arguments: Arguments) -> int:
     try:
         return _run(arguments)
     except Exception as error:
-        shown = error if isinstance(error, IdScalingError) else of_a_disk(error)
+        shown = error if isinstance(error, IdScalingError) else of_a_disk(error) or of_memory(error)
         if shown is None:
             raise
         print(f"error: {plain(str(shown))}", file=sys.stderr)
         return 1
+
+
+def _warn_of_limit() -> None:
+    """Say that memory is limited where it is: libraries in Rust and C++ end the process in words of their own."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY:
+        LOG.warning(
+            "memory is limited to %.0f MB of addresses (ulimit -v); `memory allocation failed`, `bad_alloc` or an end "
+            "by signal 6 or 11 mean that it is too little",
+            limit / 1e6,
+        )
 
 
 def _run(arguments: Arguments) -> int:
@@ -209,6 +225,7 @@ def chunk(arguments: Arguments) -> None:
     from id_scaling.sources.models import tokenizer_folder
     from id_scaling.storage.records import read_record
     from id_scaling.text.chunking import Chunking, chunk_dataset
+    from id_scaling.text.documents import check_groups
 
     shard, tokenizer = read_record(arguments.shard), read_record(arguments.tokenizer)
     metadata = {
@@ -224,6 +241,7 @@ def chunk(arguments: Arguments) -> None:
         metadata,
         arguments.output,
     )
+    check_groups(arguments.output, arguments.group_by)
 
 
 def shuffle(arguments: Arguments) -> None:
@@ -324,7 +342,10 @@ def check(arguments: Arguments) -> int:
 
     study = _study(arguments.config)
     findings = check_session(study)
-    _show(f"{report(findings)}\n{study.session}: {'whole' if is_whole(findings) else 'not whole'}")
+    options = ["--configfile", str(arguments.config), "--profile", arguments.profile]
+    word = "whole" if is_whole(findings) else "not whole"
+    left_out = "logs, benchmarks and weights of the hub are not checked"
+    _show(f"{report(findings, options)}\n{study.session}: {word} ({left_out})")
     return 0 if is_whole(findings) else 1
 
 
@@ -344,27 +365,13 @@ def _show(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _mapping(path: Path) -> dict:
-    """Return what a YAML file holds."""
-    import yaml
-
-    from id_scaling.errors import ConfigError
-
-    try:
-        found = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
-    if not isinstance(found, dict):
-        raise ConfigError(f"{path}: found no mapping of keys, expected a configuration")
-    return found
-
-
 def _study(path: Path) -> Study:
     """Return the study of a configuration file."""
     from id_scaling.errors import ConfigError
+    from id_scaling.study.config_file import read_config
     from id_scaling.study.study import Study
 
-    config = _mapping(path)
+    config = read_config(path)
     if "__use_yte__" in config:
         raise ConfigError(f"{path}: __use_yte__ has Snakemake run Python that stands in the file")
     return Study(config)
@@ -382,9 +389,17 @@ def plan(arguments: Arguments) -> None:
 def reproduce(arguments: Arguments) -> None:
     """Run the protocol of a paper, and print ours beside what it published."""
     from id_scaling.cli.reproduce import reproduce
+    from id_scaling.study.config_file import read_config
 
-    said = _mapping(arguments.config)
-    _show(reproduce(arguments.config, said, arguments.only, arguments.profile, is_run=not arguments.no_run))
+    _show(
+        reproduce(
+            arguments.config,
+            read_config(arguments.config),
+            arguments.only,
+            arguments.profile,
+            is_run=not arguments.no_run,
+        )
+    )
 
 
 def describe(arguments: Arguments) -> None:
@@ -443,6 +458,7 @@ OPTIONS: dict[str, dict] = {
     "--texts": {"type": Path, "required": True, "nargs": "+", "help": "parquet files with a column text"},
     "--shard": {"type": Path, "required": True, "help": "identity.json of the shard"},
     "--tokenizer": {"type": Path, "required": True, "help": "identity.json, or tokenizer.json of one trained here"},
+    "--group-by": {"nargs": "*", "default": [], "metavar": "FIELD", "help": "fields that documents have to have"},
     "--weights": {"type": Path, "nargs": "?", "help": "folder of the weights, where the model's identity names none"},
     "--contexts": {"type": Path, "required": True, "help": "contexts.parquet"},
     "--model": {"type": Path, "required": True, "help": "identity.json of the model"},
@@ -462,7 +478,7 @@ OPTIONS: dict[str, dict] = {
     },
     "--gpus": {"type": _count, "default": 1, "help": "GPUs that extract beside each other"},
     "--only": {"nargs": "+", "metavar": "MODEL", "help": "models of the file to run, all by default"},
-    "--profile": {"default": "profiles/local", "help": "profile that Snakemake runs under"},
+    "--profile": {"default": "profiles/local", "help": "profile of Snakemake, profiles/local by default"},
     "--no-run": {"action": "store_true", "help": "compare what was run before"},
     "config": {"type": Path, "help": "configuration file"},
     "name": {"metavar": "MODEL", "dest": "model", "help": "model folder or name"},
@@ -480,7 +496,7 @@ VERBS: dict[str, tuple[Callable[[Arguments], int | None], tuple[str, ...]]] = {
     "fetch-weights": (fetch_weights, ("--execution", "--model", "--output")),
     "fetch-tokenizer": (fetch_tokenizer, ("--settings", "--output")),
     "fetch-dataset": (fetch_dataset, ("--settings", "--output")),
-    "chunk": (chunk, ("--settings", "--shard", "--tokenizer", "--output")),
+    "chunk": (chunk, ("--settings", "--shard", "--tokenizer", "--output", "--group-by")),
     "shuffle": (shuffle, ("--settings", "--contexts", "--output")),
     "extract": (extract, ("--settings", "--execution", "--threads", "--contexts", "--model", "--weights", "--output")),
     "estimate": (estimate, ("--settings", "--threads", "--manifest", "--output")),
@@ -488,7 +504,7 @@ VERBS: dict[str, tuple[Callable[[Arguments], int | None], tuple[str, ...]]] = {
     "summarize": (summarize, ("--settings", "--session", "--parquet", "--csv", "--text")),
     "plot": (plot, ("--settings", "--session", "--outputs", "--record")),
     "validate": (validate, ("config",)),
-    "check": (check, ("config",)),
+    "check": (check, ("config", "--profile")),
     "status": (status, ("config",)),
     "plan": (plan, ("config", "--tflops", "--gpus")),
     "reproduce": (reproduce, ("config", "--only", "--profile", "--no-run")),

@@ -44,6 +44,8 @@ BAR, DAY = 13, 86_400
 TAIL = 16_384
 
 _ERROR = re.compile(r"^(?:error|ended): .*$", re.MULTILINE)
+# Of a job that Ctrl-C ended, in its own words, or in Python's where that was before it could say so.
+_INTERRUPTED = re.compile(r"^ended: interrupted |^error: KeyboardInterrupt")
 _TRACEBACK = re.compile(r"^Traceback \(most recent call last\):$", re.MULTILINE)
 _WROTE = re.compile(r"^\d\d:\d\d:\d\d wrote ")
 _CLOCK = re.compile(r"^(\d\d):(\d\d):(\d\d) ", re.MULTILINE)
@@ -275,6 +277,8 @@ def _state(session: Path, job: Job, holder: Holder | None) -> tuple[str, str]:
         return "to do", ""
     written, tail = job.log.stat().st_mtime, _tail(job.log)
     words = _failure(tail)
+    if _INTERRUPTED.match(words):
+        return "to do", ""
     if holder is None:
         is_removed = not words and _WROTE.match(_last(tail))  # the output was there once
         return ("to do", "") if is_removed else ("failed", words or _cut_short(tail))
@@ -282,7 +286,9 @@ def _state(session: Path, job: Job, holder: Holder | None) -> tuple[str, str]:
         return "to do", ""
     if words or _is_left(session, job, written):
         return "failed", words or _cut_short(tail)
-    return "running", ""
+    # A finished table waits for the others of its run, before its own job links it.
+    is_staged = job.stage == "estimate" and _WROTE.match(_last(tail))
+    return ("done" if is_staged else "running"), ""
 
 
 def _is_left(session: Path, job: Job, written: float) -> bool:
@@ -296,7 +302,7 @@ def _holder(folder: Path) -> Holder | None:
     path = folder / ".lease"
     holder = read_holder(path)
     try:
-        age = time.time() - path.stat().st_mtime
+        age = time.time() - path.lstat().st_mtime
     except FileNotFoundError:
         return None
     return None if holder is None or holder.is_gone(age) else holder

@@ -34,11 +34,11 @@ def make(name: str, k: str) -> Estimator:
     """Return the estimator for k neighbors."""
     compute, local = partial(mean, k=int(k)), partial(pointwise, k=int(k))
     spread = table_at(factors.MEAN, int(k))
-    return Estimator(name, "points", min_points=int(k) + 1, compute=compute, local=local, spread=spread)
+    return Estimator(name, "points", int(k) + 1, compute, local=local, is_mean=True, spread=spread)
 
 
-def mean(points: np.ndarray, k: int) -> tuple[float, float]:
-    """Return the mean over points, and its standard error."""
+def mean(points: np.ndarray, k: int) -> tuple[float, float, np.ndarray]:
+    """Return the mean over points, its standard error, and d_i of each point, (n,)."""
     local, pairs = [], np.zeros((len(points), len(points)))
     for neighbors, gram in gram_of_displacements(points, k):
         squared_cosines = _squared_cosines(gram)
@@ -46,7 +46,7 @@ def mean(points: np.ndarray, k: int) -> tuple[float, float]:
         for members, d, of_pairs in zip(neighbors, local[-1], squared_cosines, strict=True):
             pairs[np.ix_(members, members)] += 2 * d / k**2 * (1 - d * of_pairs)
     local = np.concatenate(local)
-    return float(local.mean()), jackknife_error(local, pairs)
+    return float(local.mean()), jackknife_error(local, pairs), local
 
 
 def pointwise(points: np.ndarray, k: int) -> np.ndarray:

@@ -8,23 +8,28 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from id_scaling.errors import ConfigError
-from id_scaling.estimators.base import Estimate, estimate_from_neighbors, estimate_from_points
-from id_scaling.estimators.registry import get_estimator
+from id_scaling.errors import ConfigError, ResourceError
+from id_scaling.estimators.base import Estimate, Estimator, estimate_from_neighbors, estimate_from_points
+from id_scaling.estimators.near_copies import K, tiny_share
+from id_scaling.estimators.registry import canonical_name, get_estimator
 from id_scaling.estimators.sandbox import DEFAULT_SECONDS
 from id_scaling.neighbors.find import Neighbors, find_neighbors, stacked
 from id_scaling.neighbors.statistics import group_of
 from id_scaling.neighbors.views import View
+from id_scaling.runtime import memory
 
 if TYPE_CHECKING:
     import polars as pl
 
+# Of memory, beyond the one product of all pairs: what was measured of a spectrum, and of trees and their distances.
+BYTES_A_PAIR = {"spectrum": 65, "points": 24}
+FEWER = "take fewer points, such as several random subsets, each a cloud of its own"
 DEFAULT_ESTIMATORS = ("mle", "mind_ml", "twoNN_f10")
 
 
 def estimate(
     points: np.ndarray,
-    estimators: Sequence[str] = DEFAULT_ESTIMATORS,
+    estimators: str | Sequence[str] = DEFAULT_ESTIMATORS,
     duplicates: Literal["distinct", "keep"] = "distinct",
     max_seconds: float = DEFAULT_SECONDS,
 ) -> dict[str, Estimate]:
@@ -34,35 +39,51 @@ def estimate(
     ----------
     points : (n_points, d) array of floats
         Coordinates in any unit. What float16 and float32 give agrees with float64 as `neighbors.error_bounds` says.
-    estimators : sequence of str
-        Names as in `save_IDs_list`: `mle`, `mle_harmonic`, `mind_ml`, `twoNN_f10`, …
+    estimators : str or sequence of str
+        A name, or names, as in `save_IDs_list`: `mle`, `mle_harmonic`, `mind_ml`, `twoNN_f10`, …
     duplicates : {"distinct", "keep"}
         Count the first of each set of equal points, or all of them. A kept repetition has distance
         zero to its twin, which no estimator of neighbors accepts: `degenerate`.
     max_seconds : float
-        How long an estimator that needs the points themselves, such as `phd`, may take for a cloud before it is a
-        `timeout`.
+        How much processor time an estimator that needs the points themselves, such as `phd`, may take for a cloud
+        before it is a `timeout`; by the clock it may take ten times as long, as where others compute too.
 
     Returns
     -------
     dict of str to Estimate
-        In the order of `estimators`. A cloud without an answer gives NaN and a status, no exception.
+        In the order of `estimators`, by canonical name; `mle_k20`, say, is `mle`, and is found by either name. A cloud
+        without an answer gives NaN and a status, no exception.
 
     Raises
     ------
     ConfigError
         Wrong rank or dtype of the points, an unknown estimator, an unknown policy.
+    ResourceError
+        All products of the points do not fit in memory.
     """
     points = _checked(points, ndim=2)
-    return {
-        name: Estimate(float(found.value[0]), float(found.stderr[0]), *_counts(neighbors)[0], str(found.status[0]))
-        for name, found, neighbors in _estimates(points[None], estimators, duplicates, max_seconds)
-    }
+    found = _ByName()
+    for name, estimates, neighbors in _estimates(points[None], estimators, duplicates, max_seconds):
+        counts, tiny_r1 = _counts(neighbors)[0], float(tiny_share(neighbors.r1)[0])
+        share = None if estimates.top_share is None else float(estimates.top_share[0])
+        value, stderr, status = float(estimates.value[0]), float(estimates.stderr[0]), str(estimates.status[0])
+        found[name] = Estimate(value, stderr, *counts, status, tiny_r1, share)
+    return found
+
+
+class _ByName(dict):
+    """Estimates by canonical name, found by any other name of the same estimator too: `mle_k20` is `mle`."""
+
+    def __missing__(self, name: str) -> Estimate:
+        canonical = canonical_name(name)
+        if canonical == name:
+            raise KeyError(name)
+        return self[canonical]
 
 
 def estimate_batch(
     clouds: np.ndarray,
-    estimators: Sequence[str] = DEFAULT_ESTIMATORS,
+    estimators: str | Sequence[str] = DEFAULT_ESTIMATORS,
     duplicates: Literal["distinct", "keep"] = "distinct",
     max_seconds: float = DEFAULT_SECONDS,
 ) -> pl.DataFrame:
@@ -79,11 +100,11 @@ def estimate_batch(
     -------
     polars.DataFrame
         One row per cloud and estimator: `cloud`, `estimator`, `value`, `stderr`, `n_points`,
-        `n_distinct`, `n_nonfinite`, `status`.
+        `n_distinct`, `n_nonfinite`, `status`, `tiny_r1`, `top_share`, as the fields of `Estimate`.
 
     Raises
     ------
-    ConfigError
+    ConfigError, ResourceError
         As in `estimate`.
     """
     import polars as pl
@@ -100,34 +121,55 @@ def estimate_batch(
                 "n_distinct": [count[1] for count in _counts(neighbors)],
                 "n_nonfinite": [count[2] for count in _counts(neighbors)],
                 "status": [str(word) for word in found.status],
-            }
+                "tiny_r1": tiny_share(neighbors.r1),
+                "top_share": pl.Series(found.top_share, dtype=pl.Float64) if found.top_share is not None else None,
+            },
+            schema_overrides={"top_share": pl.Float64},
         )
         for name, found, neighbors in _estimates(clouds, estimators, duplicates, max_seconds)
     ]
     return pl.concat(tables).sort("cloud", maintain_order=True)
 
 
-def _estimates(clouds: np.ndarray, names: Sequence[str], duplicates: str, max_seconds: float):
+def _estimates(clouds: np.ndarray, names: str | Sequence[str], duplicates: str, max_seconds: float):
     """Yield (name, estimates, neighbors) for each estimator, all from one pass over the clouds."""
-    is_names = isinstance(names, Iterable) and not isinstance(names, str | bytes)
-    found = list(names) if is_names else []
+    is_names = isinstance(names, Iterable) and not isinstance(names, bytes)
+    found = ([names] if isinstance(names, str) else list(names)) if is_names else []
     if not found:
-        raise ConfigError(f"estimators: found {names!r}, expected a list of names such as ['mle']")
+        raise ConfigError(f"estimators: found {names!r}, expected a name or a list of names such as ['mle']")
     names = found
     if not isinstance(duplicates, str) or duplicates not in ("distinct", "keep"):
         raise ConfigError(f"duplicates: found {duplicates!r}, expected 'distinct' or 'keep'")
     if isinstance(max_seconds, bool) or not isinstance(max_seconds, Real) or not max_seconds > 0:
         raise ConfigError(f"max_seconds: found {max_seconds!r}, expected a number above 0")
-    estimators = [get_estimator(name) for name in dict.fromkeys(map(str, names))]
-    ranks = tuple(sorted({1}.union(*(estimator.ranks for estimator in estimators))))
+    estimators = [get_estimator(name) for name in dict.fromkeys(canonical_name(str(name)) for name in names)]
+    # The first K are looked at for near copies.
+    ranks = tuple(sorted(set(range(1, K + 1)).union(*(estimator.ranks for estimator in estimators))))
     view = View(skip_first_tokens=0, duplicates=duplicates)
     groups = sorted({group_of(name) for estimator in estimators for name in estimator.statistics})
-    neighbors = stacked([find_neighbors(cloud, [view], ranks, groups)[0] for cloud in clouds])
+    _require_memory(clouds, estimators)
+    try:
+        neighbors = stacked([find_neighbors(cloud, [view], ranks, groups)[0] for cloud in clouds])
+    except MemoryError as error:
+        raise ResourceError(f"products of clouds of shape {clouds.shape[1:]}: {error}; {FEWER}") from error
     for estimator in estimators:
         if estimator.needs == "points":
             yield estimator.name, estimate_from_points(estimator, clouds, neighbors, max_seconds), neighbors
         else:
             yield estimator.name, estimate_from_neighbors(estimator, neighbors), neighbors
+
+
+def _require_memory(clouds: np.ndarray, estimators: Sequence[Estimator]) -> None:
+    """Refuse clouds whose products of all pairs do not fit in memory.
+
+    Raises
+    ------
+    ResourceError
+        As `memory.require` does.
+    """
+    n = clouds.shape[1]
+    a_pair = max([8 if clouds.dtype.itemsize > 4 else 4, *(BYTES_A_PAIR.get(one.needs, 0) for one in estimators)])
+    memory.require(a_pair * n**2, f"a cloud of {n:,} points", FEWER)
 
 
 def _counts(neighbors: Neighbors) -> list[tuple[int, int, int]]:

@@ -7,11 +7,13 @@ points. Neither prints, warns or raises on a degenerate cloud: the status says w
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
 
+from id_scaling.estimators import near_copies
 from id_scaling.estimators.sandbox import DEFAULT_SECONDS, estimate_contained
 from id_scaling.estimators.standard_errors import Table, factor
 from id_scaling.neighbors.find import Neighbors
@@ -21,6 +23,7 @@ from id_scaling.runtime.workers import ChildError
 OK = "ok"
 SATURATED = "saturated"
 DEGENERATE = "degenerate"
+NEAR_COPIES = "near_copies"
 TOO_FEW_POINTS = "too_few_points"
 NONFINITE = "nonfinite"
 BOUNDARY = "boundary"
@@ -28,6 +31,8 @@ TIMEOUT = "timeout"
 
 # Points all at one distance give a dimension from rounding: log-ratios are right to 1e-5 from narrow points.
 MAX_RESOLVED = 1e5
+# Optimisers stop so near to the bound that they were given.
+AT_CEILING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -41,11 +46,18 @@ class Estimate:
     stderr : float
         Standard error within the cloud: the estimator's asymptotic formula times the factor by which, in
         simulations, estimates of such clouds spread more, as neighboring points share distances. It says how
-        another cloud of the same kind would differ, and nothing of bias or of the spread between contexts.
+        another cloud of the same kind would differ, and nothing about bias or the spread between contexts: the true
+        dimension is often many standard errors away.
     n_points, n_distinct, n_nonfinite : int
         Points given, different points among them, and points with a coordinate that is not finite.
     status : str
-        `ok`, `saturated`, `boundary`, `degenerate`, `too_few_points`, `nonfinite`, `timeout` or `failed: …`.
+        `ok`, `saturated`, `boundary`, `degenerate`, `near_copies`, `too_few_points`, `nonfinite`, `timeout` or
+        `failed: …`.
+    tiny_r1 : float
+        Share of points whose nearest neighbor is at no distance, or below a hundredth of the median one.
+    top_share : float, optional
+        Of an arithmetic mean over points: the share of it that the top tenth of the points holds, see `top_share`;
+        None for other estimators, NaN where there is no estimate.
     """
 
     value: float
@@ -54,19 +66,23 @@ class Estimate:
     n_distinct: int
     n_nonfinite: int
     status: str
+    tiny_r1: float = np.nan
+    top_share: float | None = None
 
 
 @dataclass(frozen=True)
 class Estimates:
     """The intrinsic dimensions of many clouds by one estimator: arrays over clouds.
 
-    `local`, if asked for, is (n_clouds, n_points): NaN where a point, or its cloud, has none.
+    `local`, if asked for, is (n_clouds, n_points): NaN where a point, or its cloud, has none. `top_share` is None for
+    an estimator that is not an arithmetic mean over points.
     """
 
     value: np.ndarray
     stderr: np.ndarray
     status: np.ndarray
     local: np.ndarray | None = None
+    top_share: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -86,14 +102,20 @@ class Estimator:
         Fewer points that count give `too_few_points`.
     compute : callable
         `Neighbors` -> (value, stderr), arrays over clouds, NaN rows being points that do not count;
-        or, for `points`, (n, d) float64 array -> (value, stderr). The standard error is the asymptotic one.
+        or, for `points`, (n, d) float64 array -> (value, stderr), and the local values, (n,), where it has them. The
+        standard error is the asymptotic one.
     cap : float
-        A ceiling of the definition: a value at it is `saturated`.
+        A ceiling of the definition: a larger value becomes it, and is `saturated`.
+    ceiling : callable, optional
+        Of `points`: number of points, number of coordinates -> the largest value that the method can return for such
+        a cloud; a value at it, or above, is `saturated`.
     statistics : tuple of str
         Cloud statistics it reads, for `gram` and `spectrum`.
     local : callable, optional
         The estimate at each point: `Neighbors` -> (n_clouds, n_points), NaN for points that do not count; or, for
         `points`, (n, d) float64 array -> (n,).
+    is_mean : bool
+        Whether the estimate is the arithmetic mean of the local ones.
     spread : table, optional
         True spread over asymptotic standard error, by n and d; without one the standard error stays as computed.
     """
@@ -104,8 +126,10 @@ class Estimator:
     compute: Callable[..., tuple]
     ranks: tuple[int, ...] = ()
     cap: float = np.inf
+    ceiling: Callable[[int, int], float] | None = None
     statistics: tuple[str, ...] = ()
     local: Callable[..., np.ndarray] | None = None
+    is_mean: bool = False
     spread: Table | None = None
 
 
@@ -123,9 +147,33 @@ def estimate_from_neighbors(estimator: Estimator, neighbors: Neighbors, is_local
     """
     status = screen(estimator, neighbors)
     with np.errstate(all="ignore"):
-        value, stderr = estimator.compute(neighbors)
-        local = estimator.local(neighbors) if is_local else None
-    return settle(estimator, value, stderr, status, neighbors.statistic("n_used"), local)
+        local = estimator.local(neighbors) if is_local or estimator.is_mean else None
+        value, stderr = mean_over_points(local, neighbors) if estimator.is_mean else estimator.compute(neighbors)
+    if estimator.needs == "neighbors":
+        status[(status == OK) & _decided_by_near_copies(neighbors, value, estimator.compute, estimator)] = NEAR_COPIES
+    found = settle(estimator, value, stderr, status, neighbors, local)
+    return found if is_local else replace(found, local=None)
+
+
+def _decided_by_near_copies(
+    neighbors: Neighbors, value: np.ndarray, compute: Callable, estimator: Estimator
+) -> np.ndarray:
+    """Return which estimates differ without the points that have a near copy, (n_clouds,) bool."""
+    is_copy = near_copies.has_near_copy(neighbors)
+    if not is_copy.any():
+        return np.zeros(len(value), bool)
+    with np.errstate(all="ignore"):
+        others = compute(near_copies.without(neighbors, is_copy))[0]
+    return near_copies.decide(value, others, is_copy, neighbors.r1, estimator.min_points)
+
+
+def no_estimates(estimator: Estimator, neighbors: Neighbors, is_local: bool = False) -> Estimates:
+    """Return the estimates of clouds with too few points for the ranks of an estimator, of which none is stored."""
+    nothing = np.full(len(neighbors.r1), np.nan)
+    status = np.full(len(nothing), TOO_FEW_POINTS, dtype=object)
+    status[neighbors.statistic("n_nonfinite") > 0] = NONFINITE
+    local = np.full(neighbors.r1.shape, np.nan) if is_local else None
+    return settle(estimator, nothing, nothing, status, neighbors.statistic("n_used"), local)
 
 
 def estimate_from_points(
@@ -146,25 +194,32 @@ def estimate_from_points(
     neighbors : Neighbors
         Which points count: those whose r_1 is a number.
     max_seconds : float
-        An estimate that takes longer is a `timeout`.
+        An estimate that takes more processor time is a `timeout`.
     is_local : bool
         Whether to return the estimate at each point too.
     """
     status = screen(estimator, neighbors)
-    value, stderr = np.full(len(clouds), np.nan), np.full(len(clouds), np.nan)
-    local = np.full(neighbors.r1.shape, np.nan) if is_local else None
+    value, stderr, ceilings = (np.full(len(clouds), fill) for fill in (np.nan, np.nan, np.inf))
+    has_local = is_local or estimator.is_mean
+    local = np.full(neighbors.r1.shape, np.nan) if has_local else None
     for index in np.flatnonzero(status == OK):
         is_counted = np.isfinite(neighbors.r1[index])
         try:
             points = _of_order_one(np.asarray(clouds[index], dtype=np.float64)[is_counted])
-            value[index], stderr[index], found = estimate_contained(estimator.name, points, max_seconds, is_local)
-            if is_local:
-                local[index, is_counted] = found
+            value[index], stderr[index], found = estimate_contained(estimator.name, points, max_seconds, has_local)
         except TimeoutError:
             status[index] = TIMEOUT
         except ChildError as error:
             status[index] = f"failed: {error}"
-    return settle(estimator, value, stderr, status, neighbors.statistic("n_used"), local)
+        else:
+            ceilings[index] = estimator.ceiling(*points.shape) if estimator.ceiling else np.inf
+            if found is not None:
+                local[index, is_counted] = found
+    if estimator.is_mean:
+        compute = partial(mean_over_points, local)
+        status[(status == OK) & _decided_by_near_copies(neighbors, value, compute, estimator)] = NEAR_COPIES
+    found = settle(estimator, value, stderr, status, neighbors, local, ceilings)
+    return found if is_local else replace(found, local=None)
 
 
 def _of_order_one(points: np.ndarray) -> np.ndarray:
@@ -175,6 +230,8 @@ def _of_order_one(points: np.ndarray) -> np.ndarray:
     ChildError
         Points that differed are equal: they were rounded when they were saved.
     """
+    is_constant = points.min(axis=0) == points.max(axis=0)
+    points = np.where(is_constant, 0.0, points)  # beside a large one, products lose all others
     n_distinct = len(np.unique(survey(points).first))
     if n_distinct < len(points):
         raise ChildError(
@@ -184,11 +241,21 @@ def _of_order_one(points: np.ndarray) -> np.ndarray:
 
 
 def mean_over_points(local: np.ndarray, neighbors: Neighbors) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mean over points of each cloud's local values, and its standard error as of independent points."""
-    n = np.isfinite(neighbors.r1).sum(axis=1)
-    value = np.nansum(local, axis=1) / n
-    variance = np.nansum((local - value[:, None]) ** 2, axis=1) / (n - 1)
-    return value, np.sqrt(variance / n)
+    """Return the mean over points of each cloud's local values, and its standard error as of independent points.
+
+    NaN at a point that counts makes both NaN.
+    """
+    is_counted = np.isfinite(neighbors.r1)
+    n = is_counted.sum(axis=1)
+    value = np.where(is_counted, local, 0.0).sum(axis=1) / n
+    variance = np.where(is_counted, local - value[:, None], 0.0)
+    return value, np.sqrt((variance**2).sum(axis=1) / (n - 1) / n)
+
+
+def top_share(local: np.ndarray) -> float:
+    """Return the share of the sum of local values, (n,), that the largest ⌈n / 10⌉ hold: the share of their mean."""
+    n_top = -(-len(local) // 10)
+    return float(np.sort(local)[-n_top:].sum() / local.sum())
 
 
 def screen(estimator: Estimator, neighbors: Neighbors) -> np.ndarray:
@@ -201,23 +268,51 @@ def screen(estimator: Estimator, neighbors: Neighbors) -> np.ndarray:
         status[np.isnan(neighbors.at(max(estimator.ranks))).all(axis=1)] = TOO_FEW_POINTS
     status[neighbors.statistic("n_used") < estimator.min_points] = TOO_FEW_POINTS
     status[neighbors.statistic("n_nonfinite") > 0] = NONFINITE
+    for index in np.flatnonzero(status == OK):
+        status[index] = _damage(estimator, neighbors, index) or OK
     return status
 
 
-def settle(estimator: Estimator, value, stderr, status: np.ndarray, n_used: np.ndarray, local=None) -> Estimates:
+def _damage(estimator: Estimator, neighbors: Neighbors, index: int) -> str:
+    """Return what is wrong with the stored distances of a cloud whose points all have neighbors; nothing if all is."""
+    is_counted, n_used = np.isfinite(neighbors.r1[index]), int(neighbors.statistic("n_used")[index])
+    if 0 < np.count_nonzero(is_counted) != n_used:
+        return f"failed: {n_used} points count, of which {np.count_nonzero(is_counted)} have a nearest neighbor"
+    columns = [neighbors.ranks.index(rank) for rank in estimator.ranks]
+    is_number = np.isfinite(neighbors.log_ratio[index][is_counted][:, columns]).all(axis=1)
+    if not is_number.all():
+        return f"failed: {np.count_nonzero(~is_number)} of {n_used} points have a distance that is not a number"
+    return ""
+
+
+def settle(
+    estimator: Estimator, value, stderr, status: np.ndarray, neighbors: Neighbors, local=None, ceilings=np.inf
+) -> Estimates:
     """Return estimates whose value is a number where the status allows one, and NaN elsewhere.
 
     The asymptotic standard error becomes the spread that such clouds have.
     """
     value, stderr, status = np.array(value), np.array(stderr), status.copy()
+    is_counted = np.isfinite(neighbors.r1)
     if estimator.spread is not None:
-        stderr = stderr * factor(estimator.spread, value, n_used)
+        stderr = stderr * factor(estimator.spread, value, neighbors.statistic("n_used"))
+    if local is not None:
+        n_lost = (np.isnan(local) & is_counted).sum(axis=1)
+        for index in np.flatnonzero((status == OK) & (n_lost > 0)):
+            status[index] = f"failed: {n_lost[index]} of {is_counted[index].sum()} points have no local dimension"
     if estimator.needs == "points":
         status[(status == OK) & np.isposinf(value)] = BOUNDARY
     status[(status == OK) & ~((value > 0) & (value < MAX_RESOLVED))] = DEGENERATE
-    status[(status == OK) & (value >= estimator.cap)] = SATURATED
+    status[(status == OK) & ((value >= estimator.cap) | (value >= ceilings * (1 - AT_CEILING)))] = SATURATED
     is_number = (status == OK) | (status == SATURATED)
+    shares = _top_shares(local, is_counted, is_number) if estimator.is_mean else None
     if local is not None:
         local = np.where(is_number[:, None] & np.isfinite(local), local, np.nan)
     value = np.where(is_number, np.minimum(value, estimator.cap), np.nan)
-    return Estimates(value, np.where(status == OK, stderr, np.nan), status, local)
+    return Estimates(value, np.where(status == OK, stderr, np.nan), status, local, shares)
+
+
+def _top_shares(local: np.ndarray, is_counted: np.ndarray, is_number: np.ndarray) -> np.ndarray:
+    """Return the share of each cloud's mean that the top tenth of its points holds; NaN where there is no mean."""
+    rows = zip(local, is_counted, is_number, strict=True)
+    return np.array([top_share(row[counts]) if has_mean else np.nan for row, counts, has_mean in rows])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 
@@ -74,20 +74,34 @@ class Rule:
         return f"{self.form} ({remark})" if remark else self.form
 
 
-def hint(name: str, rules: Sequence[Rule]) -> str:
-    """Return what was meant by a name of no rule, with the forms of that method; with all forms if none is near."""
-    numbers = _numbers_in(name)
+def hint(name: str, rules: Sequence[Rule], others: Mapping[str, str]) -> str:
+    """Return what was meant by a name of no rule, with the forms of that method; with all forms if none is near.
+
+    Parameters
+    ----------
+    name : str
+    rules : sequence of Rule
+    others : dict of str to str
+        Names from elsewhere, in small letters, and the names of rules that they stand for.
+    """
+    meant = others.get(re.sub("[^a-z0-9]", "", name.lower()))
+    nearest = next((rule for rule in rules if meant and rule.parameters(meant) is not None), _nearest(name, rules))
+    listed = "; ".join(str(rule) for rule in rules if nearest is None or rule.module == nearest.module)
+    if nearest is None:
+        return f"the names are {listed} ({PAGE} says what each is)"
+    advice = f"did you mean {meant!r}?" if meant else nearest.advice(_numbers_in(name))
+    return f"{advice} (names of this method: {listed}; all names: {PAGE})"
+
+
+def _nearest(name: str, rules: Sequence[Rule]) -> Rule | None:
+    """Return the rule whose form is nearest to a name, if one is near."""
+    n_numbers = len(_numbers_in(name))
     shares = [_share(name, rule) for rule in rules]
     scores = [
-        share + SAME_COUNT * (len(rule.numbers) == len(numbers) > 0) if share >= NEAR else 0
+        share + SAME_COUNT * (len(rule.numbers) == n_numbers > 0) if share >= NEAR else 0
         for share, rule in zip(shares, rules, strict=True)
     ]
-    best = max(scores)
-    nearest = rules[scores.index(best)]
-    listed = "; ".join(str(rule) for rule in rules if not best or rule.module == nearest.module)
-    if not best:
-        return f"the names are {listed} ({PAGE} says what each is)"
-    return f"{nearest.advice(numbers)} (names of this method: {listed}; all names: {PAGE})"
+    return rules[scores.index(max(scores))] if max(scores) else None
 
 
 def _share(name: str, rule: Rule) -> float:

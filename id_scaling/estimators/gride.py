@@ -11,7 +11,7 @@ and the derivative of the log-likelihood over N points, with x = log mu,
 
 falls through zero exactly once; N - 1 in place of N makes the estimate at n = 1 unbiased, as in DADApy. n is the
 scale: `gride_n1` is TwoNN by maximum likelihood, larger n looks at wider neighborhoods and so past noise. All
-ratios count; scikit-dimension leaves out those above 20 (q_95 - q_50) + q_50, quantiles of the ratios.
+ratios count; DADApy and scikit-dimension leave out those above 20 (q_95 - q_50) + q_50, quantiles of the ratios.
 
 A neighborhood that holds much of the cloud ends where the cloud does, so the estimate falls the wider the scale. Of
 1000 points uniform in a cube or a ball, normal, or on a sphere, it is this share of the dimension:

@@ -24,13 +24,20 @@ def make(name: str, k: str, percent: str) -> Estimator:
     """Return the estimator for k neighbors and a per cent of the variance; factors are those of 90 per cent."""
     given = {"k": int(k), "percent": int(percent)}
     compute, local, spread = partial(mean, **given), partial(pointwise, **given), table_at(factors.MEAN, int(k))
-    return Estimator(name, "points", int(k) + 1, compute, local=local, spread=spread)
+    ceiling = partial(largest, **given)
+    return Estimator(name, "points", int(k) + 1, compute, ceiling=ceiling, local=local, is_mean=True, spread=spread)
 
 
-def mean(points: np.ndarray, k: int, percent: int) -> tuple[float, float]:
-    """Return the mean over points, and its standard error: no less than one more or less at one point makes."""
-    value, error = mean_and_error(pointwise(points, k, percent))
-    return value, float(np.hypot(error, 1 / len(points)))
+def largest(_: int, __: int, k: int, percent: int) -> float:
+    """Return the largest value: k centred neighbors span k - 1 directions, the leading of which hold most variance."""
+    return float(-(-percent * (k - 1) // 100))
+
+
+def mean(points: np.ndarray, k: int, percent: int) -> tuple[float, float, np.ndarray]:
+    """Return the mean over points, its standard error, no less than one more at one point makes, and all d_i."""
+    local = pointwise(points, k, percent)
+    value, error = mean_and_error(local)
+    return value, float(np.hypot(error, 1 / len(points))), local
 
 
 def pointwise(points: np.ndarray, k: int, percent: int) -> np.ndarray:

@@ -23,7 +23,7 @@ def make(name: str) -> Estimator:
     """Return the estimator."""
     ranks = (K // 2, K)
     spread = factors.RATIO[K]
-    return Estimator(name, "neighbors", K + 1, compute=mean, ranks=ranks, local=pointwise, spread=spread)
+    return Estimator(name, "neighbors", K + 1, mean, ranks, local=pointwise, is_mean=True, spread=spread)
 
 
 def mean(neighbors: Neighbors) -> tuple[np.ndarray, np.ndarray]:

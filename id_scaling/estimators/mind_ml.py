@@ -37,9 +37,9 @@ def make(name: str, cap: str | None = None) -> Estimator:
 
 def maximum(neighbors: Neighbors) -> tuple[np.ndarray, np.ndarray]:
     """Return the maximum of the likelihood and 1 / sqrt(observed information) there."""
-    a = neighbors.at(K + 1)
-    n = np.isfinite(a).sum(axis=1)
-    a = np.nan_to_num(a, nan=0.0, posinf=0.0)
+    is_counted = np.isfinite(neighbors.r1)
+    n = is_counted.sum(axis=1)
+    a = np.where(is_counted, neighbors.at(K + 1), 0.0)
     total = a.sum(axis=1)
     score = partial(_score, a=a, n=n, total=total)
     value = maximum_between(n / total, K * n / total, score)

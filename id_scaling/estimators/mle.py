@@ -8,6 +8,10 @@ the distance to the j-th neighbor, each point gives
 `mle` is the arithmetic mean of the d_i over points with k = 20 (scikit-dimension's `MLE().fit_transform`), `mle_kNN`
 the same with another k. `mle_harmonic` is their harmonic mean, the maximum of the joint likelihood (MacKay and
 Ghahramani, 2005). `mle_unbiased` puts k - 2 for k - 1, which makes each d_i unbiased, in the harmonic mean.
+`mle_median` is the median of the d_i: a few points in the thousands, which carry an arithmetic mean, do not move it.
+
+Of independent points with uniform neighborhoods d_i is (k - 1) d over a Gamma variable of shape k - 1, whose median is
+about k - 4/3: with k = 20 the median of the d_i is 1.018 d, their mean 1.056 d.
 """
 
 from __future__ import annotations
@@ -25,9 +29,9 @@ K = 20
 
 
 def make(name: str, mean: str = "arithmetic", k: str = str(K)) -> Estimator:
-    """Return the estimator; `mean` is `arithmetic`, `harmonic` or `unbiased`."""
-    compute = {"arithmetic": arithmetic, "harmonic": harmonic, "unbiased": unbiased}[mean]
-    tables = factors.ARITHMETIC if mean == "arithmetic" else factors.HARMONIC
+    """Return the estimator; `mean` is `arithmetic`, `harmonic`, `unbiased` or `median`."""
+    compute = {"arithmetic": arithmetic, "harmonic": harmonic, "unbiased": unbiased, "median": median}[mean]
+    tables = {"arithmetic": factors.ARITHMETIC, "median": factors.MEDIAN}.get(mean, factors.HARMONIC)
     n = int(k)
     return Estimator(
         name,
@@ -36,6 +40,7 @@ def make(name: str, mean: str = "arithmetic", k: str = str(K)) -> Estimator:
         compute=partial(compute, k=n),
         ranks=tuple(range(1, n + 1)),
         local=partial(pointwise_unbiased if mean == "unbiased" else pointwise, k=n),
+        is_mean=mean == "arithmetic",
         spread=table_at(tables, n),
     )
 
@@ -47,9 +52,31 @@ def arithmetic(neighbors: Neighbors, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 def harmonic(neighbors: Neighbors, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the harmonic mean of the pointwise estimates; its standard error is d / sqrt(n (k - 1))."""
-    n = np.isfinite(neighbors.r1).sum(axis=1)
-    value = n / np.nansum(1 / pointwise(neighbors, k), axis=1)
+    is_counted = np.isfinite(neighbors.r1)
+    n = is_counted.sum(axis=1)
+    value = n / np.where(is_counted, 1 / pointwise(neighbors, k), 0.0).sum(axis=1)
     return value, value / np.sqrt(n * (k - 1))
+
+
+def median(neighbors: Neighbors, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the median of the pointwise estimates, and its standard error as of independent points.
+
+    The rank of the median among n values has a standard deviation of √n / 2: the standard error is half the distance
+    of the values at n / 2 ± √n / 2 (Woodruff 1952, "Confidence intervals for medians and other position measures").
+    """
+    clouds = zip(pointwise(neighbors, k), np.isfinite(neighbors.r1), strict=True)
+    found = [_median_and_error(local[is_counted]) for local, is_counted in clouds]
+    return tuple(np.array(found).reshape(-1, 2).T)
+
+
+def _median_and_error(local: np.ndarray) -> tuple[float, float]:
+    """Return the median of some values, and its standard error; NaN where one value is no number."""
+    n = len(local)
+    if n == 0 or np.isnan(local).any():
+        return np.nan, np.nan
+    share = 0.5 / np.sqrt(n)
+    low, value, high = np.quantile(local, (0.5 - share, 0.5, 0.5 + share))
+    return float(value), float(high - low) / 2
 
 
 def unbiased(neighbors: Neighbors, k: int) -> tuple[np.ndarray, np.ndarray]:

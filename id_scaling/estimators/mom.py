@@ -31,6 +31,7 @@ def make(name: str, k: str) -> Estimator:
         compute=partial(mean, k=n),
         ranks=tuple(range(1, n + 1)),
         local=partial(pointwise, k=n),
+        is_mean=True,
         spread=table_at(factors.MOMENTS, n),
     )
 

@@ -26,4 +26,4 @@ def dimension(points: np.ndarray) -> tuple[float, float]:
     """Return the dimension of the mean slope over repeats, and its standard error."""
     n = len(points)
     sizes = np.linspace(n // 2, n - n // 20, N_SIZES).astype(int)
-    return dimension_of_growth(points, sizes, N_DRAWS, N_REPEATS, np.mean, SEED)
+    return dimension_of_growth(points, sizes, np.full(N_SIZES, N_DRAWS), N_REPEATS, np.mean, SEED)

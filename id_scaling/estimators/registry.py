@@ -15,20 +15,27 @@ from id_scaling.estimators.base import Estimator
 from id_scaling.estimators.grammar import Rule, hint
 
 MOST = 9999
-
-
-def _k_from(least: int) -> tuple[int, ...]:
-    """Return what k may be: not the 20 of the plain name."""
-    return tuple(k for k in range(least, MOST + 1) if k != 20)
+# The ending that names of the module mle leave out.
+DEFAULT_K = "_k20"
 
 
 GRAMMAR = (
     Rule("mle", "mle", "mle"),
-    Rule("mle_k(?P<k>NN)", "mle", "mle_k10", {"k": _k_from(4)}, "its spread is infinite below; 20 is mle"),
-    Rule("mle_(?P<mean>harmonic)", "mle", "mle_harmonic"),
-    Rule("mle_(?P<mean>harmonic)_k(?P<k>NN)", "mle", "mle_harmonic_k10", {"k": _k_from(2)}, "20 is mle_harmonic"),
-    Rule("mle_(?P<mean>unbiased)", "mle", "mle_unbiased"),
-    Rule("mle_(?P<mean>unbiased)_k(?P<k>NN)", "mle", "mle_unbiased_k10", {"k": _k_from(3)}, "20 is mle_unbiased"),
+    Rule("mle_k(?P<k>NN)", "mle", "mle_k10", {"k": range(4, MOST + 1)}, "its spread is infinite below; mle_k20 is mle"),
+    *(
+        rule
+        for mean, least in (("harmonic", 2), ("unbiased", 3), ("median", 2))
+        for rule in (
+            Rule(f"mle_(?P<mean>{mean})", "mle", f"mle_{mean}"),
+            Rule(
+                f"mle_(?P<mean>{mean})_k(?P<k>NN)",
+                "mle",
+                f"mle_{mean}_k10",
+                {"k": range(least, MOST + 1)},
+                f"mle_{mean}_k20 is mle_{mean}",
+            ),
+        )
+    ),
     Rule("twoNN_f(?P<discard_percent>NN)", "twonn", "twoNN_f10", {"f": range(100)}),
     Rule("twoNN_(?P<method>ml)", "twonn", "twoNN_ml"),
     Rule("gride_n(?P<scale>NN)", "gride", "gride_n8", {"n": range(1, MOST + 1)}),
@@ -50,9 +57,20 @@ GRAMMAR = (
         {"k": range(2, 1000), "v": range(10, 100)},
     ),
     Rule("phd", "phd", "phd"),
+    Rule("phd_(?P<protocol>text)", "phd", "phd_text"),
     Rule("mst", "mst", "mst"),
     Rule("skdim_(?P<class_name>Name)", "skdim", "skdim_TLE", note="Name is an estimator of scikit-dimension"),
 )
+
+# What else people call an estimator, in small letters and digits, and its name here.
+OTHER_NAMES = {
+    "2nn": "twoNN_f10",
+    "danco": "skdim_DANCo",
+    "ess": "skdim_ESS",
+    "fishers": "skdim_FisherS",
+    "knn": "skdim_KNN",
+    "lpca": "skdim_lPCA",
+}
 
 
 @dataclass(frozen=True)
@@ -76,11 +94,22 @@ def definition_of(name: str) -> Definition:
         parameters = rule.parameters(str(name))
         if parameters is not None:
             return Definition(f"id_scaling.estimators.{rule.module}", parameters)
-    raise ConfigError(f"{name!r} is not an estimator: {hint(str(name), GRAMMAR)}")
+    raise ConfigError(f"{name!r} is not an estimator: {hint(str(name), GRAMMAR, OTHER_NAMES)}")
+
+
+def canonical_name(name: str) -> str:
+    """Return the one name under which an estimator is stored: `mle_k20` is `mle`; raises as `definition_of` does."""
+    if definition_of(name).module == "id_scaling.estimators.mle":
+        return str(name).removesuffix(DEFAULT_K)
+    return str(name)
+
+
+def get_estimator(name: str) -> Estimator:
+    """Return the estimator that a name defines, under its canonical name; raises as `definition_of` does."""
+    return _made(canonical_name(name))
 
 
 @cache
-def get_estimator(name: str) -> Estimator:
-    """Return the estimator a name defines; raises as `definition_of` does."""
+def _made(name: str) -> Estimator:
     definition = definition_of(name)
     return importlib.import_module(definition.module).make(name, **definition.parameters)

@@ -28,14 +28,14 @@ def estimate_contained(
     points : (n, d) float64 array
         The points that count.
     max_seconds : float
-        After so long the child is killed.
+        After so much processor time the child is killed.
     is_local : bool
         Whether to return the estimate at each point, (n,), too.
 
     Raises
     ------
     TimeoutError
-        The estimate took longer.
+        The estimate took more.
     ChildError
         It raised an exception, or its process ended.
     """
@@ -50,5 +50,7 @@ def estimate_here(name: str, points: np.ndarray, is_local: bool) -> tuple[float,
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         estimator = registry.get_estimator(name)
-        value, stderr = estimator.compute(points)
-        return float(value), float(stderr), estimator.local(points) if is_local else None
+        value, stderr, *local = estimator.compute(points)
+        if is_local and not local:
+            local = [estimator.local(points)]
+        return float(value), float(stderr), local[0] if is_local else None

@@ -5,6 +5,10 @@ seeded: the same cloud gives the same number.
 
 Bac, Mirkes, Gorban, Tyukin and Zinovyev (2021), "Scikit-Dimension: a Python package for intrinsic dimension
 estimation". Importing it silences every warning of the process; that is undone here.
+
+Some methods cannot return more than a ceiling, by a parameter, the coordinates or the number of points, and return it
+where the dimension is larger. A value there is `saturated`. What the ceilings are was read in the source of version
+0.5 and is tested against it.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import warnings
+from collections.abc import Callable
 from functools import partial
 from types import ModuleType
 
@@ -22,6 +27,61 @@ from id_scaling.estimators.base import Estimator
 
 SEED = 0
 LPCA_VERSIONS = ("FO", "Fan", "maxgap", "ratio", "participation_ratio", "Kaiser", "broken_stick")
+
+NEIGHBORS_OF_ESS = 100
+# Margins alpha of FisherS start here.
+LEAST_ALPHA = 0.6
+
+
+def _rank(n: int, d: int) -> float:
+    """Return how many directions n centred points of d coordinates can span."""
+    return float(min(n - 1, d))
+
+
+def _ess(n: int, _: int) -> float:
+    """Return the dimension of m points that are all equally far from one another, m the points of a neighborhood.
+
+    The sines of their m centred vectors, whose cosines are -1 / (m - 1), are on average those of (m - 1)² dimensions.
+    """
+    m = min(NEIGHBORS_OF_ESS, n - 1)
+    return float((m - 1) ** 2)
+
+
+def _fisher(n: int, _: int) -> float:
+    """Return the dimension where one pair of points on the sphere cannot be separated, at the least margin."""
+    with warnings.catch_warnings():  # importing it adds a filter
+        lambertw = importlib.import_module("scipy.special").lambertw
+    share, log = 2 / (n * (n - 1)), np.log(1 - LEAST_ALPHA**2)
+    return float(lambertw(-log / (2 * np.pi * share**2 * LEAST_ALPHA**2 * (1 - LEAST_ALPHA**2))).real / -log)
+
+
+# class -> number of points, number of coordinates -> the largest value; None: there is no largest.
+CEILINGS: dict[str, Callable[[int, int], float] | None] = {
+    "CorrInt": None,
+    # It compares with balls of 1 to d dimensions, and then looks half a dimension to either side.
+    "DANCo": lambda n, d: d - 0.5,
+    "ESS": _ess,
+    "FisherS": _fisher,
+    "GRIDE": None,
+    "KNN": lambda n, d: float(d),
+    "MADA": None,
+    "MLE": None,
+    "MOM": None,
+    "MiND_ML": lambda n, d: float(_default("MiND_ML", "D")),
+    "PH": None,
+    "TLE": None,
+    "TwoNN": None,
+    "lPCA": _rank,
+}
+OF_VERSIONS: dict[str, Callable[[int, int], float]] = {
+    # The place of the largest of the ratios of successive variances, of which there is one fewer than variances.
+    "maxgap": lambda n, d: float(min(n, d) - 1),
+    # The leading variances hold their share or more: so many hold 5 per cent.
+    "ratio": lambda n, d: float(np.ceil(0.05 * _rank(n, d))),
+    # Not all variances are above their mean, or above a broken stick's.
+    "Kaiser": lambda n, d: _rank(n, d) - 1,
+    "broken_stick": lambda n, d: _rank(n, d) - 1,
+}
 
 
 def make(name: str, class_name: str) -> Estimator:
@@ -34,7 +94,9 @@ def make(name: str, class_name: str) -> Estimator:
             f"{name!r} is not an estimator: skdim.id has no {class_name!r}; {nearest(class_name, list(variants))}"
         )
     class_name, version = variants[class_name]
-    return Estimator(name, "points", min_points=22, compute=partial(fit, class_name=class_name, version=version))
+    compute = partial(fit, class_name=class_name, version=version)
+    ceiling = OF_VERSIONS.get(version) or CEILINGS.get(class_name)
+    return Estimator(name, "points", min_points=22, compute=compute, ceiling=ceiling)
 
 
 def fit(points: np.ndarray, class_name: str, version: str = "") -> tuple[float, float]:
@@ -45,6 +107,11 @@ def fit(points: np.ndarray, class_name: str, version: str = "") -> tuple[float, 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return float(estimator(**given).fit_transform(points)), np.nan
+
+
+def _default(class_name: str, parameter: str) -> object:
+    """Return the default of a parameter of one of scikit-dimension's estimators."""
+    return inspect.signature(getattr(_skdim_id(), class_name)).parameters[parameter].default
 
 
 def _class_names() -> list[str]:

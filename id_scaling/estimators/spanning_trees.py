@@ -21,7 +21,7 @@ LOST = 1e-6
 
 
 def dimension_of_growth(
-    points: np.ndarray, sizes: np.ndarray, n_draws: int, n_repeats: int, middle: Callable, seed: int
+    points: np.ndarray, sizes: np.ndarray, n_draws: np.ndarray, n_repeats: int, middle: Callable, seed: int
 ) -> tuple[float, float]:
     """Return the dimension of the mean slope over repeats, and its standard error from their spread.
 
@@ -35,7 +35,7 @@ def dimension_of_growth(
         The cloud.
     sizes : array of int
         Sizes of the random subsets, drawn without replacement.
-    n_draws : int
+    n_draws : array of int
         Subsets of each size; `middle` of their lengths counts.
     n_repeats : int
         How many times all of this is done.
@@ -46,7 +46,7 @@ def dimension_of_growth(
     """
     rng = np.random.default_rng(seed)
     distances = _distances(points)
-    if _tied_share(distances, sizes[0], n_draws, seed) > TIED:
+    if _tied_share(distances, sizes[0], n_draws[0], seed) > TIED:
         return np.inf, np.nan
     slopes = [_slope(distances, sizes, n_draws, middle, rng) for _ in range(n_repeats)]
     slope, error = np.mean(slopes), np.std(slopes, ddof=1) / np.sqrt(n_repeats)
@@ -72,7 +72,10 @@ def _distances(points: np.ndarray) -> np.ndarray:
 
 def _slope(distances, sizes, n_draws, middle, rng) -> float:
     """Return the slope of the log length over log n."""
-    lengths = [middle([_edges(distances, size, rng).sum() for _ in range(n_draws)]) for size in sizes]
+    lengths = [
+        middle([_edges(distances, size, rng).sum() for _ in range(count)])
+        for size, count in zip(sizes, n_draws, strict=True)
+    ]
     return np.polyfit(np.log(sizes), np.log(lengths), 1)[0]
 
 

@@ -49,8 +49,9 @@ def slope(neighbors: Neighbors, discard_percent: int) -> tuple[np.ndarray, np.nd
 
 def likelihood(neighbors: Neighbors) -> tuple[np.ndarray, np.ndarray]:
     """Return the unbiased maximum of the likelihood; its standard error is d / sqrt(n)."""
-    n = np.isfinite(neighbors.r1).sum(axis=1)
-    value = (n - 1) / np.nansum(neighbors.at(2), axis=1)
+    is_counted = np.isfinite(neighbors.r1)
+    n = is_counted.sum(axis=1)
+    value = (n - 1) / np.where(is_counted, neighbors.at(2), 0.0).sum(axis=1)
     return value, value / np.sqrt(n)
 
 

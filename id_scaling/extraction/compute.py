@@ -25,11 +25,12 @@ from id_scaling.models.loading import (
     pick_dtype,
     watching,
 )
-from id_scaling.models.modules import Site, SiteRequest, check_paths, resolve_mapping, resolve_sites
+from id_scaling.models.modules import Site, SiteRequest, check_paths, resolve_mapping, resolve_sites, with_layers
 from id_scaling.models.verification import check_meaning
 from id_scaling.neighbors.find import Neighbors
 from id_scaling.neighbors.kernels.dispatch import kernels_of
 from id_scaling.neighbors.parallel import Searchers, on_host
+from id_scaling.neighbors.precision import rounded
 from id_scaling.neighbors.statistics import names_of
 from id_scaling.neighbors.views import View, default_ranks, views_at
 from id_scaling.runtime.logging import LOG
@@ -110,8 +111,10 @@ class ModelRun:
         architecture = identity["architecture"]
         self.n_layers = architecture["n_layers"]
         self.sites = resolve_sites(extraction.request, architecture["model_type"], architecture["n_layers"])
+        self.view_layers = with_layers(extraction.request, architecture["n_layers"]).views
         check_paths(self.sites, {name for name, _ in self.model.named_modules()})
         self.extraction, self.searchers = extraction, Searchers(n_threads)
+        self.wide_sites: set[Site] = set()  # whose clouds `save_fp` cannot all hold, as far as was seen
         kernels_of(np.empty((0, 0)))  # loads their BLAS before its threads are limited
         n_counted = input_ids.shape[1] - min(view.skip_first_tokens for view in extraction.views.values())
         self.ranks = extraction.ranks or default_ranks(n_counted)
@@ -159,10 +162,10 @@ class ModelRun:
             clouds = _as_clouds(activations, site, input_ids.shape)
             layer, below = before.get(site.module, (None, None))
             is_next = site.layer is not None and layer == site.layer - 1
-            views = views_at(site.layer, self.extraction.views, self.extraction.request.views)
+            views = views_at(site.layer, self.extraction.views, self.view_layers)
             found = self._neighbors(clouds, input_ids.numpy(), views, below if is_next else None)
             before[site.module] = site.layer, found
-            write_site(site, self._arrays(clouds, found))
+            write_site(site, self._arrays(site, clouds, found))
 
         on_device = input_ids.to(self.device)
         with watching(self.model, self.sites, visit):
@@ -176,7 +179,7 @@ class ModelRun:
         loss, entropy = self.loss_head(on_device, hidden)
         return {"loss": loss.numpy(), "entropy": entropy.numpy()}
 
-    def _arrays(self, clouds: torch.Tensor, found: list[OfViews]) -> dict[str, np.ndarray]:
+    def _arrays(self, site: Site, clouds: torch.Tensor, found: list[OfViews]) -> dict[str, np.ndarray]:
         """Return the datasets of one site for one batch: `found` is a list over contexts."""
         arrays = {}
         for view in found[0]:
@@ -190,7 +193,21 @@ class ModelRun:
             arrays[f"positions/{position}"] = clouds[:, position].float().cpu().numpy()
         if self.extraction.save_clouds:
             arrays["activations"] = rounded(on_host(clouds), self.extraction.save_fp)
+            self._warn_of_wide(site, arrays["activations"])
         return arrays
+
+    def _warn_of_wide(self, site: Site, saved: np.ndarray) -> None:
+        """Say once for each site that clouds of it are saved in a wider precision than was asked for."""
+        if saved.dtype != self.extraction.save_fp and site not in self.wide_sites:
+            self.wide_sites.add(site)
+            LOG.warning(
+                "%s holds values up to %.3g, beyond save_fp: %s: contexts that have them are saved in %s, see the "
+                "column save_fp of the tables of estimates",
+                site.path,
+                np.abs(saved, where=np.isfinite(saved), out=np.zeros_like(saved)).max(),
+                self.extraction.save_fp,
+                saved.dtype,
+            )
 
     def _neighbors(
         self, clouds: torch.Tensor, token_ids: np.ndarray, names: Sequence[str], below: list[OfViews] | None
@@ -220,13 +237,3 @@ def _as_clouds(activations: torch.Tensor, site: Site, shape: torch.Size) -> torc
             f"d) = ({shape[0]}, {shape[1]}, d); name another module in model_config.module_name_mapping"
         )
     return activations
-
-
-def rounded(values: np.ndarray, save_fp: str) -> np.ndarray:
-    """Return values in the precision to save, or in float32 where that would turn a finite one infinite."""
-    with np.errstate(over="ignore"):
-        narrow = values.astype(save_fp)
-    if np.isfinite(narrow).all() or not np.isfinite(values[~np.isfinite(narrow)]).any():
-        return narrow
-    LOG.debug("values beyond %s: this site is saved in float32", save_fp)
-    return values.astype(np.promote_types(save_fp, np.float32))

@@ -11,7 +11,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import polars as pl
 import torch
@@ -21,21 +20,29 @@ from id_scaling.errors import Ended, InputError, ResourceError, StoreError, made
 from id_scaling.extraction.compute import Extraction, ModelRun
 from id_scaling.models.loading import pick_device, pick_dtype
 from id_scaling.models.modules import Site
-from id_scaling.runtime.atomic_files import digest, sha256, sweep
+from id_scaling.runtime.atomic_files import digest, sweep
 from id_scaling.runtime.locks import Lease, leased
 from id_scaling.runtime.logging import LOG, Progress
 from id_scaling.storage.layer_writer import (
     TOKENS_FILE,
+    DamagedPartError,
     PartWriter,
     assemble,
-    attribute,
     drop_parts,
-    is_made_with,
-    is_whole,
+    drop_pieces,
+    find_damage,
+    is_as_recorded,
     plan_parts,
+    read_tokens,
+    writing_part,
 )
-from id_scaling.storage.layout import WEIGHTS_RECORD, file_of, weights_record
+from id_scaling.storage.layout import LAYOUT_VERSION, WEIGHTS_RECORD, file_of, weights_record
 from id_scaling.storage.records import key_of, read_record, read_table, write_record, write_table
+
+# Says of each layer file as soon as it is assembled what it is to the last bit; undeclared, so Snakemake leaves it.
+ASSEMBLED = "assembled.json"
+# A part found damaged is computed again; a disk on which that happens so often is not one to go on with.
+MOST_DAMAGED = 3
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,7 @@ def extract(
     contexts, identity, made_from = _read_inputs(inputs, extraction.is_own_tokenizer)
     device = pick_device()
     made_of = {
+        "layout": LAYOUT_VERSION,
         "settings": dict(settings),
         "made_from": made_from,
         **made_from,
@@ -89,17 +97,18 @@ def extract(
     }
     made_of["digest"] = digest(made_of)
     with leased(folder) as lease:
-        is_extracted = _is_extracted(folder, made_of["digest"])
+        assembled = _read_assembled(folder, made_of["digest"])
+        is_extracted = _is_complete(assembled)
         parts_folder = None if is_extracted else _fresh_parts(folder, made_of["digest"])
         try:
             if is_extracted:
                 LOG.info("all %d contexts already extracted in %s", len(contexts), folder)
             else:
-                facts = _extract_parts(extraction, contexts, identity, parts_folder, execution, lease)
-                _assemble(folder, parts_folder, len(contexts), made_of, facts)
+                job = _Job(extraction, contexts, identity, folder, parts_folder, execution, lease)
+                assembled = _extract_and_assemble(job, made_of)
             lease.check()
             # The commit is no part of the digest: another one with the same weights and config makes the same.
-            _publish(folder, contexts, {**made_of, "commit": identity["commit"]})
+            _publish(folder, contexts, {**made_of, "commit": identity["commit"]}, assembled)
         except Ended:
             n_left = 0 if is_extracted else sum(map(len, _missing(parts_folder, len(contexts))))
             n_kept = len(contexts) - n_left
@@ -109,17 +118,68 @@ def extract(
         sweep(folder)
 
 
-def _is_extracted(folder: Path, key: str) -> bool:
-    """Return whether a folder holds every file of the extraction `key`, each whole.
+@dataclass(frozen=True)
+class _Job:
+    """What one run is computed from, and where it is put."""
 
-    `tokens.h5` is assembled last and names the sites. So an extraction that ended after Snakemake was killed, whose
-    declared outputs Snakemake then removed, is published again and not computed again.
+    extraction: Extraction
+    contexts: pl.DataFrame
+    identity: dict[str, Any]
+    folder: Path
+    parts_folder: Path
+    execution: Execution
+    lease: Lease
+
+
+def _extract_and_assemble(job: _Job, made_of: Mapping[str, Any]) -> dict[str, Any]:
+    """Compute the parts that are missing and put them together; a part that is found damaged is computed again."""
+    for _ in range(MOST_DAMAGED):
+        assembled = _read_assembled(job.folder, made_of["digest"])
+        _drop_damaged(job.parts_folder, len(job.contexts), assembled["files"])
+        facts = _extract_parts(job)
+        try:
+            return _assemble(job, {**made_of, "facts": facts}, assembled["files"])
+        except DamagedPartError as error:
+            LOG.warning("%s while it was waiting to be assembled", error)
+    raise StoreError(
+        f"{job.parts_folder}: parts were damaged {MOST_DAMAGED} times between their writing and their reading; look at "
+        "the disk, or choose another session_path, and run again"
+    )
+
+
+def _read_assembled(folder: Path, key: str) -> dict[str, Any]:
+    """Return the facts of the extraction `key`, and its assembled files that are there to the last bit.
+
+    So an extraction that ended after Snakemake was killed, whose declared outputs Snakemake then removed, is published
+    again and not computed again.
     """
-    tokens = folder / TOKENS_FILE
-    if not is_made_with(tokens, {"digest": key}):
-        return False
-    files = [folder / name for name in _layer_files(attribute(tokens, "facts")["sites"])]
-    return all(is_made_with(path, {"digest": key}) and is_whole(path) for path in [*files, tokens])
+    path, nothing = folder / ASSEMBLED, {"digest": key, "facts": None, "files": {}}
+    try:
+        record = read_record(path) if path.exists() else nothing
+    except StoreError as error:
+        LOG.warning("%s", str(error).partition("; ")[0])
+        return nothing
+    if record["digest"] != key:
+        return nothing
+    whole = {name: entry for name, entry in record["files"].items() if is_as_recorded(folder / name, entry)}
+    for name in record["files"].keys() - whole.keys():
+        LOG.warning("%s: not there, or not as it was written: extracted again", folder / name)
+    return {**record, "files": whole}
+
+
+def _is_complete(assembled: Mapping[str, Any]) -> bool:
+    """Return whether every file of an extraction is assembled."""
+    facts, files = assembled["facts"], assembled["files"]
+    return facts is not None and {*_layer_files(facts["sites"]), TOKENS_FILE} <= files.keys()
+
+
+def _drop_damaged(parts_folder: Path, n_contexts: int, assembled: Mapping[str, Any]) -> None:
+    """Remove the parts that are not as they were written."""
+    for part in plan_parts(n_contexts):
+        path = _part(parts_folder, part)
+        if path.exists() and (damage := find_damage(path, without=assembled.keys())):
+            LOG.warning("%s: damaged (%s): its %d contexts are computed again", path, damage, len(part))
+            drop_parts(path)
 
 
 def _layer_files(sites: list[list[Any]]) -> list[str]:
@@ -176,45 +236,41 @@ def _fresh_parts(folder: Path, key: str) -> Path:
             drop_parts(stale)
     sweep(folder)
     if not (parts / key).is_dir():
-        for old in (*folder.glob("layer_*.h5"), *folder.glob("outblock.h5"), *folder.glob(TOKENS_FILE)):
-            old.unlink()
+        for pattern in ("layer_*.h5", "outblock.h5", TOKENS_FILE, ASSEMBLED):
+            for old in folder.glob(pattern):
+                old.unlink()
     (parts / key).mkdir(parents=True, exist_ok=True)
     sweep(parts / key)
     return parts / key
 
 
-def _extract_parts(
-    extraction: Extraction,
-    contexts: pl.DataFrame,
-    identity: dict[str, Any],
-    parts_folder: Path,
-    execution: Execution,
-    lease: Lease,
-) -> dict[str, Any]:
+def _extract_parts(job: _Job) -> dict[str, Any]:
     """Compute the parts that are missing; return the facts of the model as it ran."""
-    flat = contexts["input_ids"].explode().to_numpy().astype(np.int64)
-    input_ids = torch.from_numpy(flat.reshape(len(contexts), -1))
-    missing = _missing(parts_folder, len(input_ids))
+    flat = job.contexts["input_ids"].explode().to_numpy().astype(np.int64)
+    input_ids = torch.from_numpy(flat.reshape(len(job.contexts), -1))
+    missing = _missing(job.parts_folder, len(input_ids))
     n_done = len(input_ids) - sum(map(len, missing))
     LOG.info("%d contexts of %d tokens, %d already extracted", *input_ids.shape, n_done)
-    facts_path = parts_folder / "facts.json"
+    facts_path = job.parts_folder / "facts.json"
     if not missing and facts_path.is_file():
         with contextlib.suppress(StoreError):  # damaged: the model is loaded again to say them
             return read_record(facts_path)
-    run = ModelRun(extraction, identity, execution.n_threads, execution.use_accelerator, input_ids)
-    write_record(facts_path, run.facts())
-    progress = Progress("extracted context", len(input_ids), n_done)
-    _extract_missing(run, input_ids, missing, parts_folder, execution.batch_size, progress, lease)
-    return read_record(facts_path)
+    run = ModelRun(job.extraction, job.identity, job.execution.n_threads, job.execution.use_accelerator, input_ids)
+    facts = run.facts()
+    write_record(facts_path, facts)
+    _extract_missing(run, input_ids, missing, job, Progress("extracted context", len(input_ids), n_done))
+    return facts
 
 
-def _extract_missing(
-    run: ModelRun, input_ids, parts, parts_folder: Path, batch_size: int, progress, lease: Lease
-) -> None:
+def _extract_missing(run: ModelRun, input_ids: torch.Tensor, parts: list[range], job: _Job, progress: Progress) -> None:
     """Compute parts one by one, each complete or absent."""
+    batch_size = job.execution.batch_size
     for part in parts:
         # Clouds are shared out over processes, one BLAS thread each: how many there are does not change a number.
-        with threadpool_limits(1, user_api="blas"), PartWriter(_part(parts_folder, part), len(part)) as writer:
+        with (
+            threadpool_limits(1, user_api="blas"),
+            writing_part(_part(job.parts_folder, part), len(part)) as writer,
+        ):
             first = 0
             while first < len(part):
                 rows = part[first : first + batch_size]
@@ -227,7 +283,7 @@ def _extract_missing(
                 writer.write_tokens(first, scores)
                 first += len(rows)
                 progress.step(len(rows))
-            lease.check()
+            job.lease.check()
 
 
 def _write_site(writer: PartWriter, first: int, site: Site, arrays: dict[str, np.ndarray]) -> None:
@@ -259,24 +315,25 @@ def _missing(parts_folder: Path, n_contexts: int) -> list[range]:
     return [part for part in plan_parts(n_contexts) if not _part(parts_folder, part).is_dir()]
 
 
-def _assemble(
-    folder: Path, parts_folder: Path, n_contexts: int, made_of: dict[str, Any], facts: dict[str, Any]
-) -> None:
-    """Put the layer files together from the parts, and last the tokens, which carry the facts of the whole."""
-    parts = [_part(parts_folder, part) for part in plan_parts(n_contexts)]
+def _assemble(job: _Job, made_of: Mapping[str, Any], files: dict[str, Any]) -> dict[str, Any]:
+    """Put the layer files together from the parts, and last the tokens; return the record of all of them."""
+    facts = made_of["facts"]
+    parts = [_part(job.parts_folder, part) for part in plan_parts(len(job.contexts))]
     names = _layer_files(facts["sites"])
+    record = {"digest": made_of["digest"], "facts": facts, "files": dict(files)}
     for name in (*names, TOKENS_FILE):
-        assemble(parts, name, folder / name, {**made_of, "facts": facts})
-    LOG.info("wrote %d layer files, %d sites in %s", len(names), len(facts["sites"]), folder)
+        if name not in record["files"]:
+            record["files"][name] = assemble(parts, name, job.folder / name, dict(made_of))
+            write_record(job.folder / ASSEMBLED, record)
+        drop_pieces(parts, name)
+    LOG.info("wrote %d layer files, %d sites in %s", len(names), len(facts["sites"]), job.folder)
+    return record
 
 
-def _publish(folder: Path, contexts: pl.DataFrame, made_of: dict[str, Any]) -> None:
+def _publish(folder: Path, contexts: pl.DataFrame, made_of: Mapping[str, Any], assembled: Mapping[str, Any]) -> None:
     """Write what the workflow declares: the tokens as a table, and last the manifest, which names every layer file."""
-    facts = attribute(folder / TOKENS_FILE, "facts")
     _write_tokens(folder / TOKENS_FILE, contexts, folder / "tokens.parquet", made_of["digest"])
-    paths = [folder / name for name in (*_layer_files(facts["sites"]), TOKENS_FILE)]
-    files = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in paths}
-    manifest = {**made_of, **facts, "n_contexts": len(contexts), "files": files}
+    manifest = {**made_of, **assembled["facts"], "n_contexts": len(contexts), "files": assembled["files"]}
     write_record(folder / "manifest.json", manifest)
 
 
@@ -286,8 +343,8 @@ def _write_tokens(source: Path, contexts: pl.DataFrame, output: Path, key: str) 
     The first token of a context is not predicted, so its scores are null. A score that came out of the model as no
     number stays NaN: a mean over it is to be none, too.
     """
-    with h5py.File(source, "r") as file:
-        scores = {name: file[name][:].ravel() for name in ("loss", "entropy")}
+    of_tokens = read_tokens(source)
+    scores = {name: of_tokens[name].ravel() for name in ("loss", "entropy")}
     n_contexts, n_tokens = len(contexts), len(contexts["input_ids"][0])
     table = pl.DataFrame(
         {

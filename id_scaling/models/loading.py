@@ -64,10 +64,16 @@ def load_model(
     placement = {"device_map": "auto"} if use_accelerator else {}
     if is_pickled:
         LOG.warning("%s: loading pickled weights, as tensors alone", folder)
-    options = {"use_safetensors": not is_pickled, "weights_only": True, "trust_remote_code": False, **placement}
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            folder,
+            dtype=dtype,
+            use_safetensors=not is_pickled,
+            weights_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **placement,
         )
         model = model if use_accelerator else model.to(device)
     except Exception as error:  # other packages' code may raise anything: it becomes words

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from id_scaling.errors import ConfigError, nearest
+from id_scaling.models.layers import LayerChoice, check_layers_read, layers_of
 
 
 def _preset(blocks: str, attn: str, mlp: str, emb: str, unemb: str) -> dict[str, str]:
@@ -91,33 +92,42 @@ class SiteRequest:
 
     Parameters
     ----------
-    layers : tuple of int, or None
-        Layers read; None for all.
+    layers : sequence of int, mapping of str to int, or None
+        Layers read, as `models.layers` reads them; None for all.
     inblock, outblock : tuple of str
         Module keys read in each layer, and once.
     mapping : mapping of str to str, or None
         Module key -> path; None takes the preset of the architecture.
-    views : mapping of str to tuple of int
-        Layers of the views that are made at some alone.
+    views : mapping of str to sequence of int, or mapping of str to int
+        Layers of the views that are not made at all of them.
     """
 
-    layers: tuple[int, ...] | None
+    layers: LayerChoice | None
     inblock: tuple[str, ...]
     outblock: tuple[str, ...]
     mapping: Mapping[str, str] | None
-    views: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    views: Mapping[str, LayerChoice] = field(default_factory=dict)
 
 
 def request_of(sites: Mapping[str, Any]) -> SiteRequest:
     """Return a request for sites from its JSON."""
-    layers = sites["layers"]
-    return SiteRequest(
-        None if layers is None else tuple(layers),
-        tuple(sites["inblock"]),
-        tuple(sites["outblock"]),
-        sites["mapping"],
-        {name: tuple(of_view) for name, of_view in sites.get("views", {}).items()},
-    )
+    inside, outside = tuple(sites["inblock"]), tuple(sites["outblock"])
+    return SiteRequest(sites["layers"], inside, outside, sites["mapping"], sites.get("views", {}))
+
+
+def with_layers(request: SiteRequest, n_layers: int) -> SiteRequest:
+    """Return a request whose layers are numbers from 0, those of a model of this depth.
+
+    Raises
+    ------
+    ConfigError
+        A layer is beyond the model or named twice, or a view is to be made at one that is not read.
+    """
+    layers = layers_of(request.layers, n_layers, "layer_idx_list")
+    views = {name: layers_of(some, n_layers, f"views.{name}.layers") for name, some in request.views.items()}
+    for name, some in views.items():
+        check_layers_read(name, some, layers)
+    return replace(request, layers=layers, views=views)
 
 
 def resolve_sites(request: SiteRequest, model_type: str, n_layers: int) -> list[Site]:
@@ -129,14 +139,7 @@ def resolve_sites(request: SiteRequest, model_type: str, n_layers: int) -> list[
         A layer beyond the model, a key without a path, an architecture without a preset.
     """
     mapping = resolve_mapping(request.mapping, model_type)
-    layers = range(n_layers) if request.layers is None else request.layers
-    named = {"layer_idx_list": layers, **{f"views.{name}.layers": some for name, some in request.views.items()}}
-    for key, some in named.items():
-        if beyond := [layer for layer in some if layer >= n_layers]:
-            raise ConfigError(
-                f"cacheing_config.{key}: found layer {beyond[0]}, but the model has {n_layers} layers: "
-                f"0 to {n_layers - 1} are allowed; use 'all' for every layer"
-            )
+    layers = with_layers(request, n_layers).layers
     inside = {key: _path(mapping, key, model_type, is_inblock=True) for key in request.inblock}
     outside = {key: _path(mapping, key, model_type, is_inblock=False) for key in request.outblock}
     return [

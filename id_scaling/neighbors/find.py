@@ -17,7 +17,15 @@ from typing import Any
 import numpy as np
 
 from id_scaling.neighbors.search import LISTED, Cloud, find_nearest, n_allowed, survey
-from id_scaling.neighbors.statistics import N_LISTED, N_OVERLAP, Context, names_of, statistics_of
+from id_scaling.neighbors.statistics import (
+    ARBITRARY,
+    N_LISTED,
+    N_OVERLAP,
+    Context,
+    has_several_equals,
+    names_of,
+    statistics_of,
+)
 from id_scaling.neighbors.transforms import transform
 from id_scaling.neighbors.views import View, select
 
@@ -41,7 +49,8 @@ class Neighbors:
     statistics : dict of str to (...) float64
         Counts, shares and sums of each cloud under the view, by the names of `neighbors.statistics`.
     nearest : (n_points, 10) int32, or None
-        The nearest neighbors of each point, -1 where there is none; of one cloud, and not stored.
+        The nearest neighbors of each point, -1 where there is none, -2 where several points equal it; of one cloud, and
+        not stored.
     """
 
     ranks: tuple[int, ...]
@@ -144,6 +153,7 @@ def _under_view(window, counts, selection, cloud, ranks, groups, context) -> tup
     nearest = np.full((n_points, N_OVERLAP), -1, dtype=np.int32)
     if found.indices.shape[1] >= N_OVERLAP:
         nearest[selection] = found.indices[:, :N_OVERLAP]
+        nearest[selection[has_several_equals(found.squares)]] = ARBITRARY
     with np.errstate(over="ignore"):
         median_norm = np.median(np.sqrt(cloud.squared_norms[selection])) * cloud.scale
     statistics = {**counts, "median_norm": median_norm, **statistics_of(groups, cloud, selection, found, context)}

@@ -35,7 +35,11 @@ GROUPS: dict[str, tuple[tuple[str, str], ...]] = {
     "cosine": (("mean_cosine", "mean cosine similarity of two different points, as given"),),
     "shares": (
         ("nn_same_token", "share of points whose nearest neighbor is the same token"),
-        ("nn_within_5", "share of points whose nearest neighbor is at most 5 positions away"),
+        (
+            "nn_within_5",
+            "share of points whose nearest neighbor is at most 5 positions away; none where several points are at no "
+            "distance from one, as which of them is its nearest is arbitrary",
+        ),
     ),
     "correlation": (
         ("correlation_r10", "median distance to the 10th neighbor"),
@@ -45,7 +49,11 @@ GROUPS: dict[str, tuple[tuple[str, str], ...]] = {
         ("corrint_stderr", "standard error of corrint within the cloud"),
     ),
     "overlap": (
-        ("nn_overlap", "share of a point's 10 nearest that are among its 10 nearest at the same module one layer down"),
+        (
+            "nn_overlap",
+            "share of a point's 10 nearest that are among its 10 nearest at the same module one layer down; none "
+            "where, at either, several points are at no distance from one",
+        ),
     ),
     "spectrum": (
         ("effective_rank", "exponential of the entropy of the covariance spectrum"),
@@ -58,6 +66,8 @@ GROUPS: dict[str, tuple[tuple[str, str], ...]] = {
 ALWAYS = ("counts",)
 DEFAULT_GROUPS = ("moments", "cosine", "shares", "correlation", "overlap")
 N_OVERLAP = 10
+# In the place of the nearest neighbors of a point that several others equal.
+ARBITRARY = -2
 CORRELATION_RANKS = (10, 20)
 # Shares of the variance that differ by less are equal.
 ROUNDING = 1e-12
@@ -134,7 +144,8 @@ class Context:
     token_ids : (n_points,) array of int, or None
         Token of each point.
     below : (n_points, N_OVERLAP) array of int, or None
-        The nearest neighbors of each point at the site one layer down under the same view, -1 for none.
+        The nearest neighbors of each point at the site one layer down under the same view, -1 for none, ARBITRARY
+        where several points equal it.
     """
 
     token_ids: np.ndarray | None = None
@@ -171,7 +182,7 @@ def _are_equal(selection: np.ndarray, cloud: Cloud) -> bool:
 
 def _about_own_mean(selection: np.ndarray, cloud: Cloud) -> Centred:
     """Return points less the mean of the selected ones, in float64."""
-    mean = cloud.kernels.weighted_sum(cloud.points, _mask(cloud, selection) / len(selection))
+    mean = cloud.kernels.mean_of(cloud.points, selection)
     one_group = np.zeros(len(cloud.first), np.int32)
     return centred_on(cloud.kernels, cloud.points, one_group, np.float64, cloud.probes, mean[None])
 
@@ -212,10 +223,27 @@ def _cosine(cloud: Cloud, selection: np.ndarray, _: Nearest, __: Context) -> dic
 
 
 def _shares(_: Cloud, selection: np.ndarray, found: Nearest, context: Context) -> dict[str, float]:
-    """Return the shares of nearest neighbors with the same token, and within five positions."""
+    """Return the shares of nearest neighbors with the same token, and within five positions.
+
+    Among several equal points which is the nearest is arbitrary: of positions nothing can be said then, and of tokens
+    only where equal points are of one token, as at an embedding.
+    """
     nearest, token_ids = found.indices[:, 0], context.token_ids
-    same = np.nan if token_ids is None else np.mean(token_ids[selection] == token_ids[nearest])
-    return {"nn_same_token": float(same), "nn_within_5": float(np.mean(np.abs(selection - nearest) <= 5))}
+    same, near, is_tied = np.nan, np.mean(np.abs(selection - nearest) <= 5), has_several_equals(found.squares)
+    if token_ids is not None and _is_of_one_token(found, is_tied, token_ids):
+        same = np.mean(token_ids[selection] == token_ids[nearest])
+    return {"nn_same_token": float(same), "nn_within_5": np.nan if is_tied.any() else float(near)}
+
+
+def has_several_equals(squares: np.ndarray) -> np.ndarray:
+    """Return which points have several others at no distance, from ascending squared distances (n, m)."""
+    return squares[:, 1] == 0 if squares.shape[1] > 1 else np.zeros(len(squares), bool)
+
+
+def _is_of_one_token(found: Nearest, is_tied: np.ndarray, token_ids: np.ndarray) -> bool:
+    """Return whether the points at no distance from a point, as far as they are listed, are all of one token."""
+    tokens, is_equal = token_ids[found.indices[is_tied]], found.squares[is_tied] == 0
+    return bool((~is_equal | (tokens == tokens[:, :1])).all())
 
 
 def _correlation(cloud: Cloud, selection: np.ndarray, found: Nearest, _: Context) -> dict[str, float]:
@@ -272,6 +300,8 @@ def _overlap(_: Cloud, selection: np.ndarray, found: Nearest, context: Context) 
     if context.below is None or found.indices.shape[1] < N_OVERLAP:
         return {"nn_overlap": np.nan}
     here, below = found.indices[:, :N_OVERLAP], context.below[selection]
+    if has_several_equals(found.squares).any() or (below == ARBITRARY).any():
+        return {"nn_overlap": np.nan}
     has_both = below[:, 0] >= 0
     common = kernels_of(here).share_in_common(here, below)
     return {"nn_overlap": float(common[has_both].mean()) if has_both.any() else np.nan}

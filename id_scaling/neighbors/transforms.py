@@ -58,12 +58,18 @@ def preprocess(name: str, rows: Any) -> Any:
     if name == "unit_norm":
         with np.errstate(invalid="ignore"):  # a point without a direction is not finite
             return rows / xp.sqrt(xp.sum(rows * rows, axis=1, keepdims=True))
-    centred = rows - xp.mean(rows, axis=0)
+    centred = _centred(rows)
     if name == "standardised":
         is_constant = xp.max(rows, axis=0) == xp.min(rows, axis=0)
         deviation = xp.sqrt(xp.mean(centred * centred, axis=0))
         return xp.where(is_constant, xp.zeros_like(centred), centred / xp.where(is_constant, 1.0, deviation))
     return _without_leading(centred, int(name.removeprefix("drop_top_")))
+
+
+def _centred(rows: Any) -> Any:
+    """Return points (n, d) less their mean: differences from the first, so that a constant one leaves nothing."""
+    xp, shifted = array_api_compat.array_namespace(rows), rows - rows[:1, :]
+    return shifted - xp.mean(shifted, axis=0, keepdims=True)
 
 
 def _without_leading(centred: Any, n_components: int) -> Any:
@@ -84,8 +90,8 @@ def gaussian(rows: Any, normals: Any) -> Any:
     turned into the n coordinates that they need, which changes no distance, angle or norm and spares most of n² d.
     """
     xp, (n, d) = array_api_compat.array_namespace(rows), rows.shape
-    mean = xp.mean(rows, axis=0, keepdims=True)
-    centred = rows - mean
+    centred = _centred(rows)
+    mean = rows[:1, :] - centred[:1, :]
     turned = kernels_of(rows).turned(xp.concat([centred[:-1, :], mean])) if d > FEWER * n else None
     if turned is None:
         return mean + normals @ centred / (n - 1) ** 0.5

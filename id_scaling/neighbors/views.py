@@ -21,7 +21,12 @@ Duplicates = Literal["distinct", "keep", "one_per_token", "matched_subset"]
 NullCloud = Literal["none", "gaussian"]
 RAW = "raw"
 # `raw`, z-scores, directions, and what is left without the leading principal components.
-PREPROCESS = r"raw|standardised|unit_norm|drop_top_[1-9][0-9]{0,3}"
+PREPROCESS = r"raw|standardi[sz]ed|unit_norm|drop_top_[1-9][0-9]{0,3}"
+
+
+def spelling_of(preprocess: str) -> str:
+    """Return the one spelling under which a scaling is stored, so that nothing depends on how it was written."""
+    return "standardised" if preprocess == "standardized" else preprocess
 
 
 @dataclass(frozen=True)

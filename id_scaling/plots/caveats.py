@@ -29,7 +29,7 @@ Remark = tuple[bool | None, str]
 
 
 def remarks(summary: pl.DataFrame) -> list[Remark]:
-    """Return what is to be said of the rows of the leading view, of all contexts."""
+    """Return the remarks on the rows of the leading view, of all contexts."""
     of_run = list(_failures_of_run(summary.filter(level="run")))
     of_all = summary.filter(pl.col("group").is_null(), level=CONTEXT)
     if not len(of_all):
@@ -63,8 +63,8 @@ def _failures_elsewhere(of_all: pl.DataFrame) -> Iterator[Remark]:
         n_failed, n_clouds = part["n_failed"].sum(), part["n_contexts"].sum()
         n_expected = part.filter(_is_of_equal_tokens())["n_failed"].sum()
         why = f"; {n_expected:,} are expected, at `emb`, where equal tokens are equal points" if n_expected else ""
-        said = f"View {view}: {n_failed:,} of {n_clouds:,} clouds have no estimate; these are in no mean{why}."
-        yield (True if n_failed > n_expected else None), said
+        sentence = f"View {view}: {n_failed:,} of {n_clouds:,} clouds have no estimate; these are in no mean{why}."
+        yield (True if n_failed > n_expected else None), sentence
 
 
 def _is_of_equal_tokens() -> pl.Expr:
@@ -112,12 +112,12 @@ def _tails(rows: pl.DataFrame) -> Iterator[Remark]:
     for estimator in style.unique(rows.filter(pl.col("top_share").is_not_null()), "estimator"):
         part = rows.filter(pl.col("top_share").is_not_null(), estimator=estimator)
         carried = part.filter(pl.col("top_share") > MOST_OF_TOP).sort("top_share", descending=True, maintain_order=True)
-        said = (
+        sentence = (
             f"{estimator}: in {len(carried)} of {len(part)} rows the tenth of points with the largest local dimensions "
             f"makes more than {MOST_OF_TOP:.0%} of the mean"
         )
-        instead = ": a few points carry it, so trust `mle_harmonic` or a median more"
-        yield len(carried) > 0, f"{said}{instead}: {_sites(carried)}." if len(carried) else f"{said}."
+        instead = ": a few points carry it, so trust `mle_harmonic` or `mle_median` more"
+        yield len(carried) > 0, f"{sentence}{instead}: {_sites(carried)}." if len(carried) else f"{sentence}."
 
 
 def _sites(rows: pl.DataFrame) -> str:
@@ -150,14 +150,17 @@ def _disagreements(rows: pl.DataFrame) -> Iterator[Remark]:
     """Yield at how many sites estimators have Gaussian equivalents that are too far apart for a Gaussian cloud."""
     equivalent = pl.col("value_gaussian_equivalent")
     known = rows.filter(equivalent.is_not_null()).group_by(*style.RUN, "layer", "module", maintain_order=True)
-    # One that is out of range has no number, but the status of its site says whether it is too far from the others.
-    is_apart = (equivalent.max() / equivalent.min() > DISAGREEING) | (pl.col("equivalent_status") == "rejected").any()
+    is_apart = equivalent.max() / equivalent.min() > DISAGREEING
+    if "equivalents_rejected" in rows.columns:  # which a summary of an older version lacks; it knows those out of range
+        is_apart = pl.col("equivalents_rejected").str.contains("gaussian").fill_null(False).any()
     sites = known.agg(is_apart.alias("is_apart"), pl.len()).filter((pl.col("len") > 1) | pl.col("is_apart"))
     if len(sites):
         n_apart = sites["is_apart"].sum()
-        said = f"At {n_apart} of {len(sites)} sites the Gaussian equivalents of one cloud by several estimators differ "
+        sentence = (
+            f"At {n_apart} of {len(sites)} sites the Gaussian equivalents of one cloud by several estimators differ "
+        )
         why = ": such clouds are not Gaussian, and no equivalent is their dimension" if n_apart else ""
-        yield n_apart > 0, f"{said}by a factor above {DISAGREEING}{why}."
+        yield n_apart > 0, f"{sentence}by a factor above {DISAGREEING}{why}."
 
 
 def _neighbors(rows: pl.DataFrame) -> Iterator[Remark]:
@@ -170,8 +173,8 @@ def _neighbors(rows: pl.DataFrame) -> Iterator[Remark]:
         if len(known):
             largest = known.sort(column).row(-1, named=True)
             is_doubt = largest[column] > MANY
-            said = f"At most {largest[column]:.0%} of nearest neighbors {words} ({_site(largest)})."
-            yield is_doubt, f"{said} {tells}" if is_doubt else said
+            sentence = f"At most {largest[column]:.0%} of nearest neighbors {words} ({_site(largest)})."
+            yield is_doubt, f"{sentence} {tells}" if is_doubt else sentence
 
 
 def _findings(rows: pl.DataFrame) -> Iterator[Remark]:
@@ -182,18 +185,18 @@ def _findings(rows: pl.DataFrame) -> Iterator[Remark]:
             continue
         n_left, score = (known[f"q_{name}"] < SIGNIFICANT).sum(), name.removeprefix("partial_")
         what = f"{'partial ' if name != score else ''}correlations with {score}"
-        said = f"{n_left} of {len(known)} {what} have q < {SIGNIFICANT} (Benjamini and Hochberg 1995)"
+        sentence = f"{n_left} of {len(known)} {what} have q < {SIGNIFICANT} (Benjamini and Hochberg 1995)"
         if f"p_{name}_maxt" in known.columns:  # a summary of an older version has neither of these
             n_left = (known[f"p_{name}_maxt"] < SIGNIFICANT).sum()
-            said += f", {n_left} have p < {SIGNIFICANT} by max-T (Westfall and Young 1993)"
+            sentence += f", {n_left} have p < {SIGNIFICANT} by max-T (Westfall and Young 1993)"
         floors = known[f"q_{name}_floor"].drop_nulls() if f"q_{name}_floor" in known.columns else pl.Series([])
         n_hopeless = (floors >= SIGNIFICANT).sum() if len(floors) else 0
         if n_hopeless:
-            said += (
+            sentence += (
                 f"; documents allow so few permutations that in {n_hopeless} rows a single effect, however large, has "
                 f"q ≥ {floors.max():.2g} at best"
             )
-        yield (True if n_hopeless else None), f"{said}."
+        yield (True if n_hopeless else None), f"{sentence}."
 
 
 def _versions(rows: pl.DataFrame) -> Remark:

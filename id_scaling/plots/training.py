@@ -97,9 +97,9 @@ def id_by_size(summary: pl.DataFrame) -> style.Specification:
     losses = table.unique("run", maintain_order=True)
     law = scaling_law(losses["n_counted"].to_numpy(), losses["mean_loss"].cast(pl.Float64).to_numpy())
     text = table.select(style.called(summary, ["dataset", "subset", "ctx_len", "control"]))[0].item()
-    said = f"the largest mean of all layers, which is chosen by looking; last checkpoint of each model, {text}"
+    subtitle = f"the largest mean of all layers, which is chosen by looking; last checkpoint of each model, {text}"
     panel = partial(_against_size, title=f"largest {style.ID} of a layer", by="module")
-    titles = "Size of the model", said
+    titles = "Size of the model", subtitle
     drawn = [style.grid(largest.with_columns(row=pl.lit("largest")), "row", "estimator", panel, lambda _: titles)]
     last = _after_last_block(summary, table)
     if law and len(last):
@@ -131,9 +131,9 @@ def _with_law(last: pl.DataFrame, law: ScalingLaw, text: str) -> style.Specifica
     implied = {"four_over_alpha": law.dimension, "four_over_alpha_low": low, "four_over_alpha_high": high}
     last = last.with_columns(pl.lit(value, pl.Float64).alias(name) for name, value in implied.items())
     n_points = " to ".join(dict.fromkeys(f"{n:.0f}" for n in (last["n_used"].min(), last["n_used"].max())))
-    said = [f"one cloud of all contexts ({n_points} points), output of the last block, {text}", str(law)]
+    subtitle = [f"one cloud of all contexts ({n_points} points), output of the last block, {text}", str(law)]
     panel = partial(_against_size, title=style.ID, by="points", law=law)
-    titles = "The last block and a scaling law of the losses", said
+    titles = "The last block and a scaling law of the losses", subtitle
     return style.grid(last.with_columns(row=pl.lit("last")), "row", "estimator", panel, lambda _: titles)
 
 
@@ -223,8 +223,8 @@ def _implied(table: pl.DataFrame, law: ScalingLaw, title: str, scale: alt.Scale,
     """Return a law's dimension and its interval with words; where it is far above the panel, the words at its top."""
     at = alt.Y("min(four_over_alpha):Q", title=title, scale=scale)
     low, high = map(_number, law.dimension_interval)
-    said = f"4/α = {_number(law.dimension)} ({low} to {high}){'' if is_near else ', far above'}"
-    words = alt.Chart(table).mark_text(text=said, align="left", baseline="bottom", dx=4, dy=-3, color="#444")
+    label = f"4/α = {_number(law.dimension)} ({low} to {high}){'' if is_near else ', far above'}"
+    words = alt.Chart(table).mark_text(text=label, align="left", baseline="bottom", dx=4, dy=-3, color="#444")
     if not is_near:
         return alt.layer(words.encode(x=alt.value(0), y=alt.value(16), detail="count()"))
     bounds = alt.Y("min(four_over_alpha_low):Q", title=title, scale=scale)

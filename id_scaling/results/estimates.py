@@ -19,21 +19,23 @@ import polars as pl
 from threadpoolctl import threadpool_limits
 
 from id_scaling.errors import ResourceError, StoreError, made_anew
-from id_scaling.estimators.base import Estimates, Estimator, estimate_from_neighbors, estimate_from_points
+from id_scaling.estimators.base import Estimates, Estimator, estimate_from_neighbors, estimate_from_points, no_estimates
+from id_scaling.estimators.near_copies import K, tiny_share
+from id_scaling.models.modules import request_of, with_layers
 from id_scaling.neighbors.cloud_kinds import CONTEXT, POSITION, clouds_of_run, stored_as, view_of_run
 from id_scaling.neighbors.find import Neighbors, find_neighbors, stacked
 from id_scaling.neighbors.kernels.dispatch import kernels_of
+from id_scaling.neighbors.precision import exceeds
 from id_scaling.neighbors.statistics import group_of, participation_ratio, participation_ratio_corrected
 from id_scaling.neighbors.transforms import transform
 from id_scaling.neighbors.views import View, views_at
+from id_scaling.runtime import memory
 from id_scaling.runtime.logging import LOG
 from id_scaling.runtime.workers import ending_children
 from id_scaling.storage.layer_reader import read_neighbors, reading, verified
 from id_scaling.storage.records import key_of, read_record, read_table, write_table
 
 CONTEXTS_AT_ONCE = 32
-# Of the median distance to the nearest neighbor: what is below is next to nothing.
-TINY = 0.01
 # Contexts stand in no order that says which are near; a spectrum is of its estimators alone.
 LEFT_OUT_OF_RUN = ("nn_within_5", "effective_rank")
 # Groups of statistics of a cloud of a run that are columns; tokens are those of its points at a position alone.
@@ -65,6 +67,7 @@ SCHEMA = {
     "nn_same_token": pl.Float64,
     "nn_within_5": pl.Float64,
     "nn_overlap": pl.Float64,
+    "save_fp": pl.String,
 }
 
 
@@ -153,10 +156,11 @@ def _blocks(folder: Path, manifest: Mapping[str, Any], module: str, settings: Ma
     """Yield every block of clouds of a module."""
     made, n_contexts = manifest["settings"], manifest["n_contexts"]
     of_run = clouds_of_run(settings["clouds"], made.get("positions", ()))
+    view_layers = with_layers(request_of(made["sites"]), manifest["n_layers"]).views
     for key, layer, _ in manifest["sites"]:
         if key == module:
             path = verified(folder, manifest, layer)
-            views = views_at(layer, settings["views"], made["sites"].get("views", {}))
+            views = views_at(layer, settings["views"], view_layers)
             for view in views if CONTEXT in settings["clouds"] else ():
                 for start in range(0, n_contexts, CONTEXTS_AT_ONCE):
                     contexts = range(start, min(start + CONTEXTS_AT_ONCE, n_contexts))
@@ -184,55 +188,80 @@ def _estimate_block(
 ) -> pl.DataFrame:
     """Return the table of a block of clouds; `local`, if asked for, is one value a point."""
     if block.is_of_run:
-        neighbors, points = _of_run(estimator, manifest, tokens, block)
+        neighbors, points, precisions = _of_run(estimator, manifest, tokens, block)
     else:
-        neighbors, points = _of_contexts(estimator, manifest, block)
-    if points is None:
+        neighbors, points, precisions = _of_contexts(estimator, manifest, block)
+    if not {*estimator.ranks} <= {*neighbors.ranks}:
+        found = no_estimates(estimator, neighbors, settings["has_local"])
+    elif points is None:
         found = estimate_from_neighbors(estimator, neighbors, settings["has_local"])
     else:
         found = estimate_from_points(estimator, points, neighbors, settings["max_seconds"], settings["has_local"])
-    table = _table(estimator, block, neighbors, found)
+    table = _table(estimator, block, neighbors, found, precisions)
     if not settings["has_local"]:
         return table
     local = pl.Series("local", found.local.tolist(), dtype=pl.List(pl.Float64))
     return table.with_columns(local.list.eval(pl.element().fill_nan(None)))
 
 
-def _of_contexts(estimator: Estimator, manifest: Mapping[str, Any], block: Block) -> tuple[Neighbors, Any]:
-    """Return the stored neighbors of some contexts, and their clouds where the estimator needs them."""
+def _of_contexts(
+    estimator: Estimator, manifest: Mapping[str, Any], block: Block
+) -> tuple[Neighbors, Any, list[str | None]]:
+    """Return the stored neighbors of some contexts; where the estimator needs them, their clouds and precisions."""
     rows = block.contexts
-    with reading(block.path) as file:
-        neighbors = read_neighbors(file[block.module][block.view], manifest, rows, estimator.ranks)
+    with reading(block.path, manifest) as file:
+        path = f"{block.module}/{block.view}"
+        neighbors = read_neighbors(file, path, manifest, rows, _ranks_of(estimator, manifest))
         if estimator.needs != "points":
-            return neighbors, None
-        clouds = file[block.module]["activations"][rows.start : rows.stop]
-    view = View(**manifest["settings"]["views"][block.view])
-    return neighbors, _scaled(clouds, neighbors, view)
+            return neighbors, None, [None] * len(block)
+        clouds = file.read(f"{block.module}/activations", rows)
+    made = manifest["settings"]
+    view = View(**made["views"][block.view])
+    is_wide, save_fp = exceeds(clouds, made["save_fp"]), {False: made["save_fp"], True: str(clouds.dtype)}
+    return neighbors, _scaled(clouds, neighbors, view), [save_fp[is_so] for is_so in is_wide.tolist()]
+
+
+def _ranks_of(estimator: Estimator, manifest: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return the stored ranks that an estimate reads: the estimator's own, and those that show near copies."""
+    shows_copies = estimator.needs == "neighbors" or estimator.is_mean
+    # Ranks that contexts are too short for are not stored; clouds of all contexts may have them.
+    own = estimator.ranks if {*estimator.ranks} <= {*manifest["ranks"]} else ()
+    return (*own, *(rank for rank in manifest["ranks"] if rank <= K and shows_copies))
 
 
 def _of_run(
     estimator: Estimator, manifest: Mapping[str, Any], tokens: np.ndarray, block: Block
-) -> tuple[Neighbors, Any]:
-    """Return the neighbors of one cloud of all contexts of a run, and its points where the estimator needs them.
+) -> tuple[Neighbors, Any, list[str | None]]:
+    """Return the neighbors of one cloud of a run; where the estimator needs them, its points and their precision.
 
     What is random is drawn by the tokens at its position, or by all, so that it is the same at all sites.
     """
-    with reading(block.path) as file:
-        points = file[block.module][stored_as(block.cloud, block.position)][:]
+    with reading(block.path, manifest) as file:
+        points = file.read(f"{block.module}/{stored_as(block.cloud, block.position)}", block.contexts)
     view = view_of_run(View(**manifest["settings"]["views"][block.view]))
     token_ids = tokens[:, block.position] if block.cloud == POSITION else tokens
     groups = dict.fromkeys([*OF_RUN[block.cloud], *map(group_of, estimator.statistics)])
+    ranks = sorted({*range(1, K + 1), *estimator.ranks})
+    memory.require(
+        8 * len(points) ** 2,
+        f"{block.path}: one cloud of {len(points):,} contexts ({block.cloud})",
+        "give the job more, take fewer contexts (max_contexts), or leave the cloud out",
+    )
     try:
-        neighbors = stacked(find_neighbors(points, [view], sorted({1, *estimator.ranks}), list(groups), token_ids))
+        neighbors = stacked(find_neighbors(points, [view], ranks, list(groups), token_ids))
     except MemoryError as error:
         raise ResourceError(
             f"{block.path}: all products of {len(points)} contexts ({block.cloud}) do not fit in memory; give the job "
             "more, take fewer contexts (max_contexts), or leave the cloud out"
         ) from error
-    return neighbors, _scaled(points[None], neighbors, view, token_ids) if estimator.needs == "points" else None
+    if estimator.needs != "points":
+        return neighbors, None, [None]
+    return neighbors, _scaled(points[None], neighbors, view, token_ids), [str(points.dtype)]
 
 
-def _table(estimator: Estimator, block: Block, neighbors: Neighbors, found: Estimates) -> pl.DataFrame:
+def _table(
+    estimator: Estimator, block: Block, neighbors: Neighbors, found: Estimates, precisions: list[str | None]
+) -> pl.DataFrame:
     """Return the rows of a block of clouds; what there is no number of is null."""
     n_clouds, left_out = len(block), LEFT_OUT_OF_RUN if block.is_of_run else ()
     columns = {
@@ -246,7 +275,9 @@ def _table(estimator: Estimator, block: Block, neighbors: Neighbors, found: Esti
         "value": found.value,
         "stderr": found.stderr,
         "status": [str(word) for word in found.status],
-        **_nearness(neighbors.r1),
+        "save_fp": precisions,
+        "median_r1": _medians(neighbors.r1),
+        "tiny_r1": tiny_share(neighbors.r1),
         **{name: values for name, values in neighbors.statistics.items() if name in SCHEMA.keys() - left_out},
     }
     if {"gram_trace", "gram_frobenius"} <= neighbors.statistics.keys():
@@ -255,6 +286,8 @@ def _table(estimator: Estimator, block: Block, neighbors: Neighbors, found: Esti
         columns["participation_ratio_corrected"] = participation_ratio_corrected(
             *moments, neighbors.statistic("n_used")
         )
+    if found.top_share is not None:
+        columns["top_share"] = pl.Series(found.top_share).fill_nan(None)
     nothing = [None] * n_clouds
     series = {name: pl.Series(name, columns.get(name, nothing)).cast(kind) for name, kind in SCHEMA.items()}
     # What there is no number of is null: `status` says why there is no value, and a mean over NaN would be none.
@@ -271,12 +304,7 @@ def _scaled(
     return [transform(view, cloud, selection, token_ids) for cloud, selection in zip(clouds, selections, strict=True)]
 
 
-def _nearness(r1: np.ndarray) -> dict[str, list[float]]:
-    """Return of each row the median over the points that count, and the share of them far below it."""
+def _medians(r1: np.ndarray) -> list[float]:
+    """Return the median of each row over the points that count."""
     rows = [row[np.isfinite(row)] for row in r1]
-    medians = [float(np.median(row)) if len(row) else np.nan for row in rows]
-    tiny = [
-        float(np.mean((row == 0) | (row < TINY * median))) if len(row) else np.nan
-        for row, median in zip(rows, medians, strict=True)
-    ]
-    return {"median_r1": medians, "tiny_r1": tiny}
+    return [float(np.median(row)) if len(row) else np.nan for row in rows]

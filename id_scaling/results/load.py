@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -179,12 +180,24 @@ def _chosen(axes: Mapping[str, Any], settings: Mapping[str, Any], summary: pl.Da
             raise ConfigError(f"{axis} is no axis of a session; expected one of {', '.join(has)}")
         is_one = isinstance(wanted, str) or not isinstance(wanted, Collection)
         chosen[axis] = {wanted} if is_one else set(wanted)
+        if axis == "estimator":
+            chosen[axis] = {_canonical(name) for name in chosen[axis]}
         if not chosen[axis]:
             raise ConfigError(f"{axis}: found an empty list, expected values to read")
         if missing := chosen[axis] - has[axis]:
             listed = ", ".join(map(str, sorted(has[axis], key=lambda value: (value is None, value))))
             raise ConfigError(f"the session has no {axis} {missing.pop()!r}; it has {listed}")
     return chosen
+
+
+def _canonical(name: Any) -> Any:
+    """Return the name under which an estimator is stored; what is no estimator's name as it is."""
+    # Not a statement: figures use this module, and a new estimator makes no figure stale.
+    registry = importlib.import_module("id_scaling.estimators.registry")
+    try:
+        return registry.canonical_name(name)
+    except ConfigError:
+        return name
 
 
 def _contexts_of_run(

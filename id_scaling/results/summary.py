@@ -316,7 +316,7 @@ def summarize(session: Path, settings: Mapping[str, Any], parquet: Path, csv: Pa
 
 
 def mixture(values: Mapping[str, Iterable[str]]) -> str:
-    """Return what is to be said of rows of several dtypes or devices, given those of each kind; empty where of one."""
+    """Return a warning of rows of several dtypes or devices, given those of each kind; empty where of one."""
     mixed = {kind: sorted(of_kind) for kind, of_kind in values.items() if len(set(of_kind)) > 1}
     listed = "; ".join(f"{kind} {', '.join(of_kind)}" for kind, of_kind in mixed.items())
     return f"mixed {listed}: differences between these may be of precision, not of the models" if mixed else ""

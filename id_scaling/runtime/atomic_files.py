@@ -7,6 +7,7 @@ Files that belong together are replaced as one set: a kill in the midst of the r
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import json
@@ -35,13 +36,29 @@ def writing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
-        yield aside
-        _follow_umask(aside)
-        sync(aside)
+        with _naming(path):
+            yield aside
+            _follow_umask(aside)
+            sync(aside)
         os.replace(aside, path)
         sync(path.parent)
     finally:
         aside.unlink(missing_ok=True)
+
+
+# What a disk says of the file that is written, often without its name.
+_OF_WRITING = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO))
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Add the name of what is written to what the disk says of it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _OF_WRITING and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 @contextmanager
@@ -61,8 +78,10 @@ def writing_all(paths: Sequence[Path]) -> Iterator[list[Path]]:
     with ExitStack() as leftovers:
         for aside in asides:
             leftovers.callback(aside.unlink, missing_ok=True)
-        yield asides
+        with _naming(paths[0]):
+            yield asides
         for aside in asides:
+            _follow_umask(aside)
             sync(aside)
         pairs = zip(asides, paths, strict=True)
         renames = [[os.path.relpath(path, folder) for path in pair] for pair in pairs]
@@ -106,7 +125,8 @@ def writing_folder(path: Path) -> Iterator[Path]:
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     try:
-        yield aside
+        with _naming(path):
+            yield aside
         for file in aside.iterdir():
             _follow_umask(file)
             sync(file)

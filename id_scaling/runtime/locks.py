@@ -1,5 +1,7 @@
 """Leases: who writes a folder, and that nobody else does, on all machines that share the file system.
 
+No lock of the operating system is used: a file is created that must not exist, renamed, and touched.
+
 A lease is a file that names its holder, and that its holder touches every few seconds. It is stale once its holder, on
 this machine, is gone, or, on another, has not touched it for long; then it is taken over. A holder that was only
 stopped, and finds on waking that its lease is another's, writes no more.
@@ -9,9 +11,11 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import json
 import os
 import socket
+import stat
 import threading
 import time
 import uuid
@@ -23,7 +27,7 @@ from id_scaling.errors import LeaseError, StoreError
 from id_scaling.runtime.logging import LOG
 
 # Seconds between two touches, and after how many without one a holder on another machine is taken for dead: some
-# touches may be late on a busy file system.
+# touches may be late on a busy file system. Clocks may differ by less than that.
 BEAT, STALE = 10.0, 120.0
 # Seconds between two looks of one who waits.
 LOOK = 1.0
@@ -58,7 +62,7 @@ class Holder:
     token: str
 
     def __str__(self) -> str:
-        return f"process {self.pid} on {self.host} since {self.since}"
+        return f"process {self.pid} on {self.host} since {self.since}" if self.token else "an unknown process"
 
     def is_gone(self, age: float) -> bool:
         """Return whether the process has ended; whether it was not heard of for long, where that cannot be seen.
@@ -66,14 +70,15 @@ class Holder:
         Parameters
         ----------
         age : float
-            Seconds since it touched its lease.
+            Seconds since it touched its lease; negative where that time is still to come, as after a clock was put
+            back, which a living holder would have touched again since.
         """
         is_here = self.machine == _machine()
         if is_here and _start_of(self.pid) != self.started:
             return True
         # A process id alone may have been used again.
         is_seen = is_here and self.started != ALIVE
-        return not is_seen and age >= STALE
+        return not is_seen and abs(age) >= STALE
 
 
 class Lease:
@@ -105,6 +110,7 @@ class Lease:
                 self._own = own
                 threading.Thread(target=self._beat, daemon=True).start()
                 return None
+            _refuse_others(self.path)
             holder = read_holder(self.path)
             if holder and not self._evicted(holder):
                 return holder
@@ -149,10 +155,10 @@ class Lease:
         with contextlib.suppress(FileNotFoundError):  # another one that waits was quicker
             os.rename(self.path, aside)
             if read_holder(aside) != holder:  # and has it: put back what was taken
-                with contextlib.suppress(FileExistsError):
-                    os.link(aside, self.path)
+                _put_back(aside, self.path)
             aside.unlink()
-        LOG.info("%s: %s is gone, not heard of for %.0f s; its lease is taken over", self.path.parent, holder, age)
+        heard = f"not heard of for {age:.0f} s" if age >= 0 else f"whose last sign is {-age:.0f} s ahead of the clock"
+        LOG.info("%s: %s is gone, %s; its lease is taken over", self.path.parent, holder, heard)
         return True
 
 
@@ -217,19 +223,43 @@ def _create(path: Path, holder: Holder) -> bool:
     return True
 
 
+def _put_back(aside: Path, path: Path) -> None:
+    """Give a lease that was taken by mistake its name again, unless there is another one by now."""
+    with contextlib.suppress(FileExistsError):
+        try:
+            os.link(aside, path)
+        except OSError as error:
+            if error.errno == errno.EEXIST:
+                raise
+            with open(path, "xb") as file:  # the file system has no hard links
+                file.write(aside.read_bytes())
+
+
+def _refuse_others(path: Path) -> None:
+    """Raise `LeaseError` where something has the name of a lease that this program does not write."""
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise LeaseError(f"{path}: found a link, a folder or a device, expected the file of a lease; remove it")
+
+
 def read_holder(path: Path) -> Holder | None:
     """Return who holds the lease in a file; None where nobody does.
 
-    A file that says nothing, as one that was created a moment ago, is held by nobody known.
+    A file that says nothing, as one that was created a moment ago, or that cannot be read, is held by nobody known.
     """
+    unknown = Holder("an unknown machine", "", 0, "", "an unknown time", "")
     try:
-        text = path.read_text()
+        content = path.read_bytes()
     except FileNotFoundError:
-        return None
+        return unknown if path.is_symlink() else None
+    except OSError:
+        return unknown
     try:
-        return Holder(**json.loads(text))
-    except (ValueError, TypeError):
-        return Holder("an unknown machine", "", 0, "", "an unknown time", "")
+        holder = Holder(**json.loads(content.decode()))
+    except (ValueError, TypeError, RecursionError):
+        return unknown
+    is_sound = all(isinstance(value, int if key == "pid" else str) for key, value in asdict(holder).items())
+    return holder if is_sound else unknown
 
 
 def _age(path: Path) -> float:
@@ -237,7 +267,7 @@ def _age(path: Path) -> float:
     now = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex}")
     try:
         now.touch()
-        return now.stat().st_mtime - path.stat().st_mtime
+        return now.lstat().st_mtime - path.lstat().st_mtime
     except FileNotFoundError:
         return 0.0
     finally:

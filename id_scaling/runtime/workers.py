@@ -26,6 +26,9 @@ from id_scaling.errors import Ended
 
 # What the operating system can wait for at once, in seconds; days.
 LONGEST = 1e6
+# A child that waits, or shares its core with others, is killed after so many times the seconds that it may compute:
+# nine others on each core leave an answer as it is.
+WALL_TIMES = 10
 # Seconds that a process which has said its last may take to end.
 TO_END = 5.0
 # Many children share the machine.
@@ -63,14 +66,15 @@ def ask_child(answer: Callable, *question: Any, max_seconds: float = LONGEST, fi
     *question : any
         Its arguments, pickled.
     max_seconds : float
-        After so long the child is killed.
+        After so much processor time the child is killed, so that an answer does not depend on who else computes; and
+        after WALL_TIMES as long by the clock.
     files : sequence of int
         Descriptors of open files that a child has too, by the same numbers.
 
     Raises
     ------
     TimeoutError
-        The answer took longer.
+        The answer took more.
     ChildError
         The function raised an exception, whose traceback is a note, or its process ended.
     """
@@ -83,6 +87,8 @@ def ask_child(answer: Callable, *question: Any, max_seconds: float = LONGEST, fi
         _children().pop(name)
         is_cut_off = isinstance(error, EOFError | BrokenPipeError | pickle.UnpicklingError)
         code = child.end(TO_END if is_cut_off else 0.0)
+        if code == -signal.SIGPROF:
+            raise TimeoutError(f"no answer after {max_seconds:g} s of processor time") from error
         if is_cut_off:
             is_killed = code == -signal.SIGKILL
             cause = " (killed, most likely for want of memory)" if is_killed else ""
@@ -142,12 +148,13 @@ class _Child:
 
     def ask(self, question: tuple, max_seconds: float) -> tuple[Any, ChildError | None, str]:
         """Return the answer to a question, or the error and the traceback."""
-        pickle.dump(question, self._process.stdin, protocol=pickle.HIGHEST_PROTOCOL)
+        pickle.dump((question, max_seconds), self._process.stdin, protocol=pickle.HIGHEST_PROTOCOL)
         self._process.stdin.flush()
         waiting = select.poll()
         waiting.register(self._process.stdout, select.POLLIN)
-        if not waiting.poll(1000 * min(max_seconds, LONGEST)):
-            raise TimeoutError(f"no answer after {max_seconds:g} s")
+        longest = min(WALL_TIMES * max_seconds, LONGEST)
+        if not waiting.poll(1000 * longest):
+            raise TimeoutError(f"no answer after {longest:g} s")
         return self._answer()
 
     def is_running(self) -> bool:
@@ -189,14 +196,17 @@ def serve(name: str) -> None:
     _send(pickle.dumps(None), answers)
     while True:
         try:
-            question = pickle.load(questions)
+            question, max_seconds = pickle.load(questions)
         except EOFError:
             return
+        # The signal of this timer ends the process, in the midst of compiled code too.
+        signal.setitimer(signal.ITIMER_PROF, min(max_seconds, LONGEST))
         try:
             reply = _pickled((answer(*question), None, ""))
         except Exception as error:  # noqa: BLE001  other packages' code may raise anything: it becomes words
             raised = ChildError(f"{type(error).__name__}: {error}", lacks_memory=isinstance(error, MemoryError))
             reply = _pickled((None, raised, traceback.format_exc()))
+        signal.setitimer(signal.ITIMER_PROF, 0)
         _send(reply, answers)
 
 

@@ -19,14 +19,23 @@ from id_scaling.runtime.atomic_files import writing_folder
 from id_scaling.runtime.logging import LOG
 from id_scaling.sources.cache import cached_folder, cached_sha256
 from id_scaling.sources.config_checks import check_values
-from id_scaling.sources.gguf_header import check_gguf
+from id_scaling.sources.gguf_header import check_gguf, read_header
 from id_scaling.sources.model_config import read_config
 from id_scaling.sources.untrained import seed_of
 
 GGUF = ".gguf"
 INSTEAD = "fetch it again, or name the model that it was made from"
 # Part of the cache's key: to be raised where the files that are made of a GGUF file change.
-CONVERSION = 1
+CONVERSION = 2
+# How a text is split into words before merges, as GGUF files name it (tokenizer.ggml.pre; the names are llama.cpp's,
+# src/llama-vocab.cpp, 2025): as GPT-2 does, or so with each digit apart. transformers splits as GPT-2 does wherever it
+# does not know the name. Files before 2024 have no name, or "default".
+UNNAMED_SPLITS = (None, "default")
+GPT2_SPLITS = (
+    *("a.x-4.0", "gigachat", "gpt-2", "granite-docling", "jais", "jina-de", "jina-es", "jina-v1-en", "jina-v2-code"),
+    *("jina-v2-de", "jina-v2-es", "mellum", "modern-bert", "mpt", "olmo", "phi-2", "roberta-bpe", "trillion"),
+)
+DIGIT_SPLITS = ("codeshell", "command-r", "exaone", "minerva-7b", "refact", "smollm", "starcoder")
 # Fields of a GGUF file that change a model, or say that it is a part of one.
 SAID_BEYOND = (".rope.scaling.type", ".rope.scaling.factor", ".rope.scale_linear", "split.count")
 
@@ -130,9 +139,40 @@ def _check_all_read(path: Path, model: Any) -> None:
 
 def gguf_tokenizer(path: Path) -> Any:
     """Return the tokenizer of a GGUF file."""
+    from tokenizers import pre_tokenizers
     from transformers import AutoTokenizer
 
-    return _read(AutoTokenizer, path)
+    made, split = _read(AutoTokenizer, path), read_header(path)[0].get("tokenizer.ggml.pre")
+    if _is_split_as_gpt2(made) and split in DIGIT_SPLITS:
+        digits, words = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
+        made.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, words])
+    elif _is_split_as_gpt2(made) and split not in GPT2_SPLITS:
+        LOG.warning(
+            "%s: %s; its text is split as that of GPT-2, which its model may not have been trained with",
+            path,
+            "does not say how text is split into words" if split in UNNAMED_SPLITS else f"splits text as {split!r}",
+        )
+    return made
+
+
+def check_split(path: Path, folder: Path) -> None:
+    """Raise an InputError where the tokenizer in a folder splits text otherwise than its GGUF file says."""
+    from tokenizers import Tokenizer, pre_tokenizers
+
+    split = read_header(path)[0].get("tokenizer.ggml.pre")
+    made = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    if isinstance(made.pre_tokenizer, pre_tokenizers.ByteLevel) and split not in (*UNNAMED_SPLITS, *GPT2_SPLITS):
+        raise InputError(
+            f"{path}: splits text into words as {split!r}, which transformers does not know; name the model that it "
+            "was made from in model_config.tokenizer"
+        )
+
+
+def _is_split_as_gpt2(made: Any) -> bool:
+    """Return whether a tokenizer of transformers splits text into words as that of GPT-2 does."""
+    from tokenizers import pre_tokenizers
+
+    return isinstance(made.backend_tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel)
 
 
 def gguf_config(path: Path) -> Any:

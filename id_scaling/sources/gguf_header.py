@@ -31,16 +31,20 @@ SIZES = {
 }
 
 
-def check_gguf(path: Path) -> None:
-    """Raise an InputError when a file is not a whole GGUF file, or says sizes that no model can have.
+def gguf_n_layers(path: Path) -> int:
+    """Return how many layers the model of a GGUF file has; raises as `check_gguf` does, and where it does not say."""
+    for name, value in check_gguf(path).items():
+        if name.endswith(".block_count"):
+            return value
+    raise InputError(f"{path}: does not say how many layers its model has (block_count); {AGAIN}")
+
+
+def check_gguf(path: Path) -> dict[str, Any]:
+    """Return the values of a header; raise an InputError when a file is not whole, or says impossible sizes.
 
     The tensors are not read; that the last ends within the file is known from their sizes.
     """
-    try:
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            values, n_tensors = _Header(content).read()
-    except (ValueError, struct.error, OSError, OverflowError) as error:
-        raise InputError(f"{path}: damaged or cut short: not a whole GGUF file ({error}); {AGAIN}") from error
+    values, n_tensors = read_header(path)
     for name, value in values.items():
         pattern = next((pattern for end, pattern in SIZES.items() if name.endswith(end)), None)
         is_size = isinstance(value, int) and not isinstance(value, bool)
@@ -48,6 +52,22 @@ def check_gguf(path: Path) -> None:
             raise InputError(f"{path}: {name}: found {value}, expected a number from 1 to {LIMITS[pattern]}; {AGAIN}")
         if name.endswith(".block_count") and value > n_tensors:
             raise InputError(f"{path}: {name}: found {value} layers, but the file holds {n_tensors} tensors; {AGAIN}")
+    return values
+
+
+def read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """Return the values that stand alone in the header of a GGUF file, by their keys, and the number of tensors.
+
+    Raises
+    ------
+    InputError
+        It is not a whole GGUF file.
+    """
+    try:
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return _Header(content).read()
+    except (ValueError, struct.error, OSError, OverflowError) as error:
+        raise InputError(f"{path}: damaged or cut short: not a whole GGUF file ({error}); {AGAIN}") from error
 
 
 class _Header:

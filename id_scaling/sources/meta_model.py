@@ -150,7 +150,7 @@ def _compared(folder: Path, tensors: Mapping[str, Stored] | None) -> Any:
         for name, one in tensors.items()
     }
     loaded, report = type(model).from_pretrained(
-        None,
+        None,  # tensors and a config, and no folder: trust_remote_code=False is of the class that was built
         config=model.config,
         state_dict=dict(held),
         device_map={"": "meta"},

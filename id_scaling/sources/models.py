@@ -28,7 +28,7 @@ from id_scaling.runtime.logging import LOG
 from id_scaling.sources import bundled, hub
 from id_scaling.sources.cache import RESOURCES
 from id_scaling.sources.config_checks import check_layers
-from id_scaling.sources.derived import gguf_model, gguf_settings, is_derived, is_gguf, untrained
+from id_scaling.sources.derived import check_split, gguf_model, gguf_settings, is_derived, is_gguf, untrained
 from id_scaling.sources.file_hashes import FileHashes
 from id_scaling.sources.meta_model import MetaModel, inspect
 from id_scaling.sources.model_config import (
@@ -210,6 +210,8 @@ def fetch_tokenizer(model_name: str, output: Path, settings: Mapping[str, Any] |
     """
     folder = _tokenizer_folder(model_name, output.parent / "tokenizer")
     hashes = FileHashes.of_session(output)
+    if is_gguf(model_name):
+        check_split(gguf_file(model_name, "main"), folder)
     identity = {
         "model_name": model_name,
         "settings": dict(settings or {}),

@@ -11,7 +11,8 @@ import h5py
 
 from id_scaling.errors import StoreError, made_anew
 from id_scaling.neighbors.find import Neighbors
-from id_scaling.storage.layout import file_of
+from id_scaling.storage.checksums import LayerFile, open_hdf5
+from id_scaling.storage.layout import LAYOUT_VERSION, file_of
 
 
 def neighbors_at(
@@ -24,8 +25,8 @@ def neighbors_at(
     StoreError
         The layer file is missing, is not the one the manifest names, or fails its checksums.
     """
-    with reading(verified(folder, manifest, layer)) as file:
-        return read_neighbors(file[module][view], manifest, rows, ranks)
+    with reading(verified(folder, manifest, layer), manifest) as file:
+        return read_neighbors(file, f"{module}/{view}", manifest, rows, ranks)
 
 
 def verified(folder: Path, manifest: Mapping[str, Any], layer: int | None) -> Path:
@@ -33,13 +34,19 @@ def verified(folder: Path, manifest: Mapping[str, Any], layer: int | None) -> Pa
     name = file_of(layer)
     path = folder / name
     mend = made_anew(folder / "manifest.json")
+    if manifest.get("layout") != LAYOUT_VERSION:
+        layout = manifest.get("layout", "none")
+        raise StoreError(
+            f"{folder / 'manifest.json'}: found storage layout {layout}, expected {LAYOUT_VERSION}: written by another "
+            f"version of id_scaling; {mend}"
+        )
     if not path.is_file():
         raise StoreError(f"{path}: missing, though the manifest names it; {mend}")
     found, expected = path.stat().st_size, manifest["files"][name]["bytes"]
     if found != expected:
         raise StoreError(f"{path}: found {found} bytes, the manifest says {expected}; {mend}")
-    with reading(path) as file:
-        if file.attrs.get("digest") != manifest["digest"]:
+    with _opened(path) as file:
+        if file.attrs.get("digest") != manifest["digest"] or file.attrs.get("layout") != str(LAYOUT_VERSION):
             raise StoreError(f"{path}: made by another extraction than its manifest; {mend}")
         foreign = next(_foreign(file), None)
         if foreign:
@@ -58,18 +65,29 @@ def _foreign(group: h5py.Group) -> Iterator[str]:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[h5py.File]:
+def reading(path: Path, manifest: Mapping[str, Any]) -> Iterator[LayerFile]:
+    """Open a layer file whose values are verified as they are read; whatever damage is in it is one error."""
+    with _opened(path) as file:
+        yield LayerFile(file, manifest["files"][path.name]["checksums"])
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[h5py.File]:
     """Open a layer file; whatever damage HDF5 finds in it is one error."""
     try:
-        with h5py.File(path, "r") as file:
+        with open_hdf5(path) as file:
             yield file
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
+    except (OSError, KeyError, ValueError, RuntimeError, TypeError) as error:
         raise StoreError(f"{path}: damaged ({error}); {made_anew(path.parent / 'manifest.json')}") from error
 
 
-def read_neighbors(group: h5py.Group, manifest: Mapping[str, Any], rows: range, ranks: tuple[int, ...]) -> Neighbors:
+def read_neighbors(
+    file: LayerFile, group: str, manifest: Mapping[str, Any], rows: range, ranks: tuple[int, ...]
+) -> Neighbors:
     """Return the stored neighbors of some contexts under one view, from the first to the last rank asked."""
-    part, stored = slice(rows.start, rows.stop, rows.step), list(manifest["ranks"])
+    stored = list(manifest["ranks"])
     columns = slice(stored.index(min(ranks)), stored.index(max(ranks)) + 1) if ranks else slice(0)
-    statistics = dict(zip(manifest["statistics"], group["statistics"][part].T, strict=True))
-    return Neighbors(tuple(stored[columns]), group["r1"][part], group["log_ratio"][part, :, columns], statistics)
+    values = file.read(f"{group}/statistics", rows).T
+    statistics = dict(zip(manifest["statistics"], values, strict=True))
+    r1, log_ratio = file.read(f"{group}/r1", rows), file.read(f"{group}/log_ratio", rows, columns)
+    return Neighbors(tuple(stored[columns]), r1, log_ratio, statistics)

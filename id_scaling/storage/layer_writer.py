@@ -7,31 +7,45 @@
 - `mean` and `positions/<position>` (contexts, d) float32, and `activations` (contexts, tokens, d), when they are saved.
 
 Every dataset is chunked by context, `log_ratio` by some ranks too (an estimator reads few), and carries Fletcher-32
-checksums, which HDF5 verifies on reading. Contexts are computed in parts of a fixed number, one folder a part, complete
-once it has its final name; each layer file is then put together from all parts. A kill loses the part in hand and
-nothing else.
+checksums, which HDF5 verifies on reading, and the stronger ones of `id_scaling.storage.checksums`. Contexts are
+computed in parts of a fixed number, one folder a part, complete once it has its final name; each layer file is then put
+together from all parts. A kill loses the part in hand and nothing else. A part holds a sealed record with the SHA-256
+of each of its files: a part that is not as it was written is never assembled.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
+from id_scaling.errors import StoreError
 from id_scaling.models.modules import Site
-from id_scaling.runtime.atomic_files import canonical_json, require_room, writing, writing_folder
+from id_scaling.runtime.atomic_files import canonical_json, require_room, sha256, writing, writing_folder
+from id_scaling.storage.checksums import CHECKSUMS, open_hdf5, row_checksums, write_index
 from id_scaling.storage.layout import file_of
+from id_scaling.storage.records import read_record, write_record
 
 CONTEXTS_A_PART = 8
 # Bytes of free room beyond what values take: a file that meets the end of the disk can take HDF5 with it.
 MARGIN = 2**20
 RANKS_A_CHUNK = 12
 TOKENS_FILE = "tokens.h5"
+PART_RECORD = "part.json"
+
+
+class DamagedPartError(StoreError):
+    """A part that is not as it was written."""
+
+    def __init__(self, part: Path, what: str) -> None:
+        super().__init__(f"{part}: damaged ({what})")
+        self.part = part
 
 
 def plan_parts(n_contexts: int) -> list[range]:
@@ -39,8 +53,9 @@ def plan_parts(n_contexts: int) -> list[range]:
     return [range(start, min(start + CONTEXTS_A_PART, n_contexts)) for start in range(0, n_contexts, CONTEXTS_A_PART)]
 
 
-class PartWriter:
-    """Writes one part: use as a context manager; the part exists once the block ends without error.
+@contextmanager
+def writing_part(folder: Path, n_contexts: int) -> Iterator[PartWriter]:
+    """Yield the writer of a part of some contexts, which is there, with its record, once the block ends without error.
 
     Parameters
     ----------
@@ -49,20 +64,29 @@ class PartWriter:
     n_contexts : int
         Contexts in the part.
     """
+    with writing_folder(folder) as aside:
+        writer = PartWriter(aside, n_contexts)
+        try:
+            yield writer
+        finally:
+            writer.close()
+        files = {path.name: sha256(path) for path in sorted(aside.iterdir())}
+        write_record(aside / PART_RECORD, {"part": folder.name, "files": files})
 
-    def __init__(self, folder: Path, n_contexts: int) -> None:
-        self._folder, self._n_contexts = writing_folder(folder), n_contexts
+
+class PartWriter:
+    """Writes the files of one part into a folder."""
+
+    def __init__(self, aside: Path, n_contexts: int) -> None:
+        self._aside, self._n_contexts = aside, n_contexts
         self._files: dict[str, h5py.File] = {}
         self._n_bytes_to_come = 0  # of datasets that are begun
 
-    def __enter__(self) -> PartWriter:
-        self._aside = self._folder.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        for file in self._files.values():
-            file.close()
-        self._folder.__exit__(*error)
+    def close(self) -> None:
+        """Close all files, whatever the disk says of one."""
+        with ExitStack() as files:
+            for file in self._files.values():
+                files.callback(file.close)
 
     def write_site(self, site: Site, first: int, arrays: dict[str, np.ndarray]) -> None:
         """Write the arrays of a site for the contexts from `first` on, each with contexts in front."""
@@ -76,7 +100,7 @@ class PartWriter:
 
     def _write(self, file_name: str, path: str, first: int, values: np.ndarray) -> None:
         if file_name not in self._files:
-            self._files[file_name] = h5py.File(self._aside / file_name, "w")
+            self._files[file_name] = open_hdf5(self._aside / file_name, "w")
         file = self._files[file_name]
         if path not in file:
             self._n_bytes_to_come += self._n_contexts * values[0].nbytes
@@ -88,51 +112,72 @@ class PartWriter:
         self._n_bytes_to_come -= values.nbytes
 
 
-def assemble(parts: list[Path], name: str, output: Path, attributes: dict[str, Any]) -> None:
-    """Put the parts' files of one name together as `output`, then drop them from the parts.
+def find_damage(part: Path, without: Collection[str] = (), only: str | None = None) -> str | None:
+    """Return how a part differs from what was written, in words; None where it does not.
 
-    A finished `output` with the same attributes is kept, so that an interrupted assembly goes on.
+    Parameters
+    ----------
+    part : Path
+    without : collection of str
+        Names of files that are no longer needed.
+    only : str, optional
+        The one file to look at.
     """
-    if not is_made_with(output, attributes):
-        n_bytes = sum((part / name).stat().st_size for part in parts)
-        require_room(output, n_bytes + MARGIN, "what was extracted is kept")
+    try:
+        record = read_record(part / PART_RECORD)
+    except StoreError as error:
+        return str(error).removeprefix(f"{part}/").partition("; ")[0]
+    if record["part"] != part.name:
+        return f"its record is that of {record['part']}"
+    names = (record["files"].keys() if only is None else {only}) - set(without)
+    return next(filter(None, (_find_damage_of_file(part / name, record["files"].get(name)) for name in names)), None)
+
+
+def _find_damage_of_file(path: Path, expected: str | None) -> str | None:
+    """Return how a file of a part differs from what was written, in words; None where it does not."""
+    if expected is None or not path.is_file():
+        return f"{path.name} is not there"
+    return None if sha256(path) == expected else f"{path.name} is not as it was written"
+
+
+def assemble(parts: list[Path], name: str, output: Path, attributes: dict[str, Any]) -> dict[str, Any]:
+    """Put the parts' files of one name together as `output`; return what the manifest says of it.
+
+    Raises
+    ------
+    DamagedPartError
+        A part's file is not as it was written.
+    """
+    for part in parts:
+        if damage := find_damage(part, only=name):
+            raise DamagedPartError(part, damage)
+    n_bytes = sum((part / name).stat().st_size for part in parts)
+    require_room(output, n_bytes + MARGIN, "what was extracted is kept")
+    with writing(output) as aside:
         # The format of HDF5 1.10 and later checks its structure too, not the data alone.
-        with writing(output) as aside, h5py.File(aside, "w", libver="latest") as target:
+        with open_hdf5(aside, "w", libver="latest") as target:
             _concatenate([part / name for part in parts], target)
             for key, value in attributes.items():
                 target.attrs[key] = _attribute(value)
+            checksums = write_index(target)
+        return {"bytes": aside.stat().st_size, "sha256": sha256(aside), "checksums": checksums}
+
+
+def drop_pieces(parts: list[Path], name: str) -> None:
+    """Remove the parts' files of one name, which are assembled."""
     for part in parts:
         (part / name).unlink(missing_ok=True)
 
 
-def is_made_with(path: Path, attributes: dict[str, Any]) -> bool:
-    """Return whether a layer file exists and carries these attributes."""
-    try:
-        with h5py.File(path, "r") as file:
-            return all(file.attrs.get(key) == _attribute(value) for key, value in attributes.items())
-    except (OSError, KeyError, ValueError, RuntimeError):
-        return False
+def is_as_recorded(path: Path, record: Mapping[str, Any]) -> bool:
+    """Return whether an assembled file is there to the last bit."""
+    return path.is_file() and path.stat().st_size == record["bytes"] and sha256(path) == record["sha256"]
 
 
-def is_whole(path: Path) -> bool:
-    """Return whether every dataset of a file can be read, checksums and all, a chunk in memory at a time."""
-
-    def read(_: str, item: h5py.Dataset | h5py.Group) -> None:
-        for row in range(len(item)) if isinstance(item, h5py.Dataset) else ():
-            item[row]
-
-    try:
-        with h5py.File(path, "r") as file:
-            file.visititems(read)
-    except (OSError, KeyError, ValueError, RuntimeError):
-        return False
-    return True
-
-
-def attribute(path: Path, name: str) -> Any:
-    """Return one attribute of a layer file, read as JSON."""
-    with h5py.File(path, "r") as file:
-        return json.loads(file.attrs[name])
+def read_tokens(path: Path) -> dict[str, np.ndarray]:
+    """Return the per-token arrays of an assembled file, (contexts, tokens) each."""
+    with open_hdf5(path) as file:
+        return {name: file[name][:] for name in file}
 
 
 def drop_parts(folder: Path) -> None:
@@ -144,9 +189,9 @@ def drop_parts(folder: Path) -> None:
 
 
 def _concatenate(sources: list[Path], target: h5py.File) -> None:
-    """Write the datasets of several files one after another along contexts, one chunk in memory."""
-    opened = [h5py.File(path, "r") for path in sources]
-    try:
+    """Write the datasets of several files one after another along contexts, one chunk in memory, with checksums."""
+    with ExitStack() as stack:
+        opened = [stack.enter_context(open_hdf5(path)) for path in sources]
         paths: list[str] = []
         opened[0].visititems(lambda path, item: paths.append(path) if isinstance(item, h5py.Dataset) else None)
         for path in paths:
@@ -154,12 +199,12 @@ def _concatenate(sources: list[Path], target: h5py.File) -> None:
             dtype = np.result_type(*(piece.dtype for piece in pieces))
             n_contexts = sum(len(piece) for piece in pieces)
             whole = _create(target, path, (n_contexts, *pieces[0].shape[1:]), dtype)
-            rows = (piece[row] for piece in pieces for row in range(len(piece)))
-            for row, values in enumerate(rows):
-                whole[row] = values
-    finally:
-        for file in opened:
-            file.close()
+            checksums = []
+            for row, values in enumerate(piece[row] for piece in pieces for row in range(len(piece))):
+                widened = values.astype(dtype, copy=False)
+                whole[row] = widened
+                checksums.append(row_checksums(widened[None], whole.chunks[-1]))
+            whole.attrs[CHECKSUMS] = np.concatenate(checksums)
 
 
 def _create(file: h5py.File, path: str, shape: tuple[int, ...], dtype: np.dtype) -> h5py.Dataset:

@@ -12,10 +12,12 @@ from typing import Any
 
 from id_scaling.runtime.atomic_files import digest
 
+# The version of the files of a run: layer files, parts and records. Raise it by one with each change after which this
+# program could not read what was written before, or would take it for other numbers; never for a change of code only.
+# Files of another version are refused, and the workflow recomputes them.
+LAYOUT_VERSION = 1
 # Settings in which the extractions of one model's runs differ; positions are counted from the start of a context.
 RUN_KEYS = ("checkpoint", "dataset", "subset", "ctx_len", "control", "positions")
-# Raised when what is stored, or how, changes so that older files would be read wrong: extractions are made again.
-LAYOUT_VERSION = 1
 WEIGHTS_RECORD = "weights.json"
 MOST_PLAIN = 64  # characters of a name that stands in paths as it is
 

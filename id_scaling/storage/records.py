@@ -12,6 +12,7 @@ import mmap
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,9 @@ def write_table(path: Path, table: pl.DataFrame, facts: Any, **notes: Any) -> No
     """Write a table, its facts, and notes by their names in its metadata as JSON, whole or not at all."""
     with writing(path) as aside:
         said = {name: json.dumps(note, ensure_ascii=False) for name, note in notes.items()}
-        table.write_parquet(aside, metadata={**said, **table_metadata(facts)})
+        content = BytesIO()  # polars does not say what the disk says
+        table.write_parquet(content, metadata={**said, **table_metadata(facts)})
+        aside.write_bytes(content.getbuffer())
         seal(aside)
 
 

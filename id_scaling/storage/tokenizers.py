@@ -127,8 +127,13 @@ def read_whole(folder: Path) -> Tokenizer:
         The file is damaged, or the `tokenizers` library does not know what is in it.
     """
     path = folder / WHOLE
-    _object(path)
-    return whole_of(path.read_text(encoding="utf-8"), path)
+    try:
+        return whole_of(path.read_text(encoding="utf-8"), path)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: damaged: not UTF-8 at byte {error.start}; {AGAIN}") from error
+    except InputError:
+        _object(path)  # says so where it is not JSON
+        raise
 
 
 def whole_of(text: str, path: Path) -> Tokenizer:
@@ -151,6 +156,15 @@ def whole_of(text: str, path: Path) -> Tokenizer:
     if getattr(tokenizer.model, "dropout", None):  # tokens would be drawn at random, as in training
         tokenizer.model.dropout = None
     return tokenizer
+
+
+def check_readable(folder: Path) -> None:
+    """Raise an InputError where the tokenizer in a folder cannot be read."""
+    read_facts(folder)
+    if (folder / WHOLE).is_file():
+        read_whole(folder)
+    elif read_sentencepiece(folder) is None:
+        made_by_transformers(folder)
 
 
 def read_sentencepiece(folder: Path) -> SentencePieceProcessor | None:
@@ -223,20 +237,21 @@ def made_by_transformers(folder: Path) -> Any:
     """
     from transformers import AutoTokenizer
 
-    if not any(True for name in VOCABULARIES for _ in folder.glob(name)):
-        raise InputError(
-            f"{folder}: found no tokenizer, expected one of {', '.join(TOKENIZER_FILES)}; name a model with one in "
-            "model_config.tokenizer"
-        )
     _check_merges(folder)
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        made = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     # Damaged files make transformers, and the libraries under it, raise almost any class.
     except Exception as error:
         raise InputError(
             f"{folder}: transformers cannot make this tokenizer, and Python code that may come with it is never run "
             f"({_first_line(error)}); name a model with another in model_config.tokenizer"
         ) from error
+    if not any(True for name in VOCABULARIES for _ in folder.glob(name)):
+        raise InputError(
+            f"{folder}: found no tokenizer, expected one of {', '.join(TOKENIZER_FILES)}; name a model with one in "
+            "model_config.tokenizer"
+        )
+    return made
 
 
 def _check_merges(folder: Path) -> None:

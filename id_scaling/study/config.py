@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+import reprlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import product
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
@@ -22,16 +25,31 @@ from pydantic import (
     model_validator,
 )
 
-from id_scaling.errors import ConfigError, nearest
+from id_scaling.errors import ConfigError, nearest, shortened
 from id_scaling.estimators.registry import get_estimator
+from id_scaling.models.layers import check_layers_read, in_ranges
 from id_scaling.neighbors.cloud_kinds import CLOUDS, CONTEXT, MEAN, POSITION, view_of_run
 from id_scaling.neighbors.statistics import ALWAYS, DEFAULT_GROUPS, GROUPS, group_of
-from id_scaling.neighbors.views import DEFAULT_VIEWS, PREPROCESS, Duplicates, NullCloud, View, default_ranks
+from id_scaling.neighbors.views import (
+    DEFAULT_VIEWS,
+    PREPROCESS,
+    Duplicates,
+    NullCloud,
+    View,
+    default_ranks,
+    spelling_of,
+)
 from id_scaling.runtime.logging import plain
 from id_scaling.sources import bundled
 from id_scaling.text.shuffling import CONTROLS, SHUFFLE
 
 T = TypeVar("T")
+# Where a problem is: the keys and indices of the configuration as it was given.
+Place = tuple[str, ...]
+# Of an error: together under 5 kB, which a terminal shows.
+MOST_LINES, MOST_OF_A_LINE = 9, 500
+# Of a key in a message, in characters; and of one that may have been mistyped.
+MOST_OF_A_KEY = 60
 
 
 def _as_list(value: Any) -> Any:
@@ -49,9 +67,9 @@ def _without_torch(value: Any) -> Any:
 
 
 def _unrepeated(values: Any) -> Any:
-    repeated = sorted({str(value) for value in values if values.count(value) > 1}) if isinstance(values, list) else []
-    if repeated:
-        raise ValueError(f"{', '.join(repeated)} stands there more than once; name each once")
+    counts = Counter(map(str, values)) if isinstance(values, list) else {}
+    if repeated := sorted(text for text, n in counts.items() if n > 1):
+        raise ValueError(f"{shortened(', '.join(repeated), 200)} is there more than once; name each once")
     return values
 
 
@@ -67,7 +85,7 @@ _Place = Annotated[str, Field(min_length=1, max_length=300, pattern=PLACE)]
 SESSION = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 SCALING = rf"^({PREPROCESS})$"
 IN_WORDS = {
-    SCALING: "raw, standardised, unit_norm or drop_top_C, with C from 1",
+    SCALING: "raw, standardised, standardized, unit_norm or drop_top_C, with C from 1",
     KEY: "letters, digits, '_', '.' and '-' alone",
     PLACE: "text without control characters, braces and angle brackets",
     SESSION: "letters, digits, '_', '.' and '-' alone, the first a letter or a digit",
@@ -131,7 +149,7 @@ def _precision(*names: str) -> Any:
 class _Section(BaseModel):
     """A part of the configuration: unknown keys are refused, types are exact, values are fixed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class ModelConfig(_Section):
@@ -218,6 +236,28 @@ class DatasetConfig(_Section):
         return _unrepeated(keys)
 
 
+class LayerRange(_Section):
+    """Some layers of a model, however many it has."""
+
+    first: int | None = Field(None, ge=1, description="so many from the first block on")
+    last: int | None = Field(None, ge=1, description="so many to the last block")
+    every: int | None = Field(None, ge=1, description="every so many, from layer 0")
+
+    @model_validator(mode="after")
+    def _one(self) -> LayerRange:
+        if len(self.model_dump(exclude_none=True)) != 1:
+            raise ValueError("found no key or several, expected one of first, last and every")
+        return self
+
+
+Layers = LayerRange | Annotated[list[int], AfterValidator(_unrepeated)]
+
+
+def layers_as_json(layers: LayerRange | list[int]) -> list[int] | dict[str, int]:
+    """Return layers as jobs are told them: increasing numbers, negative ones counted from the end, or a range."""
+    return sorted(layers) if isinstance(layers, list) else layers.model_dump(exclude_none=True)
+
+
 class ViewConfig(_Section):
     """Which points of a cloud count before neighbors are sought."""
 
@@ -236,10 +276,11 @@ class ViewConfig(_Section):
         le=100,
         description="how often what is random is drawn: each draw is a view of its own, `NAME-0`, `NAME-1`, …",
     )
-    preprocess: Annotated[str, Field(pattern=SCALING)] = Field(
+    preprocess: Annotated[str, Field(pattern=SCALING), AfterValidator(spelling_of)] = Field(
         "raw",
-        description="how points are scaled: `raw`, as they are; `standardised`, each coordinate to mean 0 and standard "
-        "deviation 1; `unit_norm`; `drop_top_C`, without the C leading principal components",
+        description="how points are scaled: `raw`, as they are; `standardised` or `standardized`, each coordinate to "
+        "mean 0 and standard deviation 1, stored as `standardised`; `unit_norm`; `drop_top_C`, without the "
+        "C leading principal components",
     )
     exclude_window: int = Field(
         0, ge=0, description="points at most so many positions apart are no neighbors (a Theiler window); 0 for none"
@@ -247,15 +288,13 @@ class ViewConfig(_Section):
     null_cloud: NullCloud = Field(
         "none", description="`gaussian` replaces the points by a Gaussian sample with their number, mean and covariance"
     )
-    layers: Literal["all"] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = Field(
-        "all",
-        description="layers at which the view is made, `all` or a list; with a list it is not made outside the blocks",
+    layers: Literal["all"] | LayerRange | Annotated[list[int], AfterValidator(_unrepeated), Field(min_length=1)] = (
+        Field(
+            "all",
+            description="layers at which the view is made, as in `layer_idx_list`; unless they are `all`, it is not "
+            "made outside the blocks",
+        )
     )
-
-    @field_validator("layers")
-    @classmethod
-    def _once(cls, layers: Any) -> Any:
-        return _unrepeated(layers)
 
     @model_validator(mode="after")
     def _drawn(self) -> ViewConfig:
@@ -284,8 +323,10 @@ def _default_views() -> dict[str, ViewConfig]:
 class CacheingConfig(_Section):
     """Where activations are read and what is saved of them."""
 
-    layer_idx_list: Literal["all"] | list[Annotated[int, Field(ge=0)]] = Field(
-        "all", description="layers to read, from 0, or `all`"
+    layer_idx_list: Literal["all"] | Layers = Field(
+        "all",
+        description="layers to read: `all`; a list, from 0, negative ones from the end (`[0, -1]`); or `{first: n}`, "
+        "`{last: n}`, `{every: n}`, which is 0, n, 2n, …",
     )
     module_inblock_keys: list[Key] = Field(
         ["block", "attn", "mlp"], description="keys of the mapping read in each listed layer"
@@ -333,12 +374,7 @@ class CacheingConfig(_Section):
     @field_validator("save_IDs_list")
     @classmethod
     def _known(cls, names: list[str]) -> list[str]:
-        for name in names:
-            try:
-                get_estimator(name)
-            except ConfigError as error:
-                raise ValueError(str(error)) from None
-        return names
+        return [_as_value_error(get_estimator, name).name for name in names]
 
     @field_validator("views")
     @classmethod
@@ -361,9 +397,9 @@ class CacheingConfig(_Section):
         return {name: view.draw(number) for name, view, number in self._draws}
 
     @property
-    def view_layers(self) -> dict[str, list[int]]:
-        """Return the layers of the views that are made at some alone, by name, each draw being a view."""
-        return {name: sorted(view.layers) for name, view, _ in self._draws if view.layers != "all"}
+    def view_layers(self) -> dict[str, list[int] | dict[str, int]]:
+        """Return the layers of the views that are not made at all, by name as JSON, each draw being a view."""
+        return {name: layers_as_json(view.layers) for name, view, _ in self._draws if view.layers != "all"}
 
     @property
     def _draws(self) -> Iterator[tuple[str, ViewConfig, int]]:
@@ -379,7 +415,6 @@ class CacheingConfig(_Section):
     @field_validator(
         "clouds",
         "save_positions",
-        "layer_idx_list",
         "module_inblock_keys",
         "module_outblock_keys",
         "save_IDs_list",
@@ -425,10 +460,13 @@ class Config(_Section):
     cacheing_config: CacheingConfig = Field(CacheingConfig(), description="what is read and saved")
     multiprocessing: bool = Field(True, description="whether estimates run on several cores")
     multiprocessing_num_cpus: int = Field(
-        1, ge=1, description="on how many cores an estimate runs; several estimates run beside each other anyway"
+        1, ge=1, description="on how many cores an estimate runs; several estimates run side by side anyway"
     )
     max_seconds_per_cloud: float = Field(
-        600, gt=0, description="an estimate from a saved cloud that takes longer is a `timeout`"
+        600,
+        gt=0,
+        description="an estimate from a saved cloud that takes more processor time is a `timeout`; so is one that "
+        "takes ten times as long by the clock",
     )
     allow_identical_checkpoints: bool = Field(
         False, description="go on where two checkpoints have the same weights, to the last bit"
@@ -450,6 +488,8 @@ class Config(_Section):
                 _check_points(self.cacheing_config, ctx_len)
                 _check_needs(self.cacheing_config, ctx_len)
             _check_views(self.cacheing_config, ctx_len)
+            for dataset in self.datasets:
+                _check_contexts(self.cacheing_config, ctx_len, dataset)
         return self
 
 
@@ -459,14 +499,16 @@ def parse(config: dict[str, Any]) -> Config:
     Raises
     ------
     ConfigError
-        With one line for every key that cannot be used.
+        With one short line for every key that cannot be used, the first of many.
     """
     try:
         return Config.model_validate(dict(config))
     except ValidationError as error:
-        lines = [plain(_line(problems, config)) for problems in _by_place(error.errors(), config)]
-        lines = [line.replace("\n", "\\n") for line in lines]
-        raise ConfigError("the configuration cannot be used:\n" + "\n".join(f"  {line}" for line in lines)) from None
+        places = _by_place(error.errors(include_url=False), config)
+        lines = [shortened(plain(_line(*place)).replace("\n", "\\n"), MOST_OF_A_LINE) for place in places[:MOST_LINES]]
+        more = [f"… and {len(places) - MOST_LINES} more"] if len(places) > MOST_LINES else []
+        text = "\n".join(f"  {line}" for line in [*lines, *more])
+        raise ConfigError(f"the configuration cannot be used:\n{text}") from None
 
 
 def sections() -> list[tuple[str, type[_Section]]]:
@@ -495,20 +537,25 @@ def _check_modules(cacheing: CacheingConfig) -> None:
 
 
 def _check_layers(cacheing: CacheingConfig) -> None:
-    """Raise a ValueError when a view is to be made at a layer that is not read."""
+    """Raise a ValueError when a view is to be made at a layer that is not read, whatever the model."""
+    read = cacheing.layer_idx_list
     for name, view in cacheing.views.items():
-        layers = [] if view.layers == "all" else view.layers
-        if layers and not cacheing.module_inblock_keys:
+        if view.layers != "all" and not cacheing.module_inblock_keys:
             raise ValueError(
-                f"cacheing_config.views.{name}.layers: found {in_ranges(layers)}, but module_inblock_keys is empty, so "
-                "no layer is read; name a module there, or leave the layers out"
+                f"cacheing_config.views.{name}.layers: found {_shown(layers_as_json(view.layers))}, "
+                "but module_inblock_keys is empty, so no layer is read; name a module there, or leave the layers out"
             )
-        read = layers if cacheing.layer_idx_list == "all" else cacheing.layer_idx_list
-        if absent := sorted(set(layers) - set(read)):
-            raise ValueError(
-                f"cacheing_config.views.{name}.layers: found layer {absent[0]}, but layer_idx_list has "
-                f"{in_ranges(sorted(read))}; add it there, which extracts again, or leave it out"
-            )
+        # What is counted from the end, or is a range, is compared once the number of layers is known.
+        if isinstance(read, list) and isinstance(view.layers, list) and min(*read, *view.layers, 0) == 0:
+            _as_value_error(check_layers_read, name, view.layers, read)
+
+
+def _as_value_error(check: Callable[..., object], *arguments: object) -> None:
+    """Make a check whose errors pydantic collects, which are those of values."""
+    try:
+        check(*arguments)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
 
 
 def _check_positions(cacheing: CacheingConfig, ctx_len: int) -> None:
@@ -546,11 +593,44 @@ def _check_clouds(cacheing: CacheingConfig) -> None:
             )
 
 
+def _n_counted(view: ViewConfig, ctx_len: int) -> int:
+    """Return how many points of a context at least are candidates for neighbors under a view, equal ones aside."""
+    n_points = ctx_len - view.skip_first_tokens
+    return min(view.decimate or n_points, n_points) - 2 * view.exclude_window
+
+
+def _is_too_short(cacheing: CacheingConfig, estimator: str, ctx_len: int) -> bool:
+    """Return whether contexts of a length have too few points for an estimator, whatever is stored of them."""
+    needed = get_estimator(estimator).min_points
+    return all(_n_counted(view, ctx_len) < needed for view in cacheing.views.values())
+
+
+def _of_contexts(cacheing: CacheingConfig, ctx_len: int) -> list[str]:
+    """Return the estimators that are meant for the clouds of contexts of a length.
+
+    An estimator of many points may be meant for the clouds of all contexts of a run, where there are such: contexts
+    that are too short for it are `too_few_points`.
+    """
+    has_others = len(cacheing.clouds) > 1
+    return [name for name in cacheing.save_IDs_list if not (has_others and _is_too_short(cacheing, name, ctx_len))]
+
+
+def _check_contexts(cacheing: CacheingConfig, ctx_len: int, dataset: DatasetConfig) -> None:
+    """Raise a ValueError when an estimator has too few points in every cloud, those of all contexts of a run too."""
+    meant = _of_contexts(cacheing, ctx_len) if CONTEXT in cacheing.clouds else []
+    for name in cacheing.save_IDs_list:
+        needed, most = get_estimator(name).min_points, dataset.max_contexts
+        if name not in meant and most is not None and most < needed:
+            raise ValueError(
+                f"cacheing_config.save_IDs_list: {name} needs at least {needed} points, but clouds of all contexts of "
+                f"a run have {most} (dataset_config.max_contexts); raise max_contexts, or leave it out"
+            )
+
+
 def _check_points(cacheing: CacheingConfig, ctx_len: int) -> None:
     """Raise a ValueError when a view leaves an estimator too few points of contexts of a length."""
-    for (name, view), estimator in ((v, e) for v in cacheing.views.items() for e in cacheing.save_IDs_list):
-        made, n_points = get_estimator(estimator), ctx_len - view.skip_first_tokens
-        n_counted = min(view.decimate or n_points, n_points) - 2 * view.exclude_window
+    for (name, view), estimator in product(cacheing.views.items(), _of_contexts(cacheing, ctx_len)):
+        made, n_counted = get_estimator(estimator), _n_counted(view, ctx_len)
         if n_counted < made.min_points:
             raise ValueError(
                 f"cacheing_config.save_IDs_list: {estimator} needs at least {made.min_points} points, but ctx_len "
@@ -591,7 +671,7 @@ def _check_needs(cacheing: CacheingConfig, ctx_len: int) -> None:
     """Raise a ValueError when an estimator needs what the extraction of contexts of a length does not store."""
     n_points = ctx_len - min(view.skip_first_tokens for view in cacheing.views.values())
     ranks = default_ranks(n_points) if cacheing.neighbor_ranks == "default" else cacheing.neighbor_ranks
-    for name in cacheing.save_IDs_list:
+    for name in _of_contexts(cacheing, ctx_len):
         estimator = get_estimator(name)
         if estimator.needs == "points" and not cacheing.save_cache_tensors:
             raise ValueError(
@@ -614,39 +694,26 @@ def _check_needs(cacheing: CacheingConfig, ctx_len: int) -> None:
             )
 
 
-def in_ranges(numbers: Sequence[int]) -> str:
-    """Return increasing numbers in words, runs of three and more as a range: `1-32, 64, 128`."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)
-
-
-def _by_place(problems: list[dict[str, Any]], config: dict[str, Any]) -> list[list[dict[str, Any]]]:
+def _by_place(problems: list[dict[str, Any]], config: dict[str, Any]) -> list[tuple[Place, list[dict[str, Any]]]]:
     """Return problems grouped by key: a key that takes one of two types has a problem for each.
 
-    Of a key and something inside it, the inside alone is wrong: the key is of the type that has an inside.
+    Of a key and something inside it, only the inside is wrong: the key is of the type that has an inside.
     """
-    places: dict[str, list[dict[str, Any]]] = {}
+    places: dict[Place, list[dict[str, Any]]] = {}
     for problem in problems:
-        places.setdefault(_dotted(problem, config), []).append(problem)
-    insides = [place for place in places if place]
-    return [
-        found
-        for place, found in places.items()
-        if not any(other.startswith((f"{place}.", f"{place}[")) for other in insides if place)
-    ]
+        places.setdefault(_place(problem, config), []).append(problem)
+    outsides = {place[:depth] for place in places for depth in range(1, len(place))}
+    return [(place, found) for place, found in places.items() if place not in outsides]
 
 
-def _line(problems: list[dict[str, Any]], config: dict[str, Any]) -> str:
+def _line(place: Place, problems: list[dict[str, Any]]) -> str:
     """Return the problems of one key as: where, what was found, what is allowed."""
-    problem = problems[0]
-    where = _dotted(problem, config)
+    # Of several types that a key takes, the one whose own rule is broken is the one that was meant.
+    problem = next((one for one in problems if one["type"] == "value_error"), problems[0])
+    where = _dotted(place)
     if problem["type"] == "extra_forbidden":
-        return f"{where} is not a key; {nearest(str(problem['loc'][-1]), _keys_beside(problem['loc']))}"
+        key = shortened(str(problem["loc"][-1]), MOST_OF_A_KEY)
+        return f"{where} is not a key; {nearest(key, _keys_beside(problem['loc']))}"
     if problem["type"] == "missing":
         return f"{where} is missing; expected {_description(problem['loc'])}"
     if problem["type"] == "value_error":
@@ -675,21 +742,26 @@ def _allowed(problem: dict[str, Any]) -> str:
     return words.get(kind, problem["msg"].removeprefix("Input should be ").removeprefix("a valid "))
 
 
-def _dotted(problem: dict[str, Any], config: dict[str, Any]) -> str:
-    """Return where a problem is as a dotted key of the configuration as it was given.
+def _place(problem: dict[str, Any], config: dict[str, Any]) -> Place:
+    """Return where a problem is in the configuration as it was given.
 
     A location also names branches of types, and indices into lists made of one value: neither is in the configuration.
     """
-    place, inside = "", config
+    place: list[str] = []
+    inside: Any = config
     is_missing = problem["type"] == "missing"
     for depth, part in enumerate(problem["loc"]):
-        if isinstance(inside, list) and isinstance(part, int):
-            place, inside = f"{place}[{part}]", inside[part]
-        elif isinstance(inside, dict) and part in inside:
-            place, inside = f"{place}.{part}", inside[part]
+        is_index = isinstance(inside, list) and isinstance(part, int)
+        if is_index or (isinstance(inside, dict) and part in inside):
+            place, inside = [*place, f"[{part}]" if is_index else f".{part}"], inside[part]
         elif is_missing and depth == len(problem["loc"]) - 1:
-            place = f"{place}.{part}"
-    return place.removeprefix(".")
+            place = [*place, f".{part}"]
+    return tuple(place)
+
+
+def _dotted(place: Place) -> str:
+    """Return a place as a dotted key, `model_config[1].dtype`."""
+    return "".join(shortened(part, MOST_OF_A_KEY) for part in place).removeprefix(".")
 
 
 def _section(location: tuple) -> type[_Section]:
@@ -721,6 +793,10 @@ def _description(location: tuple) -> str:
     return next((f.description or "" for name, f in fields.items() if location[-1] in (name, f.alias)), "a value")
 
 
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+
+
 def _shown(value: Any) -> str:
     """Return a value with its type, as YAML users know types."""
     kinds = {
@@ -732,8 +808,7 @@ def _shown(value: Any) -> str:
         dict: "a mapping",
         type(None): "nothing",
     }
-    text = repr(value)
-    return f"{text[:80]}{'…' if len(text) > 80 else ''} ({kinds.get(type(value), type(value).__name__)})"
+    return f"{_SHORT.repr(value)} ({kinds.get(type(value), type(value).__name__)})"
 
 
 def _advice(problem: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import cache, cached_property
 from itertools import product
 from pathlib import Path
@@ -19,7 +20,8 @@ from typing import Any
 
 from id_scaling.errors import ConfigError, IdScalingError, InputError
 from id_scaling.estimators.registry import definition_of, get_estimator
-from id_scaling.models.modules import request_of
+from id_scaling.models.layers import LayerChoice, layers_of
+from id_scaling.models.modules import request_of, with_layers
 from id_scaling.neighbors.cloud_kinds import CLOUDS
 from id_scaling.neighbors.statistics import GROUPS
 from id_scaling.plots.catalog import figures_of, n_sizes
@@ -28,14 +30,21 @@ from id_scaling.runtime.atomic_files import canonical_json
 from id_scaling.sources import bundled
 from id_scaling.sources.datasets import dataset_files, shard_files
 from id_scaling.sources.derived import is_derived, is_gguf
-from id_scaling.sources.gguf_header import check_gguf
-from id_scaling.sources.model_config import Architecture, architecture_of, check_request, config_digest
+from id_scaling.sources.gguf_header import gguf_n_layers
+from id_scaling.sources.model_config import (
+    Architecture,
+    architecture_of,
+    check_request,
+    config_digest,
+    read_architecture,
+)
 from id_scaling.sources.models import (
     check_built,
     check_model,
     check_paths_of,
     check_unlike,
     expanded,
+    gguf_file,
     known_identity,
     local_tokenizer_folder,
     looks_local,
@@ -54,11 +63,10 @@ from id_scaling.storage.layout import (
     slug,
 )
 from id_scaling.storage.records import read_record
-from id_scaling.storage.tokenizers import tokenizer_digest, tokenizer_files
-from id_scaling.study.config import Config, ModelConfig, parse
+from id_scaling.storage.tokenizers import check_readable, tokenizer_digest, tokenizer_files
+from id_scaling.study.config import Config, ModelConfig, layers_as_json, parse
 from id_scaling.study.fingerprint import fingerprint
 from id_scaling.text.shuffling import NONE
-from id_scaling.text.tokenization import load_tokenizer
 
 # Of settings: Linux takes arguments of up to 131,072 bytes, and a rule's whole command is one.
 MOST_BYTES = 120_000
@@ -129,14 +137,51 @@ class Study:
     def sites(self, model: str) -> dict[str, Any]:
         """Return the sites asked of a model, as JSON."""
         cacheing, mapping = self.config.cacheing_config, self.models[model].module_name_mapping
-        of_views = {"views": cacheing.view_layers} if cacheing.view_layers else {}
+        views = {
+            name: self._counted(model, of_view, f"views.{name}.layers")
+            for name, of_view in cacheing.view_layers.items()
+        }
+        of_views = {"views": views} if views else {}
+        read = None if cacheing.layer_idx_list == "all" else layers_as_json(cacheing.layer_idx_list)
         return {
-            "layers": None if cacheing.layer_idx_list == "all" else sorted(cacheing.layer_idx_list),
+            "layers": self._counted(model, read, "layer_idx_list"),
             "inblock": cacheing.module_inblock_keys,
             "outblock": cacheing.module_outblock_keys,
             "mapping": None if mapping == "auto" else mapping,
             **of_views,
         }
+
+    def _counted(self, model: str, layers: LayerChoice | None, key: str) -> LayerChoice | None:
+        """Return layers as numbers from 0 where the model's depth is known, so that their spelling changes nothing.
+
+        That of a model on the hub is known only once it is fetched: its jobs are told what the configuration says, or
+        fetching it would change their settings.
+        """
+        if layers is None or (isinstance(layers, list) and min(layers, default=0) >= 0):
+            return layers
+        n_layers = self._n_layers(model)
+        return layers if n_layers is None else layers_of(layers, n_layers, key)
+
+    @cache  # noqa: B019  a study lives as long as its process
+    def _n_layers(self, model: str) -> int | None:
+        """Return how many layers a local or embedded model has; None for one of the hub."""
+        name = self.models[model].model_name
+        if is_gguf(name):
+            return gguf_n_layers(gguf_file(name, "main"))
+        architecture = self._architecture(model, self.models[model].model_checkpoint[0])
+        return None if architecture is None else architecture.n_layers
+
+    def _architecture(self, model: str, checkpoint: str) -> Architecture | None:
+        """Return the architecture of a local or embedded checkpoint; None for one of the hub, and of a GGUF file."""
+        name = self.models[model].model_name
+        folder = model_folder(name, checkpoint)
+        if folder is None:
+            return None
+        if (folder / "config.json").is_file():
+            return read_architecture(folder)
+        return architecture_of(
+            bundled.config_of(name), folder / "config.json"
+        )  # an embedded one that is yet to be made
 
     # ---- what jobs make ---------------------------------------------------------------------------------------
 
@@ -405,6 +450,10 @@ class Study:
         """Return the settings of `plot`."""
         return _settings(["id_scaling.plots.render"])
 
+    def group_by(self, dataset: str) -> list[str]:
+        """Return the fields that the documents of a dataset have to have for the summary."""
+        return self.datasets[dataset].group_by if self.estimators else []
+
     # ---- execution: how a job runs ----------------------------------------------------------------------------
 
     @cache  # noqa: B019  as above
@@ -448,7 +497,7 @@ class Study:
         """
         for name, dataset in self.datasets.items():
             for subset in dataset.dataset_subset:
-                self.shard_files(name, subset)
+                self._check_shard(name, subset)
         for name, model in self.models.items():
             for checkpoint in model.model_checkpoint:
                 self._check_model(name, model, checkpoint, is_thorough)
@@ -459,25 +508,54 @@ class Study:
         if not self.config.allow_identical_checkpoints:
             self._check_unlike()
 
+    def _check_shard(self, name: str, subset: int) -> None:
+        """Check a shard, as far as what is on disk tells: that it is there, and has the fields that the study reads.
+
+        What neither its beginning nor its contexts tell is checked where the contexts are cut, before any extraction.
+        """
+        files = [Path(path) for path in self.shard_files(name, subset) if os.path.isfile(path)]
+        dataset, keys, cut = self.datasets[name], self.group_by(name), self._contexts_cut(name, subset)
+        if not keys and (cut or not any(path.suffix == ".parquet" for path in files)):
+            return
+        # polars and pyarrow, which take a quarter of a second.
+        from id_scaling.text.documents import check_fields, check_groups
+        from id_scaling.text.readers import Shard
+
+        if files:
+            shard = Shard(files, dataset.text_column, dataset.id_column)
+            shard.check_columns()
+            check_fields(shard, keys, dataset.max_dataset_size)
+        changed = max((path.stat().st_mtime for path in files), default=0.0)
+        for path, settings in cut.items():
+            if path.stat().st_mtime >= changed:  # contexts of a shard that was replaced are cut again
+                check_groups(path, keys, settings)
+
+    def _contexts_cut(self, name: str, subset: int) -> dict[Path, dict[str, Any]]:
+        """Return the plain contexts of a shard that are there, with the settings that they would be cut with now."""
+        runs = [replace(run, control=NONE) for run in self.runs if (run.dataset, run.subset) == (name, subset)]
+        paths = {contexts_path(Path(self.session), run, self.tokenizer_of(run.model)): run for run in runs}
+        return {path: json.loads(self.contexts_settings(run)) for path, run in paths.items() if path.is_file()}
+
     def _check_model(self, name: str, model: ModelConfig, checkpoint: str, is_thorough: bool) -> None:
         """Check one checkpoint by its folder, or by what was found when it was fetched from the hub."""
-        folder, request = model_folder(model.model_name, checkpoint), request_of(self.sites(name))
-        ctx_len = max(self.config.ctx_len)
+        folder, ctx_len = model_folder(model.model_name, checkpoint), max(self.config.ctx_len)
         identity = self.identity_path(name, checkpoint)
         try:
             if is_gguf(model.model_name):
-                check_gguf(expanded(model.model_name))
+                self._n_layers(name)
+            request = request_of(self.sites(name))
             if folder is not None and (folder / "config.json").is_file():
                 has_weights = seed_of(checkpoint) is None
                 headers = check_model(folder, request, ctx_len, model.allow_pickle, has_weights)
                 check = check_built if is_thorough else check_paths_of
                 check(folder, request, headers)
                 self.model_files(name, slug(checkpoint))
-            elif folder is not None:  # an embedded one that is yet to be made
-                config = bundled.config_of(model.model_name)
-                check_request(request, ctx_len, architecture_of(config, folder / "config.json"))
+            elif architecture := self._architecture(name, checkpoint):
+                check_request(request, ctx_len, architecture)
             elif fetched := known_identity(identity):
                 check_request(request, ctx_len, Architecture(**fetched["architecture"]))
+            elif n_layers := self._n_layers(name):
+                with_layers(request, n_layers)
         except IdScalingError as error:
             raise type(error)(f"{model.model_name} at {checkpoint}: {error}") from None
 
@@ -488,7 +566,7 @@ class Study:
             return
         fetched = known_identity(identity_path(Path(self.session), "tokenizers", tokenizer))
         if fetched is None or fetched["sha256"] != tokenizer_digest(folder):
-            load_tokenizer(folder)
+            check_readable(folder)
 
     def _check_unlike(self) -> None:
         """Check that those checkpoints that were fetched have weights of their own."""

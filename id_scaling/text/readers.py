@@ -14,7 +14,7 @@ import json
 import math
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +73,12 @@ class Shard:
         self.n_bytes = sum(path.stat().st_size for path in files)
         self._n_bytes_before, self._n_bytes_of_file = 0, 0.0
         self._left_out: set[str] = set()
+
+    def check_columns(self) -> None:
+        """Raise an InputError when a parquet file is not readable, or has no column of texts."""
+        for path in self.files:
+            if path.suffix == ".parquet":
+                self._check_columns(path, list(schema_fields(path)))
 
     @property
     def share(self) -> float:
@@ -168,6 +174,26 @@ class Shard:
         self._left_out |= too_long
         kept = (f"{canonical_json(key)}:{texts[key]}" for key in sorted(texts.keys() - too_long))
         return "{" + ",".join(kept) + "}" if texts.keys() - too_long else None
+
+
+def schema_fields(path: Path, without: Collection[str] = ()) -> dict[str, Any]:
+    """Return a record that has the fields of a parquet file's schema, without values: those inside others too.
+
+    Raises
+    ------
+    InputError
+        The file is not a readable parquet file.
+    """
+    try:
+        schema = pq.read_schema(path)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{path}: not a readable parquet file ({error}); fetch or write it again") from error
+    return {field.name: _inner_fields(field.type) for field in schema if field.name not in without}
+
+
+def _inner_fields(kind: pa.DataType) -> dict[str, Any] | None:
+    """Return the fields inside one of a kind; None where there are none."""
+    return {inner.name: _inner_fields(inner.type) for inner in kind} if pa.types.is_struct(kind) else None
 
 
 def _rows_a_batch(file: pq.ParquetFile) -> int:

@@ -214,33 +214,32 @@ class Stored:
         from id_scaling.models.modules import Site
         from id_scaling.neighbors.find import find_neighbors
         from id_scaling.neighbors.views import View, default_ranks
-        from id_scaling.storage.layer_writer import PartWriter
+        from id_scaling.storage.layer_writer import assemble, writing_part
 
         ranks = default_ranks(N)
         found = find_neighbors(points, [View(0)], ranks)[0]
-        self.manifest = {"ranks": ranks, "statistics": list(found.statistics)}
         arrays = {
             "v/r1": found.r1,
             "v/log_ratio": found.log_ratio.astype(np.float32),
             "v/statistics": np.array(list(found.statistics.values())),
         }
-        with PartWriter(folder / "part", self.N_CLOUDS) as writer:
+        with writing_part(folder / "part", self.N_CLOUDS) as writer:
             for row in range(self.N_CLOUDS):
                 writer.write_site(Site("block", 0, ""), row, {name: one[None] for name, one in arrays.items()})
-        self.path = next((folder / "part").glob("layer*"))
+        self.path = folder / "layer_00.h5"
+        files = {self.path.name: assemble([folder / "part"], self.path.name, self.path, {})}
+        self.manifest = {"ranks": ranks, "statistics": list(found.statistics), "files": files}
 
     def estimate(self) -> None:
         """Estimate each cloud by each estimator, each reading anew as jobs do."""
-        import h5py
-
         from id_scaling.estimators.base import estimate_from_neighbors
         from id_scaling.estimators.registry import get_estimator
-        from id_scaling.storage.layer_reader import read_neighbors
+        from id_scaling.storage.layer_reader import read_neighbors, reading
 
         for name in NAMES:
             estimator = get_estimator(name)
-            with h5py.File(self.path, "r") as file:
-                neighbors = read_neighbors(file["block/v"], self.manifest, range(self.N_CLOUDS), estimator.ranks)
+            with reading(self.path, self.manifest) as file:
+                neighbors = read_neighbors(file, "block/v", self.manifest, range(self.N_CLOUDS), estimator.ranks)
             estimate_from_neighbors(estimator, neighbors)
 
 

@@ -23,7 +23,7 @@ from id_scaling.models.modules import SiteRequest
 from id_scaling.neighbors.statistics import DEFAULT_GROUPS
 from id_scaling.neighbors.views import View
 from id_scaling.sources.model_config import read_architecture
-from id_scaling.storage.layer_writer import PartWriter
+from id_scaling.storage.layer_writer import writing_part
 from tests.benchmarks.texts import context, model_folder
 
 N_TOKENS, N_CONTEXTS = 1024, 4
@@ -43,7 +43,10 @@ def main() -> None:
             start = time.perf_counter()
             last_hidden(run.model, input_ids.to(run.device))
             middle = time.perf_counter()
-            with threadpool_limits(1, user_api="blas"), PartWriter(Path(folder) / f"part{turn}", N_CONTEXTS) as writer:
+            with (
+                threadpool_limits(1, user_api="blas"),
+                writing_part(Path(folder) / f"part{turn}", N_CONTEXTS) as writer,
+            ):
                 scores = run.extract_batch(input_ids, lambda site, arrays: writer.write_site(site, 0, arrays))
                 writer.write_tokens(0, scores)
             if turn:  # the first compiles and warms up

@@ -42,6 +42,7 @@ METHODS = {
     "mle": {
         "ARITHMETIC": {k: "mle" if k == 20 else f"mle_k{k}" for k in (5, 10, 20, 50, 100)},
         "HARMONIC": {k: "mle_harmonic" if k == 20 else f"mle_harmonic_k{k}" for k in (5, 10, 20, 50, 100, 200)},
+        "MEDIAN": {k: "mle_median" if k == 20 else f"mle_median_k{k}" for k in (5, 20)},
     },
     "mind_ml": {"RATIO": {20: "mind_ml"}},
     "twonn": {
@@ -118,7 +119,7 @@ def simulate(cell: tuple[str, int, int], names: list[str]) -> dict[str, tuple[fl
             found |= computed(others, ([estimator.compute(batch) for estimator in others] for batch in batches))
         if saved := of_saved_clouds(estimators):
             clouds = draw_clouds(*cell, N_SAVED_CLOUDS[n])
-            found |= computed(saved, ([estimator.compute(cloud) for estimator in saved] for cloud in clouds))
+            found |= computed(saved, ([estimator.compute(cloud)[:2] for estimator in saved] for cloud in clouds))
     return {name: ratio(*found[name]) for name in found}
 
 

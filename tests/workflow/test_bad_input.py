@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,18 @@ BEFORE_ANY_JOB = {
     "a missing model": ({"model_config__model_name": "./nowhere"}, ["model_name", "nowhere", "not a folder"]),
     "a missing checkpoint": ({"model_config__model_checkpoint": "step9"}, ["model_checkpoint", "step9"]),
     "a missing dataset": ({"dataset_config__dataset_name": "./nowhere"}, ["dataset_name", "nowhere", "does not exist"]),
+    "a layer beyond the model, from its end": (
+        {"cacheing_config__layer_idx_list": [-3]},
+        ["layer_idx_list", "layer -3", "-2 to -1"],
+    ),
+    "a range of more layers than there are": (
+        {"cacheing_config__layer_idx_list": {"last": 3}},
+        ["layer_idx_list.last", "found 3", "2 layers"],
+    ),
+    "a field that no document has": (
+        {"dataset_config__group_by": ["kindd"]},
+        ["dataset_config.group_by", "no document of", "'kindd'"],
+    ),
     "a missing shard": ({"dataset_config__dataset_subset": [0, 7]}, ["dataset_subset", "no shard 7", "00.jsonl"]),
 }
 
@@ -48,6 +61,40 @@ def test_before_any_job_starts(tmp_path: Path, tiny_llama: Path, text_folder: Pa
     assert "Traceback" not in output
     assert "rule " not in output
     assert not (tmp_path / "results").exists()
+
+
+def test_a_key_twice_in_a_file_that_snakemake_reads_is_an_error(workflow: Workflow):
+    """Snakemake itself takes the last of them."""
+    path = workflow.folder / "study.yaml"
+    path.write_text(f"{path.read_text()}ctx_len: 32\n")
+    output = workflow.run("--dry-run", is_ok=False)
+    assert re.search(r"study\.yaml, line \d+: the key 'ctx_len' is there already, in line \d+", output)
+    assert "Traceback" not in output
+    assert "rule " not in output
+
+
+def test_a_field_that_is_known_to_lack_only_once_contexts_are_cut_fails_before_the_extraction(
+    tmp_path: Path, tiny_llama: Path
+):
+    """Only a document that is too short for a context has it; a summary that was made before stays."""
+    text = save_text(tmp_path / "text")
+    rows = [json.loads(line) for line in (text / "00.jsonl").read_text().splitlines()]
+    rows.append({"id": "short", "text": "the of", "meta": {"kind": "x"}})
+    (text / "00.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    workflow = Workflow(tmp_path, study(tiny_llama, text, dataset_config__group_by=["meta.kind"]))
+    output = workflow.run(is_ok=False)
+    assert "chunk_dataset" in output
+    assert "dataset_config.group_by: no document of" in output
+    assert not any(tmp_path.glob("results/tiny/logs/extract_activations/**/*.log"))
+    del workflow.config["dataset_config"]["group_by"]
+    workflow.write()
+    workflow.run("--until", "chunk_dataset")
+    # The contexts are there now, so it is known before any job.
+    workflow.config["dataset_config"]["group_by"] = ["meta.kind"]
+    workflow.write()
+    output = workflow.run(is_ok=False)
+    assert "dataset_config.group_by: no document of" in output
+    assert "rule " not in output
 
 
 def test_a_model_that_is_nowhere_fails_in_the_fetch(tmp_path: Path, text_folder: Path):

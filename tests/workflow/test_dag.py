@@ -123,7 +123,7 @@ def test_the_slurm_profile_puts_a_gpu_on_extraction_alone(workflow: Workflow):
         assert (partition, has_gpu) == expected, rule
 
 
-def test_the_estimates_of_a_run_are_one_submission_and_a_local_link_each(workflow: Workflow):
+def test_the_estimates_of_a_run_are_one_submission_that_asks_for_what_its_tables_need(workflow: Workflow):
     """15 tables on the 8 cores of a submission are two rounds; one estimator of five modules is one, on five cores."""
     workflow.config["dataset_config"]["dataset_subset"] = [0, 1]
     for estimators, (n_cores, n_rounds) in ((["mle", "mind_ml", "twoNN_f10"], (8, 2)), (["mle"], (5, 1))):
@@ -132,7 +132,7 @@ def test_the_estimates_of_a_run_are_one_submission_and_a_local_link_each(workflo
         workflow.profile, workflow.options = "slurm", ()
         output = workflow.run("--dry-run")
         assert len(re.findall(r"^rule estimate_batch:$", output, flags=re.MULTILINE)) == 2
-        assert len(re.findall(r"^localrule estimate_dimension:$", output, flags=re.MULTILINE)) == 10 * len(estimators)
+        assert len(re.findall(r"^rule estimate_dimension:$", output, flags=re.MULTILINE)) == 10 * len(estimators)
         batch = rule_blocks(output)["estimate_batch"]
         assert f"threads: {n_cores}\n" in batch
         assert f"mem_mb={2000 * n_cores}," in batch

@@ -17,6 +17,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+import id_scaling
+from id_scaling.cli.main import main
+from id_scaling.runtime.logging import LOG
 from id_scaling.storage.layout import slug
 from id_scaling.study.study import Study
 
@@ -109,6 +112,7 @@ def settings_expected(made: Study) -> dict[str, set[str]]:
         "extract": {made.extract_settings(run) for run in made.runs},
         "estimate": {made.estimate_settings(run, "block", "mle") for run in made.runs},
         "summarize": {made.summarize_settings()},
+        "plot": {made.plot_settings()},
     }
 
 
@@ -140,16 +144,18 @@ def test_every_hostile_name_is_one_argument_of_the_real_commands(
         verb, *options = arguments
         if verb == "extract" and options[options.index("--weights") + 1].startswith("--"):
             options.remove("--weights")  # with nothing: those of a local model are where they are
-        if verb == "plot":  # its figures stand one after the other
-            assert options[::2][:2] == ["--session", "--output"]
-            check_paths(made.session, [options[1], *options[3:]])
-            options = []
+        if verb == "chunk":
+            assert options.pop() == "--group-by"  # with nothing
+        if verb == "plot":  # its figures are one after the other
+            assert options[:6:2] == ["--settings", "--session", "--output"]
+            assert options[-2] == "--record"
+            check_paths(made.session, [options[3], *options[5:-2], options[-1]])
+            options = options[:2]
         given_ = dict(zip(options[::2], options[1::2], strict=True))
         found.setdefault(verb, set()).add(given_.pop("--settings", ""))
         not_paths = ("--threads", "--execution")
         check_paths(made.session, [value for flag, value in given_.items() if flag not in not_paths])
         assert all(flag.startswith("--") for flag in given_)
-    assert found.pop("plot") == {""}
     assert found == settings_expected(made)
     assert len(calls) == 2 * len(jobs) == 2 * (n_planned - 1)  # `all` has no command
 
@@ -179,6 +185,37 @@ def test_model_of_a_hostile_name_gives_the_numbers_of_a_plain_one(
     assert hostile.equals(plain)
     assert (session / "figures" / "id_by_layer.png").stat().st_size > 0
     assert list(tmp_path.rglob("*pwned")) == []
+    assert workflow.planned() == {}
+
+
+def test_session_whose_name_is_a_pattern_of_a_glob_works_everywhere(
+    tiny_llama: Path,
+    text_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    """Next to one whose files the pattern matches, and which nothing may read."""
+    monkeypatch.chdir(tmp_path)
+    session = "results/a[1]*?"
+    config = study(tiny_llama, text_folder, session_path=session)
+    config["cacheing_config"] = {"save_IDs_list": ["mle"], "module_outblock_keys": [], "module_inblock_keys": ["block"]}
+    workflow = Workflow(tmp_path, config)
+    workflow.run()
+    shutil.copytree(session, "results/a1xx")
+    for path in Path("results/a1xx").rglob("*.parquet"):
+        path.write_bytes(b"another session's")
+    assert len(id_scaling.load_summary(session)) == 2 * 3  # layers and views
+    contexts = id_scaling.load_contexts(session, view="default", layer=1)
+    assert len(id_scaling.load_tokens(session)) == 64 * len(contexts)
+    assert (Path(session) / "figures/twonn_fit.png").stat().st_size > 0
+    for verb in ("status", "check", "plan", "validate"):
+        capsys.readouterr()
+        LOG.handlers.clear()
+        assert main([verb, "study.yaml"]) == 0
+        said = capsys.readouterr()
+        assert "Traceback" not in said.err
+        assert verb not in ("status", "check") or session in said.out
     assert workflow.planned() == {}
 
 

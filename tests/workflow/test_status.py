@@ -6,6 +6,8 @@ import json
 import os
 import re
 import shutil
+import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -272,9 +274,63 @@ def test_log_without_an_output_says_why(session: Workflow, log: str, words: str)
     assert failure.words == words
 
 
+@pytest.mark.parametrize(
+    "log",
+    [
+        "12:00:00 chunk\nended: interrupted (SIGINT), as by Ctrl-C\n",
+        "Traceback (most recent call last):\n  File …\nKeyboardInterrupt\n",
+    ],
+    ids=["said by the job", "said by Python"],
+)
+def test_job_that_was_interrupted_is_to_do(session: Workflow, log: str) -> None:
+    leave(job(session, "chunk"), log)
+    assert state_of(session, "chunk") == "to do"
+
+
+def test_after_ctrl_c_nothing_has_failed_and_nothing_runs(
+    session: Workflow, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A terminal sends SIGINT to Snakemake, its shells, their programs and `tee` at once."""
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")
+    shutil.rmtree(session.session)
+    process = subprocess.Popen(
+        session.command(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=session.environment(),
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    try:
+        while not any(path.stat().st_size for path in session.session.glob("logs/*/**/*.log")):
+            assert process.poll() is None
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(timeout=120) != 0
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    found = status_of(Study(session.config))
+    assert [one.words for one in found.failures] == []
+    assert sum(number for (_, state), number in found.counts.items() if state in ("running", "failed")) == 0
+    assert found.holder is None
+
+
 def test_error_is_found_at_the_end_of_a_long_log(session: Workflow) -> None:
     leave(job(session, "chunk"), "12:00:00 cut context\n" * 100_000 + "error: no more\n")
     assert [one.words for one in status_of(Study(session.config)).failures] == ["error: no more"]
+
+
+def test_estimate_that_waits_to_be_linked_is_done(session: Workflow, hold: Callable) -> None:
+    hold(session.session, seconds_ago=100)
+    estimate = job(session, "estimate")
+    for log, state in (
+        ("12:00:00 estimate\n", "running"),
+        ("12:00:00 estimate\n12:00:01 wrote it (44 rows)\n", "done"),
+    ):
+        leave(estimate, log)
+        found = status_of(Study(session.config)).counts
+        assert (found["estimate", "running"], found["estimate", "done"]) == {"running": (1, 14), "done": (0, 15)}[state]
 
 
 def test_output_that_was_removed_is_to_do(session: Workflow) -> None:

@@ -25,6 +25,7 @@ rule chunk_dataset:
         runtime=growing(240),
     params:
         settings=get_chunk_settings,
+        group_by=get_group_by,
     shell:
         r"""
         RAYON_NUM_THREADS={threads} id_scaling chunk \
@@ -32,6 +33,7 @@ rule chunk_dataset:
             --shard {input.shard:q} \
             --tokenizer {input.tokenizer:q} \
             --output {output:q} \
+            --group-by {params.group_by:q} \
             2>&1 | tee {log:q}
         """
 

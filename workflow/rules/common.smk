@@ -20,13 +20,19 @@ from id_scaling.runtime.logging import plain
 from id_scaling.runtime.atomic_files import canonical_json, read_json, writing
 from id_scaling.storage.layout import Run, staging_folder
 from id_scaling.storage.staging import clear_staging, publish, staged_table
+from id_scaling.study.config_file import read_config
+from id_scaling.study.staleness import FORCED
 from id_scaling.study.study import EXTRACT_MINUTES, Study
 
 
 def load_study(config):
     try:
-        study = Study(config)
         # A job on a compute node has nothing to add to what was checked before it started.
+        if not workflow.remote_exec:
+            # Snakemake has read them already, but takes the last of two equal keys without a word.
+            for path in workflow.configfiles:
+                read_config(Path(path))
+        study = Study(config)
         if not workflow.remote_exec:
             study.check()
     except IdScalingError as error:
@@ -48,10 +54,11 @@ ESTIMATE_MB, ESTIMATE_MINUTES, BATCH_CORES, EXTRACT_CORES = 2000, 30, 8, 8
 
 # What `id_scaling` in commands is: the package under the interpreter that runs Snakemake, activated environment or not.
 # It is no part of their text, which Snakemake records and which has to be the same on all machines.
-# A cluster ends a job with SIGTERM to all of its processes: the shell and `tee` stay until the program has said its last.
+# A cluster ends a job with SIGTERM to all of its processes, a terminal with SIGINT: the shell and `tee` stay until the
+# program has said its last.
 shell.prefix(
-    "set -euo pipefail; trap '' TERM; "
-    'id_scaling() {{ trap - TERM; exec {PYTHON:q} -m id_scaling "$@" {VERBOSITY}; }}; '
+    "set -euo pipefail; trap '' TERM INT; "
+    'id_scaling() {{ trap - TERM INT; exec {PYTHON:q} -m id_scaling "$@" {VERBOSITY}; }}; '
 )
 
 
@@ -168,6 +175,11 @@ def get_chunk_settings(wildcards):
     return STUDY.chunk_settings(**wildcards)
 
 
+def get_group_by(wildcards, resources):
+    # Not recorded: which fields are summarized by changes no context.
+    return STUDY.group_by(wildcards.dataset)
+
+
 def get_shuffle_settings(wildcards):
     return STUDY.shuffle_settings(**wildcards)
 
@@ -264,7 +276,9 @@ def get_batch_memory(wildcards, threads, attempt):
 def get_batch_minutes(wildcards, threads, attempt):
     """Time of one estimate times how many run one after the other."""
     n_tables = len(get_planned_tables(wildcards))
-    return ESTIMATE_MINUTES * ceil(n_tables / n_side_by_side(wildcards, threads)) * attempt
+    return (
+        ESTIMATE_MINUTES * ceil(n_tables / n_side_by_side(wildcards, threads)) * attempt
+    )
 
 
 def get_staging(wildcards, resources):
@@ -281,23 +295,23 @@ def get_staged(wildcards, resources):
 def plan_batches():
     """Write down what is to be estimated, for jobs elsewhere; drop what is staged of what is forced."""
     jobs = list(workflow.dag.needrun_jobs())
-    forced = [job for job in jobs if workflow.dag.reason(job).forced]
-    below = {"estimate_dimension", "summarize", "plot"}
-    is_made_again = any(job.rule.name not in below for job in forced)
     batches = {
         key_of(job.wildcards): {
             "tables": get_planned_tables(job.wildcards),
             "threads": job.threads,
-            "is_forced": is_made_again,
+            "is_forced": False,
         }
         for job in jobs
         if job.rule.name == "estimate_batch"
     }
-    for job in jobs if is_made_again else forced:
-        if job.rule.name == "estimate_dimension":
-            staged = Path(f"{get_staged(job.wildcards, None)}.parquet")
-            staged.unlink(missing_ok=True)
-            batches.get(key_of(job.wildcards), {})["is_forced"] = True
+    reasons = get_staleness().reasons
+    for job in jobs:
+        # Forced itself, or made from what is. Snakemake's own reason may be another one: that its batch runs.
+        if job.rule.name == "estimate_dimension" and reasons[job.output[0]].endswith(
+            FORCED
+        ):
+            Path(f"{get_staged(job.wildcards, None)}.parquet").unlink(missing_ok=True)
+            batches[key_of(job.wildcards)]["is_forced"] = True
     PLANNED.update(batches)
     if batches:
         with writing(PLAN) as aside:

@@ -5,7 +5,6 @@ it, as soon as it is finished, and a table's own rule, local and quick, links it
 settings and this manifest, that rule computes it itself.
 """
 
-
 TABLE = f"<session>/runs/{RUN}/ids/{{module}}/{{estimator}}.parquet"
 # Made when a table of its run is stale only, and gone when these are linked.
 BATCH = f"<session>/runs/{RUN}/staged/done"
@@ -58,10 +57,10 @@ rule estimate_dimension:
         update(TABLE),
     log:
         f"<session>/logs/estimate_dimension/{RUN}/{{module}}/{{estimator}}.log",
-    conda:
-        "../../environment.yml"
     # Its batch's tables are linked before more is computed.
     priority: 2
+    conda:
+        "../../environment.yml"
     params:
         settings=get_estimate_settings,
         staging=get_staging,

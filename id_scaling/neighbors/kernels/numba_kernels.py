@@ -73,26 +73,33 @@ def _widened_half(typing_context, bits):
 
 
 def means(points: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return the mean of each group's finite points, in the narrowest dtype that is computed in; zero for none."""
+    """Return the mean of each group's finite points, in the narrowest dtype that is computed in; zero for none.
+
+    Differences from a point of the group are summed: a coordinate that is constant has itself for a mean, exactly, so
+    that nothing is left of it, however large it is.
+    """
     points, n_groups = _readable(points), labels.max(initial=0) + 1
     totals = np.zeros((n_groups, points.shape[1]), np.float64 if points.dtype == np.float64 else np.float32)
-    numbers = np.zeros((n_groups, 1), totals.dtype)
-    _add_finite(points, labels, totals, numbers)
-    return totals / np.maximum(numbers, 1)
+    numbers, origins = np.zeros((n_groups, 1), totals.dtype), np.zeros_like(totals)
+    _add_finite(points, labels, origins, totals, numbers)
+    return origins + totals / np.maximum(numbers, 1)
 
 
 @_sum
-def _add_finite(points, labels, totals, numbers):
-    """Add the finite points to the totals of their groups, and count them."""
+def _add_finite(points, labels, origins, totals, numbers):
+    """Add the finite points, less the first of them, to the totals of their groups, and count them."""
     for i in range(len(points)):
         size = totals.dtype.type(0)
         for c in range(points.shape[1]):
             size += abs(_value(points[i, c]))
         if size < np.inf:
-            total = totals[labels[i]]
+            total, origin = totals[labels[i]], origins[labels[i]]
+            if numbers[labels[i], 0] == 0:
+                for c in range(points.shape[1]):
+                    origin[c] = _value(points[i, c])
             numbers[labels[i], 0] += 1
             for c in range(points.shape[1]):
-                total[c] += _value(points[i, c])
+                total[c] += _value(points[i, c]) - origin[c]
 
 
 def survey(points: np.ndarray, centres: np.ndarray, labels: np.ndarray, dtype: type, some: np.ndarray) -> Survey:
@@ -425,6 +432,21 @@ def _share_in_common(lists, others, shares):
             for q in range(k):
                 n_common += lists[i, p] == others[i, q]
         shares[i] = n_common / k
+
+
+def mean_of(points: np.ndarray, selection: np.ndarray) -> np.ndarray:
+    """Return the mean of the selected points, in float64; a constant coordinate is its own mean, exactly."""
+    total = np.zeros(points.shape[1])
+    origin = points[selection[0]].astype(np.float64)
+    _add_differences(_readable(points), selection, origin, total)
+    return origin + total / len(selection)
+
+
+@_sum
+def _add_differences(points, selection, origin, total):
+    for i in selection:
+        for c in range(points.shape[1]):
+            total[c] += _value(points[i, c]) - origin[c]
 
 
 def weighted_sum(points: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -23,11 +23,17 @@ def widened(points: torch.Tensor) -> torch.Tensor:
 
 
 def means(points: torch.Tensor, labels: np.ndarray) -> np.ndarray:
-    """Return the mean of each group's finite points, in float64; zero for none."""
+    """Return the mean of each group's finite points, in float64; zero for none.
+
+    Differences from a point of the group are summed: a coordinate that is constant has itself for a mean, exactly.
+    """
     n_groups, is_finite = int(labels.max(initial=0)) + 1, points.isfinite().all(dim=1)
+    groups = torch.from_numpy(labels).to(points.device).long()
+    is_member = torch.nn.functional.one_hot(groups, n_groups).double() * is_finite[:, None]
     finite = torch.where(is_finite[:, None], widened(points), 0.0).double()
-    is_member = torch.nn.functional.one_hot(torch.from_numpy(labels).to(points.device).long(), n_groups).double()
-    return _host((is_member.T @ finite) / (is_member.T @ is_finite.double()).clamp(min=1)[:, None])
+    origins = finite[is_member.argmax(dim=0)]
+    shifted = torch.where(is_finite[:, None], finite - origins[groups], 0.0)
+    return _host(origins + (is_member.T @ shifted) / is_member.sum(dim=0).clamp(min=1)[:, None])
 
 
 def survey(points: torch.Tensor, centres: np.ndarray, labels: np.ndarray, dtype: type, some: np.ndarray) -> Survey:
@@ -116,6 +122,12 @@ def n_within(product: torch.Tensor, squared_norms: np.ndarray, counts: np.ndarra
     keys.fill_diagonal_(torch.inf)
     limits = [(square / 2 - half).to(product.dtype)[:, None] for square in squares]
     return np.stack([_host((keys < limit).sum(dim=1)) for limit in limits])
+
+
+def mean_of(points: torch.Tensor, selection: np.ndarray) -> np.ndarray:
+    """Return the mean of the selected points, in float64; a constant coordinate is its own mean, exactly."""
+    rows = points[torch.from_numpy(selection).to(points.device).long()].double()
+    return _host(rows[0] + (rows - rows[0]).mean(dim=0))
 
 
 def weighted_sum(points: torch.Tensor, weights: np.ndarray) -> np.ndarray:
