@@ -13,7 +13,7 @@ from id_scaling.errors import ConfigError, StoreError, made_anew
 from id_scaling.neighbors.cloud_kinds import CONTEXT
 from id_scaling.results.run_tables import SCORES, token_scores
 from id_scaling.storage.layout import Run, contexts_path, ids_path, run_folder, runs_of
-from id_scaling.storage.records import read_record, read_table, table_facts
+from id_scaling.storage.records import read_record, read_table, read_unverified, table_facts
 from id_scaling.text.documents import check_contexts
 
 RUN_AXES = ("model", "checkpoint", "dataset", "subset", "ctx_len", "control")
@@ -44,7 +44,8 @@ def load_summary(session_path: str | Path, verify: bool = True) -> pl.DataFrame:
     StoreError
         The session has no summary yet, or it is damaged, cut short or without a checksum.
     """
-    return read_table(_summary_path(session_path), verify=verify)[0]
+    path = _summary_path(session_path)
+    return read_table(path)[0] if verify else read_unverified(path)
 
 
 def load_contexts(

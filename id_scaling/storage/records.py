@@ -68,11 +68,16 @@ def read_table(path: Path, columns: list[str] | None = None, verify: bool = True
 
     Without `verify` its seal is not looked at: what cannot be read is an error still, changed numbers are none.
     """
+    facts = table_facts(path, verify)
+    return read_unverified(path, columns), facts
+
+
+def read_unverified(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
+    """Return a table, or some columns of it, whether or not it is as it was written."""
     import polars as pl
 
-    facts = table_facts(path, verify)
     try:
-        return pl.read_parquet(path, columns=columns, glob=False), facts
+        return pl.read_parquet(path, columns=columns, glob=False)
     except pl.exceptions.PolarsError as error:
         what = str(error).partition("\n")[0]
         raise StoreError(f"{path}: damaged, or of another version ({what}); {made_anew(path)}") from error
