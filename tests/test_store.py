@@ -11,8 +11,8 @@ import polars as pl
 import pytest
 
 from id_scaling.errors import StoreError
-from id_scaling.models.modules import Site
 from id_scaling.estimators.registry import get_estimator
+from id_scaling.models.modules import Site
 from id_scaling.neighbors.find import find_neighbors
 from id_scaling.neighbors.statistics import names_of
 from id_scaling.neighbors.views import View
