@@ -59,7 +59,7 @@ def test_bytes_are_those_of_the_run(tmp_path: Path, tiny_llama: Path, text_folde
     config = study(tiny_llama, text_folder, cacheing_config={"save_IDs_list": ["mle"], **saved})
     workflow = Workflow(tmp_path, config)
     workflow.run()
-    [row], [manifest] = rows_of(Study(config)), workflow.session.rglob("manifest.json")
+    [row], [manifest] = rows_of(Study(config)), (workflow.session / "runs").rglob("manifest.json")
     n_contexts = json.loads(manifest.read_text())["n_contexts"]
     assert row.contexts == [Contexts(n_contexts)]
     [cost] = row.costs
