@@ -94,10 +94,7 @@ def test_help_says_what_each_verb_does(capsys: pytest.CaptureFixture) -> None:
         (["frobnicate"], "invalid choice: 'frobnicate'"),
         (["estimate"], "--settings"),
         (
-            (
-                ["plot", "--settings", "{}", "--session", "a", "--output", "b", "--record", "c", "--threads", "1"],
-                "unrecognized arguments",
-            ),
+            ["plot", "--settings", "{}", "--session", "a", "--output", "b", "--record", "c", "--threads", "1"],
             "unrecognized arguments",
         ),
         (["fetch-tokenizer", "--settings", "{", "--output", "a"], "--settings"),
