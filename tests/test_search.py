@@ -8,8 +8,8 @@ import torch
 
 from id_scaling.estimators.base import estimate_from_neighbors
 from id_scaling.estimators.registry import get_estimator
-from id_scaling.neighbors.error_bounds import NARROW, ProductError, Tolerance, _sensitivities, product_error, suspects
 from id_scaling.neighbors import search
+from id_scaling.neighbors.error_bounds import NARROW, ProductError, Tolerance, _sensitivities, product_error, suspects
 from id_scaling.neighbors.find import Neighbors, find_neighbors, stacked
 from id_scaling.neighbors.kernels import numba_kernels, torch_kernels
 from id_scaling.neighbors.search import find_nearest, survey

@@ -260,10 +260,7 @@ def test_a_record_that_cannot_be_read_is_stale(kind: str, damage: bytes | None, 
     [
         ("cacheing_config.save_IDs_list", [*ESTIMATORS, "mle_harmonic"], ONE_ESTIMATOR),
         ("cacheing_config.save_IDs_list", ["mle", "mind_ml"], {"summary": 1, "figures": 1}),
-        (
-            with_key("cacheing_config.save_IDs_list", ["mle", "mind_ml", "twoNN_f20"]),
-            {**BELOW_EXTRACTION, "estimate": 5},
-        ),
+        ("cacheing_config.save_IDs_list", ["mle", "mind_ml", "twoNN_f20"], ONE_ESTIMATOR),
         ("dataset_config.max_dataset_size", 3, {"chunk": 1, **CHAIN}),
         ("dataset_config.dataset_subset", [0, 1], {"datasets": 1, "chunk": 1, **CHAIN}),
         ("ctx_len", [48, 64], {"chunk": 1, **CHAIN}),
