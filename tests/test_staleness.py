@@ -332,3 +332,19 @@ def test_what_was_never_made_is_missing_and_not_stale(tmp_path: Path, tiny_llama
     assert staleness.stale == {}
     assert set(staleness.reasons.values()) == {MISSING}
     assert staleness.fresh == set()
+
+
+def test_a_kept_summary_whose_tables_changed_is_called_stale_by_the_loader(copied: dict[str, Any]) -> None:
+    import id_scaling
+    from id_scaling.errors import StoreError
+    from id_scaling.storage.records import read_table, write_table
+
+    assert len(id_scaling.load_summary("results/tiny"))
+    path = path_of(copied, "table")
+    table, facts = read_table(path)
+    write_table(path, table, {**facts, "versions": {"numpy": "other"}})
+    with pytest.raises(StoreError, match="stale: its tables were computed again"):
+        id_scaling.load_summary("results/tiny")
+    assert len(id_scaling.load_summary("results/tiny", verify=False))
+    shutil.rmtree("results/tiny/runs")
+    assert len(id_scaling.load_summary("results/tiny"))

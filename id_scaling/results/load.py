@@ -11,6 +11,7 @@ import polars as pl
 
 from id_scaling.errors import ConfigError, StoreError, made_anew
 from id_scaling.neighbors.cloud_kinds import CONTEXT
+from id_scaling.results.inputs import check_current
 from id_scaling.results.run_tables import SCORES, token_scores
 from id_scaling.storage.layout import Run, contexts_path, ids_path, run_folder, runs_of
 from id_scaling.storage.records import read_record, read_table, read_unverified, table_facts
@@ -42,10 +43,17 @@ def load_summary(session_path: str | Path, verify: bool = True) -> pl.DataFrame:
     Raises
     ------
     StoreError
-        The session has no summary yet, or it is damaged, cut short or without a checksum.
+        The session has no summary yet, or it is damaged, cut short or without a checksum, or stale: its tables were
+        computed again since.
     """
     path = _summary_path(session_path)
-    return read_table(path)[0] if verify else read_unverified(path)
+    if not verify:
+        return read_unverified(path)
+    summary, facts = read_table(path)
+    if "made_from" not in facts:
+        raise StoreError(f"{path}: written by an older version; {made_anew(path)}")
+    check_current(path, facts)
+    return summary
 
 
 def load_contexts(

@@ -22,13 +22,14 @@ from id_scaling.neighbors.cloud_kinds import CONTEXT
 from id_scaling.neighbors.views import leading_view
 from id_scaling.results import uncertainty
 from id_scaling.results.equivalents import DISTRIBUTIONS, MAX_RATIO, REJECTED, equivalent, nearest_equivalent
+from id_scaling.results.inputs import made_from
 from id_scaling.results.permutations import p_of_maximum
 from id_scaling.results.run_tables import SCORES, SITE, OpenRun, open_run
 from id_scaling.results.training_steps import training_step, training_tokens
-from id_scaling.runtime.atomic_files import digest, sha256, writing_all
+from id_scaling.runtime.atomic_files import sha256, writing_all
 from id_scaling.runtime.logging import LOG, Progress
-from id_scaling.storage.layout import Run, called, ids_path, runs_of
-from id_scaling.storage.records import read_footer, write_table
+from id_scaling.storage.layout import Run, called, runs_of
+from id_scaling.storage.records import write_table
 
 RUN_AXES = ["model", "checkpoint", "dataset", "subset", "ctx_len", "control"]
 GROUP = ["group", "group_value"]
@@ -310,7 +311,7 @@ def summarize(session: Path, settings: Mapping[str, Any], parquet: Path, csv: Pa
         summary.write_csv(new_csv)
         new_text.write_text(readable(summary))
         files = {path.name: sha256(new) for path, new in ((csv, new_csv), (text, new_text))}
-        facts = {**settings, "made_from": _made_from(session, runs, settings)}
+        facts = {**settings, "made_from": made_from(session, settings)}
         write_table(new_parquet, summary, facts, columns=columns, files=files)
     LOG.info("%d rows in %s", len(summary), parquet)
 
@@ -320,12 +321,6 @@ def mixture(values: Mapping[str, Iterable[str]]) -> str:
     mixed = {kind: sorted(of_kind) for kind, of_kind in values.items() if len(set(of_kind)) > 1}
     listed = "; ".join(f"{kind} {', '.join(of_kind)}" for kind, of_kind in mixed.items())
     return f"mixed {listed}: differences between these may be of precision, not of the models" if mixed else ""
-
-
-def _made_from(session: Path, runs: Iterable[Run], settings: Mapping[str, Any]) -> dict[str, str]:
-    """Return what a summary is made from: the seals of all tables, as one hash."""
-    names = [(module, estimator) for module in settings["modules"] for estimator, _ in settings["estimators"]]
-    return {"tables": digest([read_footer(ids_path(session, run, *name))[1] for run in runs for name in names])}
 
 
 def readable(summary: pl.DataFrame) -> str:

@@ -19,6 +19,8 @@ TABLES = [
 
 rule all:
     input:
+        MANIFESTS,
+        TABLES,
         multiext("results/summary", ".parquet", ".csv", ".txt"),
         multiext("results/figures/id_by_layer", ".html", ".svg", ".png"),
 
@@ -76,9 +78,19 @@ rule extract_activations:
         "touch {output}"
 
 
+rule estimate_batch:
+    input:
+        "results/runs/{model}/{checkpoint}/{dataset}/{subset}/{ctx_len}/{control}/manifest.json",
+    output:
+        temp("results/runs/{model}/{checkpoint}/{dataset}/{subset}/{ctx_len}/{control}/staged/done"),
+    shell:
+        "touch {output}"
+
+
 rule estimate_dimension:
     input:
         "results/runs/{model}/{checkpoint}/{dataset}/{subset}/{ctx_len}/{control}/manifest.json",
+        "results/runs/{model}/{checkpoint}/{dataset}/{subset}/{ctx_len}/{control}/staged/done",
     output:
         "results/runs/{model}/{checkpoint}/{dataset}/{subset}/{ctx_len}/{control}/ids/{module}/{estimator}.parquet",
     shell:

@@ -9,6 +9,7 @@ a job costs more with us, and how many submissions the Slurm profile makes.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import subprocess
@@ -19,10 +20,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
+import polars as pl
 import yaml
 
+from id_scaling.runtime.atomic_files import sha256
 from id_scaling.sources.model_config import Architecture
-from id_scaling.storage.records import write_record
+from id_scaling.storage.layout import identity_path
+from id_scaling.storage.records import key_of, read_footer, write_record, write_table
+from id_scaling.study.staleness import Staleness
+from id_scaling.study.study import Study
 
 ROOT = Path(__file__).parents[2]
 BARE = Path(__file__).with_name("bare.smk")
@@ -31,8 +37,14 @@ SNAKEMAKE = (
     "import sys; from snakemake import cli; from snakemake.executors import touch; touch.Executor.SLEEPING_TIME = 0; "
     "cli.main(sys.argv[1:])"
 )
+EMPTY = pl.DataFrame({"value": [0.0]})
 # What the check before any job reads of a checkpoint that was fetched.
-FETCHED = {"architecture": asdict(Architecture("gpt_neox", 6, 512, 50304, 2048))}
+FETCHED = {
+    "architecture": asdict(Architecture("gpt_neox", 6, 512, 50304, 2048)),
+    "model_name": "a model",
+    "checkpoint": "main",
+    "commit": "0" * 40,
+}
 
 
 @dataclass(frozen=True)
@@ -68,16 +80,18 @@ class Side:
             raise RuntimeError(f"expected {words!r}:\n{output[-2000:]}")
         return cost
 
-    def build(self) -> None:
-        """Make every output a small file, and the records of Snakemake as after a run."""
+    def touch(self) -> None:
+        """Make every output a small file, and the notes of Snakemake as after a run."""
         listed = self.run("--summary").splitlines()
         names = [line.split("\t")[0] for line in listed if line.count("\t") > 3][1:]
         for path in (self.folder / name for name in names):
             path.parent.mkdir(parents=True, exist_ok=True)
+            if path.name == "done":
+                continue  # gone once it is used
             if "/weights/" in str(path):
                 path.mkdir()
             else:
-                write_record(path, {**FETCHED, "weights_sha256": str(path)})
+                path.touch()
         self.run("--touch", "--forceall", "--quiet", "all")
 
 
@@ -102,10 +116,57 @@ def measure(folder: Path, n_checkpoints: int, n_rounds: int) -> None:
     n_jobs = int(re.search(r"^total\s+(\d+)$", ours.run("--dry-run", "--quiet", "rules"), flags=re.MULTILINE)[1])
     for built, words in (("nothing", rf"total\s+{n_jobs}\b"), ("all", "Nothing to be done")):
         if built == "all":
-            ours.build()
-            bare.build()
+            build(ours.folder, config)
+            bare.touch()
         pairs = [(ours.dry_run(words), bare.dry_run(words)) for _ in range(n_rounds)]
         print(f"{n_jobs:6}  {n_submissions:11}  {built:7}  {row(pairs, n_jobs)}", flush=True)
+
+
+class _Builder(Staleness):
+    """Makes every output of a study instead of comparing it: a small file with the record that it would have."""
+
+    def _compare(self, rule, outputs, read, settings, made_from, upstream) -> str:
+        """Write the outputs of one job; return the key of them."""
+        record = {"settings": json.loads(settings), "made_from": made_from, "files": {}, "digest": "made"}
+        for output in outputs:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            output.touch()
+        if rule == "summarize":
+            write_table(outputs[0], EMPTY, {**record["settings"], "made_from": made_from})
+        elif outputs[0].suffix == ".parquet":
+            write_table(outputs[0], EMPTY, {**record, "manifest": "made"})
+            self._seals += [read_footer(outputs[0])[1]] if rule == "estimate_dimension" else []
+        elif rule == "plot":
+            write_record(outputs[0], {**record, "summary": sha256(self.session / "summary.parquet")})
+        elif outputs[0].name == "manifest.json":
+            write_record(outputs[0], record)
+        self.fresh.add(str(outputs[0]))
+        return key_of(record)
+
+
+def build(folder: Path, config: Path) -> None:
+    """Make every output of a study whose models, tokenizers and texts are the hub's, and were fetched."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        study = Study(yaml.safe_load(config.read_text()))
+        session = Path(study.session)
+        for run in study.runs:
+            tokenizer = study.tokenizer_of(run.model)
+            identities = {
+                study.identity_path(run.model, run.checkpoint): study.fetch_model_settings(run.model, run.checkpoint),
+                identity_path(session, "tokenizers", tokenizer): study.fetch_tokenizer_settings(tokenizer),
+                identity_path(session, "datasets", run.dataset, str(run.subset)): study.fetch_dataset_settings(
+                    run.dataset, str(run.subset)
+                ),
+            }
+            for path, settings in identities.items():
+                if not path.is_file():
+                    content = {name: str(path) for name in ("weights_sha256", "config_sha256", "sha256")}
+                    write_record(path, {**FETCHED, **content, "settings": json.loads(settings)})
+        _Builder(study)
+    finally:
+        os.chdir(before)
 
 
 def sides(folder: Path, config: Path) -> tuple[Side, Side, Side]:
