@@ -70,7 +70,7 @@ def test_status_of_thousands_of_jobs_is_quick_and_imports_little(tmp_path: Path)
     assert done.returncode == 0, done.stderr
     *report, modules = done.stdout.splitlines()
     assert [line.split() for line in report if line.startswith("estimate")] == [
-        ["estimate", "[-------------]", "0", "0", "0", "14,784"]
+        ["estimate", "[-------------]", "0", "0", "0", "0", "19,712"]
     ]
     names = {name.split(".")[0] for name in modules.split()}
     assert names & {"torch", "transformers", "polars", "pandas", "snakemake", "pyarrow"} == set()
@@ -305,7 +305,7 @@ def test_verbs_hand_over_from_names_to_a_manifest(extracted: Session) -> None:
     assert sorted(path.name for path in folder.glob("*.h5")) == sorted(manifest["files"])
 
 
-@pytest.mark.parametrize(("stage", "is_kept"), [("_Run", False), ("_assemble", True), ("_publish", True)])
+@pytest.mark.parametrize(("stage", "is_kept"), [("ModelRun", False), ("_assemble", True), ("_publish", True)])
 def test_an_extraction_says_how_far_it_is_wherever_it_ends(
     extracted: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, stage, is_kept
 ) -> None:
