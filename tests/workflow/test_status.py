@@ -199,7 +199,7 @@ def pace_of(session: Workflow, capsys: pytest.CaptureFixture, ends: list[float],
     text = said(session, capsys)
     assert counts(text)["estimate"] == [2 + len(ends), 0, 0, 0, 18 - len(ends)]
     assert all(len(line) <= 80 for line in text.splitlines() if "[" in line)
-    (pace,) = re.findall(r"^estimate  \[#+-*\](?: +\d+){5}(.*)$", text, flags=re.MULTILINE)
+    (pace,) = re.findall(rf"^estimate  \[[#-]{{{BAR}}}\](?: +\d+){{5}}(.*)$", text, flags=re.MULTILINE)
     return " ".join(pace.split())
 
 
