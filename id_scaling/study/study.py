@@ -518,7 +518,8 @@ class Study:
         if not keys and (cut or not any(path.suffix == ".parquet" for path in files)):
             return
         # polars and pyarrow, which take a quarter of a second.
-        from id_scaling.text.documents import check_fields, check_groups
+        from id_scaling.study.group_fields import check_fields
+        from id_scaling.text.documents import check_groups
         from id_scaling.text.readers import Shard
 
         if files:
