@@ -481,7 +481,7 @@ def test_computing_folders_are_folders_of_the_package() -> None:
 
 # Where a module is loaded by name, which a fingerprint cannot follow:
 # the package's lazy front door, which no stage imports from; a child, which answers by a function that whoever asks has
-# imported; the registry, whose modules are roots next to the job; those who ask it; and another package, which is wrapped.
+# imported; the registry, whose modules are roots next to the job, and those who ask it; and another, wrapped package.
 BY_NAME = {
     "__init__.py",
     "runtime/workers.py",
