@@ -47,7 +47,7 @@ def save_tokenizer(folder: Path) -> int:
     return len(vocabulary)
 
 
-def save_tiny_llama(folder: Path, seed: int = 0, n_layers: int = 2) -> Path:
+def save_tiny_llama(folder: Path, seed: int = 0, n_layers: int = 2, initializer_range: float = 0.02) -> Path:
     """Save a random Llama of width 32 with its tokenizer, as transformers saves a model."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -61,6 +61,7 @@ def save_tiny_llama(folder: Path, seed: int = 0, n_layers: int = 2) -> Path:
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=128,
+        initializer_range=initializer_range,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder

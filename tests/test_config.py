@@ -60,7 +60,7 @@ def test_both_spellings_of_a_scaling_are_one_setting(spelling: str) -> None:
 def test_name_with_the_default_k_is_stored_as_the_plain_one() -> None:
     config = parse(small(cacheing_config__save_IDs_list=["mle_k20", "mle_harmonic_k20", "mom_k20"]))
     assert config.cacheing_config.save_IDs_list == ["mle", "mle_harmonic", "mom_k20"]
-    assert "mle stands there more than once" in problems(small(cacheing_config__save_IDs_list=["mle", "mle_k20"]))[0]
+    assert "mle is there more than once" in problems(small(cacheing_config__save_IDs_list=["mle", "mle_k20"]))[0]
 
 
 def test_dictionary_of_the_documented_study_means_what_it_says() -> None:

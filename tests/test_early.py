@@ -119,7 +119,7 @@ def test_last_layer_is_read_and_estimated(tmp_path: Path, tiny_llama: Path, text
         "layer_idx_list": {"last": 1},
         "module_inblock_keys": ["block"],
         "module_outblock_keys": [],
-        "save_IDs_list": ["mle", "gride_n24"],
+        "save_IDs_list": ["mle", "gride_n24", "mle_k60"],  # the last is a mean of local values
         "save_positions": [-1],
         "clouds": ["context", "position"],
         "views": {"default": {}, "there": {"duplicates": "keep", "layers": [-1]}},
@@ -130,9 +130,10 @@ def test_last_layer_is_read_and_estimated(tmp_path: Path, tiny_llama: Path, text
     assert [layer for _, layer, _ in manifest["sites"]] == [1]
     summary = load_summary(session)
     assert set(summary["view"]) == {"default", "there"}
-    wide = summary.filter(estimator="gride_n24", view="default").sort("cloud")
-    assert wide["cloud"].to_list() == ["context", "position"]
-    assert wide["mean"].is_null().to_list() == [True, False]
-    assert wide["n_failed"].to_list() == [wide["n_contexts"][0], 0]
-    assert "too_few_points" in wide["statuses"][0]
+    for name in ("gride_n24", "mle_k60"):
+        wide = summary.filter(estimator=name, view="default").sort("cloud")
+        assert wide["cloud"].to_list() == ["context", "position"]
+        assert wide["mean"].is_null().to_list() == [True, False]
+        assert wide["n_failed"].to_list() == [wide["n_contexts"][0], 0]
+        assert "too_few_points" in wide["statuses"][0]
     assert summary.filter(estimator="mle", view="default", cloud="context")["mean"][0] > 0

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT, Workflow, study
+from conftest import NOT_COUNTED, ROOT, Workflow, study
 
 from id_scaling.cli.costs import Contexts, contexts_of, jobs_of, n_submissions, rows_of
 from id_scaling.cli.main import main
@@ -185,7 +185,7 @@ def planned_offline(cache: Path) -> str:
 
 def test_models_of_the_hub_are_unknown_without_network_and_the_rest_is_shown(tmp_path: Path) -> None:
     text = planned_offline(tmp_path / "empty")
-    assert "pythia: 1,232 runs, 18,499 jobs" in text
+    assert "pythia: 1,232 runs, 23,427 jobs" in text
     assert "2,474 submissions" in text
     assert "at least 2.7 h at 4 s each" in text
     assert "unknown: model EleutherAI/pythia-70m at step0, model" in text
@@ -256,10 +256,20 @@ def test_jobs_and_submissions_of_several_runs_are_those_of_a_dry_run(workflow: W
     workflow.profile, workflow.options = "slurm", ()
     output = workflow.run("--dry-run")
     table = re.findall(r"^(\w+) +(\d+)$", output, flags=re.MULTILINE)
-    jobs = {rule: int(number) for rule, number in table if rule not in ("all", "total")}
+    jobs = {rule: int(number) for rule, number in table if rule not in NOT_COUNTED}
     assert jobs_of(Study(workflow.config)) == jobs
-    submitted = re.findall(r"Group job |^rule (?!fetch_|all:)\w+:$", output, flags=re.MULTILINE)
+    # What fetches is local, and so is what links the tables of a batch.
+    submitted = re.findall(r"^rule (?!fetch_|all:|estimate_dimension:)(\w+):$", output, flags=re.MULTILINE)
+    assert submitted.count("estimate_batch") == 2
     assert n_submissions(Study(workflow.config)) == len(submitted) == 2 + 2 + 2 + 1 + 1
+
+
+def test_the_estimates_of_a_run_are_one_submission_however_many_tables_they_are(workflow: Workflow) -> None:
+    workflow.config["cacheing_config"]["save_IDs_list"] = [f"mle_k{k}" for k in range(4, 33)]
+    made = Study(workflow.config)
+    assert jobs_of(made)["estimate_dimension"] == 5 * 29
+    # Of cutting, the extraction, its estimates, the summary and the figures.
+    assert n_submissions(made) == 1 + 1 + 1 + 1 + 1
 
 
 def test_jobs_and_submissions_of_controls_are_those_of_a_dry_run(workflow: Workflow) -> None:

@@ -157,7 +157,9 @@ def test_an_identity_that_is_removed_makes_nothing_else_stale(kind: str, copied:
     assert stale(copied) == {kind: 1}
 
 
-@pytest.mark.parametrize("name", ["summary.csv", "summary.txt", "report.html", "figures/id_by_layer.svg"])
+@pytest.mark.parametrize(
+    "name", ["summary.parquet", "summary.csv", "summary.txt", "report.html", "figures/id_by_layer.svg"]
+)
 def test_a_figure_or_a_text_that_is_removed_is_made_again(name: str, copied: dict[str, Any]) -> None:
     Path("results/tiny", name).unlink()
     assert stale(copied) == ({"summary": 1, "figures": 1} if "summary" in name else {"figures": 1})

@@ -33,8 +33,6 @@ from id_scaling.text.shuffling import NONE
 
 # As an estimate takes of a cloud of a run, whose view scales it or replaces it by a null.
 PRODUCTS_OF_A_SCALED_VIEW = 5
-# Estimates of a run in one submission, as the Slurm profile groups them.
-TABLES_A_SUBMISSION = 100
 # What text is about, where there is only its size: bytes of a token, and how often compressed text is as long.
 BYTES_A_TOKEN, INFLATION = 4, 3
 # Measured on whole files: what HDF5 adds, what tokens.h5 and tokens.parquet hold of a token, tables of IDs.
@@ -202,11 +200,14 @@ def models_to_train(study: Study) -> list[str]:
 
 
 def n_submissions(study: Study) -> int:
-    """Return how many submissions the Slurm profile makes of a study: what fetches runs where Snakemake does."""
+    """Return how many submissions the Slurm profile makes of a study.
+
+    The estimates of a run are one, however many tables they are; what fetches runs where Snakemake does.
+    """
     jobs = jobs_of(study)
-    groups = len(study.runs) * ceil(len(study.modules) * len(study.estimators) / TABLES_A_SUBMISSION)
+    batches = len(study.runs) if study.tables() else 0
     submitted = ("train_tokenizer", "train_model", "chunk_dataset", "shuffle_contexts", "extract_activations")
-    return groups + sum(jobs.get(rule, 0) for rule in (*submitted, "summarize", "plot"))
+    return batches + sum(jobs.get(rule, 0) for rule in (*submitted, "summarize", "plot"))
 
 
 def shortages(to_come: Iterable[tuple[Path, float]]) -> list[tuple[Path, float, float]]:

@@ -172,8 +172,10 @@ def no_estimates(estimator: Estimator, neighbors: Neighbors, is_local: bool = Fa
     nothing = np.full(len(neighbors.r1), np.nan)
     status = np.full(len(nothing), TOO_FEW_POINTS, dtype=object)
     status[neighbors.statistic("n_nonfinite") > 0] = NONFINITE
-    local = np.full(neighbors.r1.shape, np.nan) if is_local else None
-    return settle(estimator, nothing, nothing, status, neighbors.statistic("n_used"), local)
+    # A mean's share of its top points is told by its local values.
+    local = np.full(neighbors.r1.shape, np.nan) if is_local or estimator.is_mean else None
+    settled = settle(estimator, nothing, nothing, status, neighbors, local)
+    return settled if is_local else replace(settled, local=None)
 
 
 def estimate_from_points(
