@@ -114,8 +114,8 @@ class Fetcher:
         output = self.folder / "models" / "model" / revision / "identity.json"
         output.unlink(missing_ok=True)
         sites = {"layers": layers, "inblock": ["block"], "outblock": [], "mapping": None}
-        settings = {"model_name": "owner/model", "checkpoint": revision, "sites": sites}
-        execution = {"unlike": [*unlike, revision], "ctx_len": 64}
+        settings = {"model_name": "owner/model", "checkpoint": revision}
+        execution = {"unlike": [*unlike, revision], "ctx_len": 64, "sites": sites}
         said = self.run(
             "fetch-model",
             output,
