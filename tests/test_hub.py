@@ -176,7 +176,9 @@ def test_branch_that_moved_is_another_commit_once_it_is_fetched_again(
     assert (after["commit"], after["weights"]) == (moved, {"model.safetensors": hash_of(late)})
     # A commit is one for good.
     again = fetch.model(before["commit"])
-    assert {**again, "checkpoint": "main", "path": before["path"]} == before
+    assert again["settings"] == {**before["settings"], "checkpoint": before["commit"]}
+    asked = {key: before[key] for key in ("checkpoint", "settings", "path")}
+    assert {**again, **asked} == before
 
 
 def test_revision_without_a_tokenizer_has_that_of_main(hub: Hub, fetch: Fetcher, early: dict[str, bytes]) -> None:
