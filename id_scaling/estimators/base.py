@@ -172,8 +172,8 @@ def no_estimates(estimator: Estimator, neighbors: Neighbors, is_local: bool = Fa
     nothing = np.full(len(neighbors.r1), np.nan)
     status = np.full(len(nothing), TOO_FEW_POINTS, dtype=object)
     status[neighbors.statistic("n_nonfinite") > 0] = NONFINITE
-    local = np.full(neighbors.r1.shape, np.nan) if is_local else None
-    return settle(estimator, nothing, nothing, status, neighbors.statistic("n_used"), local)
+    found = settle(estimator, nothing, nothing, status, neighbors, np.full(neighbors.r1.shape, np.nan))
+    return found if is_local else replace(found, local=None)
 
 
 def estimate_from_points(
