@@ -20,6 +20,7 @@ from conftest import ROOT, study
 from verbs import Session
 
 from id_scaling.cli.main import VERBS, _shown, _size, main
+from id_scaling.cli.status import BAR
 from id_scaling.extraction import run as extract
 from id_scaling.results.summary import COLUMNS
 from id_scaling.runtime.logging import LOG
@@ -77,7 +78,7 @@ def test_status_of_thousands_of_jobs_is_quick_and_imports_little(tmp_path: Path)
     assert done.returncode == 0, done.stderr
     *report, modules = done.stdout.splitlines()
     assert [line.split() for line in report if line.startswith("estimate")] == [
-        ["estimate", "[-------------]", "0", "0", "0", "0", "19,712"]
+        ["estimate", f"[{'-' * BAR}]", "0", "0", "0", "0", "19,712"]
     ]
     names = {name.split(".")[0] for name in modules.split()}
     assert names & {"torch", "transformers", "polars", "pandas", "snakemake", "pyarrow"} == set()

@@ -39,7 +39,9 @@ from id_scaling.text.shuffling import NONE
 STAGES = ("prepare", "fetch", "chunk", "extract", "estimate", "summarize", "plot")
 STATES = ("done", "stale", "running", "failed", "to do")
 MOST_ERRORS, MOST_RUNNING = 5, 20
-BAR, DAY = 13, 86_400
+# With these widths a line has 80 characters, its pace included.
+BAR, WIDTHS = 9, tuple(max(7, len(state) + 1) for state in STATES)
+DAY = 86_400
 # Bytes at the end of a log that are read: its last error, or its last word of progress, is there.
 TAIL = 16_384
 
@@ -357,14 +359,14 @@ def _progress(folder: Path, log: Path) -> str:
 
 def _table(status: Status) -> list[str]:
     """Return the lines of the table of stages and states, with how fast a stage is that goes on, and its time left."""
-    lines = [" " * (10 + BAR + 2) + "".join(state.rjust(8) for state in STATES)]
+    lines = [" " * (10 + BAR + 2) + "".join(map(str.rjust, STATES, WIDTHS))]
     for stage in STAGES:
         numbers = [status.counts[stage, state] for state in STATES]
         if n_total := sum(numbers):
             done, stale, running, _, to_do = numbers
             n_left = stale + running + to_do
             bar = "#" * (BAR * done // n_total)
-            cells = "".join(f"{number:,}".rjust(8) for number in numbers)
+            cells = "".join(f" {number:,}".rjust(width) for number, width in zip(numbers, WIDTHS, strict=True))
             pace = _pace(status.rates[stage], n_left) if stage in status.rates and n_left else ""
             lines.append(f"{stage.ljust(10)}[{bar.ljust(BAR, '-')}]{cells}{pace}")
     return lines

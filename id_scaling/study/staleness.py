@@ -288,10 +288,11 @@ def _unlike(outputs: Sequence[Path], read: Callable[[], Mapping[str, Any]], expe
 
     What is not known of `expected` is taken from the record.
     """
-    # An empty file is what a cut or a killed writer leaves; not one output is empty.
-    missing = [output for output in outputs if not output.is_file() or not output.stat().st_size]
+    missing = [output for output in outputs if not output.is_file()]
     if missing:
         return MISSING if len(missing) == len(outputs) else f"{missing[0]} is {MISSING}"
+    if empty := [output for output in outputs if not output.stat().st_size]:
+        return f"{empty[0]} is empty"
     try:
         record = read()
         settings, made_from = record["settings"], record["made_from"]

@@ -41,7 +41,7 @@ def test_the_documented_example_runs_to_its_end_where_session_path_says(example:
     summary = pl.read_parquet(session / "summary.parquet")
     assert set(summary["layer"].unique()) == {0, 1, 2, 5, None}
     assert set(summary["module"].unique()) == {"mlp", "attn", "block", "unemb"}
-    assert set(summary["estimator"].unique()) == {"mle", "mind_ml", "twoNN_f10"}
+    assert set(summary["estimator"].unique()) == {"mle_harmonic", "mle", "mind_ml", "twoNN_f10"}
     assert summary.filter(pl.col("view") == "default")["n_failed"].sum() == 0
     # The short address is left out; of each of the two long ones, five chunks are taken.
     assert summary["n_contexts"].unique().to_list() == [10]
@@ -57,7 +57,7 @@ def test_the_documented_example_saves_all_three(example: Workflow):
         assert file["block/activations"].shape == (10, 1024, 576)
         assert file["block/activations"].dtype == "float16"
         assert file["block/mean"].shape == (10, 576)
-    assert len(list(run.glob("ids/*/*.parquet"))) == 4 * 3
+    assert len(list(run.glob("ids/*/*.parquet"))) == 4 * 4
 
 
 @pytest.mark.parametrize("use_accelerator", [True, False])

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import yaml
 from conftest import ROOT, Workflow, save_text, save_tiny_llama, study
@@ -21,7 +22,8 @@ from id_scaling.cli.main import main
 from id_scaling.cli.status import BAR, MOST_ERRORS, Job, Status, jobs_of, report, status_of
 from id_scaling.runtime.locks import STALE, Lease
 from id_scaling.runtime.logging import LOG
-from id_scaling.storage.layout import run_folder
+from id_scaling.storage.layout import ids_path, run_folder
+from id_scaling.storage.records import read_table, write_record, write_table
 from id_scaling.study.study import Study
 
 LINE = r"\d\d:\d\d:\d\d "
@@ -75,8 +77,8 @@ def said(session: Workflow, capsys: pytest.CaptureFixture) -> str:
 
 
 def counts(text: str) -> dict[str, list[int]]:
-    """Return the numbers of the table: done, running, failed, to do, by stage."""
-    numbers = r" +([\d,]+)" * 4
+    """Return the numbers of the table: done, stale, running, failed, to do, by stage."""
+    numbers = r" +([\d,]+)" * 5
     rows = re.findall(rf"^(\w+) +\[#*-*\]{numbers}(?: .* left)?$", text, flags=re.MULTILINE)
     return {stage: [int(number.replace(",", "")) for number in numbers] for stage, *numbers in rows}
 
@@ -109,12 +111,12 @@ def test_before_anything_all_is_to_do(tmp_path: Path, workflow: Workflow, monkey
     monkeypatch.chdir(tmp_path)
     text = said(workflow, capsys)
     assert counts(text) == {
-        "fetch": [0, 0, 0, 3],
-        "chunk": [0, 0, 0, 1],
-        "extract": [0, 0, 0, 1],
-        "estimate": [0, 0, 0, 15],
-        "summarize": [0, 0, 0, 1],
-        "plot": [0, 0, 0, 1],
+        "fetch": [0, 0, 0, 0, 3],
+        "chunk": [0, 0, 0, 0, 1],
+        "extract": [0, 0, 0, 0, 1],
+        "estimate": [0, 0, 0, 0, 15],
+        "summarize": [0, 0, 0, 0, 1],
+        "plot": [0, 0, 0, 0, 1],
     }
     assert "held by    nobody" in text
     assert "errors" not in text
@@ -129,10 +131,10 @@ def test_after_a_run_all_is_done(session: Workflow, capsys: pytest.CaptureFixtur
         "fetch": 3,
         "estimate": 2,
     }
-    assert all(numbers[1:] == [0, 0, 0] for numbers in rows.values())
+    assert all(numbers[1:] == [0, 0, 0, 0] for numbers in rows.values())
     assert "held by    nobody" in text
     assert "results/tiny/logs/" in text
-    assert "`check` verifies" in text
+    assert "`check` reads every byte" in text
 
 
 def test_each_log_begins_with_the_settings_and_ends_with_what_was_written(session: Workflow) -> None:
@@ -183,16 +185,20 @@ def pace_of(session: Workflow, capsys: pytest.CaptureFixture, ends: list[float],
     session.write()
     for path in session.session.glob("runs/*/*/*/*/*/*/ids/*/*.parquet"):
         os.utime(path, (time.time() - 10_000,) * 2)
-    to_do = [one for one in jobs_of(Study(session.config)) if one.stage == "estimate" and not one.outputs[0].exists()]
+    made = Study(session.config)
+    _, facts = read_table(ids_path(Path(made.session), made.runs[0], "mlp", "mle"))
+    to_do = [one for one in jobs_of(made) if one.stage == "estimate" and not one.outputs[0].exists()]
     assert len(to_do) == 18
     for one, ago in zip(to_do, ends, strict=False):
         leave(one, log, seconds_ago=ago)
-        one.outputs[0].touch()
+        (output,) = one.outputs
+        settings = made.estimate_settings(made.runs[0], output.parent.name, output.stem)
+        write_table(output, pl.DataFrame(), {**facts, "settings": json.loads(settings)})
         os.utime(one.outputs[0], (time.time() - ago,) * 2)
     text = said(session, capsys)
-    assert counts(text)["estimate"] == [2 + len(ends), 0, 0, 18 - len(ends)]
+    assert counts(text)["estimate"] == [2 + len(ends), 0, 0, 0, 18 - len(ends)]
     assert all(len(line) <= 80 for line in text.splitlines() if "[" in line)
-    (pace,) = re.findall(r"^estimate  \[#+-*\](?: +\d+){4}(.*)$", text, flags=re.MULTILINE)
+    (pace,) = re.findall(r"^estimate  \[#+-*\](?: +\d+){5}(.*)$", text, flags=re.MULTILINE)
     return " ".join(pace.split())
 
 
@@ -247,7 +253,7 @@ def test_broken_estimate_is_shown_with_its_error_and_log(session: Workflow, caps
     failed[0].outputs[0].unlink()
     session.run("all", str(failed[0].outputs[0]), is_ok=False)
     text = said(session, capsys)
-    assert counts(text)["estimate"] == [1, 0, 1, 0]
+    assert counts(text)["estimate"] == [1, 0, 0, 1, 0]
     words = re.search(r"^  error: (.*)\n    \S+ \S+ (\S+)$", text, flags=re.MULTILINE)
     assert "layer_00.h5: missing, though the manifest names it" in words[1]
     assert words[2] == str(failed[0].log)
@@ -446,8 +452,13 @@ def test_weights_that_went_after_their_use_are_done(tmp_path: Path, text_folder:
     assert states().counts["fetch", "done"] == 0
     manifest = run_folder(Path(jobs.session), jobs.runs[0]) / "manifest.json"
     manifest.parent.mkdir(parents=True)
-    manifest.touch()
+    (manifest.parent / "tokens.parquet").touch()
+    settings = json.loads(jobs.extract_settings(jobs.runs[0]))
+    write_record(manifest, {"settings": settings, "made_from": {}, "files": {}})
     assert states().counts["fetch", "done"] == 1
+    # An extraction that has to run again needs them again.
+    write_record(manifest, {"settings": {**settings, "ctx_len": 1}, "made_from": {}, "files": {}})
+    assert (states().counts["fetch", "done"], states().counts["fetch", "stale"]) == (0, 1)
 
 
 # ---- the command -----------------------------------------------------------------------------------------------

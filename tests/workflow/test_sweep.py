@@ -106,11 +106,11 @@ def trained(resources: Path, tmp_path_factory: pytest.TempPathFactory) -> Workfl
     """The sweep with one block of width 32 in place of its models, 32 updates, a few texts, one module; summarized."""
     folder = tmp_path_factory.mktemp("trained")
     clone = copy_sources(folder / "clone")
-    text = (clone / "id_scaling" / "embedded.py").read_text()
+    text = (clone / "id_scaling" / "sources" / "bundled.py").read_text()
     for whole, cut in (("(64, 96, 160)", "(32,)"), ("(0, 1, 4, 16, 64, 256)", "(0, 32)"), ('layers": 6', 'layers": 1')):
         assert text.count(whole) == 1
         text = text.replace(whole, cut)
-    (clone / "id_scaling" / "embedded.py").write_text(text)
+    (clone / "id_scaling" / "sources" / "bundled.py").write_text(text)
     texts = folder / "work" / "resources" / "sotu"
     texts.mkdir(parents=True)
     for shard in (resources / "sotu").glob("*.parquet"):
@@ -134,7 +134,7 @@ def test_a_checkpoint_is_measured_where_it_has_learned(trained: Workflow):
 
 def test_training_is_made_again_when_its_code_changes_and_only_then(trained: Workflow):
     assert trained.planned(SUMMARY) == {}
-    path = trained.root / "id_scaling" / "training.py"
+    path = trained.root / "id_scaling" / "sources" / "bundled_training.py"
     before = path.read_text()
     path.write_text(before.replace('"""A small', '"""A very small', 1) + "\n# A comment.\n")
     assert trained.planned(SUMMARY) == {}
