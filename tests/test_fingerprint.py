@@ -347,8 +347,8 @@ def plot_of(method: str) -> set[str]:
         ("results/load.py", {"plot"}),
         ("results/equivalents.py", {"summarize", "plot"}),
         ("results/equivalent_tables.py", {"summarize", "plot"}),
-        ("results/training_steps.py", {"summarize"}),
-        ("results/summary.py", {"summarize"}),
+        ("results/training_steps.py", {"summarize", "plot"}),
+        ("results/summary.py", {"summarize", "plot"}),
         ("neighbors/cloud_kinds.py", {"summarize", "plot"} | ESTIMATES),
         ("results/uncertainty.py", {"summarize", "plot"}),
         *((f"estimators/{name}.py", {f"estimate {name}"} | plot_of(name)) for name in METHODS),
@@ -481,13 +481,14 @@ def test_computing_folders_are_folders_of_the_package() -> None:
 
 # Where a module is loaded by name, which a fingerprint cannot follow:
 # the package's lazy front door, which no stage imports from; a child, which answers by a function that whoever asks has
-# imported; the registry, whose modules are roots beside the job; and another package, whose import is wrapped.
+# imported; the registry, whose modules are roots next to the job, and those who ask it; and another, wrapped package.
 BY_NAME = {
     "__init__.py",
     "runtime/workers.py",
     "estimators/registry.py",
     "estimators/sandbox.py",
     "estimators/skdim.py",
+    "results/load.py",
 }
 LOADERS = {"import_module", "spec_from_file_location", "run_module", "run_path"}
 BUILT_IN_LOADERS = {"__import__", "exec", "eval"}

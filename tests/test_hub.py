@@ -114,8 +114,8 @@ class Fetcher:
         output = self.folder / "models" / "model" / revision / "identity.json"
         output.unlink(missing_ok=True)
         sites = {"layers": layers, "inblock": ["block"], "outblock": [], "mapping": None}
-        settings = {"model_name": "owner/model", "checkpoint": revision, "sites": sites}
-        execution = {"unlike": [*unlike, revision], "ctx_len": 64}
+        settings = {"model_name": "owner/model", "checkpoint": revision}
+        execution = {"unlike": [*unlike, revision], "ctx_len": 64, "sites": sites}
         said = self.run(
             "fetch-model",
             output,
@@ -176,7 +176,9 @@ def test_branch_that_moved_is_another_commit_once_it_is_fetched_again(
     assert (after["commit"], after["weights"]) == (moved, {"model.safetensors": hash_of(late)})
     # A commit is one for good.
     again = fetch.model(before["commit"])
-    assert {**again, "checkpoint": "main", "path": before["path"]} == before
+    assert again["settings"] == {**before["settings"], "checkpoint": before["commit"]}
+    asked = {key: before[key] for key in ("checkpoint", "settings", "path")}
+    assert {**again, **asked} == before
 
 
 def test_revision_without_a_tokenizer_has_that_of_main(hub: Hub, fetch: Fetcher, early: dict[str, bytes]) -> None:

@@ -201,7 +201,10 @@ def test_names_that_are_no_paths_reach_the_job_unchanged(name: str) -> None:
     assert chunking.isprintable()
     assert json.loads(chunking)["chunking"]["text_column"] == name
     assert json.loads(chunking)["chunking"]["id_column"] == name
-    assert json.loads(made.fetch_model_settings("m", "main"))["sites"]["mapping"] == {"block": name}
+    checked = made.fetch_model_execution("m")
+    assert checked.isascii()
+    assert checked.isprintable()
+    assert json.loads(checked)["sites"]["mapping"] == {"block": name}
 
 
 def test_names_of_a_job_fit_one_folder_name_of_slurms_logs() -> None:

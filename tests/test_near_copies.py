@@ -100,14 +100,48 @@ def test_clouds_that_have_close_points_by_their_dimension_or_density_are_ok(poin
     assert {name: one.status for name, one in found.items()} == dict.fromkeys(found, "ok")
 
 
-def test_shares_and_points_with_copies_are_those_of_a_plain_search() -> None:
-    points = with_copies(cloud(100), 7)
-    distances = np.sort(np.linalg.norm(points[:, None] - points[None], axis=2), axis=1)[:, 1:]
-    is_tiny = distances[:, 0] < np.median(distances[:, 0]) / 100
-    jumps = (distances[:, 1:K] > 100 * distances[:, : K - 1]).any(axis=1)
+def twice_each_and_far(n: int) -> np.ndarray:
+    """Return a cloud, and n more pairs: each as near as neighbors usually are, and far from all other points."""
+    pairs = np.repeat(1e4 * cloud(n, seed=1), 2, axis=0)
+    pairs[1::2, 0] += 0.3
+    return np.concatenate([cloud(1000), pairs])
+
+
+def clusters(n: int) -> np.ndarray:
+    """Return tight clusters, the smallest of which has no 20 neighbors for its points."""
+    return np.concatenate([1e4 * cloud(5)[label] + cloud(n if label else 15, seed=label) for label in range(5)])
+
+
+@pytest.mark.parametrize("points", [twice_each_and_far(40), clusters(150)], ids=["pairs", "clusters"])
+def test_points_near_some_and_far_from_others_are_no_copies(points: np.ndarray) -> None:
+    neighbors = stacked([find_neighbors(points, [View(0)], range(1, K + 2))[0]])
+    assert (np.diff(neighbors.log_ratio[0, :, :K]) > np.log(100)).any()
+    assert not has_near_copy(neighbors).any()
+    found = id_scaling.estimate(points, [*SENSITIVE, "mle"])
+    assert {name: one.status for name, one in found.items()} == dict.fromkeys(found, "ok")
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        with_copies(cloud(100), 7),
+        with_copies(cloud(100), 100, 1e-9),
+        with_copies(cloud(100), 60, 1e-9, n_times=3),
+        np.concatenate([with_copies(cloud(100), 7), 1e5 + cloud(10)]),
+    ],
+    ids=["few", "all", "groups", "few-and-a-group-far-out"],
+)
+def test_shares_and_points_with_copies_are_those_of_a_plain_search(points: np.ndarray) -> None:
+    distances = np.sort(np.linalg.norm(points[:, None] - points[None], axis=2), axis=1)[:, 1 : K + 1]
+    usual = []
+    for row in distances:
+        jumps = [j for j in range(1, K) if row[j] > 100 * row[j - 1]]
+        usual.append(row[jumps[-1]] if jumps else row[0])
     neighbors = stacked([find_neighbors(points, [View(0)], range(1, K + 1))[0]])
-    assert tiny_share(neighbors.r1)[0] == is_tiny.mean() == 14 / 107
-    np.testing.assert_array_equal(has_near_copy(neighbors)[0], is_tiny | jumps)
+    assert tiny_share(neighbors.r1)[0] == (distances[:, 0] < np.median(distances[:, 0]) / 100).mean()
+    expected = distances[:, 0] < np.median(usual) / 100
+    assert expected.any()
+    np.testing.assert_array_equal(has_near_copy(neighbors)[0], expected)
 
 
 # ---- what the top tenth of points holds ----

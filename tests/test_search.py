@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from id_scaling.estimators.base import estimate_from_neighbors
+from id_scaling.estimators.base import NEAR_COPIES, Estimator, estimate_from_neighbors
 from id_scaling.estimators.registry import get_estimator
 from id_scaling.neighbors import search
 from id_scaling.neighbors.error_bounds import NARROW, ProductError, Tolerance, _sensitivities, product_error, suspects
@@ -22,8 +22,15 @@ DISTINCT = View(0, "distinct")
 
 
 def ids_of(neighbors: Neighbors) -> np.ndarray:
-    """Return the IDs of one cloud by every estimator of `NAMES`."""
-    return np.array([estimate_from_neighbors(get_estimator(name), stacked([neighbors])).value[0] for name in NAMES])
+    """Return the IDs of one cloud by every estimator of `NAMES`, also where near copies decide them."""
+    return np.array([id_of(get_estimator(name), stacked([neighbors])) for name in NAMES])
+
+
+def id_of(estimator: Estimator, neighbors: Neighbors) -> float:
+    """Return the ID of one cloud; where near copies decide it, the number that is withheld for them."""
+    found = estimate_from_neighbors(estimator, neighbors)
+    with np.errstate(all="ignore"):
+        return (estimator.compute(neighbors)[0] if found.status[0] == NEAR_COPIES else found.value)[0]
 
 
 def direct_ids(points: np.ndarray) -> np.ndarray:

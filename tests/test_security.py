@@ -297,7 +297,7 @@ def test_yaml_that_names_python_objects_is_refused(tag: str, tmp_path: Path, pwn
     from id_scaling.study.study import Study
 
     path = tmp_path / "study.yaml"
-    path.write_text(yaml.safe_dump(study("m", "t")) + f"ctx_len: {TAGS[tag].format(pwned)}\n")
+    path.write_text(_without_ctx_len() + f"ctx_len: {TAGS[tag].format(pwned)}\n")
     with pytest.raises(ConfigError, match="cannot be read as YAML"):
         validate(_arguments(path))
     with pytest.raises(Exception, match=r"could not determine a constructor|ctx_len: found .*, expected integer|YAML"):
@@ -310,12 +310,16 @@ def test_template_that_snakemake_would_run_is_refused_by_validate(tmp_path: Path
     from id_scaling.cli.main import validate
 
     path = tmp_path / "study.yaml"
-    text = yaml.safe_dump(study("m", "t")) + f"__use_yte__: true\nctx_len: ?__import__('os').mkdir({str(pwned)!r})\n"
-    path.write_text(text)
+    path.write_text(_without_ctx_len() + f"__use_yte__: true\nctx_len: ?__import__('os').mkdir({str(pwned)!r})\n")
     with pytest.raises(ConfigError, match=r"__use_yte__ .* Python"):
         validate(_arguments(path))
     assert not pwned.exists()
     assert "__use_yte__" in (ROOT / "config" / "README.md").read_text()
+
+
+def _without_ctx_len() -> str:
+    """Return a configuration that lacks `ctx_len`: a key that is there twice would be refused for that."""
+    return yaml.safe_dump({key: value for key, value in study("m", "t").items() if key != "ctx_len"})
 
 
 def _arguments(path: Path) -> Any:
@@ -355,14 +359,14 @@ def hub(tmp_path: Path) -> dict[str, str]:
 @pytest.mark.parametrize("way", ["plain", "traceback"])
 def test_secrets_are_in_nothing_that_a_failing_fetch_says(way: str, hub: dict[str, str], tmp_path: Path) -> None:
     settings = {"model_name": "owner/model", "checkpoint": "main", "allow_pickle": False}
-    settings["sites"] = {"layers": None, "inblock": ["block"], "outblock": [], "mapping": None}
+    sites = {"layers": None, "inblock": ["block"], "outblock": [], "mapping": None}
     verb = [
         "fetch-model",
         "--verbose",
         "--settings",
         json.dumps(settings),
         "--execution",
-        '{"unlike": [], "ctx_len": 64}',
+        json.dumps({"unlike": [], "ctx_len": 64, "sites": sites}),
     ]
     verb += ["--output", tmp_path / "identity.json"]
     command = ["-m", "id_scaling", *verb]

@@ -6,7 +6,7 @@ import functools
 
 import numpy as np
 import pytest
-from full.coverage_of_stderr import HIGHEST, LOWEST, estimates, is_covered
+from full.coverage_of_stderr import HIGHEST, LOWEST, estimates, is_covered, one_cloud
 from full.tabulate_spread import FOLDER, METHODS, docstring_of, names_of, of_saved_clouds, rising
 
 import id_scaling
@@ -179,7 +179,7 @@ def test_estimates_that_do_not_grow_or_spread_make_no_factor() -> None:
 def settled(spread: tuple | None, status: str = OK) -> float:
     """Return the standard error that an asymptotic one of 0.1 becomes, for 1024 points and d = 5."""
     estimator = Estimator("any", "neighbors", 3, compute=lambda neighbors: None, spread=spread)
-    found = settle(estimator, [5.0], [0.1], np.array([status], dtype=object), np.array([1024]))
+    found = settle(estimator, [5.0], [0.1], np.array([status], dtype=object), one_cloud(1024))
     return float(found.stderr[0])
 
 

@@ -15,7 +15,7 @@ from conftest import save_text, save_tiny_llama, study
 from verbs import run_study
 
 from id_scaling.storage.layout import contexts_path, ids_path, run_folder
-from id_scaling.storage.records import read_record, write_record
+from id_scaling.storage.records import read_record, read_table, write_record, write_table
 from id_scaling.study import study as study_module
 from id_scaling.study.staleness import MISSING, Staleness
 from id_scaling.study.study import Study
@@ -157,7 +157,9 @@ def test_an_identity_that_is_removed_makes_nothing_else_stale(kind: str, copied:
     assert stale(copied) == {kind: 1}
 
 
-@pytest.mark.parametrize("name", ["summary.csv", "summary.txt", "report.html", "figures/id_by_layer.svg"])
+@pytest.mark.parametrize(
+    "name", ["summary.parquet", "summary.csv", "summary.txt", "report.html", "figures/id_by_layer.svg"]
+)
 def test_a_figure_or_a_text_that_is_removed_is_made_again(name: str, copied: dict[str, Any]) -> None:
     Path("results/tiny", name).unlink()
     assert stale(copied) == ({"summary": 1, "figures": 1} if "summary" in name else {"figures": 1})
@@ -226,8 +228,10 @@ def test_a_source_is_hashed_again_only_when_its_size_or_a_time_changed(copied: d
 
 def test_a_record_of_another_extraction_is_seen(copied: dict[str, Any]) -> None:
     """As where an extraction was made again by other library versions, and its tables were not."""
-    path = path_of(copied, "manifest")
+    path, tokens = path_of(copied, "manifest"), path_of(copied, "tokens")
     write_record(path, {**read_record(path), "digest": "0" * 12})
+    assert reasons(copied)["extract"] == f"{tokens} is of another extraction"
+    write_table(tokens, read_table(tokens)[0], {"digest": "0" * 12})
     assert stale(copied) == BELOW_EXTRACTION
     assert reasons(copied)["estimate"] == "made from another extraction of these settings"
 
@@ -249,7 +253,8 @@ def test_a_record_that_cannot_be_read_is_stale(kind: str, damage: bytes | None, 
     path = path_of(copied, kind)
     path.write_bytes(path.read_bytes()[:-5] if damage is None else damage)
     stage = {"contexts": "chunk", "manifest": "extract", "table": "estimate"}[kind]
-    assert reasons(copied)[stage] == "its record is of an older version, or damaged"
+    expected = f"{path} is empty" if damage == b"" else "its record is of an older version, or damaged"
+    assert reasons(copied)[stage] == expected
 
 
 # ---- what is changed in the configuration ----------------------------------------------------------------------

@@ -266,6 +266,7 @@ def test_one_wide_part_widens_the_layer_file_and_loses_nothing(tmp_path: Path) -
 # ---- reading a store -------------------------------------------------------------------------------------------
 
 RANKS = tuple(range(1, 22))
+REQUEST = {"layers": [0], "inblock": ["block"], "outblock": [], "mapping": None, "views": {}}
 
 
 class Store:
@@ -305,7 +306,8 @@ class Store:
             "ranks": list(RANKS),
             "statistics": list(names_of(())),
             "made_from": {},
-            "settings": {"views": {"default": vars(View())}, "sites": {}, "save_fp": self.save_fp},
+            "n_layers": 2,
+            "settings": {"views": {"default": vars(View())}, "sites": REQUEST, "save_fp": self.save_fp},
         }
         write_record(self.manifest, {**known, **changes})
 

@@ -23,7 +23,7 @@ from id_scaling.errors import EstimateError
 from id_scaling.runtime.locks import leased
 from id_scaling.runtime.logging import LOG, start_logging
 from id_scaling.runtime.workers import ChildError, ask_child, ending_children
-from id_scaling.storage.records import key_of, read_record
+from id_scaling.storage.records import read_record
 from id_scaling.storage.staging import adopt, is_staged, open_staging, staged_table
 
 MAX_SHOWN = 5  # failed tables that the error of a batch names
@@ -79,7 +79,7 @@ def estimate_batch(settings: Mapping[str, Any], manifest: Path, logs: Path, exec
     EstimateError
         Tables failed; the others are staged.
     """
-    staging, extraction = output.parent, key_of(read_record(manifest))
+    staging, extraction = output.parent, read_record(manifest)["digest"]
     tables = list(_tables(settings, staging, manifest.parent / "ids", logs))
     with leased(staging):
         open_staging(staging, manifest)

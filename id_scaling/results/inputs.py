@@ -8,8 +8,8 @@ from typing import Any
 
 from id_scaling.errors import StoreError, made_anew
 from id_scaling.runtime.atomic_files import digest
-from id_scaling.storage.layout import ids_path, runs_of
-from id_scaling.storage.records import read_footer
+from id_scaling.storage.layout import ids_path, run_folder, runs_of
+from id_scaling.storage.records import read_facts, read_footer, read_record
 
 
 def made_from(session: Path, settings: Mapping[str, Any]) -> dict[str, str]:
@@ -25,6 +25,20 @@ def tables_of(session: Path, settings: Mapping[str, Any]) -> Iterator[Path]:
                 yield ids_path(session, run, module, estimator)
 
 
+def _are_current(session: Path, settings: Mapping[str, Any]) -> bool:
+    """Return whether the tables of a session are of the extractions that are there."""
+    for run in runs_of(settings):
+        manifest = run_folder(session, run) / "manifest.json"
+        if not manifest.is_file():
+            return False
+        made = read_record(manifest)["digest"]
+        for module in settings["modules"]:
+            for estimator, _ in settings["estimators"]:
+                if read_facts(ids_path(session, run, module, estimator))["manifest"] != made:
+                    return False
+    return True
+
+
 def check_current(summary: Path, facts: Mapping[str, Any]) -> None:
     """Raise a StoreError where tables were computed again since a summary was made of them.
 
@@ -33,5 +47,5 @@ def check_current(summary: Path, facts: Mapping[str, Any]) -> None:
     session = summary.parent
     if not any(path.is_file() for path in tables_of(session, facts)):
         return
-    if facts["made_from"] != made_from(session, facts):
+    if facts["made_from"] != made_from(session, facts) or not _are_current(session, facts):
         raise StoreError(f"{summary}: stale: its tables were computed again since it was made; {made_anew(summary)}")

@@ -8,6 +8,7 @@ place of files, so that what is renamed, fused, tied or ignored is so as it is w
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -96,7 +97,7 @@ def inspect(folder: Path, stored: Mapping[str, Stored] | None = None) -> MetaMod
 def _inspected_in_worker(folder: Path, tensors: Mapping[str, Stored] | None) -> tuple[frozenset[str], int]:
     """Return the modules and the number of parameters of a model, which another process builds."""
     try:
-        words, answer = ask_child(_inspected, str(folder), tensors, max_seconds=MAX_SECONDS)
+        words, answer = ask_child(_inspected, os.path.abspath(folder), tensors, max_seconds=MAX_SECONDS)
     except TimeoutError as error:
         raise InputError(f"{folder}: {_too_large(f'{MAX_SECONDS:g} s')}") from error
     except ChildError as error:

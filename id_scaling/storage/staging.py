@@ -56,7 +56,7 @@ def adopt(table: Path, declared: Path, settings: Mapping[str, Any], extraction: 
         _, facts = read_table(declared)
     except StoreError:
         return False
-    if facts["settings"] != settings or facts.get("made_from") != {"extraction": extraction}:
+    if facts["settings"] != settings or facts.get("manifest") != extraction:
         return False
     with writing(table) as aside:
         shutil.copyfile(declared, aside)

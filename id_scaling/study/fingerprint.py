@@ -140,7 +140,7 @@ class _WithoutTypes(ast.NodeTransformer):
     """Drops blocks of `if TYPE_CHECKING`, which never run, and the import of annotations."""
 
     def visit_If(self, node: ast.If) -> ast.AST | None:
-        if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+        if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING" and not node.orelse:
             return None
         return self.generic_visit(node)
 
@@ -160,21 +160,35 @@ class _WithoutWords(ast.NodeTransformer):
     visit_Module = visit_ClassDef = visit_FunctionDef = visit_AsyncFunctionDef = _documented
 
     def visit_Raise(self, node: ast.Raise) -> ast.AST:
-        return _Blank().visit(node)
+        node.exc = _without_message(node.exc)
+        return node
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST:
-        return _Blank().visit(node) if is_logged(node.value) else self.generic_visit(node)
+        if is_logged(node.value):
+            node.value = _without_message(node.value)
+            return node
+        return self.generic_visit(node)
 
 
-class _Blank(ast.NodeTransformer):
-    """Blanks every text; what is formatted into it stays."""
-
-    def visit_Constant(self, node: ast.Constant) -> ast.AST:
-        return ast.Constant("") if isinstance(node.value, str) else node
-
-    def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:
-        values = [self.generic_visit(part) for part in node.values if isinstance(part, ast.FormattedValue)]
+def _blank(node: ast.expr) -> ast.expr:
+    """Return a message without its words: what is formatted into it stays, and what other calls are given."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return ast.Constant("")
+    if isinstance(node, ast.JoinedStr):
+        values = [part for part in node.values if isinstance(part, ast.FormattedValue)]
         return ast.JoinedStr(values) if values else ast.Constant("")
+    if isinstance(node, ast.BinOp):
+        return ast.BinOp(_blank(node.left), node.op, _blank(node.right))
+    if isinstance(node, ast.IfExp):
+        return ast.IfExp(node.test, _blank(node.body), _blank(node.orelse))
+    return node
+
+
+def _without_message(call: ast.expr | None) -> ast.expr | None:
+    """Return the making of an error, or a line of a log, without its words."""
+    if isinstance(call, ast.Call):
+        call.args = [_blank(argument) for argument in call.args]
+    return call
 
 
 class _WithoutImports(ast.NodeTransformer):

@@ -275,7 +275,7 @@ class Staleness:
 
         def read() -> dict[str, Any]:
             figures = read_record(record)
-            if figures["summary"] != self._hashes.sha256(table):
+            if not table.is_file() or figures["summary"] != self._hashes.sha256(table):
                 raise _NotWholeError(f"made from other content of {table}")
             return figures
 
@@ -288,9 +288,11 @@ def _unlike(outputs: Sequence[Path], read: Callable[[], Mapping[str, Any]], expe
 
     What is not known of `expected` is taken from the record.
     """
-    missing = [output for output in outputs if not output.exists()]
+    missing = [output for output in outputs if not output.is_file()]
     if missing:
         return MISSING if len(missing) == len(outputs) else f"{missing[0]} is {MISSING}"
+    if empty := [output for output in outputs if not output.stat().st_size]:
+        return f"{empty[0]} is empty"
     try:
         record = read()
         settings, made_from = record["settings"], record["made_from"]
@@ -327,6 +329,9 @@ def _whole_extraction(manifest: Path) -> dict[str, Any]:
             raise _NotWholeError(f"{path} is {MISSING}")
         if path.stat().st_size != facts["bytes"]:
             raise _NotWholeError(f"{path} has {path.stat().st_size} bytes, its manifest says {facts['bytes']}")
+    tokens = manifest.parent / "tokens.parquet"
+    if read_facts(tokens)["digest"] != record["digest"]:
+        raise _NotWholeError(f"{tokens} is of another extraction")
     return record
 
 

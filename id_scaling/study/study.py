@@ -157,10 +157,13 @@ class Study:
         That of a model on the hub is known only once it is fetched: its jobs are told what the configuration says, or
         fetching it would change their settings.
         """
-        if layers is None or (isinstance(layers, list) and min(layers, default=0) >= 0):
-            return layers
+        if layers is None:
+            return None
         n_layers = self._n_layers(model)
-        return layers if n_layers is None else layers_of(layers, n_layers, key)
+        if n_layers is None:
+            return layers
+        counted = layers_of(layers, n_layers, key)
+        return None if counted == list(range(n_layers)) and key == "layer_idx_list" else counted
 
     @cache  # noqa: B019  a study lives as long as its process
     def _n_layers(self, model: str) -> int | None:
@@ -187,7 +190,7 @@ class Study:
 
     def targets(self) -> list[str]:
         """Return the files that the whole study ends in."""
-        made = [*dict.fromkeys(self.contexts()), *self.manifests()]
+        made = [*self.identities(), *self.contexts(), *self.manifests()]
         if not self.estimators:
             return made
         return [*made, *self.tables(), *self.summaries(), *self.figures(), self.report()]
@@ -226,9 +229,20 @@ class Study:
         """Return the manifests of all runs."""
         return [str(run_folder(Path(self.session), run) / "manifest.json") for run in self.runs]
 
+    def identities(self) -> list[str]:
+        """Return the identities of all models, tokenizers and shards."""
+        session, paths = Path(self.session), {}
+        for run in self.runs:
+            paths[self.identity_path(run.model, run.checkpoint)] = None
+            paths[identity_path(session, "tokenizers", self.tokenizer_of(run.model))] = None
+            paths[identity_path(session, "datasets", run.dataset, str(run.subset))] = None
+        return list(map(str, paths))
+
     def contexts(self) -> list[str]:
-        """Return the contexts of all runs."""
-        return [str(contexts_path(Path(self.session), run, self.tokenizer_of(run.model))) for run in self.runs]
+        """Return the contexts of all runs, and the plain ones that those of controls are made of."""
+        runs = [replace(run, control=control) for run in self.runs for control in (NONE, run.control)]
+        paths = (contexts_path(Path(self.session), run, self.tokenizer_of(run.model)) for run in runs)
+        return list(dict.fromkeys(map(str, paths)))
 
     def tables(self) -> list[str]:
         """Return the ids tables of all runs."""
@@ -323,7 +337,8 @@ class Study:
         of_dataset = self.datasets[dataset]
         filtering = of_dataset.filter_and_chunk_config
         return _settings(
-            ["id_scaling.text.chunking"],
+            # Which tokens a text has is decided there, next to the digest of a tokenizer.
+            ["id_scaling.text.chunking", "id_scaling.storage.tokenizers"],
             dataset=dataset,
             subset=int(subset),
             tokenizer=tokenizer,
@@ -361,7 +376,7 @@ class Study:
             **self._names(run),
             sites=self.sites(run.model),
             dtype=self.models[run.model].dtype,
-            is_own_tokenizer=self.models[run.model].tokenizer is None,
+            is_own_tokenizer=self.models[run.model].tokenizer in (None, self.models[run.model].model_name),
             views={name: vars(view) for name, view in cacheing.drawn_views.items()},
             ranks=None if cacheing.neighbor_ranks == "default" else sorted(cacheing.neighbor_ranks),
             groups=[group for group in GROUPS if group in cacheing.cloud_statistics],
@@ -518,7 +533,8 @@ class Study:
         if not keys and (cut or not any(path.suffix == ".parquet" for path in files)):
             return
         # polars and pyarrow, which take a quarter of a second.
-        from id_scaling.text.documents import check_fields, check_groups
+        from id_scaling.study.group_fields import check_fields
+        from id_scaling.text.documents import check_groups
         from id_scaling.text.readers import Shard
 
         if files:

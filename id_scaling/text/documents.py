@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,8 @@ from id_scaling.errors import ConfigError, StoreError, made_anew
 from id_scaling.runtime.atomic_files import canonical_json
 from id_scaling.runtime.logging import LOG
 from id_scaling.storage.records import check_seal, key_of, read_facts, read_table
-from id_scaling.text.readers import Document, Shard, schema_fields
 
 MOST_VALUES, MOST_SHOWN = 1000, 50
-# Of a shard, before any job: a tenth of a second.
-MOST_LOOKED_AT, MOST_BYTES_LOOKED_AT = 1000, 4_000_000
 ABSENT = object()
 
 
@@ -109,7 +106,7 @@ def check_groups(path: Path, keys: Sequence[str], settings: Mapping[str, Any] | 
         _group(contexts["context"], records, key, path)
 
 
-def _absent(key: str, names: Iterable[str], where: Path) -> ConfigError:
+def absent_field(key: str, names: Iterable[str], where: Path) -> ConfigError:
     """Return the error of a field that no document has."""
     names = sorted(names)
     shown = ", ".join(names[:MOST_SHOWN]) + (", …" if len(names) > MOST_SHOWN else "")
@@ -119,56 +116,11 @@ def _absent(key: str, names: Iterable[str], where: Path) -> ConfigError:
     )
 
 
-def check_fields(shard: Shard, keys: Sequence[str], n_documents: int | None) -> None:
-    """Raise a ConfigError where it is certain from the beginning of a shard that no document has a field.
-
-    Of parquet files the schemas say it; of others the first documents do where they are all that are read.
-
-    Parameters
-    ----------
-    shard : Shard
-    keys : sequence of str
-        Fields, dotted inside others.
-    n_documents : int or None
-        Most documents that are read of the shard.
-    """
-    missing, names = set(keys), set()
-    fields, is_whole = _fields(shard, n_documents)
-    for record in fields:
-        missing -= {key for key in missing if value_at(record, key) is not ABSENT}
-        names |= set(_names(record))
-        if not missing:
-            return
-    if missing and is_whole():
-        raise _absent(min(missing, key=list(keys).index), names, shard.files[0])
-
-
-def _fields(shard: Shard, n_documents: int | None) -> tuple[Iterator[dict[str, Any]], Callable[[], bool]]:
-    """Return the fields of the first documents of a shard, and what tells afterwards whether these were all."""
-    if all(path.suffix == ".parquet" for path in shard.files):
-        return (schema_fields(path, (shard.text_column, shard.id_column)) for path in shard.files), lambda: True
-    n_read, is_cut = 0, False
-
-    def read() -> Iterator[dict[str, Any]]:
-        nonlocal n_read, is_cut
-        for document in shard.records():
-            if n_read == n_documents:
-                return
-            if n_read == MOST_LOOKED_AT or shard.share * shard.n_bytes > MOST_BYTES_LOOKED_AT:
-                is_cut = True
-                return
-            if isinstance(document, Document):
-                n_read += 1
-                yield json.loads(document.metadata or "{}")
-
-    return read(), lambda: not is_cut
-
-
 def _group(contexts: pl.Series, records: list[dict[str, Any]], key: str, path: Path) -> pl.DataFrame:
     """Return which context is in the group of which value of one key."""
     found = [value_at(record, key) for record in records]
     if all(value is ABSENT for value in found):
-        raise _absent(key, {name for record in records for name in _names(record)}, path)
+        raise absent_field(key, {name for record in records for name in field_names(record)}, path)
     values = pl.Series("group_value", list(map(_text, found)), pl.String)
     if values.n_unique() > MOST_VALUES:
         raise ConfigError(
@@ -194,11 +146,11 @@ def value_at(record: dict[str, Any], key: str) -> Any:
     return next((value for value in found if value is not ABSENT), ABSENT)
 
 
-def _names(record: dict[str, Any]) -> Iterator[str]:
+def field_names(record: dict[str, Any]) -> Iterator[str]:
     """Yield the dotted keys of a record's fields."""
     for name, value in record.items():
         if isinstance(value, dict):
-            yield from (f"{name}.{inner}" for inner in _names(value))
+            yield from (f"{name}.{inner}" for inner in field_names(value))
         else:
             yield name
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from id_scaling.estimators.base import OK, Estimates, Estimator, estimate_from_neighbors, settle
 from id_scaling.estimators.registry import get_estimator
+from id_scaling.neighbors.find import Neighbors
 
 from .tabulate_spread import GEOMETRIES, METHODS, draw_clouds, draw_neighbors, names_of, of_saved_clouds
 
@@ -45,8 +46,16 @@ def estimates(geometry: str, d: int, n: int, n_clouds: int, names: list[str]) ->
 
 def from_cloud(estimator: Estimator, cloud: np.ndarray) -> Estimates:
     """Return the estimate of one cloud from its points, in this process."""
-    value, stderr = estimator.compute(cloud)
-    return settle(estimator, [value], [stderr], np.array([OK], dtype=object), np.array([len(cloud)]))
+    value, stderr, *local = estimator.compute(cloud)
+    if estimator.is_mean and not local:
+        local = [estimator.local(cloud)]
+    status, locals_of_cloud = np.array([OK], dtype=object), np.array(local) if local else None
+    return settle(estimator, [value], [stderr], status, one_cloud(len(cloud)), locals_of_cloud)
+
+
+def one_cloud(n: int) -> Neighbors:
+    """Return what is known of a cloud whose n points all count."""
+    return Neighbors((), np.ones((1, n)), np.empty((1, n, 0)), {"n_used": np.array([n])})
 
 
 def is_covered(value: np.ndarray, stderr: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,9 @@ few = settings(
 RECORDER = """#!/bin/bash
 [ "${0##*/}" = tee ] && cat > /dev/null
 printf '%s\\0' "${0##*/}" "$@" $'\\n' >> "$RECORD"
+[ "${0##*/}" != cmp ]  # no table was staged
 """
+PROGRAMS = ("id_scaling", "tee", "cmp")
 
 
 def hostile_study(folder: Path, names: list[str], model: Path, text: Path, session: str) -> dict[str, Any]:
@@ -84,17 +87,17 @@ def commands(output: str) -> list[str]:
 
 
 def recorded(folder: Path, jobs: list[str]) -> list[list[str]]:
-    """Run commands with an `id_scaling` and a `tee` that note their arguments; return what each was called with."""
+    """Run commands with programs that only note their arguments; return what each was called with."""
     programs, record, here = folder / "bin", folder / "record", folder / "here"
     programs.mkdir()
     here.mkdir()
-    for name in ("id_scaling", "tee"):
+    for name in PROGRAMS:
         (programs / name).write_text(RECORDER)
         (programs / name).chmod(0o755)
     (folder / "jobs.sh").write_text("set -euo pipefail\n" + "\n".join(jobs))
     environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "RECORD": str(record)}
     subprocess.run(["bash", str(folder / "jobs.sh")], check=True, cwd=here, env=environment)
-    assert list(here.iterdir()) == []  # nothing but what the two programs would write
+    assert list(here.iterdir()) == []  # nothing but what the programs would write
     return [call.split("\0") for call in record.read_text().split("\0\n\0")[:-1]]
 
 
@@ -110,6 +113,7 @@ def settings_expected(made: Study) -> dict[str, set[str]]:
         "chunk": {made.contexts_settings(run) for run in made.runs if run.control == "none"},
         "shuffle": {made.contexts_settings(run) for run in made.runs if run.control == "shuffle-1"},
         "extract": {made.extract_settings(run) for run in made.runs},
+        "estimate-batch": {made.batch_settings(run, [("block", "mle")]) for run in made.runs},
         "estimate": {made.estimate_settings(run, "block", "mle") for run in made.runs},
         "summarize": {made.summarize_settings()},
         "plot": {made.plot_settings()},
@@ -141,6 +145,11 @@ def test_every_hostile_name_is_one_argument_of_the_real_commands(
             assert len(arguments) == 1
             check_paths(made.session, arguments)
             continue
+        if program == "cmp":  # of a table's job, which links what a batch staged
+            assert arguments[0] == "-s"
+            assert len(arguments) == 3
+            check_paths(made.session, arguments[1:])
+            continue
         verb, *options = arguments
         if verb == "extract" and options[options.index("--weights") + 1].startswith("--"):
             options.remove("--weights")  # with nothing: those of a local model are where they are
@@ -157,7 +166,10 @@ def test_every_hostile_name_is_one_argument_of_the_real_commands(
         check_paths(made.session, [value for flag, value in given_.items() if flag not in not_paths])
         assert all(flag.startswith("--") for flag in given_)
     assert found == settings_expected(made)
-    assert len(calls) == 2 * len(jobs) == 2 * (n_planned - 1)  # `all` has no command
+    n_calls = Counter(program for program, *_ in calls)
+    n_jobs = n_planned - 1  # `all` has no command
+    assert n_calls == {"id_scaling": n_jobs, "tee": n_jobs, "cmp": len(made.runs)}
+    assert len(jobs) == n_jobs
 
 
 def test_argument_that_a_shell_splits_is_noticed(tmp_path: Path) -> None:

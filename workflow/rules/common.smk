@@ -307,9 +307,9 @@ def plan_batches():
     reasons = get_staleness().reasons
     for job in jobs:
         # Forced itself, or made from what is. Snakemake's own reason may be another one: that its batch runs.
-        if job.rule.name == "estimate_dimension" and reasons[job.output[0]].endswith(
-            FORCED
-        ):
+        if job.rule.name == "estimate_dimension" and reasons.get(
+            job.output[0], ""
+        ).endswith(FORCED):
             Path(f"{get_staged(job.wildcards, None)}.parquet").unlink(missing_ok=True)
             batches[key_of(job.wildcards)]["is_forced"] = True
     PLANNED.update(batches)
