@@ -280,3 +280,13 @@ def test_a_local_value_that_is_not_a_number_is_not_averaged_away() -> None:
         neighbors.log_ratio[1, 17] = np.nan
         value, stderr = get_estimator(name).compute(neighbors)
         assert np.isnan([value[1], stderr[1]]).all()
+
+
+@pytest.mark.parametrize("copies", [2, 3])
+@pytest.mark.parametrize("name", ["twoNN_f10", "twoNN_ml", "mle_harmonic", "mle_k5"])
+def test_a_cloud_of_copies_that_differ_by_bfloat16_rounding_has_no_estimate(copies: int, name: str) -> None:
+    """Every point has a near copy; their true dimension is 5, and the estimate is of rounding."""
+    rng = np.random.default_rng(3)
+    points = rng.normal(size=(500, 5))
+    rounded = np.vstack([points * (1 + 2**-9 * rng.uniform(-1, 1, size=points.shape)) for _ in range(copies)])
+    assert id_scaling.estimate(rounded, [name])[name].status == "near_copies"

@@ -82,4 +82,6 @@ def decide(value: np.ndarray, others: np.ndarray, is_copy: np.ndarray, r1: np.nd
         others = np.where(n - n_copies >= min_points, others, np.nan)
         is_moved = ~(np.abs(value - others) <= MOVED * others)
         is_more = ~(n_copies <= MORE * n * TINY**others)
-    return (n_copies > 0) & np.isfinite(value) & is_moved & is_more
+    # Where most points have one, the few others are no measure: they are the copies whose errors happen to be larger.
+    is_most = n_copies > n / 2
+    return (n_copies > 0) & np.isfinite(value) & ((is_moved & is_more) | is_most)
