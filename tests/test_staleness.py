@@ -353,3 +353,31 @@ def test_a_kept_summary_whose_tables_changed_is_called_stale_by_the_loader(copie
     assert len(id_scaling.load_summary("results/tiny", verify=False))
     shutil.rmtree("results/tiny/runs")
     assert len(id_scaling.load_summary("results/tiny"))
+
+
+def test_weights_made_here_are_compared(copied: dict[str, Any]) -> None:
+    """Untrained ones: where they are lost or changed they are made again, and what was made of them before is not."""
+    copied["model_config"]["model_checkpoint"] = ["step0", "random-init-7"]
+    run_study(copied)
+    assert stale(copied) == {}
+    (weights,) = Path("results/tiny/models").glob("*/random-init-7/weights/model.safetensors")
+    content = weights.read_bytes()
+    replace_with_an_older_time(weights, content[:-4] + b"\x00\x00\x00\x01")
+    assert stale(copied) == {"models": 1}
+    assert reasons(copied)["models"] == f"{weights} is not what was made"
+    weights.unlink()
+    assert stale(copied) == {"models": 1}
+    weights.write_bytes(content)
+    assert stale(copied) == {}
+
+
+def test_a_job_does_not_run_by_other_code_than_it_was_planned_with(copied: dict[str, Any], capsys) -> None:
+    """As where the sources changed while it was queued."""
+    from id_scaling.cli.main import main
+
+    settings = Study(copied).plot_settings().replace('"code":"', '"code":"other')
+    before = Path("results/tiny/report.html").read_bytes()
+    options = ["--session=results/tiny", "--record=results/tiny/figures/manifest.json", "--output", "report.html"]
+    assert main(["plot", "--settings", settings, *options]) == 1
+    assert "plot: the code changed since this job was planned" in capsys.readouterr().err
+    assert Path("results/tiny/report.html").read_bytes() == before

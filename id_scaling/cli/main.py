@@ -19,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from id_scaling.errors import Ended, IdScalingError, of_a_disk, of_memory
+from id_scaling.errors import Ended, IdScalingError, InputError, of_a_disk, of_memory
 from id_scaling.runtime.atomic_files import sweep
 from id_scaling.runtime.interrupts import endable
 from id_scaling.runtime.logging import LOG, plain, start_logging
@@ -78,12 +78,35 @@ def _warn_of_limit() -> None:
         )
 
 
+def _check_code(arguments: Arguments) -> None:
+    """Raise an InputError where a job would compute by other code than the one that it was planned with.
+
+    As where the sources changed while jobs were queued: their outputs would say that they are of the code before.
+    """
+    from id_scaling.study.fingerprint import ROOTS, fingerprint
+
+    planned = getattr(arguments, "settings", {}).get("code")
+    if planned is None or arguments.verb not in ROOTS:
+        return
+    roots = ROOTS[arguments.verb]
+    if arguments.verb == "estimate":
+        from id_scaling.estimators.registry import definition_of
+
+        roots = (*roots, definition_of(arguments.settings["estimator"]).module)
+    if fingerprint(*roots) != planned:
+        raise InputError(
+            f"{arguments.verb}: the code changed since this job was planned (found {fingerprint(*roots)}, expected "
+            f"{planned}); run snakemake again"
+        )
+
+
 def _run(arguments: Arguments) -> int:
     """Run one verb; the log of a job begins with its settings and ends with what was written."""
     run, options = VERBS[arguments.verb]
     if OUTPUTS.isdisjoint(options):
         return run(arguments) or 0
     LOG.info("%s", _started(arguments))
+    _check_code(arguments)
     if arguments.verb in ALONE:
         for path in _outputs(arguments):
             sweep(path.parent, path.name)

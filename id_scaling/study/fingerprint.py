@@ -25,6 +25,19 @@ ROOT = Path(__file__).parent.parent
 # Folders of the package whose code can change the content of an output.
 COMPUTING = ("estimators", "extraction", "models", "neighbors", "plots", "results", "text")
 
+# The modules that each verb of the command line starts from; an estimate starts from its estimator too.
+ROOTS = {
+    "train-tokenizer": ("id_scaling.sources.bundled_training",),
+    "train-model": ("id_scaling.sources.bundled_training",),
+    # Which tokens a text has is decided next to the digest of a tokenizer.
+    "chunk": ("id_scaling.text.chunking", "id_scaling.storage.tokenizers"),
+    "shuffle": ("id_scaling.text.shuffling",),
+    "extract": ("id_scaling.extraction.compute",),
+    "estimate": ("id_scaling.results.estimates",),
+    "summarize": ("id_scaling.results.summary",),
+    "plot": ("id_scaling.plots.render",),
+}
+
 LOGGING_METHODS = {"critical", "debug", "error", "exception", "info", "log", "warn", "warning"}
 
 

@@ -22,8 +22,9 @@ from id_scaling.errors import StoreError
 from id_scaling.runtime.atomic_files import digest
 from id_scaling.sources import bundled
 from id_scaling.sources.datasets import dataset_content
+from id_scaling.sources.derived import is_derived
 from id_scaling.sources.file_hashes import FOLDER, FileHashes
-from id_scaling.sources.models import RESOURCES, model_content, tokenizer_content
+from id_scaling.sources.models import RESOURCES, WEIGHTS_FOLDER, model_content, tokenizer_content
 from id_scaling.storage.layout import Run, contexts_path, figures_manifest_path, identity_path, ids_path, run_folder
 from id_scaling.storage.records import key_of, read_facts, read_footer, read_record, summary_settings
 from id_scaling.study.study import Study
@@ -139,7 +140,14 @@ class Staleness:
             self._compare("train_model", outputs, _training(RESOURCES / name), settings, {}, {tokenizer: True})
 
     def _compare_source(
-        self, rule: str, path: Path, settings: str, content: Content, files: Sequence[str], is_on_hub: bool
+        self,
+        rule: str,
+        path: Path,
+        settings: str,
+        content: Content,
+        files: Sequence[str],
+        is_on_hub: bool,
+        made: Path | None = None,
     ) -> Content:
         """Compare the identity of a source with the source as it is now; return what is known of its content.
 
@@ -151,6 +159,9 @@ class Staleness:
             These files.
         is_on_hub : bool
             Whether it is fetched from the hub: then what follows is not made again because an identity is missing.
+        made : Path, optional
+            The folder of weights that are made here and not fetched. Where one is missing or was changed, they are made
+            again; what was made of them before is not.
 
         Returns
         -------
@@ -160,10 +171,16 @@ class Staleness:
         identity = _read_or_empty(path)
 
         def read() -> Mapping[str, Any]:
+            for name, digits in identity["weights"].items() if made else ():
+                if not (made / name).is_file() or self._hashes.sha256(made / name) != digits:
+                    raise _NotWholeError(f"{made / name} is not what was made")
             return {"settings": identity["settings"], "made_from": {name: identity[name] for name in content}}
 
         self._compare(rule, [path], read, settings, dict(content), dict.fromkeys(map(Path, files), False))
-        if str(path) in self.fresh:
+        is_same = identity.get("settings") == json.loads(settings) and not _differing(
+            {name: identity.get(name) for name in content}, content
+        )
+        if str(path) in self.fresh or is_same:
             return identity
         unknown = None if is_on_hub and not identity else "unknown"
         return defaultdict(lambda: unknown, {name: value for name, value in content.items() if value is not None})
@@ -180,6 +197,7 @@ class Staleness:
                 model_content(config.model_name, checkpoint, config.allow_pickle, self._hashes.sha256),
                 self.study.model_files(run.model, run.checkpoint),
                 self.study.is_on_hub(run.model, run.checkpoint),
+                path.parent / WEIGHTS_FOLDER if is_derived(config.model_name, checkpoint) else None,
             )
         return self._sources[path]
 

