@@ -2,14 +2,12 @@
 
 import gc
 import json
-import os
 import re
 import sys
 from functools import cache
 from itertools import product
 from math import ceil
 from pathlib import Path
-from shutil import which
 
 from snakemake.exceptions import WorkflowError
 
@@ -18,6 +16,7 @@ from id_scaling.text.shuffling import NONE
 from id_scaling.errors import IdScalingError
 from id_scaling.runtime.logging import plain
 from id_scaling.runtime.atomic_files import canonical_json, read_json, writing
+from id_scaling.runtime.slurm import outlast_controller
 from id_scaling.storage.layout import Run, staging_folder
 from id_scaling.storage.staging import clear_staging, publish, staged_table
 from id_scaling.study.config_file import read_config
@@ -62,18 +61,12 @@ shell.prefix(
 )
 
 
-def outlast_controller():
-    """Have Slurm's commands outlast a restart of its controller, for the executor's plugin, which does not."""
-    folder = str(Path(workflow.basedir) / "profiles" / "slurm" / "bin")
-    if workflow.is_main_process and folder not in os.environ["PATH"].split(":"):
-        os.environ["PATH"] = f"{folder}:{os.environ['PATH']}"
-        os.environ["ID_SCALING_SLURM_CONFIG"] = os.path.abspath(
-            ".snakemake/slurm_config.txt"
-        )
-
-
-if which("scontrol"):
-    outlast_controller()
+# Snakemake's plugin for Slurm loses sight of its jobs where the controller is away for a moment.
+if workflow.is_main_process:
+    outlast_controller(
+        Path(workflow.basedir) / "profiles" / "slurm" / "bin",
+        Path(".snakemake/slurm_config.txt"),
+    )
 
 
 def one_of(names):
