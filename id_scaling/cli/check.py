@@ -21,9 +21,17 @@ from id_scaling.neighbors.cloud_kinds import CONTEXT
 from id_scaling.results.summary import mixture
 from id_scaling.runtime.atomic_files import sha256
 from id_scaling.sources.models import known_identity
-from id_scaling.storage.layout import Run, contexts_path, figures_manifest_path, identity_path, ids_path, run_folder
-from id_scaling.storage.records import read_note, read_record, read_table
-from id_scaling.study.staleness import Staleness
+from id_scaling.storage.layout import (
+    ASSEMBLED,
+    Run,
+    contexts_path,
+    figures_manifest_path,
+    identity_path,
+    ids_path,
+    run_folder,
+)
+from id_scaling.storage.records import check_seal, read_note, read_record, read_table
+from id_scaling.study.staleness import MISSING, UNREADABLE, Staleness
 from id_scaling.study.study import Study
 from id_scaling.text.shuffling import NONE
 
@@ -31,6 +39,8 @@ T = TypeVar("T")
 # In the order of their weight: the first three make a session not whole.
 KINDS = ("damaged", "stale", "missing", "suspicious")
 MOST_SHOWN = 20
+# Reasons of what was made otherwise; that it follows from what is stale or damaged is said of that only.
+OTHER = ("made with other", "made from other", "made from another", "drawn from other")
 # Files that one command is to make anew.
 MOST_MENDED = 100
 # Above this share of clouds that are not `ok`, an estimator is not one for this data.
@@ -97,9 +107,9 @@ class _Check:
         self.staleness = Staleness(study)
         for output, reason in self.staleness.reasons.items():
             path = Path(output)
-            if path.exists():
+            if reason.startswith(OTHER) and not self._follows(reason):
                 self._add("stale", path, reason)
-            elif "resources" not in path.parts[:1]:  # what is shared by sessions is made when it is needed
+            elif reason == MISSING and "resources" not in path.parts[:1]:  # what sessions share is made when needed
                 self._add("missing", path, reason)
         for run in study.runs:
             try:
@@ -111,6 +121,20 @@ class _Check:
             self._check_summary()
             self._check_figures()
         self._check_leftovers()
+        found = {finding.path for finding in self.findings}
+        for path in (Path(output) for output, reason in self.staleness.reasons.items() if reason == UNREADABLE):
+            if path not in found:  # whole, but without a record of what it was made from
+                self._add("stale", path, UNREADABLE)
+
+    def _follows(self, reason: str) -> bool:
+        """Return whether figures are stale because their summary is damaged, which is said of the summary."""
+        if not reason.startswith("drawn from other"):
+            return False
+        try:
+            check_seal(self.session / "summary.parquet")
+        except StoreError:
+            return True
+        return False
 
     def _add(self, kind: str, path: Path, words: str, target: Path | None = None) -> None:
         self.findings.append(Finding(kind, path, words, None if kind == "suspicious" else target or path))
@@ -124,8 +148,7 @@ class _Check:
         try:
             return reader(path)
         except UnsealedError:
-            if str(path) not in self.staleness.reasons:
-                self._add("stale", path, "holds no checksum: cut short, or written by an older version")
+            self._add("stale", path, "holds no checksum: cut short, or written by an older version")
         except (StoreError, OSError) as error:
             self._add("damaged", path, str(error).removeprefix(f"{path}: ").partition("; ")[0], target)
         return None
@@ -149,6 +172,8 @@ class _Check:
         if manifest:
             self.made_of[manifest["weights"], manifest["contexts"]].append(folder / "manifest.json")
             self._check_layers(folder, manifest["files"])
+            if (folder / ASSEMBLED).is_file():  # of use to an extraction that goes on
+                self._read(folder / ASSEMBLED, read_record, folder / "manifest.json")
         tokens = self._read(folder / "tokens.parquet", read_table)
         if tokens:
             path = folder / "tokens.parquet"

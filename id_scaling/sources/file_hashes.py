@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import time
 from pathlib import Path
 
-from id_scaling.runtime.atomic_files import sha256, writing
+from id_scaling.errors import StoreError
+from id_scaling.runtime.atomic_files import sha256
+from id_scaling.storage.records import read_record, write_record
 
 FOLDER = ".source_hashes"
 # Seconds that a file has to be unchanged before its hash is noted: clocks of file systems are coarse.
@@ -54,14 +55,14 @@ class FileHashes:
         note = self.folder / f"{hashlib.sha256(absolute.encode()).hexdigest()[:24]}.json"
         # Before it is read: if it changes meanwhile, it is read again.
         signature = [absolute, *_signature(path)]
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            noted = json.loads(note.read_text())
+        with contextlib.suppress(StoreError, OSError, ValueError, KeyError):
+            noted = read_record(note)
             if noted["file"] == signature:
                 return noted["sha256"]
         digits = sha256(path)
         if time.time() - max(os.stat(path).st_mtime, os.stat(path).st_ctime) > SETTLED:
-            with contextlib.suppress(OSError), writing(note) as aside:
-                aside.write_text(json.dumps({"file": signature, "sha256": digits}))
+            with contextlib.suppress(OSError):
+                write_record(note, {"file": signature, "sha256": digits})
         return digits
 
 

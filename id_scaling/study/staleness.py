@@ -273,7 +273,7 @@ class Staleness:
     def _table_record(self, table: Path, made: str | None) -> dict[str, Any]:
         """Return the record of a table of the extraction `made`, and keep its seal."""
         facts, seal = read_footer(table)
-        if facts["manifest"] != made:
+        if made is not None and facts["manifest"] != made:
             raise _NotWholeError("made from another extraction of these settings")
         self._seals.append(seal)
         return facts
@@ -294,7 +294,7 @@ class Staleness:
         def read() -> dict[str, Any]:
             figures = read_record(record)
             if not table.is_file() or figures["summary"] != self._hashes.sha256(table):
-                raise _NotWholeError(f"made from other content of {table}")
+                raise _NotWholeError(f"drawn from other content of {table}")
             return figures
 
         settings = self.study.plot_settings()
@@ -348,7 +348,11 @@ def _whole_extraction(manifest: Path) -> dict[str, Any]:
         if path.stat().st_size != facts["bytes"]:
             raise _NotWholeError(f"{path} has {path.stat().st_size} bytes, its manifest says {facts['bytes']}")
     tokens = manifest.parent / "tokens.parquet"
-    if read_facts(tokens)["digest"] != record["digest"]:
+    try:
+        made = read_facts(tokens)["digest"]
+    except StoreError:
+        raise _NotWholeError(f"{tokens} is damaged") from None
+    if made != record["digest"]:
         raise _NotWholeError(f"{tokens} is of another extraction")
     return record
 

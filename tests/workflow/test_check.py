@@ -170,7 +170,8 @@ def test_check_finds_damage_in_files_that_nothing_reads(session: Workflow, patte
 
 def test_check_finds_damage_in_every_file_of_a_session(session: Workflow):
     """All but logs, benchmarks, and what weights and leases leave: nothing else is there that is not verified."""
-    excepted = {"logs", "benchmarks"}
+    # A hash of a source that is noted in a damaged file is taken again.
+    excepted = {"logs", "benchmarks", ".source_hashes"}
     paths = [path for path in sorted(Path("results/tiny").rglob("*")) if path.is_file()]
     paths = [path for path in paths if not excepted & set(path.parts) and path.name != ".lease"]
     assert {".csv", ".txt", ".html", ".svg", ".png", ".json", ".parquet", ".h5"} == {path.suffix for path in paths}
@@ -178,7 +179,8 @@ def test_check_finds_damage_in_every_file_of_a_session(session: Workflow):
     for path in by_kind.values():
         before = path.read_bytes()
         flip(path)
-        assert str(path) in found(session, "damaged"), path
+        # A flip in the mark of its checksum leaves a file without one, as an older version does.
+        assert str(path) in found(session, "damaged") | found(session, "stale"), path
         path.write_bytes(before)
 
 
@@ -222,7 +224,8 @@ def test_sources_that_are_others_now_are_found(session: Workflow, whole: Workflo
         for path, content in before.items():
             path.write_bytes(content)
     assert {path: words for path, words in stale.items() if "identity" in path} == {
-        str(identity): f"{path} is another file now" for identity, path in zip(identities, before, strict=True)
+        str(identity): f"made from other {what}"
+        for identity, what in zip(identities, ("weights", "content"), strict=True)
     }
 
 
@@ -253,7 +256,9 @@ def test_files_of_other_settings_are_stale(session: Workflow):
     session.config["cacheing_config"]["views"] = {"default": {"skip_first_tokens": 2}}
     stale = found(session, "stale")
     manifests = {path: words for path, words in stale.items() if path.endswith("manifest.json")}
-    assert [words.split(" than")[0] for words in manifests.values()] == ["made with other views"] * 2
+    figures = manifests.pop(str(session.session.relative_to(session.folder) / "figures/manifest.json"))
+    assert list(manifests.values()) == ["made with other views"] * 2
+    assert figures == "made from other summary"
     assert not any("identity.json" in path or "contexts.parquet" in path for path in stale)
 
 
@@ -261,15 +266,19 @@ def test_tables_of_another_extraction_are_stale(session: Workflow):
     manifest = one(session, "runs/*/step0/*/*/*/*/manifest.json")
     write_record(manifest, {**read_record(manifest), "digest": "another"})
     stale = found(session, "stale")
-    assert sorted(path.rsplit("/", 1)[1] for path in stale) == ["mle.parquet", "mle.parquet", "tokens.parquet"]
-    assert all("made with other extraction" in words for words in stale.values())
+    assert {path.rsplit("/", 1)[1]: words for path, words in stale.items()} == {
+        "mle.parquet": "made from another extraction of these settings",
+        "tokens.parquet": "made by another extraction than its manifest",
+    }
+    assert len(stale) == 3
 
 
 def test_runs_of_other_weights_and_contexts_are_stale(session: Workflow):
     manifest = one(session, "runs/*/step0/*/*/*/*/manifest.json")
-    write_record(manifest, {**read_record(manifest), "weights": "w", "contexts": "c"})
+    record = read_record(manifest)
+    write_record(manifest, {**record, "made_from": {**record["made_from"], "weights": "w", "contexts": "c"}})
     words = [finding.words for finding in check_session(Study(session.config)) if finding.path == manifest]
-    assert [word.split(" than")[0] for word in words] == ["made with other weights", "made with other contexts"]
+    assert words == ["made from other contexts, weights"]
 
 
 def test_two_checkpoints_of_the_same_weights_are_suspicious(session: Workflow):
