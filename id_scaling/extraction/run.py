@@ -39,7 +39,6 @@ from id_scaling.storage.layer_writer import (
 from id_scaling.storage.layout import ASSEMBLED, LAYOUT_VERSION, WEIGHTS_RECORD, file_of, weights_record
 from id_scaling.storage.records import key_of, read_record, read_table, write_record, write_table
 
-# Says of each layer file as soon as it is assembled what it is to the last bit; undeclared, so Snakemake leaves it.
 # A part found damaged is computed again; a disk on which that happens so often is not one to go on with.
 MOST_DAMAGED = 3
 

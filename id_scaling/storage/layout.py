@@ -18,7 +18,7 @@ from id_scaling.runtime.atomic_files import digest
 LAYOUT_VERSION = 1
 # Settings in which the extractions of one model's runs differ; positions are counted from the start of a context.
 RUN_KEYS = ("checkpoint", "dataset", "subset", "ctx_len", "control", "positions")
-# Next to layer files: the hash of each, from the moment it was assembled.
+# Says of each layer file as soon as it is assembled what it is to the last bit; undeclared, so Snakemake leaves it.
 ASSEMBLED = "assembled.json"
 WEIGHTS_RECORD = "weights.json"
 MOST_PLAIN = 64  # characters of a name that stands in paths as it is
