@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import id_scaling
@@ -28,7 +28,10 @@ def clouds(draw: st.DrawFn) -> np.ndarray:
 def ids(points: np.ndarray, **given) -> dict[str, float]:
     """Return the IDs of a cloud, all of which must be numbers."""
     found = id_scaling.estimate(points, NAMES, **given)
-    assert {one.status for one in found.values()} == {"ok"}
+    statuses = {one.status for one in found.values()}
+    # Of a line of few points, drawn at random, some may be so near each other that they decide an estimate.
+    assume("near_copies" not in statuses)
+    assert statuses == {"ok"}
     return {name: one.value for name, one in found.items()}
 
 
