@@ -150,5 +150,6 @@ def test_other_groups_make_the_summary_and_the_figures_again_and_nothing_else(wo
 
 def test_group_that_no_document_has_is_one_error(workflow: Workflow) -> None:
     said = grouped(workflow, "meta.set").run(is_ok=False)
-    assert "error: dataset_config.group_by: no document of " in said
+    assert "dataset_config.group_by: no document of " in said
+    assert "localrule" not in said  # before any job
     assert "has 'meta.set'; beside text and id they have meta.pile_set_name, year" in said
