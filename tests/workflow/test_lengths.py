@@ -104,5 +104,5 @@ def test_estimates_of_each_run_are_one_submission(of_both: Workflow, tmp_path: P
     config["cacheing_config"]["save_IDs_list"] = ["mle", "twoNN_f10"]
     workflow = Workflow(tmp_path, config)
     workflow.profile, workflow.options = "slurm", ()
-    groups = re.findall(r"Group job (estimate_\S+)", workflow.run("--dry-run"))
-    assert len(groups) == len(set(groups)) == 8
+    logs = re.findall(r"^    log: (\S+/estimate_batch/\S+)$", workflow.run("--dry-run"), flags=re.MULTILINE)
+    assert len(logs) == len(set(logs)) == 8
