@@ -109,4 +109,4 @@ def test_check_finds_shuffled_contexts_stale_that_are_of_other_plain_ones(
     assert shuffled.read_bytes() != kept
     shuffled.write_bytes(kept)
     found = {str(one.path): one.words for one in check_session(Study(workflow.config)) if one.kind == "stale"}
-    assert found == {str(shuffled): "made with other contexts than it would be now"}
+    assert found == {str(shuffled): "made from other contexts"}
