@@ -431,8 +431,11 @@ def describe(arguments: Arguments) -> None:
     from id_scaling.sources.model_config import read_architecture
     from id_scaling.sources.models import settings_folder
 
-    with TemporaryDirectory() as aside:
-        architecture = read_architecture(settings_folder(arguments.model, arguments.checkpoint, Path(aside)))
+    try:
+        with TemporaryDirectory() as aside:
+            architecture = read_architecture(settings_folder(arguments.model, arguments.checkpoint, Path(aside)))
+    except InputError as error:
+        raise InputError(_with_options(str(error))) from error
     preset = PRESETS.get(architecture.model_type)
     lines = [
         *(f"{key}: {value}" for key, value in vars(architecture).items()),
@@ -440,6 +443,12 @@ def describe(arguments: Arguments) -> None:
         *(f"  {key}: {path}" for key, path in (preset or {}).items()),
     ]
     _show("\n".join(lines))
+
+
+def _with_options(words: str) -> str:
+    """Return an error of `describe` that names its own arguments, not the keys of a configuration."""
+    key, separator, rest = words.partition(": ")
+    return f"{DESCRIBED.get(key, key)}{separator}{rest}"
 
 
 def document(arguments: Arguments) -> None:
@@ -506,6 +515,9 @@ OPTIONS: dict[str, dict] = {
     "config": {"type": Path, "help": "configuration file"},
     "name": {"metavar": "MODEL", "dest": "model", "help": "model folder or name"},
 }
+
+# The arguments of `describe` by the keys of a configuration that they stand for.
+DESCRIBED = {"model_name": "MODEL", "model_checkpoint": "--checkpoint"}
 
 # What the verbs of jobs write.
 OUTPUTS = frozenset(("--output", "--outputs", "--parquet", "--csv", "--text", "--record"))

@@ -327,7 +327,7 @@ def _missing_checkpoint(root: Path, checkpoint: str) -> str:
         return f"model_name: {root} is not a folder; expected a model folder or a hub name like 'owner/model'"
     found = sorted(path.parent.name for path in root.glob("*/config.json"))
     if checkpoint == "main" and found:
-        return f"model_checkpoint: {root} holds checkpoints, not a model: name some of {', '.join(found[:20])}"
+        return f"model_checkpoint: {root} holds checkpoints, not a model; choose from {', '.join(found[:20])}"
     hint = nearest(checkpoint, found) if found else "it has no checkpoint folders"
     where = root if checkpoint == "main" else root / checkpoint
     return f"model_checkpoint: found no config.json in {where}, expected a checkpoint folder; {hint}"

@@ -347,11 +347,17 @@ def test_a_long_report_is_cut_and_counted():
     assert len(lines) == 1 + 20 + 2
 
 
-def test_many_files_are_mended_in_turns():
-    findings = [Finding("damaged", Path(f"f{number}"), "cut", Path(f"f{number}")) for number in range(100, 203)]
-    *_, mend, _ = report(findings).splitlines()
-    listed = " ".join(f"f{number}" for number in range(100, 200))
-    assert mend == f"to mend    rm -f {listed} && snakemake all {listed}; then check again, for 3 more"
+@pytest.mark.parametrize("n_there", [103, 40, 0])
+def test_many_files_are_mended_in_turns_and_those_that_are_there_are_removed_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_there: int
+):
+    monkeypatch.chdir(tmp_path)
+    names = [f"f{number}" for number in range(100, 203)]
+    for name in names[:n_there]:
+        Path(name).touch()
+    *_, mend, _ = report([Finding("missing", Path(name), "not there", Path(name)) for name in names]).splitlines()
+    remove = f"rm -f {' '.join(names[: min(n_there, 100)])} && " if n_there else ""
+    assert mend == f"to mend    {remove}snakemake all {' '.join(names[:100])}; then check again, for 3 more"
 
 
 def test_an_extraction_cut_short_goes_on_though_what_it_knew_of_the_model_is_damaged(
