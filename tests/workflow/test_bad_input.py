@@ -145,8 +145,11 @@ def test_activations_that_are_not_finite_are_a_status_and_not_an_exception(tmp_p
     workflow.run()
     summary = pl.read_parquet(workflow.session / "summary.parquet")
     first, second = (summary.filter(pl.col("layer") == layer) for layer in (0, 1))
-    # Of weights drawn at random, the places of one token may be near copies.
-    assert first["statuses"].str.contains("^(near_copies: [0-9]+)?$").all()
+    # In the view of all points the first place of a token, which sees only itself, may be a near copy of another.
+    all_points = first.filter(view="origin")
+    assert all_points["statuses"].str.contains("^(near_copies: [1-3])?$").all()
+    assert first.filter(pl.col("view") != "origin")["n_failed"].unique().to_list() == [0]
+    assert (first["n_contexts"] - first["n_failed"]).min() >= 8  # of 11
     assert first["mean"].is_finite().all()
     assert (second["n_failed"] == second["n_contexts"]).all()
     assert second["statuses"].str.starts_with("nonfinite").all()

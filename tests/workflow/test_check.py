@@ -20,7 +20,7 @@ from id_scaling.errors import StoreError
 from id_scaling.results.load import load_summary
 from id_scaling.runtime.logging import LOG
 from id_scaling.storage.layout import run_folder
-from id_scaling.storage.records import read_note, read_record, read_table, write_record, write_table
+from id_scaling.storage.records import MARK, read_note, read_record, read_table, write_record, write_table
 from id_scaling.study.study import Study
 
 # Each kind of stored file, and the verb that reads it.
@@ -83,10 +83,14 @@ def one(session: Workflow, pattern: str) -> Path:
     return next(iter(sorted(Path("results/tiny").glob(pattern))))
 
 
-def flip(path: Path) -> None:
-    """Turn over one byte in the middle of a file."""
+def flip(path: Path, place: int | None = None) -> None:
+    """Turn over one byte of a file: in its middle, but never in the mark by which its checksum is found."""
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 0xFF
+    mark = content.rfind(MARK)
+    if place is None:
+        place = len(content) // 2
+        place = mark - 1 if mark <= place < mark + len(MARK) else place
+    content[place] ^= 0xFF
     path.write_bytes(content)
 
 
@@ -179,9 +183,17 @@ def test_check_finds_damage_in_every_file_of_a_session(session: Workflow):
     for path in by_kind.values():
         before = path.read_bytes()
         flip(path)
-        # A flip in the mark of its checksum leaves a file without one, as an older version does.
-        assert str(path) in found(session, "damaged") | found(session, "stale"), path
+        assert list(found(session, "damaged")) == [str(path)]
         path.write_bytes(before)
+
+
+@pytest.mark.parametrize("pattern", ["models/*/step0/identity.json", "summary.parquet"])
+def test_a_flip_in_the_mark_of_a_checksum_leaves_a_file_without_one(session: Workflow, pattern: str):
+    """As an older version does."""
+    path = one(session, pattern)
+    flip(path, path.read_bytes().rfind(MARK))
+    assert not found(session, "damaged")
+    assert found(session, "stale")[str(path)] == "holds no checksum: cut short, or written by an older version"
 
 
 def test_a_whole_session_is_whole(session: Workflow, capsys: pytest.CaptureFixture):
