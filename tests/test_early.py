@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import save_text, study
 from verbs import run_study
 
+from id_scaling.cli.main import main
 from id_scaling.errors import ConfigError, InputError
 from id_scaling.models.modules import request_of, resolve_sites
 from id_scaling.results.load import load_summary
 from id_scaling.storage.records import read_record
 from id_scaling.study.study import Study
+from id_scaling.text.readers import Broken, Document, Shard, zstd
 
 RECORDS = [
     {"id": f"d{n}", "text": "the of", "kind": n % 2, "meta": {"set": "a", "deep": {"x": None}}} for n in range(9)
@@ -30,7 +36,9 @@ def save_shard(folder: Path, suffix: str, records: list[dict[str, Any]]) -> Path
     elif suffix == ".txt":
         path.write_text("the of")
     else:
-        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+        content = "".join(json.dumps(record) + "\n" for record in records).encode()
+        compress = {".jsonl.gz": gzip.compress, ".jsonl.zst": zstd.compress}.get(suffix, bytes)
+        path.write_bytes(compress(content))
     return path
 
 
@@ -75,10 +83,85 @@ def test_field_is_looked_for_only_where_a_summary_is_made(tmp_path: Path, tiny_l
     Study(config).check()
 
 
-def test_parquet_shard_without_the_column_of_texts_is_refused(tmp_path: Path, tiny_llama: Path) -> None:
+SUFFIXES = [".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst"]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("group_by", [[], ["kind"], ["kindd"]])
+@pytest.mark.parametrize("column", ["txt", "kind", "meta"])
+def test_column_that_holds_no_texts_is_refused_before_fields_are_looked_for(
+    tmp_path: Path, tiny_llama: Path, suffix: str, group_by: list[str], column: str
+) -> None:
+    shard = save_shard(tmp_path, suffix, RECORDS)
+    with pytest.raises(InputError) as caught:
+        checked(tiny_llama, shard, text_column=column, group_by=group_by)
+    words, columns = str(caught.value), "id, text, kind, meta"
+    assert words.startswith(f"{shard}: found columns {columns}, expected {column!r}")
+    assert f"(dataset_config.text_column of {shard}); name the column that holds the text; " in words
+    assert ("did you mean 'text'?" in words) == (column == "txt")
+    kinds = {".parquet": {"kind": "int64", "meta": "struct<"}}
+    of_json = {"kind": "a number", "meta": "an object"}
+    assert f"to be text, not {kinds.get(suffix, of_json).get(column, '')}" in words or column == "txt"
+
+
+def test_all_places_that_check_a_study_say_so(tmp_path: Path, tiny_llama: Path, capsys: pytest.CaptureFixture) -> None:
+    config = study(tiny_llama, save_shard(tmp_path, ".jsonl", RECORDS))
+    config["dataset_config"]["text_column"] = "txt"
+    (tmp_path / "study.yaml").write_text(json.dumps(config))
+    for verb in ("validate", "plan"):
+        assert main([verb, str(tmp_path / "study.yaml")]) == 1
+        assert "expected 'txt' (dataset_config.text_column of" in capsys.readouterr().err
+
+
+def test_column_is_refused_only_where_no_record_can_have_a_text_in_it(tmp_path: Path, tiny_llama: Path) -> None:
+    """What is in the beginning of a long shard is not in all of it; a record without a text may be allowed."""
+    without = [{"id": f"w{n}", "body": "the of"} for n in range(2000)]
+    checked(tiny_llama, save_shard(tmp_path, ".jsonl", [*without[:3], *RECORDS]))  # for the job, which names the three
+    checked(tiny_llama, save_shard(tmp_path, ".jsonl", [{"id": "x", "text": None}, *RECORDS]))
+    late = save_shard(tmp_path, ".jsonl", [*without, *RECORDS])
+    checked(tiny_llama, late, max_broken_share=0.999)
+    with pytest.raises(InputError, match="found columns id, body, expected 'text'"):
+        checked(tiny_llama, late)  # the first record is an error already
+    with pytest.raises(InputError, match="found columns id, body, expected 'text'"):
+        checked(tiny_llama, save_shard(tmp_path, ".jsonl", without[:9]), max_broken_share=0.999)
+
+
+def test_column_of_what_is_no_record_is_not_blamed(tmp_path: Path, tiny_llama: Path) -> None:
+    """Nor is a field that no document has where there is no document: the job says what is wrong."""
+    for content in (b"", b"not JSON\n", b"[1]\n", b'{"text": "\\ud800"}\n'):
+        (tmp_path / "shard.jsonl").write_bytes(content)
+        checked(tiny_llama, tmp_path / "shard.jsonl", group_by=["kind"])
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string()), pa.date32()],
+    ids=str,
+)
+def test_column_of_any_kind_of_text_is_taken(tmp_path: Path, tiny_llama: Path, kind: pa.DataType) -> None:
+    """As what reads it makes text of it; dates too."""
+    values = pa.array([0], pa.int32()).cast(kind) if kind == pa.date32() else pa.array(["the of"], kind)
+    pq.write_table(pa.table({"text": values}), tmp_path / "shard.parquet")
+    checked(tiny_llama, tmp_path / "shard.parquet")
+    (document,) = Shard([tmp_path / "shard.parquet"], "text", "id").records()
+    assert isinstance(document, Document)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [[1], [1.5], [True], [b"the"], [["the"]], [{"a": "the"}], [None], [Decimal("1.5")]],
+    ids=str,
+)
+def test_column_of_a_kind_that_is_no_text_is_refused(tmp_path: Path, tiny_llama: Path, values: list[Any]) -> None:
+    pq.write_table(pa.table({"text": values, "body": ["the of"]}), tmp_path / "shard.parquet")
+    with pytest.raises(InputError, match=r"found columns text, body, expected 'text' to be text, not "):
+        checked(tiny_llama, tmp_path / "shard.parquet")
+    (broken,) = Shard([tmp_path / "shard.parquet"], "text", "id").records()
+    assert isinstance(broken, Broken)
+
+
+def test_damaged_parquet_shard_is_refused(tmp_path: Path, tiny_llama: Path) -> None:
     shard = save_shard(tmp_path, ".parquet", RECORDS)
-    with pytest.raises(InputError, match=r"expected 'txt' \(dataset_config.text_column\); did you mean 'text'"):
-        checked(tiny_llama, shard, text_column="txt")
     shard.write_bytes(shard.read_bytes()[:50])
     with pytest.raises(InputError, match="not a readable parquet file"):
         checked(tiny_llama, shard)

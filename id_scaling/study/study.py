@@ -18,7 +18,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from id_scaling.errors import ConfigError, IdScalingError, InputError
+from id_scaling.errors import ConfigError, IdScalingError, InputError, StoreError
 from id_scaling.estimators.registry import definition_of, get_estimator
 from id_scaling.models.layers import LayerChoice, layers_of
 from id_scaling.models.modules import request_of, with_layers
@@ -62,7 +62,7 @@ from id_scaling.storage.layout import (
     run_folder,
     slug,
 )
-from id_scaling.storage.records import read_record
+from id_scaling.storage.records import read_facts, read_record
 from id_scaling.storage.tokenizers import check_readable, tokenizer_digest, tokenizer_files
 from id_scaling.study.config import Config, ModelConfig, layers_as_json, parse
 from id_scaling.study.fingerprint import ROOTS, fingerprint
@@ -526,28 +526,29 @@ class Study:
         What neither its beginning nor its contexts tell is checked where the contexts are cut, before any extraction.
         """
         files = [Path(path) for path in self.shard_files(name, subset) if os.path.isfile(path)]
-        dataset, keys, cut = self.datasets[name], self.group_by(name), self._contexts_cut(name, subset)
-        if not keys and (cut or not any(path.suffix == ".parquet" for path in files)):
+        dataset, keys, contexts = self.datasets[name], self.group_by(name), self._plain_contexts(name, subset)
+        changed = max((path.stat().st_mtime for path in files), default=0.0)
+        # Contexts of a shard that was replaced are cut again.
+        cut = {path: made for path, made in contexts.items() if path.is_file() and path.stat().st_mtime >= changed}
+        is_text = all(path.suffix == ".txt" for path in files)
+        if not keys and (is_text or all(_is_made_with(path, cut.get(path)) for path in contexts)):
             return
         # polars and pyarrow, which take a quarter of a second.
-        from id_scaling.study.group_fields import check_fields
+        from id_scaling.study.record_fields import check_records
         from id_scaling.text.documents import check_groups
         from id_scaling.text.readers import Shard
 
         if files:
-            shard = Shard(files, dataset.text_column, dataset.id_column)
-            shard.check_columns()
-            check_fields(shard, keys, dataset.max_dataset_size)
-        changed = max((path.stat().st_mtime for path in files), default=0.0)
+            shard, is_strict = Shard(files, dataset.text_column, dataset.id_column), dataset.max_broken_share == 0
+            check_records(shard, keys, dataset.max_dataset_size, dataset.dataset_name, is_strict)
         for path, settings in cut.items():
-            if path.stat().st_mtime >= changed:  # contexts of a shard that was replaced are cut again
-                check_groups(path, keys, settings)
+            check_groups(path, keys, settings)
 
-    def _contexts_cut(self, name: str, subset: int) -> dict[Path, dict[str, Any]]:
-        """Return the plain contexts of a shard that are there, with the settings that they would be cut with now."""
+    def _plain_contexts(self, name: str, subset: int) -> dict[Path, dict[str, Any]]:
+        """Return the plain contexts of a shard, and the settings that they would be cut with now."""
         runs = [replace(run, control=NONE) for run in self.runs if (run.dataset, run.subset) == (name, subset)]
         paths = {contexts_path(Path(self.session), run, self.tokenizer_of(run.model)): run for run in runs}
-        return {path: json.loads(self.contexts_settings(run)) for path, run in paths.items() if path.is_file()}
+        return {path: json.loads(self.contexts_settings(run)) for path, run in paths.items()}
 
     def _check_model(self, name: str, model: ModelConfig, checkpoint: str, is_thorough: bool) -> None:
         """Check one checkpoint by its folder, or by what was found when it was fetched from the hub."""
@@ -607,6 +608,16 @@ class Study:
             "ctx_len": run.ctx_len,
             "control": run.control,
         }
+
+
+def _is_made_with(table: Path, settings: Mapping[str, Any] | None) -> bool:
+    """Return whether a table says that it was made with some settings; None are those of a table that is not there."""
+    if settings is None:
+        return False
+    try:
+        return read_facts(table).get("settings") == settings
+    except StoreError:
+        return False
 
 
 def _tokenizer(model: ModelConfig) -> str:
