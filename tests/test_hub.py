@@ -116,6 +116,7 @@ class Fetcher:
         sites = {"layers": layers, "inblock": ["block"], "outblock": [], "mapping": None}
         settings = {"model_name": "owner/model", "checkpoint": revision}
         execution = {"unlike": [*unlike, revision], "ctx_len": 64, "sites": sites}
+        execution |= {"add_bos": "auto", "is_own_tokenizer": True}
         said = self.run(
             "fetch-model",
             output,

@@ -366,7 +366,7 @@ def test_secrets_are_in_nothing_that_a_failing_fetch_says(way: str, hub: dict[st
         "--settings",
         json.dumps(settings),
         "--execution",
-        json.dumps({"unlike": [], "ctx_len": 64, "sites": sites}),
+        json.dumps({"unlike": [], "ctx_len": 64, "sites": sites, "add_bos": "auto", "is_own_tokenizer": True}),
     ]
     verb += ["--output", tmp_path / "identity.json"]
     command = ["-m", "id_scaling", *verb]

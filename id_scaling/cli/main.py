@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -204,6 +205,7 @@ def fetch_model(arguments: Arguments) -> None:
     """Fetch a checkpoint, check that the study fits it, write its identity."""
     from id_scaling.models.modules import request_of
     from id_scaling.sources import models as fetch
+    from id_scaling.text.token_range import check_range
 
     settings, execution, output = arguments.settings, arguments.execution, arguments.output
     request = request_of(execution["sites"])
@@ -217,6 +219,7 @@ def fetch_model(arguments: Arguments) -> None:
         settings["allow_pickle"],
         [path for path in others if path != output],
         settings,
+        partial(check_range, add_bos=execution["add_bos"]) if execution["is_own_tokenizer"] else None,
     )
 
 
@@ -230,8 +233,10 @@ def fetch_weights(arguments: Arguments) -> None:
 def fetch_tokenizer(arguments: Arguments) -> None:
     """Fetch a tokenizer, write its identity."""
     from id_scaling.sources import models as fetch
+    from id_scaling.text.token_range import check_start
 
-    fetch.fetch_tokenizer(arguments.settings["model_name"], arguments.output, arguments.settings)
+    check = partial(check_start, **arguments.execution)
+    fetch.fetch_tokenizer(arguments.settings["model_name"], arguments.output, arguments.settings, check)
 
 
 def fetch_dataset(arguments: Arguments) -> None:
@@ -529,7 +534,7 @@ VERBS: dict[str, tuple[Callable[[Arguments], int | None], tuple[str, ...]]] = {
     "train-model": (train_model, ("--settings", "--texts", "--tokenizer", "--outputs")),
     "fetch-model": (fetch_model, ("--settings", "--execution", "--output")),
     "fetch-weights": (fetch_weights, ("--execution", "--model", "--output")),
-    "fetch-tokenizer": (fetch_tokenizer, ("--settings", "--output")),
+    "fetch-tokenizer": (fetch_tokenizer, ("--settings", "--execution", "--output")),
     "fetch-dataset": (fetch_dataset, ("--settings", "--output")),
     "chunk": (chunk, ("--settings", "--shard", "--tokenizer", "--output", "--group-by")),
     "shuffle": (shuffle, ("--settings", "--contexts", "--output")),

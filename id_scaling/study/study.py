@@ -63,9 +63,10 @@ from id_scaling.storage.layout import (
     slug,
 )
 from id_scaling.storage.records import read_facts, read_record
-from id_scaling.storage.tokenizers import check_readable, tokenizer_digest, tokenizer_files
+from id_scaling.storage.tokenizers import tokenizer_files
 from id_scaling.study.config import Config, ModelConfig, layers_as_json, parse
 from id_scaling.study.fingerprint import ROOTS, fingerprint
+from id_scaling.study.tokenizer_checks import check_tokenizers
 from id_scaling.text.shuffling import NONE
 
 # Of settings: Linux takes arguments of up to 131,072 bytes, and a rule's whole command is one.
@@ -132,6 +133,16 @@ class Study:
         """Return the tokenizer's name in paths for a model's."""
         return slug(_tokenizer(self.models[model]))
 
+    @staticmethod
+    def is_own_tokenizer(model: ModelConfig) -> bool:
+        """Return whether text is cut for a model by its own tokenizer."""
+        return model.tokenizer in (None, model.model_name)
+
+    @property
+    def allow_special_tokens(self) -> set[bool]:
+        """Whether strings spelled as control tokens become these, in each dataset."""
+        return {dataset.allow_special_tokens for dataset in self.datasets.values()}
+
     def sites(self, model: str) -> dict[str, Any]:
         """Return the sites asked of a model, as JSON."""
         cacheing, mapping = self.config.cacheing_config, self.models[model].module_name_mapping
@@ -169,10 +180,10 @@ class Study:
         name = self.models[model].model_name
         if is_gguf(name):
             return gguf_n_layers(gguf_file(name, "main"))
-        architecture = self._architecture(model, self.models[model].model_checkpoint[0])
+        architecture = self.architecture(model, self.models[model].model_checkpoint[0])
         return None if architecture is None else architecture.n_layers
 
-    def _architecture(self, model: str, checkpoint: str) -> Architecture | None:
+    def architecture(self, model: str, checkpoint: str) -> Architecture | None:
         """Return the architecture of a local or embedded checkpoint; None for one of the hub, and of a GGUF file."""
         name = self.models[model].model_name
         folder = model_folder(name, checkpoint)
@@ -373,7 +384,7 @@ class Study:
             **self._names(run),
             sites=self.sites(run.model),
             dtype=self.models[run.model].dtype,
-            is_own_tokenizer=self.models[run.model].tokenizer in (None, self.models[run.model].model_name),
+            is_own_tokenizer=self.is_own_tokenizer(self.models[run.model]),
             views={name: vars(view) for name, view in cacheing.drawn_views.items()},
             ranks=None if cacheing.neighbor_ranks == "default" else sorted(cacheing.neighbor_ranks),
             groups=[group for group in GROUPS if group in cacheing.cloud_statistics],
@@ -476,7 +487,20 @@ class Study:
         """
         is_free = self.config.allow_identical_checkpoints
         unlike = [] if is_free else list(map(slug, self.models[model].model_checkpoint))
-        return canonical_json({"unlike": unlike, "ctx_len": max(self.config.ctx_len), "sites": self.sites(model)})
+        return canonical_json(
+            {
+                "unlike": unlike,
+                "ctx_len": max(self.config.ctx_len),
+                "sites": self.sites(model),
+                "add_bos": self.config.add_bos,
+                "is_own_tokenizer": self.is_own_tokenizer(self.models[model]),
+            }
+        )
+
+    def fetch_tokenizer_execution(self) -> str:
+        """Return what a tokenizer is checked for; a change of it makes no tokenizer stale, as above."""
+        allowed = sorted(self.allow_special_tokens)
+        return canonical_json({"add_bos": self.config.add_bos, "allow_special_tokens": allowed})
 
     def fetch_weights_execution(self) -> str:
         """Return how weights are brought."""
@@ -505,7 +529,8 @@ class Study:
         ------
         IdScalingError
             A local model, checkpoint or shard is missing; a model whose config is on disk lacks a layer, a module
-            or the positions asked for; a tokenizer on disk cannot be read.
+            or the positions asked for; a tokenizer on disk cannot be read, lacks the token that contexts are to
+            start with, makes tokens that a model does not know, or is not the same for all checkpoints of a model.
         """
         for name, dataset in self.datasets.items():
             for subset in dataset.dataset_subset:
@@ -513,8 +538,7 @@ class Study:
         for name, model in self.models.items():
             for checkpoint in model.model_checkpoint:
                 self._check_model(name, model, checkpoint, is_thorough)
-        for tokenizer, name in self.tokenizers.items():
-            self._check_tokenizer(tokenizer, name)
+        check_tokenizers(self)
         self.summarize_settings()
         self.batch_settings(self.runs[0], product(self.modules, self.estimators))
         if not self.config.allow_identical_checkpoints:
@@ -564,7 +588,7 @@ class Study:
                 check = check_built if is_thorough else check_paths_of
                 check(folder, request, headers)
                 self.model_files(name, slug(checkpoint))
-            elif architecture := self._architecture(name, checkpoint):
+            elif architecture := self.architecture(name, checkpoint):
                 check_request(request, ctx_len, architecture)
             elif fetched := known_identity(identity):
                 check_request(request, ctx_len, Architecture(**fetched["architecture"]))
@@ -572,15 +596,6 @@ class Study:
                 with_layers(request, n_layers)
         except IdScalingError as error:
             raise type(error)(f"{model.model_name} at {checkpoint}: {error}") from None
-
-    def _check_tokenizer(self, tokenizer: str, name: str) -> None:
-        """Check that a local tokenizer can be read, unless it is the one that was read when it was fetched."""
-        folder = local_tokenizer_folder(name)
-        if folder is None or not tokenizer_files(folder):  # one of the hub, a GGUF file, or one that is yet to be made
-            return
-        fetched = known_identity(identity_path(Path(self.session), "tokenizers", tokenizer))
-        if fetched is None or fetched["sha256"] != tokenizer_digest(folder):
-            check_readable(folder)
 
     def _check_unlike(self) -> None:
         """Check that those checkpoints that were fetched have weights of their own."""

@@ -160,6 +160,10 @@ def get_fetch_tokenizer_settings(wildcards):
     return STUDY.fetch_tokenizer_settings(wildcards.tokenizer)
 
 
+def get_fetch_tokenizer_execution(wildcards, resources):
+    return STUDY.fetch_tokenizer_execution()
+
+
 def get_fetch_dataset_settings(wildcards):
     return STUDY.fetch_dataset_settings(wildcards.dataset, wildcards.subset)
 
