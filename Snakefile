@@ -3,8 +3,13 @@ from snakemake.utils import min_version
 min_version("9.19")
 
 
+include: "workflow/rules/config_file.smk"
+
+
 # A configuration named on the command line stands alone; it is never merged into the embedded default.
 if not workflow.overwrite_configfiles:
+    # Before Snakemake parses it, which has no words for values too deep or numbers too long.
+    check_file("config/config.yaml")
 
     configfile: "config/config.yaml"
 
