@@ -371,10 +371,8 @@ def _cut_short(tail: str) -> str:
 
 def _progress(folder: Path, log: Path) -> str:
     """Return how many contexts of a run are extracted: by its log, and in the parts that a kill would leave."""
-    tail, n_kept = (
-        _tail(log) if log.is_file() else "",
-        CONTEXTS_A_PART * sum(1 for _ in folder.glob("parts/*/contexts_*")),
-    )
+    tail = _tail(log) if log.is_file() else ""
+    n_kept = CONTEXTS_A_PART * sum(1 for _ in folder.glob("parts/*/contexts_*"))
     said, begun = list(_PROGRESS.finditer(tail)), _CONTEXTS.search(tail)
     if said:
         n_total, done = int(said[-1]["total"]), max(int(said[-1]["done"]), min(n_kept, int(said[-1]["total"])))

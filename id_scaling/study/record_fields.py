@@ -94,9 +94,9 @@ def _check_schemas(shard: Shard, keys: Sequence[str], dataset: str) -> None:
     missing, names = set(keys), set()
     for path in shard.files:
         schema = schema_of(path)
-        kinds = [str(field.type) for field in schema if field.name == shard.text_column]
-        if not kinds or is_no_text(schema.field(shard.text_column).type):
-            raise wrong_text_column(path, shard.text_column, schema.names, kinds, dataset)
+        kinds = [field.type for field in schema if field.name == shard.text_column]
+        if all(map(is_no_text, kinds)):
+            raise wrong_text_column(path, shard.text_column, schema.names, list(map(str, kinds)), dataset)
         fields = fields_of(schema, (shard.text_column, shard.id_column))
         missing -= {key for key in missing if value_at(fields, key) is not ABSENT}
         names |= set(field_names(fields))
