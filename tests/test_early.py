@@ -34,7 +34,7 @@ from id_scaling.models.modules import request_of, resolve_sites
 from id_scaling.results.load import load_summary
 from id_scaling.sources.models import fetch_tokenizer
 from id_scaling.storage.layout import identity_path
-from id_scaling.storage.records import read_record
+from id_scaling.storage.records import read_record, write_record
 from id_scaling.storage.tokenizers import check_readable
 from id_scaling.study.study import Study
 from id_scaling.text.readers import Broken, Document, Shard, zstd
@@ -344,6 +344,27 @@ def test_size_of_a_tokenizer_that_was_fetched_is_not_counted_again(
     assert read_record(path)["n_tokens"] == json.loads((model / "config.json").read_text())["vocab_size"] + 1
     monkeypatch.setattr("id_scaling.study.tokenizer_checks.check_readable", lambda folder: pytest.fail("read again"))
     assert outcome(config) == ""
+
+
+def test_what_was_fetched_of_the_hub_is_held_against_each_other(
+    tmp_path: Path, tiny_llama: Path, text_folder: Path
+) -> None:
+    """Of a checkpoint whose name in paths is another one, too."""
+    session, checkpoint = tmp_path / "session", "stage2--step7"
+    folder = with_tokenizer(tiny_llama, tmp_path / "hub", [WORD])
+    config = study(Path("owner/model"), text_folder, session_path=str(session))
+    config["model_config"]["model_checkpoint"] = checkpoint
+    run = Study(config).runs[0]
+    assert run.checkpoint != checkpoint
+    n_known = json.loads((folder / "config.json").read_text())["vocab_size"]
+    architecture = {"model_type": "llama", "n_layers": 2, "width": 32, "vocab_size": n_known, "max_positions": 128}
+    identity = {"architecture": architecture, "weights_sha256": "w", "commit": "0" * 40}
+    write_record(identity_path(session, "models", run.model, run.checkpoint), identity)
+    assert outcome(config) == ""
+    fetched = {"model_name": "owner/model", "path": str(folder), "sha256": "s", "n_tokens": n_known + 1}
+    write_record(identity_path(session, "tokenizers", "owner--model"), fetched)
+    words = f"owner/model at {checkpoint}: the tokenizer in {folder} makes token {n_known} of 'zebra'"
+    assert outcome(config).startswith(words)
 
 
 def test_checkpoints_of_one_model_with_several_tokenizers_are_refused(

@@ -5,12 +5,10 @@ Of those that are yet to be fetched the jobs that fetch them say the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from id_scaling.errors import InputError
-from id_scaling.runtime.atomic_files import sha256
 from id_scaling.sources.derived import is_gguf
 from id_scaling.sources.file_hashes import FOLDER, FileHashes
 from id_scaling.sources.hub import cached_settings
@@ -22,7 +20,7 @@ from id_scaling.sources.models import (
     tokenizer_folder,
 )
 from id_scaling.sources.untrained import seed_of
-from id_scaling.storage.layout import identity_path
+from id_scaling.storage.layout import identity_path, slug
 from id_scaling.storage.tokenizers import check_readable, tokenizer_digest, tokenizer_files
 from id_scaling.study.config import ModelConfig
 
@@ -92,7 +90,7 @@ def _known_sizes(study: Study, model: str) -> dict[str, int]:
     sizes = {}
     for checkpoint in study.models[model].model_checkpoint:
         architecture = None if is_gguf(study.models[model].model_name) else study.architecture(model, checkpoint)
-        fetched = known_identity(study.identity_path(model, checkpoint)) if architecture is None else None
+        fetched = known_identity(study.identity_path(model, slug(checkpoint))) if architecture is None else None
         if architecture is not None:
             sizes[checkpoint] = architecture.vocab_size
         elif fetched is not None:
@@ -104,14 +102,8 @@ def _check_same(study: Study, model: ModelConfig) -> None:
     """Raise an InputError where a checkpoint on disk has another tokenizer than its model."""
     if is_gguf(model.model_name):
         return
-    hash_file = _hashing(study)
+    hashes = FileHashes(Path(study.session) / FOLDER)
     for checkpoint in model.model_checkpoint:
         folder = None if seed_of(checkpoint) is not None else model_folder(model.model_name, checkpoint)
         if folder is not None:
-            check_same_tokenizer(folder, model.model_name, checkpoint, hash_file)
-
-
-def _hashing(study: Study) -> Callable[[Path], str]:
-    """Return what hashes a file; a session that is there remembers hashes."""
-    folder = Path(study.session) / FOLDER
-    return FileHashes(folder).sha256 if folder.is_dir() else sha256
+            check_same_tokenizer(folder, model.model_name, checkpoint, hashes.sha256)
