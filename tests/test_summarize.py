@@ -25,12 +25,14 @@ from id_scaling.plots.caveats import remarks
 from id_scaling.plots.depth import id_by_layer
 from id_scaling.plots.report import write_report
 from id_scaling.plots.style import NothingToShowError
+from id_scaling.results.columns import COLUMNS, COMPANIONS
 from id_scaling.results.equivalent_tables import TABLES
 from id_scaling.results.equivalents import DIMENSION, N_POINTS, equivalent
 from id_scaling.results.estimates import SCHEMA
 from id_scaling.results.load import load_contexts, load_summary, load_tokens
 from id_scaling.results.permutations import N_FIRST
-from id_scaling.results.summary import COLUMNS, COMPANIONS, readable, summarize
+from id_scaling.results.summary import summarize
+from id_scaling.results.text_table import readable
 from id_scaling.results.uncertainty import mean_interval, rank_correlation
 from id_scaling.runtime.logging import LOG
 from id_scaling.storage import records as sealed
