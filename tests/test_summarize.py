@@ -847,6 +847,7 @@ def test_mixed_versions_of_extractions_are_a_column_and_a_warning(
 # ---- many inputs -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_forty_thousand_tables_are_one_summary(tmp_path: Path) -> None:
     """Twenty tables a run, the same in each: the runs after the first are links to its files."""
     modules, names = SETTINGS["modules"], [f"mle_k{k}" for k in range(21, 31)]
@@ -912,6 +913,7 @@ def write_much(session: Path, n_contexts: int, n_layers: int) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of memory is read from Linux")
+@pytest.mark.slow
 def test_memory_does_not_grow_with_contexts_and_rows(tmp_path: Path, python: Any) -> None:
     """720,000 estimates and 320,000 tokens: 1.3 GB as tables, 0.25 GB a part at a time.
 
