@@ -22,7 +22,7 @@ from verbs import Session
 from id_scaling.cli.main import VERBS, _shown, _size, main
 from id_scaling.cli.status import BAR
 from id_scaling.extraction import run as extract
-from id_scaling.results.summary import COLUMNS
+from id_scaling.results.columns import COLUMNS
 from id_scaling.runtime.logging import LOG
 
 HEAVY = {"torch", "polars", "numpy", "pandas", "snakemake", "transformers", "h5py", "pyarrow", "pydantic", "yaml"}

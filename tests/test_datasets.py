@@ -288,6 +288,7 @@ def test_context_starts_with_the_token_where_that_is_asked_for(
     assert facts["bos"] == (bos if has_bos else None)
 
 
+@pytest.mark.slow
 def test_effect_of_the_token_on_the_perplexity_of_a_real_model(resources: Path, tmp_path: Path) -> None:
     """Its tokenizer's own convention is none; with the token it does a little worse, not another thing altogether."""
     import torch
@@ -568,6 +569,7 @@ def shards_of(folder: Path, n_texts: int) -> list[Path]:
 
 @on_linux
 @pytest.mark.parametrize(("is_cut", "n_texts", "most"), [(False, (2500, 25_000), 40), (True, (500, 5000), 40)])
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_shard(
     is_cut: bool, n_texts: tuple[int, int], most: float, tmp_path: Path, tokenizer: Path, python: Any
 ) -> None:
@@ -583,6 +585,7 @@ def test_memory_does_not_grow_with_the_shard(
 
 
 @on_linux
+@pytest.mark.slow
 def test_document_of_fifty_megabytes_is_cut_in_bounded_memory(tmp_path: Path, tokenizer: Path, python: Any) -> None:
     """The line, its text and its tokens are 200 MB; tokenised whole, it takes 6 GB."""
     text = random_text(100_000, 0)

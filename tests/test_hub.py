@@ -566,6 +566,7 @@ def workflow(
         yield made
 
 
+@pytest.mark.workflow
 def test_commits_stand_in_what_is_extracted(
     workflow: OnHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: None
 ) -> None:
@@ -591,6 +592,7 @@ def test_commits_stand_in_what_is_extracted(
     assert step1["weights"] != last["weights"]
 
 
+@pytest.mark.workflow
 def test_branch_that_moves_stays_one_commit_in_a_session_until_it_is_fetched_again(
     workflow: OnHub, early: dict[str, bytes]
 ) -> None:

@@ -25,12 +25,14 @@ from id_scaling.plots.caveats import remarks
 from id_scaling.plots.depth import id_by_layer
 from id_scaling.plots.report import write_report
 from id_scaling.plots.style import NothingToShowError
+from id_scaling.results.columns import COLUMNS, COMPANIONS
 from id_scaling.results.equivalent_tables import TABLES
 from id_scaling.results.equivalents import DIMENSION, N_POINTS, equivalent
 from id_scaling.results.estimates import SCHEMA
 from id_scaling.results.load import load_contexts, load_summary, load_tokens
 from id_scaling.results.permutations import N_FIRST
-from id_scaling.results.summary import COLUMNS, COMPANIONS, readable, summarize
+from id_scaling.results.summary import summarize
+from id_scaling.results.text_table import readable
 from id_scaling.results.uncertainty import mean_interval, rank_correlation
 from id_scaling.runtime.logging import LOG
 from id_scaling.storage import records as sealed
@@ -845,6 +847,7 @@ def test_mixed_versions_of_extractions_are_a_column_and_a_warning(
 # ---- many inputs -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_forty_thousand_tables_are_one_summary(tmp_path: Path) -> None:
     """Twenty tables a run, the same in each: the runs after the first are links to its files."""
     modules, names = SETTINGS["modules"], [f"mle_k{k}" for k in range(21, 31)]
@@ -910,6 +913,7 @@ def write_much(session: Path, n_contexts: int, n_layers: int) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of memory is read from Linux")
+@pytest.mark.slow
 def test_memory_does_not_grow_with_contexts_and_rows(tmp_path: Path, python: Any) -> None:
     """720,000 estimates and 320,000 tokens: 1.3 GB as tables, 0.25 GB a part at a time.
 

@@ -19,7 +19,7 @@ import polars as pl
 
 from id_scaling.errors import StoreError, UnsealedError
 from id_scaling.neighbors.cloud_kinds import CONTEXT
-from id_scaling.results.summary import mixture
+from id_scaling.results.text_table import mixture
 from id_scaling.runtime.atomic_files import sha256
 from id_scaling.sources.models import known_identity
 from id_scaling.storage.layout import (

@@ -17,7 +17,7 @@ from id_scaling.estimators import near_copies
 from id_scaling.estimators.sandbox import DEFAULT_SECONDS, estimate_contained
 from id_scaling.estimators.standard_errors import Table, factor
 from id_scaling.neighbors.find import Neighbors
-from id_scaling.neighbors.search import survey
+from id_scaling.neighbors.points import prepare_points
 from id_scaling.runtime.workers import ChildError
 
 OK = "ok"
@@ -234,7 +234,7 @@ def _of_order_one(points: np.ndarray) -> np.ndarray:
     """
     is_constant = points.min(axis=0) == points.max(axis=0)
     points = np.where(is_constant, 0.0, points)  # beside a large one, products lose all others
-    n_distinct = len(np.unique(survey(points).first))
+    n_distinct = len(np.unique(prepare_points(points).first))
     if n_distinct < len(points):
         raise ChildError(
             f"{len(points)} different points are {n_distinct} as saved; save them in a wider type (save_fp)"
