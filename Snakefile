@@ -53,6 +53,7 @@ onsuccess:
     end_batches()
     release_session()
     print_summary()
+    print_newly_stale()
 
 
 onerror:
