@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 import yaml
 from conftest import save_text, save_tiny_llama, study
+from test_derived import save_gguf
 from verbs import do, run_study
 
 from id_scaling.errors import StoreError
@@ -498,6 +499,58 @@ def test_weights_made_here_are_compared(copied: dict[str, Any]) -> None:
     assert stale(copied) == {"models": 1}
     weights.write_bytes(content)
     assert stale(copied) == {}
+
+
+def test_an_identity_of_weights_made_here_that_is_removed_makes_nothing_else_stale(copied: dict[str, Any]) -> None:
+    """Untrained ones come out the same from the same config."""
+    copied["model_config"]["model_checkpoint"] = ["random-init-7"]
+    copied["session_name"] = "untrained"
+    run_study(copied)
+    assert stale(copied) == {}
+    (path,) = Path("results/untrained/models").glob("*/random-init-7/identity.json")
+    before = read_record(path)
+    shutil.rmtree(path.parent)
+    assert stale(copied) == {"models": 1}
+    run_study(copied)
+    assert read_record(path) == before
+    assert stale(copied) == {}
+    config = Path("model/step0/config.json")
+    config.write_text(config.read_text().replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05'))
+    assert stale(copied) == {"models": 1, **CHAIN}
+    path.unlink()
+    assert stale(copied) == {"models": 1, **CHAIN}
+
+
+def test_identities_of_a_gguf_file_that_are_removed_make_nothing_else_stale(
+    copied: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("id_scaling.sources.cache.CACHE", Path("cache"))
+    file = save_gguf(Path("model/step0"), Path("model/tiny.gguf"))
+    copied["model_config"] = {"model_name": f"./{file}"}
+    copied["session_name"] = "gguf"
+    run_study(copied)
+    assert stale(copied) == {}
+    for kinds in (["models"], ["tokenizers"], ["models", "tokenizers"]):
+        for kind in kinds:
+            shutil.rmtree(Path("results/gguf", kind))
+        assert stale(copied) == dict.fromkeys(kinds, 1)
+        run_study(copied)
+        assert stale(copied) == {}
+    shutil.rmtree("results/gguf/models")
+    replace_with_an_older_time(file, file.read_bytes()[:-4] + b"\x00\x00\x00\x01")
+    assert stale(copied) == {"models": 1, "tokenizers": 1, "chunk": 1, **CHAIN}
+
+
+def test_pickled_weights_are_stale_only_where_they_may_not_be_read(copied: dict[str, Any]) -> None:
+    """Safetensors are taken where there are some, so allowing pickles changes nothing."""
+    copied["model_config"]["allow_pickle"] = True
+    assert stale(copied) == {}
+    (path,) = Path("results/tiny/models").rglob("identity.json")
+    write_record(path, {**read_record(path), "is_pickled": True})
+    assert stale(copied) == {}
+    copied["model_config"]["allow_pickle"] = False
+    assert stale(copied) == {"models": 1}
+    assert reasons(copied)["models"] == "its weights are pickled, which allow_pickle does not allow"
 
 
 def test_a_job_does_not_run_by_other_code_than_it_was_planned_with(copied: dict[str, Any], capsys) -> None:

@@ -68,7 +68,7 @@ class Contexts:
         field : callable
             Returns it from their facts.
         key, recipe : str or None
-            Of the contexts that it was made of. Contexts that are to be cut again and have the same are expected to hold
+            Of the contexts that it was made of. Contexts that are to be cut again with the same are expected to hold
             the same, which is None here; others are not.
         """
         if self.facts:
