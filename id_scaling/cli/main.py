@@ -19,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from id_scaling.errors import Ended, IdScalingError, InputError, of_a_disk, of_memory
+from id_scaling.errors import Ended, IdScalingError, InputError, is_panic, of_a_disk, of_memory
 from id_scaling.runtime.atomic_files import sweep
 from id_scaling.runtime.interrupts import endable
 from id_scaling.runtime.logging import LOG, plain, start_logging
@@ -59,7 +59,9 @@ def run_job(arguments: Arguments) -> int:
     """Run one verb; return its exit status, 1 after an error of the package, which is one message."""
     try:
         return _run(arguments)
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         shown = error if isinstance(error, IdScalingError) else of_a_disk(error) or of_memory(error)
         if shown is None:
             raise
