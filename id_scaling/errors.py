@@ -6,6 +6,7 @@ import difflib
 import errno
 import os
 import re
+import resource
 import shlex
 from collections.abc import Iterable
 
@@ -67,7 +68,10 @@ def of_memory(error: BaseException) -> ResourceError | None:
     """Return the error that users meet where memory is refused; None for any other."""
     text = str(error) or "no memory for what was asked"
     known = _OF_PANICS if is_panic(error) else _OF_MEMORY
-    if not isinstance(error, MemoryError) and not any(words in text for words in known):
+    is_memory = isinstance(error, MemoryError) or any(words in text for words in known)
+    # What Python says where its own C code loses the MemoryError; without a limit it may be another fault.
+    is_lost = isinstance(error, SystemError) and "without exception set" in text
+    if not is_memory and not (is_lost and resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY):
         return None
     return ResourceError(
         f"too little memory ({text.splitlines()[0]}): give the job more (mem_mb), or raise the limit of the shell "
