@@ -21,6 +21,7 @@ from id_scaling.runtime.atomic_files import canonical_json, sha256
 from id_scaling.sources import bundled
 from id_scaling.sources import bundled_training as training
 from id_scaling.sources.bundled_training import BATCH, learning_rate, read_contexts, train_model, train_tokenizer
+from id_scaling.study.fingerprint import ROOTS, fingerprint
 from id_scaling.text.chunking import bos_token, load_tokenizer
 
 VOCABULARY, N_TOKENS = 300, 32
@@ -201,7 +202,8 @@ def test_killed_process_leaves_a_state_from_which_the_same_bits_come(
     shards: list[Path], tokenizer: Path, tmp_path: Path, updates: list, python: Callable
 ) -> None:
     """Killed without a word (SIGKILL) somewhere in the 99 updates after its second checkpoint."""
-    settings = {**SETTINGS, "steps": [0, 1, 100]}
+    # A job refuses to run by other code than it was planned with.
+    settings = {**SETTINGS, "steps": [0, 1, 100], "code": fingerprint(*ROOTS["train-model"])}
     train_model(shards, tokenizer, settings, tmp_path / "undisturbed")
     code = "import sys; from id_scaling.cli.main import main; main(sys.argv[1:])"
     outputs = [tmp_path / "killed" / f"step{step}" / "model.safetensors" for step in settings["steps"]]

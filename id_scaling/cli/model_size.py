@@ -15,7 +15,7 @@ from id_scaling.sources import bundled, hub
 from id_scaling.sources.derived import built, is_derived
 from id_scaling.sources.model_config import check_request, read_architecture
 from id_scaling.sources.models import RESOURCES, known_identity, model_folder, settings_folder
-from id_scaling.storage.layout import Run, run_folder, weights_folder
+from id_scaling.storage.layout import Run, run_folder, slug, weights_folder
 from id_scaling.study.study import Study
 
 BYTES_OF_FLOAT32 = 4
@@ -101,7 +101,8 @@ class Weights:
 def weights_of(study: Study, model: str, shape: Shape) -> Weights:
     """Return what of a model's weights is still to come; those of local folders are read where they are."""
     name, session = study.models[model].model_name, Path(study.session)
-    missing = [one for one in study.models[model].model_checkpoint if not study.identity_path(model, one).is_file()]
+    checkpoints = study.models[model].model_checkpoint
+    missing = [one for one in checkpoints if not study.identity_path(model, slug(one)).is_file()]
     derived = [one for one in missing if is_derived(name, one)]
     n_derived = len(derived) * shape.n_parameters * BYTES_OF_FLOAT32
     if name in bundled.MODELS and not is_made(name):
@@ -149,7 +150,7 @@ def _config_folder(study: Study, model: str, aside: Path) -> Path:
     name, checkpoints = study.models[model].model_name, study.models[model].model_checkpoint
     if is_derived(name, checkpoints[0]) or model_folder(name, checkpoints[0]) is not None:
         return settings_folder(name, checkpoints[0], aside)
-    identities = [study.identity_path(model, checkpoint) for checkpoint in checkpoints]
+    identities = [study.identity_path(model, slug(checkpoint)) for checkpoint in checkpoints]
     known = [identity for identity in map(known_identity, identities) if identity]
     fetched = [Path(identity["path"]) for identity in known if identity["path"]]
     cached = [try_to_load_from_cache(name, "config.json", revision=checkpoint) for checkpoint in checkpoints]

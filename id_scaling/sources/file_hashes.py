@@ -60,7 +60,9 @@ class FileHashes:
             if noted["file"] == signature:
                 return noted["sha256"]
         digits = sha256(path)
-        if time.time() - max(os.stat(path).st_mtime, os.stat(path).st_ctime) > SETTLED:
+        is_settled = time.time() - max(os.stat(path).st_mtime, os.stat(path).st_ctime) > SETTLED
+        # A command that only looks, such as `status`, creates no session.
+        if is_settled and self.folder.parent.is_dir():
             with contextlib.suppress(OSError):
                 write_record(note, {"file": signature, "sha256": digits})
         return digits

@@ -219,8 +219,8 @@ class Study:
         return f"{self.session}/report.html"
 
     def identity_path(self, model: str, checkpoint: str) -> Path:
-        """Return where a fetched checkpoint is described."""
-        return identity_path(Path(self.session), "models", model, slug(checkpoint))
+        """Return where a fetched checkpoint, named as in paths, is described."""
+        return identity_path(Path(self.session), "models", model, checkpoint)
 
     def manifests(self) -> list[str]:
         """Return the manifests of all runs."""
@@ -560,7 +560,7 @@ class Study:
     def _check_model(self, name: str, model: ModelConfig, checkpoint: str, is_thorough: bool) -> None:
         """Check one checkpoint by its folder, or by what was found when it was fetched from the hub."""
         folder, ctx_len = model_folder(model.model_name, checkpoint), max(self.config.ctx_len)
-        identity = self.identity_path(name, checkpoint)
+        identity = self.identity_path(name, slug(checkpoint))
         try:
             if is_gguf(model.model_name):
                 self._n_layers(name)
@@ -594,7 +594,7 @@ class Study:
         alike: dict[str, list[Path]] = defaultdict(list)
         for name, model in self.models.items():
             for checkpoint in model.model_checkpoint:
-                path = self.identity_path(name, checkpoint)
+                path = self.identity_path(name, slug(checkpoint))
                 if identity := known_identity(path):
                     alike[identity["weights_sha256"]].append(path)
         for first, *others in alike.values():

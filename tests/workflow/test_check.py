@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -206,7 +207,10 @@ def test_the_command_that_check_ends_with_mends_everything(whole: Workflow, sess
     *_, mend, _ = report(check_session(Study(session.config)), options).splitlines()
     command = mend.removeprefix("to mend ")
     assert "…" not in command
-    subprocess.run(command, shell=True, check=True, capture_output=True, env=session.environment())
+    # As in an activated environment.
+    environment = session.environment()
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    subprocess.run(command, shell=True, check=True, capture_output=True, env=environment)
     assert report(check_session(Study(session.config))) == "0 damaged, 0 stale, 0 missing, 0 suspicious"
     assert_same_contents(session.session, whole.session)
     assert session.planned() == {}

@@ -213,5 +213,5 @@ def test_multiprocessing_says_on_how_many_cores_an_estimate_runs(base: Workflow,
     output = changed(base, tmp_path, "", **keys).run(
         "--dry-run", "--printshellcmds", "--forcerun", "estimate_dimension"
     )
-    batches = re.findall(r"""--execution '\{"n_each":(\d+),"n_threads":2\}'""", output)
+    batches = re.findall(r"""--execution '\{"is_forced":false,"n_each":(\d+),"n_threads":2\}'""", output)
     assert batches == [str(threads)]

@@ -1,4 +1,4 @@
-"""What Snakemake plans and runs, told by the records in the outputs; `tests/test_staleness.py` has each row of it."""
+"""What Snakemake plans and runs, as the records in the outputs say; `tests/test_stale_outputs.py` has each case."""
 
 from __future__ import annotations
 
