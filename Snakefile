@@ -58,6 +58,7 @@ onsuccess:
     end_batches()
     release_session()
     print_summary()
+    print_newly_stale()
 
 
 onerror:

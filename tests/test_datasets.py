@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import datetime
 import gzip
+import hashlib
 import json
 import re
+import struct
 import zlib
 from collections.abc import Callable
 from decimal import Decimal
@@ -332,10 +334,21 @@ def test_text_is_read_from_the_named_column(tmp_path: Path, tokenizer: Path) -> 
 def test_file_says_what_it_was_made_of(documents: Path, tokenizer: Path, tmp_path: Path) -> None:
     output = tmp_path / "contexts.parquet"
     chunk_dataset([documents], tokenizer, Chunking(4, 1, None, None), {"shard_sha256": "abc"}, output)
+    table = pl.read_parquet(output)
+    of_tokens, of_documents = hashlib.sha256(), hashlib.sha256()
+    for row in table.iter_rows(named=True):
+        of_document = [row[name] for name in table.columns if name not in ("context", "input_ids")]
+        texts = json.dumps(of_document, separators=(",", ":")).encode()
+        for taken, content in ((of_tokens, struct.pack("<4i", *row["input_ids"])), (of_documents, texts)):
+            taken.update(struct.pack("<Q", len(content)) + content)
     assert json.loads(pl.read_parquet_metadata(output)["id_scaling"]) == {
         "shard_sha256": "abc",
         "bos": None,
         "tokenizer": "tokenizer.json",
+        "tokens_sha256": of_tokens.hexdigest(),
+        "documents_sha256": of_documents.hexdigest(),
+        "n_records": 5,
+        "n_broken": 0,
     }
 
 

@@ -41,6 +41,8 @@ class Session:
             options += ["--execution", self.study.fetch_model_execution(self.run.model)]
         if verb == "fetch-tokenizer":
             options += ["--execution", self.study.fetch_tokenizer_execution()]
+        if verb == "chunk":
+            options += ["--execution", self.study.chunk_execution(self.run.dataset)]
         if verb == "extract":
             options += ["--execution", self.study.extract_execution(self.run.model), "--threads", "1"]
         assert main([verb, "--settings", settings, *options, "--output", self.paths[output]]) == 0
@@ -69,7 +71,8 @@ def run_study(config: dict[str, Any]) -> Path:
         do("fetch-tokenizer", tokenizer, settings, execution=execution)
         do("fetch-dataset", shard, study.fetch_dataset_settings(run.dataset, str(run.subset)))
         of_plain = study.contexts_settings(replace(run, control=NONE))
-        do("chunk", plain, of_plain, shard=shard, tokenizer=tokenizer)
+        execution = study.chunk_execution(run.dataset)
+        do("chunk", plain, of_plain, shard=shard, tokenizer=tokenizer, execution=execution)
         if run.control != NONE:
             do("shuffle", contexts, study.contexts_settings(run), contexts=plain)
         execution = study.extract_execution(run.model)

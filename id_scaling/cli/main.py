@@ -20,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from id_scaling.errors import Ended, IdScalingError, InputError, of_a_disk, of_memory
+from id_scaling.errors import Ended, IdScalingError, InputError, is_panic, of_a_disk, of_memory
 from id_scaling.runtime.atomic_files import sweep
 from id_scaling.runtime.interrupts import endable
 from id_scaling.runtime.logging import LOG, plain, start_logging
@@ -60,7 +60,9 @@ def run_job(arguments: Arguments) -> int:
     """Run one verb; return its exit status, 1 after an error of the package, which is one message."""
     try:
         return _run(arguments)
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         shown = error if isinstance(error, IdScalingError) else of_a_disk(error) or of_memory(error)
         if shown is None:
             raise
@@ -216,7 +218,7 @@ def fetch_model(arguments: Arguments) -> None:
         request,
         execution["ctx_len"],
         output,
-        settings["allow_pickle"],
+        execution["allow_pickle"],
         [path for path in others if path != output],
         settings,
         partial(check_range, add_bos=execution["add_bos"]) if execution["is_own_tokenizer"] else None,
@@ -255,21 +257,22 @@ def chunk(arguments: Arguments) -> None:
     from id_scaling.text.chunking import Chunking, chunk_dataset
     from id_scaling.text.documents import check_groups
 
-    shard, tokenizer = read_record(arguments.shard), read_record(arguments.tokenizer)
+    shard, tokenizer, execution = read_record(arguments.shard), read_record(arguments.tokenizer), arguments.execution
     metadata = {
         "settings": arguments.settings,
         "made_from": {"shard": shard["sha256"], "tokenizer": tokenizer["sha256"]},
         "shard_sha256": shard["sha256"],
         "tokenizer_sha256": tokenizer["sha256"],
+        "tokenizer_source_sha256": tokenizer["source_sha256"],
     }
     chunk_dataset(
         shard_paths(shard),
         tokenizer_folder(tokenizer, arguments.tokenizer),
-        Chunking(**arguments.settings["chunking"]),
+        Chunking(**arguments.settings["chunking"], max_broken_share=execution["max_broken_share"]),
         metadata,
         arguments.output,
     )
-    check_groups(arguments.output, arguments.group_by)
+    check_groups(arguments.output, execution["group_by"])
 
 
 def shuffle(arguments: Arguments) -> None:
@@ -301,7 +304,6 @@ def extract(arguments: Arguments) -> None:
         save_means=settings["save_means"],
         save_fp=settings["save_fp"],
         dtype=settings["dtype"],
-        is_own_tokenizer=settings["is_own_tokenizer"],
         positions=tuple(settings["positions"]),
     )
     execution = Execution(**arguments.execution, n_threads=arguments.threads)
@@ -495,7 +497,6 @@ OPTIONS: dict[str, dict] = {
     "--texts": {"type": Path, "required": True, "nargs": "+", "help": "parquet files with a column text"},
     "--shard": {"type": Path, "required": True, "help": "identity.json of the shard"},
     "--tokenizer": {"type": Path, "required": True, "help": "identity.json, or tokenizer.json of one trained here"},
-    "--group-by": {"nargs": "*", "default": [], "metavar": "FIELD", "help": "fields that documents have to have"},
     "--weights": {"type": Path, "nargs": "?", "help": "folder of the weights, where the model's identity names none"},
     "--contexts": {"type": Path, "required": True, "help": "contexts.parquet"},
     "--model": {"type": Path, "required": True, "help": "identity.json of the model"},
@@ -536,7 +537,7 @@ VERBS: dict[str, tuple[Callable[[Arguments], int | None], tuple[str, ...]]] = {
     "fetch-weights": (fetch_weights, ("--execution", "--model", "--output")),
     "fetch-tokenizer": (fetch_tokenizer, ("--settings", "--execution", "--output")),
     "fetch-dataset": (fetch_dataset, ("--settings", "--output")),
-    "chunk": (chunk, ("--settings", "--shard", "--tokenizer", "--output", "--group-by")),
+    "chunk": (chunk, ("--settings", "--execution", "--shard", "--tokenizer", "--output")),
     "shuffle": (shuffle, ("--settings", "--contexts", "--output")),
     "extract": (extract, ("--settings", "--execution", "--threads", "--contexts", "--model", "--weights", "--output")),
     "estimate": (estimate, ("--settings", "--threads", "--manifest", "--output")),

@@ -198,7 +198,8 @@ COLUMNS = (
     (
         "tiny_r1",
         "share",
-        "share of points whose nearest neighbor is at no distance, or below a hundredth of the median one",
+        "share of points whose nearest neighbor is at no distance, or below a hundredth of the usual one, the median "
+        "distance past any jump by a factor of a hundred",
     ),
     (
         "top_share",

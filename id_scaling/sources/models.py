@@ -100,7 +100,7 @@ def fetch_model(
         **names,
         "settings": dict(settings or {}),
         "path": folder and str(folder.resolve()),  # None for one of the hub, whose weights come later
-        "source_sha256": hashes.sha256(gguf_file(model_name, checkpoint)) if is_gguf(model_name) else None,
+        "source_sha256": source_content(model_name, checkpoint, hashes.sha256),
         "commit": _commit(config_folder),
         "architecture": asdict(architecture),
         "n_parameters": model.n_parameters,
@@ -377,18 +377,31 @@ def model_content(
 ) -> dict[str, str | None]:
     """Return the fields of a checkpoint's identity that follow from files on this machine, as the files are now.
 
-    There are none for a checkpoint of the hub, for untrained weights, and for a bundled model that is yet to be made.
+    There are none for a checkpoint of the hub, for untrained weights of one, and for a bundled model that is yet to be
+    made. Of a checkpoint that is made here it is what it is made of.
     """
-    if is_gguf(model_name):
-        return {"source_sha256": hash_file(gguf_file(model_name, checkpoint))}
+    if is_derived(model_name, checkpoint):
+        source = source_content(model_name, checkpoint, hash_file)
+        return {} if source is None else {"source_sha256": source}
     folder = model_folder(model_name, checkpoint)
-    if folder is None or seed_of(checkpoint) is not None or not (folder / "config.json").is_file():
+    if folder is None or not (folder / "config.json").is_file():
         return {}
     return {
         "weights_sha256": digest({path.name: hash_file(path) for path in weight_files(folder, allow_pickle)}),
         "config_sha256": config_digest(folder),
         "tokenizer_sha256": _local_tokenizer_digest(folder, model_name, hash_file),
     }
+
+
+def source_content(model_name: str, checkpoint: str, hash_file: Callable[[Path], str]) -> str | None:
+    """Return the hash of what a checkpoint is made of here: of a GGUF file, or of the config of untrained weights.
+
+    None for any other, and where the config is the hub's or a bundled model's.
+    """
+    if is_gguf(model_name):
+        return hash_file(gguf_file(model_name, checkpoint))
+    folder = model_folder(model_name, checkpoint) if seed_of(checkpoint) is not None else None
+    return None if folder is None or model_name in bundled.MODELS else config_digest(folder)
 
 
 def _local_tokenizer_digest(folder: Path, model_name: str, hash_file: Callable[[Path], str]) -> str | None:

@@ -35,7 +35,6 @@ from id_scaling.sources.model_config import (
     Architecture,
     architecture_of,
     check_request,
-    config_digest,
     read_architecture,
 )
 from id_scaling.sources.models import (
@@ -144,7 +143,7 @@ class Study:
         return {dataset.allow_special_tokens for dataset in self.datasets.values()}
 
     def sites(self, model: str) -> dict[str, Any]:
-        """Return the sites asked of a model, as JSON."""
+        """Return the sites asked of a model, as JSON, whatever the order of their keys."""
         cacheing, mapping = self.config.cacheing_config, self.models[model].module_name_mapping
         views = {
             name: self._counted(model, of_view, f"views.{name}.layers")
@@ -154,8 +153,8 @@ class Study:
         read = None if cacheing.layer_idx_list == "all" else layers_as_json(cacheing.layer_idx_list)
         return {
             "layers": self._counted(model, read, "layer_idx_list"),
-            "inblock": cacheing.module_inblock_keys,
-            "outblock": cacheing.module_outblock_keys,
+            "inblock": sorted(cacheing.module_inblock_keys),
+            "outblock": sorted(cacheing.module_outblock_keys),
             "mapping": None if mapping == "auto" else mapping,
             **of_views,
         }
@@ -320,17 +319,7 @@ class Study:
 
     def fetch_model_settings(self, model: str, checkpoint: str) -> str:
         """Return the settings of `fetch_model`."""
-        name, called = self.models[model].model_name, self.checkpoints[checkpoint]
-        folder = model_folder(name, called) if seed_of(called) is not None else None
-        is_known = folder is not None and name not in bundled.MODELS
-        return canonical_json(
-            {
-                "model_name": name,
-                "checkpoint": called,
-                "allow_pickle": self.models[model].allow_pickle,
-                "config": config_digest(folder) if is_known else None,
-            }
-        )
+        return canonical_json({"model_name": self.models[model].model_name, "checkpoint": self.checkpoints[checkpoint]})
 
     def fetch_tokenizer_settings(self, tokenizer: str) -> str:
         """Return the settings of `fetch_tokenizer`."""
@@ -359,7 +348,6 @@ class Study:
                 "max_contexts": of_dataset.max_contexts,
                 "text_column": of_dataset.text_column,
                 "id_column": of_dataset.id_column,
-                "max_broken_share": of_dataset.max_broken_share,
                 "add_bos": self.config.add_bos,
                 "allow_special_tokens": of_dataset.allow_special_tokens,
             },
@@ -384,7 +372,6 @@ class Study:
             **self._names(run),
             sites=self.sites(run.model),
             dtype=self.models[run.model].dtype,
-            is_own_tokenizer=self.is_own_tokenizer(self.models[run.model]),
             views={name: vars(view) for name, view in cacheing.drawn_views.items()},
             ranks=None if cacheing.neighbor_ranks == "default" else sorted(cacheing.neighbor_ranks),
             groups=[group for group in GROUPS if group in cacheing.cloud_statistics],
@@ -477,21 +464,22 @@ class Study:
         """Return the fields that the documents of a dataset have to have for the summary."""
         return self.datasets[dataset].group_by if self.estimators else []
 
-    # ---- execution: how a job runs ----------------------------------------------------------------------------
+    # ---- execution: how a job runs, and what it refuses -------------------------------------------------------
 
     @cache  # noqa: B019  as above
     def fetch_model_execution(self, model: str) -> str:
         """Return what a checkpoint is checked against: others, by their names in paths, the longest context, the sites.
 
-        A change of these makes no checkpoint stale: those that are fetched are checked against it before any job.
+        And whether its weights may be pickled. A change of these makes no checkpoint stale that passes: those that are
+        fetched are checked against it before any job.
         """
         is_free = self.config.allow_identical_checkpoints
-        unlike = [] if is_free else list(map(slug, self.models[model].model_checkpoint))
         return canonical_json(
             {
-                "unlike": unlike,
+                "unlike": [] if is_free else list(map(slug, self.models[model].model_checkpoint)),
                 "ctx_len": max(self.config.ctx_len),
                 "sites": self.sites(model),
+                "allow_pickle": self.models[model].allow_pickle,
                 "add_bos": self.config.add_bos,
                 "is_own_tokenizer": self.is_own_tokenizer(self.models[model]),
             }
@@ -502,14 +490,28 @@ class Study:
         allowed = sorted(self.allow_special_tokens)
         return canonical_json({"add_bos": self.config.add_bos, "allow_special_tokens": allowed})
 
+    def chunk_execution(self, dataset: str) -> str:
+        """Return what the records of a shard are checked against: how many may be broken, the fields they must have.
+
+        A change of these makes no contexts stale that pass, as in `fetch_model_execution`.
+        """
+        most = self.datasets[dataset].max_broken_share
+        return canonical_json({"max_broken_share": most, "group_by": self.group_by(dataset)})
+
     def fetch_weights_execution(self) -> str:
         """Return how weights are brought."""
         return canonical_json({"keep": self.config.keep_weights})
 
     def extract_execution(self, model: str) -> str:
-        """Return how an extraction runs."""
-        accelerator = self.models[model].use_accelerator
-        return canonical_json({"batch_size": self.config.batch_size, "use_accelerator": accelerator})
+        """Return how an extraction runs, and whether its contexts must be those of the checkpoint's own tokenizer."""
+        of_model = self.models[model]
+        return canonical_json(
+            {
+                "batch_size": self.config.batch_size,
+                "use_accelerator": of_model.use_accelerator,
+                "is_own_tokenizer": of_model.tokenizer in (None, of_model.model_name),
+            }
+        )
 
     def estimate_threads(self) -> int:
         """Return on how many cores an estimate runs."""

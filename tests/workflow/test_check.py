@@ -109,6 +109,7 @@ def arguments_of(verb: str, session: Workflow) -> list[str]:
     options = {
         "chunk": {
             "settings": jobs.contexts_settings(run),
+            "execution": jobs.chunk_execution(run.dataset),
             "shard": f"results/tiny/datasets/{run.dataset}/0/identity.json",
             "tokenizer": f"results/tiny/tokenizers/{tokenizer}/identity.json",
             "output": contexts,

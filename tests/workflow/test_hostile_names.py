@@ -157,8 +157,6 @@ def test_every_hostile_name_is_one_argument_of_the_real_commands(
         verb, *options = arguments
         if verb == "extract" and options[options.index("--weights") + 1].startswith("--"):
             options.remove("--weights")  # with nothing: those of a local model are where they are
-        if verb == "chunk":
-            assert options.pop() == "--group-by"  # with nothing
         if verb == "plot":  # its figures are one after the other
             assert options[:6:2] == ["--settings", "--session", "--output"]
             assert options[-2] == "--record"

@@ -171,9 +171,9 @@ def get_chunk_settings(wildcards):
     return STUDY.chunk_settings(**wildcards)
 
 
-def get_group_by(wildcards, resources):
-    # Not recorded: which fields are summarized by changes no context.
-    return STUDY.group_by(wildcards.dataset)
+def get_chunk_execution(wildcards, resources):
+    # Not recorded: what the records are checked against changes no context.
+    return STUDY.chunk_execution(wildcards.dataset)
 
 
 def get_shuffle_settings(wildcards):
