@@ -23,13 +23,13 @@ from id_scaling.models.loading import load_model
 from id_scaling.neighbors.views import View
 from id_scaling.plots.depth import id_by_layer
 from id_scaling.plots.style import SHOWN
+from id_scaling.storage.context_hashes import content_of
 from id_scaling.storage.layout import Run
 from id_scaling.storage.records import key_of, read_table, write_table
 from id_scaling.study.config import parse
 from id_scaling.study.study import Study
 from id_scaling.text import shuffling as controls
 from id_scaling.text.chunking import Chunking, chunk_dataset
-from id_scaling.text.content import content_of
 from id_scaling.text.shuffling import CONTROLS, shuffle_contexts, shuffled
 
 BOS = 1

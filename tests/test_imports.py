@@ -36,6 +36,7 @@ ALLOWED = {
     "plots": {"results", "estimators", "neighbors", "storage", "runtime", "errors"},
     "study": {
         "plots.catalog",
+        "results.inputs",
         "results.training_steps",
         "sources",
         "text",

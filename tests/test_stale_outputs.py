@@ -17,12 +17,12 @@ from test_derived import save_gguf
 from verbs import do, run_study
 
 from id_scaling.errors import StoreError
+from id_scaling.storage.context_hashes import RowHash
 from id_scaling.storage.layout import contexts_path, ids_path, run_folder
 from id_scaling.storage.records import read_record, read_table, write_record, write_table
 from id_scaling.study import study as study_module
 from id_scaling.study.staleness import MISSING, Staleness
 from id_scaling.study.study import Study
-from id_scaling.text.content import RowHash
 
 ESTIMATORS = ["mle", "mind_ml", "twoNN_f10"]
 # Modules of the study are block, attn, mlp, emb and unemb: 15 tables of a run.

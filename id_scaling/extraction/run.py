@@ -23,6 +23,7 @@ from id_scaling.models.modules import Site
 from id_scaling.runtime.atomic_files import digest, sweep
 from id_scaling.runtime.locks import Lease, leased
 from id_scaling.runtime.logging import LOG, Progress
+from id_scaling.storage.context_hashes import recipe_of
 from id_scaling.storage.layer_writer import (
     TOKENS_FILE,
     DamagedPartError,
@@ -38,7 +39,6 @@ from id_scaling.storage.layer_writer import (
 )
 from id_scaling.storage.layout import ASSEMBLED, LAYOUT_VERSION, WEIGHTS_RECORD, file_of, weights_record
 from id_scaling.storage.records import key_of, read_record, read_table, write_record, write_table
-from id_scaling.text.content import recipe_of
 
 # A part found damaged is computed again; a disk on which that happens so often is not one to go on with.
 MOST_DAMAGED = 3

@@ -26,10 +26,10 @@ from id_scaling.sources.datasets import dataset_content
 from id_scaling.sources.derived import is_derived
 from id_scaling.sources.file_hashes import FOLDER, FileHashes
 from id_scaling.sources.models import RESOURCES, WEIGHTS_FOLDER, model_content, tokenizer_content
+from id_scaling.storage.context_hashes import content_of, recipe_of_control
 from id_scaling.storage.layout import Run, contexts_path, figures_manifest_path, identity_path, ids_path, run_folder
 from id_scaling.storage.records import key_of, read_facts, read_footer, read_record, summary_settings
 from id_scaling.study.study import Study
-from id_scaling.text.content import content_of, recipe_of_control
 from id_scaling.text.shuffling import NONE
 
 MISSING, FORCED = "not there", "forced"
@@ -51,7 +51,7 @@ class Contexts:
     ----------
     key, recipe : str or None
         What decides on them, with what they are made from as it is (`storage.records.key_of`), and as it was told to be
-        made (`text.content.recipe_of`); None where that is not known yet.
+        made (`storage.context_hashes.recipe_of`); None where that is not known yet.
     facts : mapping
         Of their table, where they are as they would be; of others nothing, until they are cut.
     """

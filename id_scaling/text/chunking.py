@@ -4,7 +4,7 @@ Chunks of a document follow each other without a gap, from its first token; what
 than a chunk is left out. No context has tokens of two documents. With a beginning-of-sequence token, each context
 starts with it and holds one token less of the document; `token_start` and `token_stop` count the document's own tokens.
 
-The facts of the table say what it holds (`text.content`): `tokens_sha256` and `documents_sha256`.
+The facts of the table say what it holds (`storage.context_hashes`): `tokens_sha256` and `documents_sha256`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 from id_scaling.errors import InputError
 from id_scaling.runtime.atomic_files import writing
 from id_scaling.runtime.logging import LOG, Progress
+from id_scaling.storage.context_hashes import RowHash
 from id_scaling.storage.records import seal, table_metadata
-from id_scaling.text.content import RowHash
 from id_scaling.text.readers import Broken, Document, Shard
 from id_scaling.text.tokenization import MOST_WHOLE, TextTokenizer, bos_token, load_tokenizer, tokenize
 

@@ -6,14 +6,15 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
-
-import polars as pl
+from typing import TYPE_CHECKING, Any
 
 from id_scaling.errors import ConfigError, StoreError, made_anew
 from id_scaling.runtime.atomic_files import canonical_json
 from id_scaling.runtime.logging import LOG
 from id_scaling.storage.records import check_seal, read_facts, read_footer, read_table
+
+if TYPE_CHECKING:
+    import polars as pl
 
 MOST_VALUES, MOST_SHOWN = 1000, 50
 ABSENT = object()
@@ -134,6 +135,8 @@ def absent_field(key: str, names: Iterable[str], where: Path) -> ConfigError:
 
 def _group(contexts: pl.Series, records: list[dict[str, Any]], key: str, path: Path) -> pl.DataFrame:
     """Return which context is in the group of which value of one key."""
+    import polars as pl
+
     found = [value_at(record, key) for record in records]
     if all(value is ABSENT for value in found):
         raise absent_field(key, {name for record in records for name in field_names(record)}, path)

@@ -17,8 +17,8 @@ import numpy as np
 
 from id_scaling.runtime.atomic_files import canonical_json, writing
 from id_scaling.runtime.logging import LOG
+from id_scaling.storage.context_hashes import RowHash, content_of, recipe_of
 from id_scaling.storage.records import FACTS, check_seal, seal, table_metadata
-from id_scaling.text.content import RowHash, content_of, recipe_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
