@@ -172,7 +172,7 @@ class ModelConfig(_Section):
     dtype: _precision("auto", "float32", "bfloat16", "float16") = Field(
         "auto",
         description="precision of the weights; `auto` is float32 on a CPU, and on a GPU up to 2,000,000,000 "
-        "parameters, above them bfloat16, see [below](#dtype)",
+        "parameters, above them bfloat16, see [dtype](models.md#dtype)",
     )
     allow_pickle: bool = Field(
         False,
@@ -220,7 +220,7 @@ class DatasetConfig(_Section):
     )
     allow_special_tokens: bool = Field(
         False,
-        description="whether a string in a text that is spelled as a control token of the tokenizer, `<|endoftext|>` "
+        description="whether a string in a text that is spelled as a control token of the tokenizer, `<s>` "
         "say, becomes that token; else it is text as any other",
     )
     filter_and_chunk_config: ChunkConfig = Field(ChunkConfig(), description="which documents, how many chunks")
