@@ -6,6 +6,7 @@ import difflib
 import errno
 import os
 import re
+import resource
 import shlex
 from collections.abc import Iterable
 
@@ -54,12 +55,23 @@ def made_anew(path: object) -> str:
 
 # What is said where memory is refused: by Linux, by the loader of shared libraries, by Python's threads, by torch.
 _OF_MEMORY = ("Cannot allocate memory", "failed to map segment", "start new thread", "not enough memory", "bad_alloc")
+# By libraries in Rust, where a thread cannot be started.
+_OF_PANICS = (*_OF_MEMORY, "memory allocation", "kind: WouldBlock")
+
+
+def is_panic(error: BaseException) -> bool:
+    """Return whether an error is a panic of a library in Rust, which is no `Exception`."""
+    return type(error).__name__ == "PanicException"
 
 
 def of_memory(error: BaseException) -> ResourceError | None:
     """Return the error that users meet where memory is refused; None for any other."""
     text = str(error) or "no memory for what was asked"
-    if not isinstance(error, MemoryError) and not any(words in text for words in _OF_MEMORY):
+    known = _OF_PANICS if is_panic(error) else _OF_MEMORY
+    is_memory = isinstance(error, MemoryError) or any(words in text for words in known)
+    # What Python says where its own C code loses the MemoryError; without a limit it may be another fault.
+    is_lost = isinstance(error, SystemError) and "without exception set" in text
+    if not is_memory and not (is_lost and resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY):
         return None
     return ResourceError(
         f"too little memory ({text.splitlines()[0]}): give the job more (mem_mb), or raise the limit of the shell "

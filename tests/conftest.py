@@ -20,6 +20,17 @@ from id_scaling.runtime.logging import LOG
 os.environ["HF_HUB_OFFLINE"] = "1"
 ROOT = Path(__file__).parent.parent
 
+# Of tests/workflow, what the default tier has too: one study end to end, and dry runs.
+EVERYDAY = ("test_end_to_end", "test_dag")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of tests/workflow as their tier."""
+    for item in items:
+        if ROOT / "tests" / "workflow" in item.path.parents and item.path.stem not in EVERYDAY:
+            item.add_marker(pytest.mark.workflow)
+
+
 COMMON = (
     "the of and to in that it is was for on are as with his they at be this from have or by one had not but what all "
     "were when we there can an your which their said if do will each about how up out them then she many some so these "

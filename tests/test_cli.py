@@ -22,7 +22,7 @@ from verbs import Session
 from id_scaling.cli.main import VERBS, _shown, _size, main
 from id_scaling.cli.status import BAR
 from id_scaling.extraction import run as extract
-from id_scaling.results.summary import COLUMNS
+from id_scaling.results.columns import COLUMNS
 from id_scaling.runtime.logging import LOG
 
 HEAVY = {"torch", "polars", "numpy", "pandas", "snakemake", "transformers", "h5py", "pyarrow", "pydantic", "yaml"}
@@ -242,6 +242,23 @@ def test_describe_says_that_no_mapping_is_known(tmp_path: Path, capsys: pytest.C
 def test_describe_of_a_missing_model_is_one_message(tmp_path: Path) -> None:
     done = python("-m", "id_scaling", "describe", tmp_path / "nothing")
     assert_refused(done, "nothing is not a folder")
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ([], "error: --checkpoint: {} holds checkpoints, not a model; choose from step0, step1\n"),
+        (["--checkpoint", "step2"], "error: --checkpoint: found no config.json in {}/step2, expected a checkpoint "),
+    ],
+)
+def test_describe_of_a_folder_of_checkpoints_names_its_option(
+    tmp_path: Path, tiny_llama: Path, capsys: pytest.CaptureFixture, option: list[str], words: str
+) -> None:
+    for step in ("step0", "step1"):
+        (tmp_path / step).symlink_to(tiny_llama)
+    assert main(["describe", str(tmp_path), *option]) == 1
+    assert capsys.readouterr().err.startswith(words.format(tmp_path))
+    assert main(["describe", str(tmp_path), "--checkpoint", "step1"]) == 0
 
 
 # ---- the log of a job ------------------------------------------------------------------------------------------

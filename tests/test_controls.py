@@ -29,6 +29,7 @@ from id_scaling.study.config import parse
 from id_scaling.study.study import Study
 from id_scaling.text import shuffling as controls
 from id_scaling.text.chunking import Chunking, chunk_dataset
+from id_scaling.text.content import content_of
 from id_scaling.text.shuffling import CONTROLS, shuffle_contexts, shuffled
 
 BOS = 1
@@ -132,6 +133,7 @@ def write_contexts(path: Path, contexts: list[dict], bos: int | None = BOS) -> P
     table = pl.DataFrame(numbered, schema_overrides={"input_ids": pl.List(pl.Int32)})
     made_from = {"shard": "a", "tokenizer": "b"}
     facts = {"settings": {"control": "none"}, "made_from": made_from, "bos": bos}
+    facts |= {"tokens_sha256": str(table["input_ids"].to_list()), "documents_sha256": "d"}
     write_table(path, table, {**facts, "shard_sha256": "a", "tokenizer_sha256": "b"})
     return path
 
@@ -193,7 +195,8 @@ def test_facts_name_the_control_its_rule_and_what_it_was_made_of(tmp_path: Path)
     facts = read_table(tmp_path / "shuffle-2" / "contexts.parquet")[1]
     assert facts["settings"] == {"control": "shuffle-2"}
     assert "min(4^2, tokens) blocks" in facts["rule"]
-    assert facts["made_from"] == {"contexts": key_of(read_table(source)[1])}
+    assert facts["made_from"] == {"contexts": content_of(read_table(source)[1])}
+    assert facts["plain"] == key_of(read_table(source)[1])
     assert (facts["bos"], facts["shard_sha256"], facts["tokenizer_sha256"]) == (BOS, "a", "b")
 
 

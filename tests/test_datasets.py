@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import datetime
 import gzip
+import hashlib
 import json
 import re
+import struct
 import zlib
 from collections.abc import Callable
 from decimal import Decimal
@@ -288,6 +290,7 @@ def test_context_starts_with_the_token_where_that_is_asked_for(
     assert facts["bos"] == (bos if has_bos else None)
 
 
+@pytest.mark.slow
 def test_effect_of_the_token_on_the_perplexity_of_a_real_model(resources: Path, tmp_path: Path) -> None:
     """Its tokenizer's own convention is none; with the token it does a little worse, not another thing altogether."""
     import torch
@@ -331,10 +334,21 @@ def test_text_is_read_from_the_named_column(tmp_path: Path, tokenizer: Path) -> 
 def test_file_says_what_it_was_made_of(documents: Path, tokenizer: Path, tmp_path: Path) -> None:
     output = tmp_path / "contexts.parquet"
     chunk_dataset([documents], tokenizer, Chunking(4, 1, None, None), {"shard_sha256": "abc"}, output)
+    table = pl.read_parquet(output)
+    of_tokens, of_documents = hashlib.sha256(), hashlib.sha256()
+    for row in table.iter_rows(named=True):
+        of_document = [row[name] for name in table.columns if name not in ("context", "input_ids")]
+        texts = json.dumps(of_document, separators=(",", ":")).encode()
+        for taken, content in ((of_tokens, struct.pack("<4i", *row["input_ids"])), (of_documents, texts)):
+            taken.update(struct.pack("<Q", len(content)) + content)
     assert json.loads(pl.read_parquet_metadata(output)["id_scaling"]) == {
         "shard_sha256": "abc",
         "bos": None,
         "tokenizer": "tokenizer.json",
+        "tokens_sha256": of_tokens.hexdigest(),
+        "documents_sha256": of_documents.hexdigest(),
+        "n_records": 5,
+        "n_broken": 0,
     }
 
 
@@ -568,6 +582,7 @@ def shards_of(folder: Path, n_texts: int) -> list[Path]:
 
 @on_linux
 @pytest.mark.parametrize(("is_cut", "n_texts", "most"), [(False, (2500, 25_000), 40), (True, (500, 5000), 40)])
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_shard(
     is_cut: bool, n_texts: tuple[int, int], most: float, tmp_path: Path, tokenizer: Path, python: Any
 ) -> None:
@@ -583,6 +598,7 @@ def test_memory_does_not_grow_with_the_shard(
 
 
 @on_linux
+@pytest.mark.slow
 def test_document_of_fifty_megabytes_is_cut_in_bounded_memory(tmp_path: Path, tokenizer: Path, python: Any) -> None:
     """The line, its text and its tokens are 200 MB; tokenised whole, it takes 6 GB."""
     text = random_text(100_000, 0)

@@ -344,6 +344,7 @@ def test_untrained_weights_need_no_trained_ones(tmp_path: Path, tiny_llama: Path
         Study(config).check()
 
 
+@pytest.mark.workflow
 def test_a_study_of_trained_and_untrained_weights_runs(tmp_path: Path, tiny_llama: Path, text_folder: Path) -> None:
     config = study(tiny_llama, text_folder, model_config__model_checkpoint=["main", "random-init-1"])
     config["cacheing_config"]["save_IDs_list"] = ["mle"]

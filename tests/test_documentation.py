@@ -12,7 +12,7 @@ from conftest import ROOT, study
 from id_scaling.cli.documentation import PAGES, SCHEMA, columns_table, keys_table, schema, with_table
 from id_scaling.estimators.registry import GRAMMAR
 from id_scaling.models.modules import PRESETS
-from id_scaling.results.summary import COLUMNS
+from id_scaling.results.columns import COLUMNS
 from id_scaling.sources.datasets import SUFFIXES
 from id_scaling.study.config import Config
 

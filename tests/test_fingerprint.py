@@ -345,10 +345,12 @@ def plot_of(method: str) -> set[str]:
         ("extraction/run.py", set()),
         ("plots/style.py", {"plot"}),
         ("results/load.py", {"plot"}),
-        ("results/equivalents.py", {"summarize", "plot"}),
-        ("results/equivalent_tables.py", {"summarize", "plot"}),
-        ("results/training_steps.py", {"summarize", "plot"}),
-        ("results/summary.py", {"summarize", "plot"}),
+        ("results/equivalents.py", {"summarize"}),
+        ("results/equivalent_tables.py", {"summarize"}),
+        ("results/training_steps.py", {"summarize"}),
+        ("results/summary.py", {"summarize"}),
+        ("results/columns.py", {"summarize"}),
+        ("results/text_table.py", {"summarize", "plot"}),
         ("neighbors/cloud_kinds.py", {"summarize", "plot"} | ESTIMATES),
         ("results/uncertainty.py", {"summarize", "plot"}),
         *((f"estimators/{name}.py", {f"estimate {name}"} | plot_of(name)) for name in METHODS),
@@ -475,6 +477,42 @@ def test_estimates_know_neither_model_nor_torch(stage: str) -> None:
 
 def test_computing_folders_are_folders_of_the_package() -> None:
     assert [name for name in COMPUTING if not (PACKAGE / name).is_dir()] == []
+
+
+def computes(source: str) -> bool:
+    """Return whether a module holds more than its docstring, imports and `__all__`."""
+    tree = ast.parse(source)
+    body = tree.body[ast.get_docstring(tree) is not None :]
+    rest = [node for node in body if not isinstance(node, ast.Import | ast.ImportFrom)]
+    return any(
+        not isinstance(node, ast.Assign) or [ast.unparse(target) for target in node.targets] != ["__all__"]
+        for node in rest
+    )
+
+
+PACKAGES = sorted(
+    str(path.relative_to(PACKAGE)) for name in COMPUTING for path in (PACKAGE / name).rglob("__init__.py")
+)
+
+
+def test_every_computing_folder_is_a_package() -> None:
+    """Folders of data apart: else its modules would be of no closure."""
+    folders = {path.parent for name in COMPUTING for path in (PACKAGE / name).rglob("*.py")}
+    assert {PACKAGE / name for name in PACKAGES} == {folder / "__init__.py" for folder in folders}
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_packages_hold_no_code(name: str) -> None:
+    """An import of a module runs them, and no fingerprint follows that."""
+    source = (PACKAGE / name).read_text()
+    assert not computes(source)
+    assert ast.get_docstring(ast.parse(source))
+
+
+@pytest.mark.parametrize("code", ["K = 20", "import numpy\nnumpy.seterr(all='ignore')", "def f():\n    return 1"])
+def test_search_finds_code_in_a_package(code: str) -> None:
+    assert computes(f'"""Words."""\n\n{code}\n')
+    assert not computes('"""Words."""\n\nfrom a import b\n\n__all__ = ["b"]\n')
 
 
 # ---- imports that are no statements ----------------------------------------------------------------------------

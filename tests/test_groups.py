@@ -8,7 +8,8 @@ import torch
 
 from id_scaling.neighbors.clusters import MOST, largest_in_reach, shifts_between, split
 from id_scaling.neighbors.kernels import numba_kernels, torch_kernels
-from id_scaling.neighbors.search import find_nearest, survey
+from id_scaling.neighbors.points import prepare_points
+from id_scaling.neighbors.search import find_nearest
 from tests.stress import STRESSES, smooth, stressed, tight_clusters, two_modes
 
 NO_FURTHER = np.empty(0, dtype=int)
@@ -65,7 +66,9 @@ def test_a_group_in_reach_lends_its_radius() -> None:
 
 @pytest.mark.parametrize("stress", [two_modes, tight_clusters])
 def test_clouds_in_groups_need_no_float64_product(stress) -> None:
-    found = find_nearest(survey(stressed(stress, 1024, 576).astype(np.float16)), np.arange(1024), 21, NO_FURTHER)
+    found = find_nearest(
+        prepare_points(stressed(stress, 1024, 576).astype(np.float16)), np.arange(1024), 21, NO_FURTHER
+    )
     assert found.centred.gram.dtype == np.float32
     assert len(found.centred.centres) > 1
 
@@ -75,8 +78,8 @@ def test_clouds_in_groups_need_no_float64_product(stress) -> None:
 def test_neighbors_in_groups_are_those_of_float64(n_clusters: int, spread: float) -> None:
     points = in_clusters(600, 64, n_clusters, spread)[0].astype(np.float32)
     points[:5] *= 300  # far points, each alone
-    found = find_nearest(survey(points), np.arange(600), 21, NO_FURTHER)
-    wide = find_nearest(survey(points.astype(np.float64)), np.arange(600), 21, NO_FURTHER)
+    found = find_nearest(prepare_points(points), np.arange(600), 21, NO_FURTHER)
+    wide = find_nearest(prepare_points(points.astype(np.float64)), np.arange(600), 21, NO_FURTHER)
     assert_as_near(found, wide)
 
 
@@ -86,7 +89,7 @@ def test_neighbors_are_those_of_float64_though_all_clouds_are_put_in_groups(stre
     points = (smooth(700, 48) if stress is smooth else stressed(stress, 700, 48)).astype(np.float32)
     monkeypatch.setattr("id_scaling.neighbors.search._narrow", lambda cloud, *_: [(40, cloud.about_groups)])
     given = torch.from_numpy(points) if library == "torch" else points
-    found = find_nearest(survey(given), np.arange(700), 21, NO_FURTHER)
+    found = find_nearest(prepare_points(given), np.arange(700), 21, NO_FURTHER)
     assert "float32" in str(found.centred.gram.dtype)
-    wide = find_nearest(survey(points.astype(np.float64)), np.arange(700), 21, NO_FURTHER)
+    wide = find_nearest(prepare_points(points.astype(np.float64)), np.arange(700), 21, NO_FURTHER)
     assert_as_near(found, wide)

@@ -115,12 +115,13 @@ class Fetcher:
         output.unlink(missing_ok=True)
         sites = {"layers": layers, "inblock": ["block"], "outblock": [], "mapping": None}
         settings = {"model_name": "owner/model", "checkpoint": revision}
-        execution = {"unlike": [*unlike, revision], "ctx_len": 64, "sites": sites}
+        execution = {"unlike": [*unlike, revision], "ctx_len": 64, "sites": sites, "allow_pickle": allow_pickle}
+        execution |= {"add_bos": "auto", "is_own_tokenizer": True}
         said = self.run(
             "fetch-model",
             output,
             "--settings",
-            json.dumps({**settings, "allow_pickle": allow_pickle}),
+            json.dumps(settings),
             "--execution",
             json.dumps(execution),
             **more,
@@ -565,6 +566,7 @@ def workflow(
         yield made
 
 
+@pytest.mark.workflow
 def test_commits_stand_in_what_is_extracted(
     workflow: OnHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: None
 ) -> None:
@@ -575,6 +577,7 @@ def test_commits_stand_in_what_is_extracted(
     shard = str(session / "datasets/owner--texts/1/identity.json")
     tokenizer = str(session / "tokenizers/owner--model/identity.json")
     chunk = ["--settings", made.contexts_settings(made.runs[0]), "--shard", shard]
+    chunk += ["--execution", made.chunk_execution(made.runs[0].dataset)]
     assert main(["chunk", *chunk, "--tokenizer", tokenizer, "--output", contexts]) == 0
     manifests = []
     for run in made.runs:
@@ -590,6 +593,7 @@ def test_commits_stand_in_what_is_extracted(
     assert step1["weights"] != last["weights"]
 
 
+@pytest.mark.workflow
 def test_branch_that_moves_stays_one_commit_in_a_session_until_it_is_fetched_again(
     workflow: OnHub, early: dict[str, bytes]
 ) -> None:

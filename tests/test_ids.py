@@ -14,6 +14,7 @@ from verbs import Session
 
 from id_scaling.cli.main import main
 from id_scaling.estimators.near_copies import tiny_share
+from id_scaling.neighbors.find import Neighbors
 from id_scaling.results.estimates import _medians
 
 
@@ -52,4 +53,5 @@ def test_companions_are_those_of_the_clouds(session: Session, tmp_path: Path) ->
 )
 def test_a_nearest_neighbor_at_next_to_no_distance_is_counted(r1: list[float], median: float, tiny: float) -> None:
     rows = np.array([r1])
-    np.testing.assert_array_equal([_medians(rows)[0], tiny_share(rows)[0]], [median, tiny])
+    neighbors = Neighbors((1,), rows, np.zeros((*rows.shape, 1)), {})
+    np.testing.assert_array_equal([_medians(rows)[0], tiny_share(neighbors)[0]], [median, tiny])

@@ -9,7 +9,7 @@ import pytest
 
 import id_scaling
 from id_scaling.estimators.base import estimate_from_neighbors, top_share
-from id_scaling.estimators.near_copies import K, has_near_copy, tiny_share
+from id_scaling.estimators.near_copies import K, has_near_copy, one_of_each, tiny_share
 from id_scaling.estimators.registry import get_estimator
 from id_scaling.neighbors.find import Neighbors, find_neighbors, stacked
 from id_scaling.neighbors.views import View
@@ -76,6 +76,47 @@ def test_means_over_points_are_looked_at_too(name: str) -> None:
     assert found.status == "near_copies"
 
 
+DECIDED = ("skdim_TwoNN", "skdim_MLE", "skdim_GRIDE", "skdim_MiND_ML", "skdim_PH", "phd", "phd_text", "mst")
+UNDECIDED = ("skdim_MOM", "skdim_MADA", "skdim_TLE", "skdim_CorrInt", "skdim_ESS", "skdim_FisherS", "skdim_lPCA")
+
+
+@pytest.mark.parametrize("name", DECIDED)
+def test_estimators_of_points_that_copies_decide_have_the_status(name: str) -> None:
+    points = with_copies(cloud(), 200)
+    found, clean = (id_scaling.estimate(some, name)[name] for some in (points, cloud()))
+    assert (found.status, np.isnan(found.value), clean.status) == ("near_copies", True, "ok")
+    assert abs(get_estimator(name).compute(points)[0] - clean.value) > 0.1 * clean.value
+
+
+@pytest.mark.parametrize("name", UNDECIDED)
+def test_estimators_of_points_that_copies_do_not_decide_keep_their_value(name: str) -> None:
+    found, clean = (id_scaling.estimate(some, name)[name] for some in (with_copies(cloud(), 200), cloud()))
+    # Local PCA finds as many directions as there are coordinates.
+    assert found.status == clean.status == ("saturated" if name == "skdim_lPCA" else "ok")
+    assert found.value == pytest.approx(clean.value, rel=0.1)
+    assert found.tiny_r1 == pytest.approx(400 / 600)
+
+
+def test_two_copies_do_not_decide_a_tree_of_many_points() -> None:
+    found = id_scaling.estimate(with_copies(cloud(1000), 2), ["phd", "skdim_MLE"])
+    assert {one.status for one in found.values()} == {"ok"}
+
+
+@pytest.mark.parametrize("n_times", [1, 3])
+def test_the_share_is_true_where_all_points_are_copies(n_times: int) -> None:
+    points = with_copies(cloud(150), 150, 1e-10, n_times)
+    names = ["twoNN_f10", "participation_ratio", "skdim_lPCA"]
+    assert {one.tiny_r1 for one in id_scaling.estimate(points, names).values()} == {1.0}
+    assert set(id_scaling.estimate_batch(points[None], names)["tiny_r1"]) == {1.0}
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1.0, 1e200])
+def test_one_of_each_group_of_copies_is_kept(scale: float) -> None:
+    points = scale * with_copies(cloud(50), 20, 1e-9, n_times=2)
+    is_copy = np.isin(np.arange(90) % 50, np.arange(20)) | (np.arange(90) >= 50)
+    assert np.flatnonzero(one_of_each(points, is_copy, 1e-3 * scale)).tolist() == list(range(50))
+
+
 def cantor(n: int) -> np.ndarray:
     """Return points of Cantor's set, of dimension log 2 / log 3."""
     digits = 2 * np.random.default_rng(0).integers(0, 2, size=(n, 25))
@@ -138,9 +179,9 @@ def test_shares_and_points_with_copies_are_those_of_a_plain_search(points: np.nd
         jumps = [j for j in range(1, K) if row[j] > 100 * row[j - 1]]
         usual.append(row[jumps[-1]] if jumps else row[0])
     neighbors = stacked([find_neighbors(points, [View(0)], range(1, K + 1))[0]])
-    assert tiny_share(neighbors.r1)[0] == (distances[:, 0] < np.median(distances[:, 0]) / 100).mean()
     expected = distances[:, 0] < np.median(usual) / 100
     assert expected.any()
+    assert tiny_share(neighbors)[0] == expected.mean()
     np.testing.assert_array_equal(has_near_copy(neighbors)[0], expected)
 
 

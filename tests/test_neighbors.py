@@ -10,7 +10,7 @@ import torch
 
 from id_scaling.neighbors import search
 from id_scaling.neighbors.find import Neighbors, find_neighbors
-from id_scaling.neighbors.search import survey
+from id_scaling.neighbors.points import prepare_points
 from id_scaling.neighbors.statistics import DEFAULT_GROUPS
 from id_scaling.neighbors.views import DEFAULT_VIEWS, View, default_ranks
 
@@ -271,7 +271,7 @@ NAN, INF = np.nan, np.inf
 def test_equal_points_are_found_by_value(rows: list, expected: list, library: str) -> None:
     points = np.array(rows, dtype=np.float64)
     with np.errstate(all="ignore"):
-        found = survey(torch.from_numpy(points) if library == "torch" else points).first
+        found = prepare_points(torch.from_numpy(points) if library == "torch" else points).first
     np.testing.assert_array_equal(found, expected)
 
 
@@ -286,8 +286,8 @@ def test_equal_points_are_found_at_every_position_and_memory_order(n: int, d: in
     _, index, inverse = np.unique(which, return_index=True, return_inverse=True)
     tensor = torch.from_numpy(np.ascontiguousarray(points.T)).to(device).T
     tensor = tensor if order == "F" else tensor.contiguous()
-    np.testing.assert_array_equal(survey(np.array(points, order=order)).first, index[inverse])
-    np.testing.assert_array_equal(survey(tensor).first, index[inverse])
+    np.testing.assert_array_equal(prepare_points(np.array(points, order=order)).first, index[inverse])
+    np.testing.assert_array_equal(prepare_points(tensor).first, index[inverse])
 
 
 @pytest.mark.parametrize("library", ["numpy", "torch"])

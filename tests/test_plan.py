@@ -52,6 +52,7 @@ def contexts(config: dict[str, Any]) -> Contexts | None:
 
 
 @pytest.mark.parametrize("is_saved", [False, True])
+@pytest.mark.workflow
 def test_bytes_are_those_of_the_run(tmp_path: Path, tiny_llama: Path, text_folder: Path, is_saved: bool) -> None:
     """To 10 %: of a run this small some 5 % is what HDF5 adds."""
     saved = {"save_cache_tensors": is_saved, "save_mean_tensors": is_saved, "save_fp": "float32"}
@@ -97,6 +98,7 @@ def test_contexts_of_the_hub_without_a_bound_are_unknown_and_the_report_says_wha
     assert "the rest   unknown" in text
 
 
+@pytest.mark.workflow
 def test_contexts_cut_under_other_settings_do_not_count(tmp_path: Path, tiny_llama: Path, text_folder: Path) -> None:
     config = study(tiny_llama, text_folder, dataset_config__max_dataset_size=5)
     Workflow(tmp_path, config).run("--until", "chunk_dataset")
@@ -288,6 +290,7 @@ def test_jobs_and_submissions_of_controls_are_those_of_a_dry_run(workflow: Workf
     assert n_submissions(made) == 2 + 4 + 6 + 6 + 1 + 1
 
 
+@pytest.mark.workflow
 def test_a_control_alone_is_counted_with_the_plain_contexts_it_is_made_of(workflow: Workflow) -> None:
     workflow.config["controls"] = "shuffle-2"
     workflow.write()

@@ -28,7 +28,7 @@ from id_scaling.plots.render import OF_SESSION, OF_SUMMARY, chart_of, plot
 from id_scaling.plots.scales import _by_scale, _stored
 from id_scaling.plots.training import scaling_law
 from id_scaling.results.load import load_contexts, load_summary, load_tokens
-from id_scaling.results.summary import readable
+from id_scaling.results.text_table import readable
 
 VIEWS = {
     "default": {},

@@ -12,7 +12,8 @@ from id_scaling.neighbors import search
 from id_scaling.neighbors.error_bounds import NARROW, ProductError, Tolerance, _sensitivities, product_error, suspects
 from id_scaling.neighbors.find import Neighbors, find_neighbors, stacked
 from id_scaling.neighbors.kernels import numba_kernels, torch_kernels
-from id_scaling.neighbors.search import find_nearest, survey
+from id_scaling.neighbors.points import prepare_points
+from id_scaling.neighbors.search import find_nearest
 from id_scaling.neighbors.views import View
 from tests.stress import STRESSES, smooth, stressed, tight_clusters
 
@@ -85,11 +86,11 @@ def test_a_neighbor_that_a_product_put_outside_its_list_is_found(monkeypatch: py
         search, "_length_that_settles", lambda _, __, ___, n_settled, *____: n_settled + search.SPARES[0]
     )
     monkeypatch.setattr(search, "SETTLED_BY_ROWS", 1.0)
-    cloud = survey(points)
+    cloud = prepare_points(points)
     found = find_nearest(cloud, np.arange(1024), 21, np.empty(0, dtype=int))
     assert found.centred.gram.dtype == np.float32
     assert found.n_rows > 0
-    wide = find_nearest(survey(points.astype(np.float64)), np.arange(1024), 21, np.empty(0, dtype=int))
+    wide = find_nearest(prepare_points(points.astype(np.float64)), np.arange(1024), 21, np.empty(0, dtype=int))
     np.testing.assert_allclose(found.squares[:, :21], wide.squares[:, :21], rtol=1e-6)  # float32 differences: 1e-7
 
 
@@ -99,7 +100,7 @@ def test_equal_points_stand_before_near_ones(n_equal: int, dtype: type) -> None:
     points = np.random.default_rng(0).standard_normal((200, 64)).astype(dtype)
     points[1 : n_equal + 1] = points[1]
     points[n_equal + 1] = points[1] * (1 + 2 * np.finfo(dtype).eps)  # nearer than a product can tell
-    found = find_nearest(survey(points), np.arange(200), 21, np.empty(0, dtype=int))
+    found = find_nearest(prepare_points(points), np.arange(200), 21, np.empty(0, dtype=int))
     n_twins = min(n_equal - 1, 21)
     twins = np.arange(1, n_equal + 1)
     for point in twins:
@@ -111,7 +112,7 @@ def test_equal_points_stand_before_near_ones(n_equal: int, dtype: type) -> None:
 
 
 def test_the_guard_takes_few_points_of_a_smooth_cloud() -> None:
-    cloud = survey(smooth(1024, 576).astype(np.float16))
+    cloud = prepare_points(smooth(1024, 576).astype(np.float16))
     found = find_nearest(cloud, np.arange(1024), 21, np.empty(0, dtype=int))
     assert found.centred.gram.dtype == np.float32
     assert found.n_again < 0.1 * 1024  # what is left is speed, not right or wrong: some hundredths at this width

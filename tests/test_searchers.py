@@ -20,6 +20,7 @@ from id_scaling.neighbors.find import find_neighbors
 from id_scaling.neighbors.parallel import Searchers
 from id_scaling.neighbors.statistics import DEFAULT_GROUPS
 from id_scaling.neighbors.views import View
+from id_scaling.neighbors.worker import find_in_room
 from id_scaling.runtime import workers as children
 from id_scaling.runtime.workers import ChildError, ask_child
 
@@ -117,7 +118,7 @@ def test_a_file_under_the_number_of_another_is_not_taken_for_it() -> None:
         os.dup2(other, room.file)
         os.close(other)
         (found, _), (expected, _) = (
-            ask_child(searchers.find_in_room, (room.file, "float32", (60, 4), 0), questions[0], files=(room.file,)),
+            ask_child(find_in_room, (room.file, "float32", (60, 4), 0), questions[0], files=(room.file,)),
             find_neighbors(points[0].numpy(), **questions[0]),
         )
         np.testing.assert_array_equal(found.r1, expected.r1)

@@ -358,7 +358,7 @@ def hub(tmp_path: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("way", ["plain", "traceback"])
 def test_secrets_are_in_nothing_that_a_failing_fetch_says(way: str, hub: dict[str, str], tmp_path: Path) -> None:
-    settings = {"model_name": "owner/model", "checkpoint": "main", "allow_pickle": False}
+    settings = {"model_name": "owner/model", "checkpoint": "main"}
     sites = {"layers": None, "inblock": ["block"], "outblock": [], "mapping": None}
     verb = [
         "fetch-model",
@@ -366,7 +366,16 @@ def test_secrets_are_in_nothing_that_a_failing_fetch_says(way: str, hub: dict[st
         "--settings",
         json.dumps(settings),
         "--execution",
-        json.dumps({"unlike": [], "ctx_len": 64, "sites": sites}),
+        json.dumps(
+            {
+                "unlike": [],
+                "ctx_len": 64,
+                "sites": sites,
+                "allow_pickle": False,
+                "add_bos": "auto",
+                "is_own_tokenizer": True,
+            }
+        ),
     ]
     verb += ["--output", tmp_path / "identity.json"]
     command = ["-m", "id_scaling", *verb]

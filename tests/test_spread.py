@@ -46,6 +46,7 @@ def pooled_coverage(name: str, share: float = 1.0) -> float:
 
 
 @pytest.mark.parametrize("name", OF_SAVED_CLOUDS)
+@pytest.mark.slow
 def test_intervals_of_saved_clouds_cover_too(name: str) -> None:
     assert all(set(simulated(*cell, True)[name].status) == {OK} for cell in CELLS)
     # 120 clouds know 95 per cent to 2: two and a half such errors below. Above, all may be covered.
@@ -53,6 +54,7 @@ def test_intervals_of_saved_clouds_cover_too(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.slow
 def test_intervals_cover_what_the_estimator_gives_on_average(name: str) -> None:
     # 400 clouds know 95 per cent to 1.1: the bounds are nearly three such errors away.
     assert LOWEST <= pooled_coverage(name) <= HIGHEST
@@ -60,6 +62,7 @@ def test_intervals_cover_what_the_estimator_gives_on_average(name: str) -> None:
 
 @pytest.mark.parametrize(("geometry", "d"), CELLS)
 @pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.slow
 def test_intervals_cover_on_each_geometry(name: str, geometry: str, d: int) -> None:
     found = simulated(geometry, d, False)[name]
     assert set(found.status) == {OK}
@@ -86,6 +89,7 @@ EQUAL = {f"{d} equal": np.ones(d) for d in (10, 30)}
 @pytest.mark.parametrize(
     ("name", "n"), [("participation_ratio", 1024), ("participation_ratio_corrected", 1024), ("effective_rank", 256)]
 )
+@pytest.mark.slow
 def test_jackknives_cover_whether_variances_differ_or_not(name: str, n: int, spectra: dict[str, np.ndarray]) -> None:
     covered, rng = [], np.random.default_rng(2)
     for deviations in spectra.values():

@@ -9,16 +9,20 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import yaml
 from conftest import save_text, save_tiny_llama, study
-from verbs import run_study
+from test_derived import save_gguf
+from verbs import do, run_study
 
+from id_scaling.errors import StoreError
 from id_scaling.storage.layout import contexts_path, ids_path, run_folder
 from id_scaling.storage.records import read_record, read_table, write_record, write_table
 from id_scaling.study import study as study_module
 from id_scaling.study.staleness import MISSING, Staleness
 from id_scaling.study.study import Study
+from id_scaling.text.content import RowHash
 
 ESTIMATORS = ["mle", "mind_ml", "twoNN_f10"]
 # Modules of the study are block, attn, mlp, emb and unemb: 15 tables of a run.
@@ -237,10 +241,6 @@ def test_a_record_of_another_extraction_is_seen(copied: dict[str, Any]) -> None:
 
 
 def test_a_summary_that_was_replaced_is_seen_by_its_figures(copied: dict[str, Any]) -> None:
-    import polars as pl
-
-    from id_scaling.storage.records import read_table, write_table
-
     path = Path("results/tiny/summary.parquet")
     table, facts = read_table(path)
     write_table(path, table.with_columns(pl.col("mean") + 1), facts)
@@ -255,6 +255,138 @@ def test_a_record_that_cannot_be_read_is_stale(kind: str, damage: bytes | None, 
     stage = {"contexts": "chunk", "manifest": "extract", "table": "estimate"}[kind]
     expected = f"{path} is empty" if damage == b"" else "its record is of an older version, or damaged"
     assert reasons(copied)[stage] == expected
+
+
+# ---- contexts that are cut again -----------------------------------------------------------------------------
+
+
+def edit_contexts(path: Path, *changes: pl.Expr) -> None:
+    """Write contexts as another version of a library would have cut them: the same settings, some other columns."""
+    table, facts = read_table(path)
+    table, (tokens, documents) = table.with_columns(*changes), (RowHash(), RowHash())
+    for row in table.iter_rows(named=True):
+        tokens.add_tokens(row["input_ids"])
+        documents.add_document(row)
+    hashes = {"tokens_sha256": tokens.hexdigest(), "documents_sha256": documents.hexdigest()}
+    write_table(path, table, {**facts, **hashes})
+
+
+def other_tokens() -> pl.Expr:
+    """Return the tokens of contexts with another one in the last place of each."""
+    return pl.concat_list(pl.col("input_ids").list.head(63), pl.lit(3, pl.Int32)).alias("input_ids")
+
+
+def test_equal_contexts_cut_again_run_nothing_further(copied: dict[str, Any]) -> None:
+    path = path_of(copied, "contexts")
+    before = read_table(path)
+    path.unlink()
+    assert stale(copied) == {"chunk": 1}
+    run_study(copied)
+    assert read_table(path)[1] == before[1]
+    assert stale(copied) == {}
+
+
+def test_other_tokens_cut_with_the_same_settings_are_extracted(copied: dict[str, Any]) -> None:
+    """As by another version of `tokenizers`: neither the settings nor the shard say it."""
+    path = path_of(copied, "contexts")
+    edit_contexts(path, other_tokens())
+    assert stale(copied) == CHAIN
+    assert reasons(copied)["extract"] == "made from other contexts"
+    path_of(copied, "manifest").unlink()
+    path_of(copied, "table").unlink()
+    for table in path_of(copied, "manifest").parent.glob("ids/*/*"):
+        table.unlink(missing_ok=True)
+    for name in ("summary.parquet", "figures/manifest.json"):
+        Path("results/tiny", name).unlink()
+    run_study(copied)
+    assert stale(copied) == {}
+
+
+def test_other_documents_with_the_same_tokens_are_summarized_and_not_extracted(copied: dict[str, Any]) -> None:
+    import id_scaling
+
+    edit_contexts(path_of(copied, "contexts"), pl.lit("other").alias("document_id"))
+    assert stale(copied) == {"summary": 1, "figures": 1}
+    assert reasons(copied)["summary"] == "made from other documents"
+    with pytest.raises(StoreError, match="stale: its contexts were cut again"):
+        id_scaling.load_summary("results/tiny")
+
+
+def test_tokens_of_shuffled_contexts_are_compared_too(copied: dict[str, Any]) -> None:
+    copied["controls"] = ["none", "shuffle-1"]
+    Path("results/tiny/summary.parquet").unlink()
+    Path("results/tiny/figures/manifest.json").unlink()
+    run_study(copied)
+    assert stale(copied) == {}
+    jobs = Study(copy.deepcopy(copied))
+    plain, shuffled = (contexts_path(Path(jobs.session), run, jobs.tokenizer_of(run.model)) for run in jobs.runs)
+    kept = {path: path.read_bytes() for path in (plain, shuffled)}
+    plain.unlink()
+    assert stale(copied) == {"chunk": 1}
+    shuffled.unlink()
+    assert stale(copied) == {"chunk": 2}
+    plain.write_bytes(kept[plain])
+    assert stale(copied) == {"chunk": 1}
+    do("shuffle", shuffled, jobs.contexts_settings(jobs.runs[1]), contexts=plain)
+    assert stale(copied) == {}
+    # Only the documents: a shuffle is drawn by them.
+    edit_contexts(plain, pl.lit("other").alias("document_id"))
+    assert stale(copied) == {"chunk": 1, "extract": 1, "estimate": 15, "summary": 1, "figures": 1}
+    plain.write_bytes(kept[plain])
+    edit_contexts(shuffled, other_tokens())
+    assert stale(copied) == CHAIN
+
+
+def test_contexts_of_other_settings_with_the_same_tokens_are_read_but_not_extracted_again(
+    copied: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """That they have the same tokens is known only once they are cut: then the job has nothing to compute."""
+    copied["dataset_config"]["max_contexts"] = 1000
+    assert stale(copied) == {"chunk": 1, **CHAIN}
+    path_of(copied, "contexts").unlink()
+    run_study(copied)
+    assert stale(copied) == {}
+    manifest = path_of(copied, "manifest")
+    before = {path: path.stat().st_mtime_ns for path in manifest.parent.glob("*.h5")}
+    digest_before = read_record(manifest)["digest"]
+    manifest.unlink()
+    with caplog.at_level("INFO", logger="id_scaling"):
+        run_study(copied)
+    assert read_record(manifest)["digest"] == digest_before
+    assert {path: path.stat().st_mtime_ns for path in manifest.parent.glob("*.h5")} == before
+    assert stale(copied) == {}
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.5, {}), (0.2, {}), (0.1, {"chunk": 1}), (0.0, {"chunk": 1})])
+def test_a_tolerance_for_broken_records_cuts_again_only_where_they_are_too_many(
+    share: float, expected: dict, copied: dict[str, Any]
+) -> None:
+    """Of 7 records one is broken."""
+    with open("text/00.jsonl", "a") as file:
+        file.write("{\n")
+    copied["dataset_config"]["max_broken_share"] = 0.5
+    for name in ("datasets", "contexts"):
+        shutil.rmtree(Path("results/tiny", name))
+    path_of(copied, "manifest").unlink()
+    run_study(copied)
+    assert stale(copied) == {}
+    copied["dataset_config"]["max_broken_share"] = share
+    assert stale(copied) == expected
+    if expected:
+        assert reasons(copied)["chunk"] == "1 of 7 records were broken, more than may be"
+
+
+def test_the_order_of_checkpoints_and_datasets_is_one_in_all_comparisons(copied: dict[str, Any]) -> None:
+    """Several of both: else a summary is stale as soon as it is made."""
+    save_tiny_llama(Path("model/step1"), seed=1)
+    save_text(Path("more"), n_documents=7)
+    of_text = copied["dataset_config"]
+    copied["dataset_config"] = [of_text, {**of_text, "dataset_name": "./more"}]
+    copied["model_config"]["model_checkpoint"] = ["step0", "step1"]
+    copied["cacheing_config"] |= {"save_IDs_list": ["mle"], "module_inblock_keys": []}
+    copied["session_name"] = "crossed"
+    run_study(copied)
+    assert stale(copied) == {}
 
 
 # ---- what is changed in the configuration ----------------------------------------------------------------------
@@ -341,8 +473,6 @@ def test_what_was_never_made_is_missing_and_not_stale(tmp_path: Path, tiny_llama
 
 def test_a_kept_summary_whose_tables_changed_is_called_stale_by_the_loader(copied: dict[str, Any]) -> None:
     import id_scaling
-    from id_scaling.errors import StoreError
-    from id_scaling.storage.records import read_table, write_table
 
     assert len(id_scaling.load_summary("results/tiny"))
     path = path_of(copied, "table")
@@ -369,6 +499,58 @@ def test_weights_made_here_are_compared(copied: dict[str, Any]) -> None:
     assert stale(copied) == {"models": 1}
     weights.write_bytes(content)
     assert stale(copied) == {}
+
+
+def test_an_identity_of_weights_made_here_that_is_removed_makes_nothing_else_stale(copied: dict[str, Any]) -> None:
+    """Untrained ones come out the same from the same config."""
+    copied["model_config"]["model_checkpoint"] = ["random-init-7"]
+    copied["session_name"] = "untrained"
+    run_study(copied)
+    assert stale(copied) == {}
+    (path,) = Path("results/untrained/models").glob("*/random-init-7/identity.json")
+    before = read_record(path)
+    shutil.rmtree(path.parent)
+    assert stale(copied) == {"models": 1}
+    run_study(copied)
+    assert read_record(path) == before
+    assert stale(copied) == {}
+    config = Path("model/step0/config.json")
+    config.write_text(config.read_text().replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05'))
+    assert stale(copied) == {"models": 1, **CHAIN}
+    path.unlink()
+    assert stale(copied) == {"models": 1, **CHAIN}
+
+
+def test_identities_of_a_gguf_file_that_are_removed_make_nothing_else_stale(
+    copied: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("id_scaling.sources.cache.CACHE", Path("cache"))
+    file = save_gguf(Path("model/step0"), Path("model/tiny.gguf"))
+    copied["model_config"] = {"model_name": f"./{file}"}
+    copied["session_name"] = "gguf"
+    run_study(copied)
+    assert stale(copied) == {}
+    for kinds in (["models"], ["tokenizers"], ["models", "tokenizers"]):
+        for kind in kinds:
+            shutil.rmtree(Path("results/gguf", kind))
+        assert stale(copied) == dict.fromkeys(kinds, 1)
+        run_study(copied)
+        assert stale(copied) == {}
+    shutil.rmtree("results/gguf/models")
+    replace_with_an_older_time(file, file.read_bytes()[:-4] + b"\x00\x00\x00\x01")
+    assert stale(copied) == {"models": 1, "tokenizers": 1, "chunk": 1, **CHAIN}
+
+
+def test_pickled_weights_are_stale_only_where_they_may_not_be_read(copied: dict[str, Any]) -> None:
+    """Safetensors are taken where there are some, so allowing pickles changes nothing."""
+    copied["model_config"]["allow_pickle"] = True
+    assert stale(copied) == {}
+    (path,) = Path("results/tiny/models").rglob("identity.json")
+    write_record(path, {**read_record(path), "is_pickled": True})
+    assert stale(copied) == {}
+    copied["model_config"]["allow_pickle"] = False
+    assert stale(copied) == {"models": 1}
+    assert reasons(copied)["models"] == "its weights are pickled, which allow_pickle does not allow"
 
 
 def test_a_job_does_not_run_by_other_code_than_it_was_planned_with(copied: dict[str, Any], capsys) -> None:

@@ -175,9 +175,11 @@ def contexts_of(config: dict[str, Any], folder: Path) -> tuple[pl.DataFrame, dic
     """Return the contexts of a study's first run, and their facts, made verb by verb."""
     made = Study(config)
     run, tokenizer, shard, contexts = made.runs[0], *(folder / name for name in ("tokenizer", "shard", "contexts"))
-    do("fetch-tokenizer", tokenizer, made.fetch_tokenizer_settings(made.tokenizer_of(run.model)))
+    settings, execution = made.fetch_tokenizer_settings(made.tokenizer_of(run.model)), made.fetch_tokenizer_execution()
+    do("fetch-tokenizer", tokenizer, settings, execution=execution)
     do("fetch-dataset", shard, made.fetch_dataset_settings(run.dataset, "0"))
-    do("chunk", contexts, made.contexts_settings(run), shard=shard, tokenizer=tokenizer)
+    execution = made.chunk_execution(run.dataset)
+    do("chunk", contexts, made.contexts_settings(run), shard=shard, tokenizer=tokenizer, execution=execution)
     return read_table(contexts)
 
 

@@ -102,7 +102,7 @@ def test_texts_are_tokenised_on_as_many_cores_as_are_given(
 
 def plain(bos: int | None, is_added: bool) -> TextTokenizer:
     """A tokenizer that has a token before a text, or not, and puts it there, or not."""
-    return TextTokenizer("models/plain", lambda texts: [], None, bos, is_added, {}, "nothing")
+    return TextTokenizer("models/plain", lambda texts: [], None, bos, is_added, {}, "nothing", lambda tokens: "")
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,8 @@ from id_scaling.neighbors.find import Neighbors, find_neighbors, stacked
 from id_scaling.neighbors.statistics import DEFAULT_GROUPS
 from id_scaling.neighbors.transforms import gaussian, preprocess, transform
 from id_scaling.neighbors.views import View, generator, select
-from id_scaling.results.summary import COLUMNS, _views
+from id_scaling.results.columns import COLUMNS
+from id_scaling.results.summary import _views
 from id_scaling.storage.records import read_record
 
 N, D = 300, 24

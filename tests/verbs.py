@@ -39,6 +39,10 @@ class Session:
         options = [part for name in inputs for part in (f"--{name}", self.paths[name])]
         if verb == "fetch-model":
             options += ["--execution", self.study.fetch_model_execution(self.run.model)]
+        if verb == "fetch-tokenizer":
+            options += ["--execution", self.study.fetch_tokenizer_execution()]
+        if verb == "chunk":
+            options += ["--execution", self.study.chunk_execution(self.run.dataset)]
         if verb == "extract":
             options += ["--execution", self.study.extract_execution(self.run.model), "--threads", "1"]
         assert main([verb, "--settings", settings, *options, "--output", self.paths[output]]) == 0
@@ -62,10 +66,13 @@ def run_study(config: dict[str, Any]) -> Path:
         manifest = run_folder(session, run) / "manifest.json"
         execution = study.fetch_model_execution(run.model)
         do("fetch-model", model, study.fetch_model_settings(run.model, run.checkpoint), execution=execution)
-        do("fetch-tokenizer", tokenizer, study.fetch_tokenizer_settings(study.tokenizer_of(run.model)))
+        execution = study.fetch_tokenizer_execution()
+        settings = study.fetch_tokenizer_settings(study.tokenizer_of(run.model))
+        do("fetch-tokenizer", tokenizer, settings, execution=execution)
         do("fetch-dataset", shard, study.fetch_dataset_settings(run.dataset, str(run.subset)))
         of_plain = study.contexts_settings(replace(run, control=NONE))
-        do("chunk", plain, of_plain, shard=shard, tokenizer=tokenizer)
+        execution = study.chunk_execution(run.dataset)
+        do("chunk", plain, of_plain, shard=shard, tokenizer=tokenizer, execution=execution)
         if run.control != NONE:
             do("shuffle", contexts, study.contexts_settings(run), contexts=plain)
         execution = study.extract_execution(run.model)

@@ -7,6 +7,7 @@ settings it would be made with now, and what it was made from: local models and 
 from __future__ import annotations
 
 import math
+import os
 import shlex
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ import polars as pl
 
 from id_scaling.errors import StoreError, UnsealedError
 from id_scaling.neighbors.cloud_kinds import CONTEXT
-from id_scaling.results.summary import mixture
+from id_scaling.results.text_table import mixture
 from id_scaling.runtime.atomic_files import sha256
 from id_scaling.sources.models import known_identity
 from id_scaling.storage.layout import (
@@ -84,9 +85,11 @@ def report(findings: list[Finding], options: Sequence[str] = ()) -> str:
             lines.append(f"{kind:<11}… and {len(found) - MOST_SHOWN} more")
     targets = sorted({str(finding.target) for finding in findings if finding.target})
     if targets:
-        listed, n_more = shlex.join(targets[:MOST_MENDED]), len(targets) - MOST_MENDED
+        listed, n_more = targets[:MOST_MENDED], len(targets) - MOST_MENDED
+        there = [target for target in listed if os.path.lexists(target)]
+        remove = f"rm -f {shlex.join(there)} && " if there else ""
         then = f"; then check again, for {n_more} more" if n_more > 0 else ""
-        lines.append(f"to mend    rm -f {listed} && {shlex.join(['snakemake', *options])} all {listed}{then}")
+        lines.append(f"to mend    {remove}{shlex.join(['snakemake', *options, 'all', *listed])}{then}")
     counts = ", ".join(f"{sum(one.kind == kind for one in findings)} {kind}" for kind in KINDS)
     return "\n".join([*lines, counts])
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from id_scaling.results.summary import COLUMNS
+from id_scaling.results.columns import COLUMNS
 from id_scaling.study.config import Config, sections
 
 SCHEMA = Path("workflow/schemas/config.schema.json")

@@ -15,11 +15,12 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from id_scaling.errors import Ended, IdScalingError, InputError, of_a_disk, of_memory
+from id_scaling.errors import Ended, IdScalingError, InputError, is_panic, of_a_disk, of_memory
 from id_scaling.runtime.atomic_files import sweep
 from id_scaling.runtime.interrupts import endable
 from id_scaling.runtime.logging import LOG, plain, start_logging
@@ -59,7 +60,9 @@ def run_job(arguments: Arguments) -> int:
     """Run one verb; return its exit status, 1 after an error of the package, which is one message."""
     try:
         return _run(arguments)
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         shown = error if isinstance(error, IdScalingError) else of_a_disk(error) or of_memory(error)
         if shown is None:
             raise
@@ -204,6 +207,7 @@ def fetch_model(arguments: Arguments) -> None:
     """Fetch a checkpoint, check that the study fits it, write its identity."""
     from id_scaling.models.modules import request_of
     from id_scaling.sources import models as fetch
+    from id_scaling.text.token_range import check_range
 
     settings, execution, output = arguments.settings, arguments.execution, arguments.output
     request = request_of(execution["sites"])
@@ -214,9 +218,10 @@ def fetch_model(arguments: Arguments) -> None:
         request,
         execution["ctx_len"],
         output,
-        settings["allow_pickle"],
+        execution["allow_pickle"],
         [path for path in others if path != output],
         settings,
+        partial(check_range, add_bos=execution["add_bos"]) if execution["is_own_tokenizer"] else None,
     )
 
 
@@ -230,8 +235,10 @@ def fetch_weights(arguments: Arguments) -> None:
 def fetch_tokenizer(arguments: Arguments) -> None:
     """Fetch a tokenizer, write its identity."""
     from id_scaling.sources import models as fetch
+    from id_scaling.text.token_range import check_start
 
-    fetch.fetch_tokenizer(arguments.settings["model_name"], arguments.output, arguments.settings)
+    check = partial(check_start, **arguments.execution)
+    fetch.fetch_tokenizer(arguments.settings["model_name"], arguments.output, arguments.settings, check)
 
 
 def fetch_dataset(arguments: Arguments) -> None:
@@ -250,21 +257,22 @@ def chunk(arguments: Arguments) -> None:
     from id_scaling.text.chunking import Chunking, chunk_dataset
     from id_scaling.text.documents import check_groups
 
-    shard, tokenizer = read_record(arguments.shard), read_record(arguments.tokenizer)
+    shard, tokenizer, execution = read_record(arguments.shard), read_record(arguments.tokenizer), arguments.execution
     metadata = {
         "settings": arguments.settings,
         "made_from": {"shard": shard["sha256"], "tokenizer": tokenizer["sha256"]},
         "shard_sha256": shard["sha256"],
         "tokenizer_sha256": tokenizer["sha256"],
+        "tokenizer_source_sha256": tokenizer["source_sha256"],
     }
     chunk_dataset(
         shard_paths(shard),
         tokenizer_folder(tokenizer, arguments.tokenizer),
-        Chunking(**arguments.settings["chunking"]),
+        Chunking(**arguments.settings["chunking"], max_broken_share=execution["max_broken_share"]),
         metadata,
         arguments.output,
     )
-    check_groups(arguments.output, arguments.group_by)
+    check_groups(arguments.output, execution["group_by"])
 
 
 def shuffle(arguments: Arguments) -> None:
@@ -296,7 +304,6 @@ def extract(arguments: Arguments) -> None:
         save_means=settings["save_means"],
         save_fp=settings["save_fp"],
         dtype=settings["dtype"],
-        is_own_tokenizer=settings["is_own_tokenizer"],
         positions=tuple(settings["positions"]),
     )
     execution = Execution(**arguments.execution, n_threads=arguments.threads)
@@ -431,8 +438,11 @@ def describe(arguments: Arguments) -> None:
     from id_scaling.sources.model_config import read_architecture
     from id_scaling.sources.models import settings_folder
 
-    with TemporaryDirectory() as aside:
-        architecture = read_architecture(settings_folder(arguments.model, arguments.checkpoint, Path(aside)))
+    try:
+        with TemporaryDirectory() as aside:
+            architecture = read_architecture(settings_folder(arguments.model, arguments.checkpoint, Path(aside)))
+    except InputError as error:
+        raise InputError(_with_options(str(error))) from error
     preset = PRESETS.get(architecture.model_type)
     lines = [
         *(f"{key}: {value}" for key, value in vars(architecture).items()),
@@ -440,6 +450,12 @@ def describe(arguments: Arguments) -> None:
         *(f"  {key}: {path}" for key, path in (preset or {}).items()),
     ]
     _show("\n".join(lines))
+
+
+def _with_options(words: str) -> str:
+    """Return an error of `describe` that names its own arguments, not the keys of a configuration."""
+    key, separator, rest = words.partition(": ")
+    return f"{DESCRIBED.get(key, key)}{separator}{rest}"
 
 
 def document(arguments: Arguments) -> None:
@@ -481,7 +497,6 @@ OPTIONS: dict[str, dict] = {
     "--texts": {"type": Path, "required": True, "nargs": "+", "help": "parquet files with a column text"},
     "--shard": {"type": Path, "required": True, "help": "identity.json of the shard"},
     "--tokenizer": {"type": Path, "required": True, "help": "identity.json, or tokenizer.json of one trained here"},
-    "--group-by": {"nargs": "*", "default": [], "metavar": "FIELD", "help": "fields that documents have to have"},
     "--weights": {"type": Path, "nargs": "?", "help": "folder of the weights, where the model's identity names none"},
     "--contexts": {"type": Path, "required": True, "help": "contexts.parquet"},
     "--model": {"type": Path, "required": True, "help": "identity.json of the model"},
@@ -507,6 +522,9 @@ OPTIONS: dict[str, dict] = {
     "name": {"metavar": "MODEL", "dest": "model", "help": "model folder or name"},
 }
 
+# The arguments of `describe` by the keys of a configuration that they stand for.
+DESCRIBED = {"model_name": "MODEL", "model_checkpoint": "--checkpoint"}
+
 # What the verbs of jobs write.
 OUTPUTS = frozenset(("--output", "--outputs", "--parquet", "--csv", "--text", "--record"))
 
@@ -517,9 +535,9 @@ VERBS: dict[str, tuple[Callable[[Arguments], int | None], tuple[str, ...]]] = {
     "train-model": (train_model, ("--settings", "--texts", "--tokenizer", "--outputs")),
     "fetch-model": (fetch_model, ("--settings", "--execution", "--output")),
     "fetch-weights": (fetch_weights, ("--execution", "--model", "--output")),
-    "fetch-tokenizer": (fetch_tokenizer, ("--settings", "--output")),
+    "fetch-tokenizer": (fetch_tokenizer, ("--settings", "--execution", "--output")),
     "fetch-dataset": (fetch_dataset, ("--settings", "--output")),
-    "chunk": (chunk, ("--settings", "--shard", "--tokenizer", "--output", "--group-by")),
+    "chunk": (chunk, ("--settings", "--execution", "--shard", "--tokenizer", "--output")),
     "shuffle": (shuffle, ("--settings", "--contexts", "--output")),
     "extract": (extract, ("--settings", "--execution", "--threads", "--contexts", "--model", "--weights", "--output")),
     "estimate": (estimate, ("--settings", "--threads", "--manifest", "--output")),

@@ -13,6 +13,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from id_scaling.storage.layout import (
     identity_path,
     ids_path,
     run_folder,
+    staging_folder,
     weights_folder,
 )
 from id_scaling.study.staleness import Staleness
@@ -71,6 +73,8 @@ class Job:
         What it extracts, if it does.
     is_timed : bool
         Whether its outputs say when it ended.
+    leased : Path or None
+        The folder whose lease its process holds, if it does: that of a batch for all estimates of a run.
     """
 
     stage: str
@@ -78,6 +82,7 @@ class Job:
     log: Path
     run: Run | None = None
     is_timed: bool = True
+    leased: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -124,13 +129,14 @@ def jobs_of(study: Study) -> Iterator[Job]:
         contexts = contexts_path(session, run, study.tokenizer_of(run.model))
         yield Job("chunk", (contexts,), _log(session, rule, *names))
     for run in study.runs:
-        manifest = run_folder(session, run) / "manifest.json"
-        yield Job("extract", (manifest,), _log(session, "extract_activations", *_names(run)), run)
+        folder, log = run_folder(session, run), _log(session, "extract_activations", *_names(run))
+        yield Job("extract", (folder / "manifest.json",), log, run, leased=folder)
     for run in study.runs:
         for module in study.modules:
             for estimator in study.estimators:
                 log = _log(session, "estimate_dimension", *_names(run), module, estimator)
-                yield Job("estimate", (ids_path(session, run, module, estimator),), log)
+                table = ids_path(session, run, module, estimator)
+                yield Job("estimate", (table,), log, leased=staging_folder(session, run))
     if study.estimators:
         yield Job("summarize", tuple(map(Path, study.summaries())), _log(session, "summarize"))
         drawn = map(Path, [*study.figures(), study.report()])
@@ -140,15 +146,14 @@ def jobs_of(study: Study) -> Iterator[Job]:
 def status_of(study: Study) -> Status:
     """Return how far the session of a study is."""
     session = Path(study.session)
-    holder = _holder(session)
+    holder, holder_of = _holder(session), cache(_holder)
     counts, ends, extracting, failures = Counter(), defaultdict(list), [], []
     has_lengths = len(study.config.ctx_len) > 1
     stale = Staleness(study).stale
     for job in jobs_of(study):
         end = _end(job)
-        state, words = ("done", "") if end else _state(session, job, holder)
-        if end and not stale.keys().isdisjoint(map(str, job.outputs)):
-            state = "stale"
+        by_outputs = "stale" if end and not stale.keys().isdisjoint(map(str, job.outputs)) else "done" if end else ""
+        state, words = _state(job, by_outputs, end, holder, job.leased and holder_of(job.leased))
         counts[job.stage, state] += 1
         if state == "done" and job.is_timed:
             ends[job.stage].append((end, job.log))
@@ -203,7 +208,7 @@ def _prepared(study: Study) -> Iterator[Job]:
         yield Job("prepare", outputs, _log(RESOURCES, "train_tokenizer"))
     for name in trained:
         outputs = tuple(RESOURCES / name / f"step{step}/model.safetensors" for step in bundled.TRAINED_STEPS)
-        yield Job("prepare", outputs, _log(RESOURCES, "train_model", name))
+        yield Job("prepare", outputs, _log(RESOURCES, "train_model", name), leased=RESOURCES / name)
 
 
 def _fetched(study: Study, session: Path) -> Iterator[Job]:
@@ -273,30 +278,52 @@ def _lasted(log: Path) -> float:
     return sum((later - earlier) % DAY for earlier, later in pairwise(clocks)) if clocks else math.inf
 
 
-def _state(session: Path, job: Job, holder: Holder | None) -> tuple[str, str]:
-    """Return the state of a job that is not done, and what its log says of a failure."""
+def _state(job: Job, by_outputs: str, end: float, holder: Holder | None, worker: Holder | None) -> tuple[str, str]:
+    """Return the state of a job, and what its log says of a failure.
+
+    Parameters
+    ----------
+    job : Job
+    by_outputs : str
+        `done` or `stale` where all outputs are there, else empty. A job may be making them again: estimates, the
+        summary and figures are kept until they are replaced.
+    end : float
+        When the last output was written.
+    holder, worker : Holder or None
+        Who holds the session, and the folder that the job writes.
+    """
+    if worker and job.stage != "estimate":
+        return "running", ""  # also where no Snakemake is left that waits for it
+    state, words = _state_by_log(job, end, holder or worker, worker)
+    is_kept = (by_outputs == "done" and state != "running") or (by_outputs == "stale" and state == "to do")
+    return (by_outputs, "") if is_kept else (state, words)
+
+
+def _state_by_log(job: Job, end: float, holder: Holder | None, worker: Holder | None) -> tuple[str, str]:
+    """Return the state of a job by its log, and what that says of a failure."""
     if not job.log.is_file():
         return "to do", ""
     written, tail = job.log.stat().st_mtime, _tail(job.log)
-    words = _failure(tail)
+    words, is_written = _failure(tail), _WROTE.match(_last(tail)) is not None
     if _INTERRUPTED.match(words):
         return "to do", ""
     if holder is None:
-        is_removed = not words and _WROTE.match(_last(tail))  # the output was there once
-        return ("to do", "") if is_removed else ("failed", words or _cut_short(tail))
-    if written < _seconds(holder.since):  # the log of a session before: the job's turn in this one is to come
+        # An output that was written is there, or was removed.
+        return ("to do", "") if is_written and not words else ("failed", words or _cut_short(tail))
+    since = _seconds(holder.since)
+    if written < since:  # the log of a session before: the job's turn in this one is to come
         return "to do", ""
-    if words or _is_left(session, job, written):
+    if words or _is_left(job, written, worker):
         return "failed", words or _cut_short(tail)
-    # A finished table waits for the others of its run, before its own job links it.
-    is_staged = job.stage == "estimate" and _WROTE.match(_last(tail))
-    return ("done" if is_staged else "running"), ""
+    if is_written and job.stage == "estimate" and end < since:
+        return "done", ""  # a finished table waits for the others of its run, before its own job links it
+    is_over = end > 0 and (is_written or written <= end)
+    return ("to do" if is_over else "running"), ""
 
 
-def _is_left(session: Path, job: Job, written: float) -> bool:
+def _is_left(job: Job, written: float, worker: Holder | None) -> bool:
     """Return whether an extraction was killed: its log is quiet for long, and nobody holds its run."""
-    is_quiet = job.run is not None and time.time() - written >= STALE
-    return is_quiet and _holder(run_folder(session, job.run)) is None
+    return job.run is not None and worker is None and time.time() - written >= STALE
 
 
 def _holder(folder: Path) -> Holder | None:
@@ -344,7 +371,8 @@ def _cut_short(tail: str) -> str:
 
 def _progress(folder: Path, log: Path) -> str:
     """Return how many contexts of a run are extracted: by its log, and in the parts that a kill would leave."""
-    tail, n_kept = _tail(log), CONTEXTS_A_PART * sum(1 for _ in folder.glob("parts/*/contexts_*"))
+    tail = _tail(log) if log.is_file() else ""
+    n_kept = CONTEXTS_A_PART * sum(1 for _ in folder.glob("parts/*/contexts_*"))
     said, begun = list(_PROGRESS.finditer(tail)), _CONTEXTS.search(tail)
     if said:
         n_total, done = int(said[-1]["total"]), max(int(said[-1]["done"]), min(n_kept, int(said[-1]["total"])))

@@ -64,7 +64,7 @@ def estimate(
     points = _checked(points, ndim=2)
     found = _ByName()
     for name, estimates, neighbors in _estimates(points[None], estimators, duplicates, max_seconds):
-        counts, tiny_r1 = _counts(neighbors)[0], float(tiny_share(neighbors.r1)[0])
+        counts, tiny_r1 = _counts(neighbors)[0], float(tiny_share(neighbors)[0])
         share = None if estimates.top_share is None else float(estimates.top_share[0])
         value, stderr, status = float(estimates.value[0]), float(estimates.stderr[0]), str(estimates.status[0])
         found[name] = Estimate(value, stderr, *counts, status, tiny_r1, share)
@@ -121,7 +121,7 @@ def estimate_batch(
                 "n_distinct": [count[1] for count in _counts(neighbors)],
                 "n_nonfinite": [count[2] for count in _counts(neighbors)],
                 "status": [str(word) for word in found.status],
-                "tiny_r1": tiny_share(neighbors.r1),
+                "tiny_r1": tiny_share(neighbors),
                 "top_share": pl.Series(found.top_share, dtype=pl.Float64) if found.top_share is not None else None,
             },
             schema_overrides={"top_share": pl.Float64},

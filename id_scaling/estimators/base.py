@@ -17,7 +17,7 @@ from id_scaling.estimators import near_copies
 from id_scaling.estimators.sandbox import DEFAULT_SECONDS, estimate_contained
 from id_scaling.estimators.standard_errors import Table, factor
 from id_scaling.neighbors.find import Neighbors
-from id_scaling.neighbors.search import survey
+from id_scaling.neighbors.points import prepare_points
 from id_scaling.runtime.workers import ChildError
 
 OK = "ok"
@@ -54,7 +54,8 @@ class Estimate:
         `ok`, `saturated`, `boundary`, `degenerate`, `near_copies`, `too_few_points`, `nonfinite`, `timeout` or
         `failed: …`.
     tiny_r1 : float
-        Share of points whose nearest neighbor is at no distance, or below a hundredth of the median one.
+        Share of points whose nearest neighbor is at no distance, or below a hundredth of the usual one: the median over
+        points of the distance past any jump by a factor of a hundred, see `near_copies`.
     top_share : float, optional
         Of an arithmetic mean over points: the share of it that the top tenth of the points holds, see `top_share`;
         None for other estimators, NaN where there is no estimate.
@@ -204,24 +205,37 @@ def estimate_from_points(
     value, stderr, ceilings = (np.full(len(clouds), fill) for fill in (np.nan, np.nan, np.inf))
     has_local = is_local or estimator.is_mean
     local = np.full(neighbors.r1.shape, np.nan) if has_local else None
+    is_copy, distances = near_copies.has_near_copy(neighbors), near_copies.copy_distance(neighbors)
     for index in np.flatnonzero(status == OK):
         is_counted = np.isfinite(neighbors.r1[index])
-        try:
-            points = _of_order_one(np.asarray(clouds[index], dtype=np.float64)[is_counted])
-            value[index], stderr[index], found = estimate_contained(estimator.name, points, max_seconds, has_local)
-        except TimeoutError:
-            status[index] = TIMEOUT
-        except ChildError as error:
-            status[index] = f"failed: {error}"
-        else:
-            ceilings[index] = estimator.ceiling(*points.shape) if estimator.ceiling else np.inf
-            if found is not None:
-                local[index, is_counted] = found
+        points = np.asarray(clouds[index], dtype=np.float64)[is_counted]
+        value[index], stderr[index], found, status[index] = _of_points(estimator, points, max_seconds, has_local)
+        ceilings[index] = estimator.ceiling(*points.shape) if estimator.ceiling else np.inf
+        if found is not None:
+            local[index, is_counted] = found
+        of_cloud = is_copy[index, is_counted]
+        if status[index] == OK and not estimator.is_mean and of_cloud.any():
+            others = points[near_copies.one_of_each(points, of_cloud, distances[index])]
+            without = _of_points(estimator, others, max_seconds)[0] if len(others) >= estimator.min_points else np.nan
+            if near_copies.move(value[index], without, len(points), of_cloud.sum()):
+                status[index] = NEAR_COPIES
     if estimator.is_mean:
         compute = partial(mean_over_points, local)
         status[(status == OK) & _decided_by_near_copies(neighbors, value, compute, estimator)] = NEAR_COPIES
     found = settle(estimator, value, stderr, status, neighbors, local, ceilings)
     return found if is_local else replace(found, local=None)
+
+
+def _of_points(
+    estimator: Estimator, points: np.ndarray, max_seconds: float, has_local: bool = False
+) -> tuple[float, float, np.ndarray | None, str]:
+    """Return the value, its standard error, the local values if asked for, and the status of one cloud's points."""
+    try:
+        return (*estimate_contained(estimator.name, _of_order_one(points), max_seconds, has_local), OK)
+    except TimeoutError:
+        return np.nan, np.nan, None, TIMEOUT
+    except ChildError as error:
+        return np.nan, np.nan, None, f"failed: {error}"
 
 
 def _of_order_one(points: np.ndarray) -> np.ndarray:
@@ -234,7 +248,7 @@ def _of_order_one(points: np.ndarray) -> np.ndarray:
     """
     is_constant = points.min(axis=0) == points.max(axis=0)
     points = np.where(is_constant, 0.0, points)  # beside a large one, products lose all others
-    n_distinct = len(np.unique(survey(points).first))
+    n_distinct = len(np.unique(prepare_points(points).first))
     if n_distinct < len(points):
         raise ChildError(
             f"{len(points)} different points are {n_distinct} as saved; save them in a wider type (save_fp)"

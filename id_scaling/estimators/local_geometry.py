@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from id_scaling.neighbors.search import find_nearest, survey
+from id_scaling.neighbors.points import prepare_points
+from id_scaling.neighbors.search import find_nearest
 
 # Displacements held at once: 128 MB.
 HELD_AT_ONCE = 2**24
@@ -27,7 +28,7 @@ def gram_of_displacements(points: np.ndarray, k: int) -> Iterator[tuple[np.ndarr
     neighbors : (b, k) array of int
     gram : (b, k, k) array
     """
-    nearest = find_nearest(survey(points), np.arange(len(points)), k, np.empty(0, dtype=int)).indices[:, :k]
+    nearest = find_nearest(prepare_points(points), np.arange(len(points)), k, np.empty(0, dtype=int)).indices[:, :k]
     step = max(1, HELD_AT_ONCE // (k * points.shape[1]))
     for start in range(0, len(points), step):
         some = slice(start, start + step)

@@ -61,8 +61,6 @@ class Extraction:
         Precision of saved clouds.
     dtype : str
         Precision of the weights; `auto` is float32, but bfloat16 for a large model on a GPU.
-    is_own_tokenizer : bool
-        Whether the contexts must have been made with the checkpoint's own tokenizer.
     positions : tuple of int
         Positions whose tokens are stored, in float32.
     """
@@ -75,7 +73,6 @@ class Extraction:
     save_means: bool
     save_fp: str
     dtype: str
-    is_own_tokenizer: bool = True
     positions: tuple[int, ...] = ()
 
 

@@ -38,6 +38,7 @@ from id_scaling.storage.layer_writer import (
 )
 from id_scaling.storage.layout import ASSEMBLED, LAYOUT_VERSION, WEIGHTS_RECORD, file_of, weights_record
 from id_scaling.storage.records import key_of, read_record, read_table, write_record, write_table
+from id_scaling.text.content import recipe_of
 
 # A part found damaged is computed again; a disk on which that happens so often is not one to go on with.
 MOST_DAMAGED = 3
@@ -45,8 +46,9 @@ MOST_DAMAGED = 3
 
 @dataclass(frozen=True)
 class Execution:
-    """How a job runs, which is not to change what it writes.
+    """How a job runs, and what it refuses, which is not to change what it writes.
 
+    Contexts that must have been made with the checkpoint's own tokenizer are refused otherwise.
     It does not on CPUs: extractions with batches of other sizes and on other numbers of threads are compared bit by bit
     in the tests. On a GPU this has not been shown: products of other sizes may use other kernels, and round otherwise.
     """
@@ -54,6 +56,7 @@ class Execution:
     batch_size: int = 1
     n_threads: int = 1
     use_accelerator: bool = False
+    is_own_tokenizer: bool = True
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ def extract(
         The checkpoint's tokenizer is not the one the contexts were made with.
     """
     folder = manifest_path.parent
-    contexts, identity, made_from = _read_inputs(inputs, extraction.is_own_tokenizer)
+    contexts, identity, made_from, noted = _read_inputs(inputs, execution.is_own_tokenizer)
     device = pick_device()
     made_of = {
         "layout": LAYOUT_VERSION,
@@ -105,8 +108,7 @@ def extract(
                 job = _Job(extraction, contexts, identity, folder, parts_folder, execution, lease)
                 assembled = _extract_and_assemble(job, made_of)
             lease.check()
-            # The commit is no part of the digest: another one with the same weights and config makes the same.
-            _publish(folder, contexts, {**made_of, "commit": identity["commit"]}, assembled)
+            _publish(folder, contexts, {**made_of, **noted}, assembled)
         except Ended:
             n_left = 0 if is_extracted else sum(map(len, _missing(parts_folder, len(contexts))))
             n_kept = len(contexts) - n_left
@@ -191,10 +193,13 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
 
 
-def _read_inputs(inputs: Inputs, is_own_tokenizer: bool) -> tuple[pl.DataFrame, dict[str, Any], dict[str, str]]:
+def _read_inputs(
+    inputs: Inputs, is_own_tokenizer: bool
+) -> tuple[pl.DataFrame, dict[str, Any], dict[str, str], dict[str, str | None]]:
     """Return the contexts, the model's identity with a folder of weights, and what both are, as hashes.
 
-    They are known to belong together.
+    They are known to belong together. Last comes what they in turn were made from. It is noted, and no part of the
+    digest: contexts cut otherwise that have the same tokens, another commit with the same weights, make the same.
     """
     (contexts, made_with), identity = read_table(inputs.contexts, ["input_ids"]), read_record(inputs.identity)
     name = f"{identity['model_name']} at {identity['checkpoint']}"
@@ -219,11 +224,17 @@ def _read_inputs(inputs: Inputs, is_own_tokenizer: bool) -> tuple[pl.DataFrame, 
     if largest >= n_tokens:
         raise InputError(f"{name}: found token {largest} in {inputs.contexts}, but the model knows {n_tokens} tokens")
     made_from = {
-        "contexts": key_of(made_with),
+        "contexts": made_with["tokens_sha256"],
         "weights": identity["weights_sha256"],
         "config": identity["config_sha256"],
     }
-    return contexts, identity, made_from
+    noted = {
+        "contexts_key": key_of(made_with),
+        "contexts_recipe": recipe_of(made_with),
+        "source_sha256": identity["source_sha256"],
+        "commit": identity["commit"],
+    }
+    return contexts, identity, made_from, noted
 
 
 def _fresh_parts(folder: Path, key: str) -> Path:

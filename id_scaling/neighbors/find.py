@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from id_scaling.neighbors.search import LISTED, Cloud, find_nearest, n_allowed, survey
+from id_scaling.neighbors.points import Cloud, prepare_points
+from id_scaling.neighbors.search import LISTED, find_nearest, n_allowed
 from id_scaling.neighbors.statistics import (
     ARBITRARY,
     N_LISTED,
@@ -109,7 +110,7 @@ def find_neighbors(
     list of Neighbors
         One a view, each with numpy arrays of the cloud's full length.
     """
-    as_made, found = survey(points), []
+    as_made, found = prepare_points(points), []
     for index, view in enumerate(views):
         cloud, selection = _under(view, points, as_made, token_ids)
         context = Context(token_ids, below[index] if below else None)
@@ -130,7 +131,7 @@ def _under(view: View, points: Any, cloud: Cloud, token_ids: np.ndarray | None) 
     selection = select(view, cloud.first, cloud.is_finite, token_ids)
     if view.is_as_made or len(selection) < 2:
         return cloud, selection
-    scaled = survey(transform(view, points, selection, token_ids))
+    scaled = prepare_points(transform(view, points, selection, token_ids))
     if not scaled.is_finite[selection].all():
         return scaled, selection[:0]
     is_kept = view.duplicates == "keep"

@@ -11,14 +11,17 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from id_scaling.errors import ResourceError
 from id_scaling.neighbors.find import Neighbors, find_neighbors
+from id_scaling.neighbors.worker import find_in_room
 from id_scaling.runtime.workers import ChildError, ask_child, ending_children
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Searchers:
@@ -58,6 +61,8 @@ class Searchers:
 
 def on_host(clouds: torch.Tensor) -> np.ndarray:
     """Return activations as numpy, exactly: bfloat16, which numpy lacks, as float32."""
+    import torch
+
     return (clouds.float() if clouds.dtype == torch.bfloat16 else clouds).cpu().numpy()
 
 
@@ -72,6 +77,8 @@ class _Room:
 
     def hold(self, clouds: torch.Tensor) -> list[tuple]:
         """Copy clouds in, bfloat16 as float32, and return the place of each: file, dtype, shape and first byte."""
+        import torch
+
         dtype = torch.float32 if clouds.dtype == torch.bfloat16 else clouds.dtype
         n_bytes = clouds.numel() * dtype.itemsize
         if self._memory is None or len(self._memory) < n_bytes:
@@ -81,17 +88,3 @@ class _Room:
         held.copy_(clouds)
         name, step = str(dtype).removeprefix("torch."), n_bytes // len(clouds)
         return [(self.file, name, tuple(clouds.shape[1:]), step * index) for index in range(len(clouds))]
-
-
-# Of a child: the memory behind each file that it was given.
-_MEMORIES: dict[int, mmap.mmap] = {}
-
-
-def find_in_room(place: tuple[int, str, tuple[int, ...], int], question: Mapping[str, Any]) -> list[Neighbors]:
-    """Return what `find_neighbors` returns for the cloud at a place of shared memory."""
-    file, name, shape, start = place
-    count = int(np.prod(shape))
-    if file not in _MEMORIES or len(_MEMORIES[file]) < start + count * np.dtype(name).itemsize:
-        _MEMORIES[file] = mmap.mmap(file, 0, prot=mmap.PROT_READ)
-    cloud = np.frombuffer(_MEMORIES[file], name, count, start).reshape(shape)
-    return find_neighbors(cloud, **question)

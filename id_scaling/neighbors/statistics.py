@@ -16,7 +16,8 @@ import numpy as np
 
 from id_scaling.neighbors.error_bounds import deviations
 from id_scaling.neighbors.kernels.dispatch import kernels_of
-from id_scaling.neighbors.search import Centred, Cloud, Nearest, beyond_window, centred_on
+from id_scaling.neighbors.points import Centred, Cloud, centred_on
+from id_scaling.neighbors.search import Nearest, beyond_window
 
 # group -> (statistic, meaning)
 GROUPS: dict[str, tuple[tuple[str, str], ...]] = {

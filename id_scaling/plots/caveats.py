@@ -9,7 +9,7 @@ import polars as pl
 
 from id_scaling.neighbors.cloud_kinds import CONTEXT
 from id_scaling.plots import style
-from id_scaling.results.summary import mixture
+from id_scaling.results.text_table import mixture
 from id_scaling.results.uncertainty import LEAST_DOCUMENTS, LEAST_RESAMPLED
 
 # A mean below this share of its Gaussian equivalent is compressed: as few points of a Gaussian give a tenth less too.

@@ -10,7 +10,7 @@ import polars as pl
 
 from id_scaling.neighbors.cloud_kinds import CONTEXT
 from id_scaling.neighbors.views import leading_view
-from id_scaling.results.summary import mixture
+from id_scaling.results.text_table import mixture
 
 T = TypeVar("T")
 # A figure, or a part of one, as Vega-Lite has it; data stand at the top, under their names.

@@ -223,10 +223,9 @@ def _of_contexts(
 
 def _ranks_of(estimator: Estimator, manifest: Mapping[str, Any]) -> tuple[int, ...]:
     """Return the stored ranks that an estimate reads: the estimator's own, and those that show near copies."""
-    shows_copies = estimator.needs == "neighbors" or estimator.is_mean
     # Ranks that contexts are too short for are not stored; clouds of all contexts may have them.
     own = estimator.ranks if {*estimator.ranks} <= {*manifest["ranks"]} else ()
-    return (*own, *(rank for rank in manifest["ranks"] if rank <= K and shows_copies))
+    return (*own, *(rank for rank in manifest["ranks"] if rank <= K))
 
 
 def _of_run(
@@ -277,7 +276,7 @@ def _table(
         "status": [str(word) for word in found.status],
         "save_fp": precisions,
         "median_r1": _medians(neighbors.r1),
-        "tiny_r1": tiny_share(neighbors.r1),
+        "tiny_r1": tiny_share(neighbors),
         **{name: values for name, values in neighbors.statistics.items() if name in SCHEMA.keys() - left_out},
     }
     if {"gram_trace", "gram_frobenius"} <= neighbors.statistics.keys():

@@ -37,6 +37,17 @@ def download_settings(repository: str, revision: str) -> Path:
     return Path(_call(download, repository, revision))
 
 
+def cached_settings(repository: str, revision: str) -> Path | None:
+    """Return the folder of a revision in the hub's cache, without asking the hub; None where it is not there."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=SETTINGS, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+
+
 def weight_bytes(repository: str, folder: Path, allow_pickle: bool) -> int:
     """Return the size of the weight files of a commit."""
     held = {one.rfilename: one.size or 0 for one in _files_of(repository, folder)}

@@ -42,7 +42,7 @@ from id_scaling.sources.tokenizers import check_tokenizer
 from id_scaling.sources.untrained import seed_of
 from id_scaling.sources.weight_headers import Stored, modules_of, read_headers
 from id_scaling.storage.records import read_record, write_record
-from id_scaling.storage.tokenizers import TOKENIZER_FILES, tokenizer_digest
+from id_scaling.storage.tokenizers import TOKENIZER_FILES, check_readable, tokenizer_digest, tokenizer_files
 
 # Beside the identity of a checkpoint that is made here: its weights.
 WEIGHTS_FOLDER = "weights"
@@ -57,6 +57,7 @@ def fetch_model(
     allow_pickle: bool = False,
     others: Sequence[Path] = (),
     settings: Mapping[str, Any] | None = None,
+    check_own: Callable[[Path, int], None] | None = None,
 ) -> None:
     """Fetch a checkpoint, check that the study can run on it, and write its identity.
 
@@ -66,6 +67,9 @@ def fetch_model(
         Identities that checkpoints with other weights than this one have, or will have.
     settings : mapping
         Of the job; the identity keeps them.
+    check_own : callable, optional
+        Checks the folder of its own tokenizer against the number of tokens that the model knows; None where text is cut
+        by that of another model.
 
     Raises
     ------
@@ -84,22 +88,27 @@ def fetch_model(
     else:
         config_folder, headers = folder, check_model(folder, request, ctx_len, allow_pickle)
         weights = {path.name: _content_hash(path, hashes) for path in weight_files(folder, allow_pickle)}
-    model = check_built(config_folder, request, headers)
+    model, architecture = check_built(config_folder, request, headers), read_architecture(config_folder)
+    with_tokenizer = _with_tokenizer(config_folder, model_name)
+    if check_own is not None and tokenizer_files(with_tokenizer):
+        if not is_derived(model_name, checkpoint):
+            check_same_tokenizer(config_folder, model_name, checkpoint, hashes.sha256)
+        check_own(with_tokenizer, architecture.vocab_size)
     if is_pickled(weights):
         LOG.warning("%s: pickled weights, as allow_pickle says; they can run code of whoever made them", min(weights))
     identity = {
         **names,
         "settings": dict(settings or {}),
         "path": folder and str(folder.resolve()),  # None for one of the hub, whose weights come later
-        "source_sha256": hashes.sha256(gguf_file(model_name, checkpoint)) if is_gguf(model_name) else None,
+        "source_sha256": source_content(model_name, checkpoint, hashes.sha256),
         "commit": _commit(config_folder),
-        "architecture": asdict(read_architecture(config_folder)),
+        "architecture": asdict(architecture),
         "n_parameters": model.n_parameters,
         "weights": weights,
         "weights_sha256": digest(weights),
         "is_pickled": is_pickled(weights),
         "config_sha256": config_digest(config_folder),
-        "tokenizer_sha256": tokenizer_digest(_with_tokenizer(config_folder, model_name), hashes.sha256),
+        "tokenizer_sha256": tokenizer_digest(with_tokenizer, hashes.sha256),
     }
     # One at a time, so that of two that are fetched at once the second sees the first.
     with leased(Path(os.path.commonpath([output, *others]))) if others else contextlib.nullcontext():
@@ -139,6 +148,21 @@ def _from_hub(
         weights = {name: known or _content_hash(folder / name) for name, known in weights.items()}
     check_unlike({**names, "commit": folder.name, "weights_sha256": digest(weights)}, others)
     return folder, weights, hub.weight_headers(repository, folder, weights)
+
+
+def check_same_tokenizer(
+    folder: Path, model_name: str, checkpoint: str, hash_file: Callable[[Path], str] = sha256
+) -> None:
+    """Raise an InputError where a checkpoint's folder has a tokenizer that is not its model's, which cuts the text."""
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        return
+    own = local_tokenizer_folder(model_name) or hub.download_settings(model_name, "main")
+    if own != folder and own.is_dir() and tokenizer_digest(own, hash_file) != tokenizer_digest(folder, hash_file):
+        raise InputError(
+            f"{model_name} at {checkpoint}: its tokenizer, in {folder}, is not the one in {own}, which cuts the text "
+            "for all checkpoints of a model; study it in a session of its own, or name the tokenizer to use in "
+            "model_config.tokenizer"
+        )
 
 
 def check_unlike(identity: Mapping[str, Any], others: Sequence[Path]) -> None:
@@ -200,8 +224,20 @@ def tokenizer_folder(identity: Mapping[str, Any], identity_path: Path) -> Path:
     return local_tokenizer_folder(identity["model_name"]) or Path(identity["path"])
 
 
-def fetch_tokenizer(model_name: str, output: Path, settings: Mapping[str, Any] | None = None) -> None:
+def fetch_tokenizer(
+    model_name: str,
+    output: Path,
+    settings: Mapping[str, Any] | None = None,
+    check: Callable[[Path], None] | None = None,
+) -> None:
     """Write the identity of a model's own tokenizer, at its main revision.
+
+    Parameters
+    ----------
+    settings : mapping
+        Of the job; the identity keeps them.
+    check : callable, optional
+        Checks that the tokenizer in a folder does what a study asks of it.
 
     Raises
     ------
@@ -212,6 +248,8 @@ def fetch_tokenizer(model_name: str, output: Path, settings: Mapping[str, Any] |
     hashes = FileHashes.of_session(output)
     if is_gguf(model_name):
         check_split(gguf_file(model_name, "main"), folder)
+    if check is not None:
+        check(folder)
     identity = {
         "model_name": model_name,
         "settings": dict(settings or {}),
@@ -220,6 +258,7 @@ def fetch_tokenizer(model_name: str, output: Path, settings: Mapping[str, Any] |
         "commit": _commit(folder),
         "sha256": tokenizer_digest(folder, hashes.sha256),
         "read_from": check_tokenizer(folder),
+        "n_tokens": check_readable(folder),
     }
     write_record(output, identity)
     LOG.info("%s: tokenizer %s, read from %s", model_name, identity["sha256"], identity["read_from"])
@@ -327,7 +366,7 @@ def _missing_checkpoint(root: Path, checkpoint: str) -> str:
         return f"model_name: {root} is not a folder; expected a model folder or a hub name like 'owner/model'"
     found = sorted(path.parent.name for path in root.glob("*/config.json"))
     if checkpoint == "main" and found:
-        return f"model_checkpoint: {root} holds checkpoints, not a model: name some of {', '.join(found[:20])}"
+        return f"model_checkpoint: {root} holds checkpoints, not a model; choose from {', '.join(found[:20])}"
     hint = nearest(checkpoint, found) if found else "it has no checkpoint folders"
     where = root if checkpoint == "main" else root / checkpoint
     return f"model_checkpoint: found no config.json in {where}, expected a checkpoint folder; {hint}"
@@ -338,18 +377,31 @@ def model_content(
 ) -> dict[str, str | None]:
     """Return the fields of a checkpoint's identity that follow from files on this machine, as the files are now.
 
-    There are none for a checkpoint of the hub, for untrained weights, and for a bundled model that is yet to be made.
+    There are none for a checkpoint of the hub, for untrained weights of one, and for a bundled model that is yet to be
+    made. Of a checkpoint that is made here it is what it is made of.
     """
-    if is_gguf(model_name):
-        return {"source_sha256": hash_file(gguf_file(model_name, checkpoint))}
+    if is_derived(model_name, checkpoint):
+        source = source_content(model_name, checkpoint, hash_file)
+        return {} if source is None else {"source_sha256": source}
     folder = model_folder(model_name, checkpoint)
-    if folder is None or seed_of(checkpoint) is not None or not (folder / "config.json").is_file():
+    if folder is None or not (folder / "config.json").is_file():
         return {}
     return {
         "weights_sha256": digest({path.name: hash_file(path) for path in weight_files(folder, allow_pickle)}),
         "config_sha256": config_digest(folder),
         "tokenizer_sha256": _local_tokenizer_digest(folder, model_name, hash_file),
     }
+
+
+def source_content(model_name: str, checkpoint: str, hash_file: Callable[[Path], str]) -> str | None:
+    """Return the hash of what a checkpoint is made of here: of a GGUF file, or of the config of untrained weights.
+
+    None for any other, and where the config is the hub's or a bundled model's.
+    """
+    if is_gguf(model_name):
+        return hash_file(gguf_file(model_name, checkpoint))
+    folder = model_folder(model_name, checkpoint) if seed_of(checkpoint) is not None else None
+    return None if folder is None or model_name in bundled.MODELS else config_digest(folder)
 
 
 def _local_tokenizer_digest(folder: Path, model_name: str, hash_file: Callable[[Path], str]) -> str | None:

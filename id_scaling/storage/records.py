@@ -130,8 +130,9 @@ def _footer(path: Path, *keys: str) -> list[Any]:
 def key_of(facts: Mapping[str, Any]) -> str:
     """Return what an output is, as a hash: the settings it was made with, and what it was made from.
 
-    Two outputs of one key have the same content. What is made from an output names it by this key, so a key covers
-    everything upstream, and nothing of the machine, the time or the place.
+    Two outputs of one key have the same content, as far as library versions do not change it. What is made from an
+    output names it by this key, or by a hash of its content, so a key covers everything upstream, and nothing of the
+    machine, the time or the place.
     """
     return digest({"settings": facts["settings"], "made_from": facts["made_from"]})
 

@@ -158,13 +158,20 @@ def whole_of(text: str, path: Path) -> Tokenizer:
     return tokenizer
 
 
-def check_readable(folder: Path) -> None:
-    """Raise an InputError where the tokenizer in a folder cannot be read."""
+def check_readable(folder: Path) -> int:
+    """Return how many tokens the tokenizer in a folder has, one more than the largest.
+
+    Raises
+    ------
+    InputError
+        It cannot be read.
+    """
     read_facts(folder)
     if (folder / WHOLE).is_file():
-        read_whole(folder)
-    elif read_sentencepiece(folder) is None:
-        made_by_transformers(folder)
+        return 1 + max(read_whole(folder).get_vocab().values(), default=-1)
+    if (pieces := read_sentencepiece(folder)) is not None:
+        return pieces.get_piece_size()
+    return 1 + max(made_by_transformers(folder).get_vocab().values(), default=-1)
 
 
 def read_sentencepiece(folder: Path) -> SentencePieceProcessor | None:

@@ -13,13 +13,14 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from id_scaling.errors import StoreError
-from id_scaling.runtime.atomic_files import digest
+from id_scaling.results.inputs import documents_digest, seals_digest
 from id_scaling.sources import bundled
 from id_scaling.sources.datasets import dataset_content
 from id_scaling.sources.derived import is_derived
@@ -28,6 +29,7 @@ from id_scaling.sources.models import RESOURCES, WEIGHTS_FOLDER, model_content, 
 from id_scaling.storage.layout import Run, contexts_path, figures_manifest_path, identity_path, ids_path, run_folder
 from id_scaling.storage.records import key_of, read_facts, read_footer, read_record, summary_settings
 from id_scaling.study.study import Study
+from id_scaling.text.content import content_of, recipe_of_control
 from id_scaling.text.shuffling import NONE
 
 MISSING, FORCED = "not there", "forced"
@@ -37,6 +39,42 @@ UNREADABLE = "its record is of an older version, or damaged"
 IsForced = Callable[[str, Sequence[str]], bool]
 # What an output is made from: hashes by name, None where one is known only once it is fetched.
 Content = dict[str, str | None]
+# Stands for a content that nothing has: of what is yet to be made from other sources, or with other settings.
+UNLIKE = "unknown"
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """What is known of contexts as they would be now.
+
+    Parameters
+    ----------
+    key, recipe : str or None
+        What decides on them, with what they are made from as it is (`storage.records.key_of`), and as it was told to be
+        made (`text.content.recipe_of`); None where that is not known yet.
+    facts : mapping
+        Of their table, where they are as they would be; of others nothing, until they are cut.
+    """
+
+    key: str | None
+    recipe: str | None
+    facts: Mapping[str, Any]
+
+    def content(self, field: Callable[[Mapping[str, Any]], str], key: str | None, recipe: str | None) -> str | None:
+        """Return some of what they hold, as what was made of them would be now.
+
+        Parameters
+        ----------
+        field : callable
+            Returns it from their facts.
+        key, recipe : str or None
+            Of the contexts that it was made of. Contexts that are to be cut again with the same are expected to hold
+            the same, which is None here; others are not.
+        """
+        if self.facts:
+            return field(self.facts)
+        is_expected = self.recipe in (None, recipe) if self.key is None else self.key == key
+        return None if is_expected else UNLIKE
 
 
 class Staleness:
@@ -64,7 +102,7 @@ class Staleness:
         self._forced: set[str] = set()
         self._hashes = FileHashes(self.session / FOLDER)
         self._sources: dict[Path, Content] = {}
-        self._keys: dict[Path, str | None] = {}
+        self._contexts: dict[Path, Contexts] = {}
         self._seals: list[str] = []
         self._compare_bundled()
         for run in study.runs:
@@ -147,7 +185,7 @@ class Staleness:
         content: Content,
         files: Sequence[str],
         is_on_hub: bool,
-        made: Path | None = None,
+        check: Callable[[Mapping[str, Any]], None] | None = None,
     ) -> Content:
         """Compare the identity of a source with the source as it is now; return what is known of its content.
 
@@ -159,9 +197,9 @@ class Staleness:
             These files.
         is_on_hub : bool
             Whether it is fetched from the hub: then what follows is not made again because an identity is missing.
-        made : Path, optional
-            The folder of weights that are made here and not fetched. Where one is missing or was changed, they are made
-            again; what was made of them before is not.
+        check : callable, optional
+            Raises `_NotWholeError` where what an identity names is not as it says, or may not be: it is made again;
+            what was made of it before is not.
 
         Returns
         -------
@@ -171,9 +209,8 @@ class Staleness:
         identity = _read_or_empty(path)
 
         def read() -> Mapping[str, Any]:
-            for name, digits in identity["weights"].items() if made else ():
-                if not (made / name).is_file() or self._hashes.sha256(made / name) != digits:
-                    raise _NotWholeError(f"{made / name} is not what was made")
+            if check:
+                check(identity)
             return {"settings": identity["settings"], "made_from": {name: identity[name] for name in content}}
 
         self._compare(rule, [path], read, settings, dict(content), dict.fromkeys(map(Path, files), False))
@@ -182,7 +219,7 @@ class Staleness:
         )
         if str(path) in self.fresh or is_same:
             return identity
-        unknown = None if is_on_hub and not identity else "unknown"
+        unknown = None if is_on_hub and not identity else UNLIKE
         return defaultdict(lambda: unknown, {name: value for name, value in content.items() if value is not None})
 
     def _model(self, run: Run) -> Content:
@@ -197,9 +234,31 @@ class Staleness:
                 model_content(config.model_name, checkpoint, config.allow_pickle, self._hashes.sha256),
                 self.study.model_files(run.model, run.checkpoint),
                 self.study.is_on_hub(run.model, run.checkpoint),
-                path.parent / WEIGHTS_FOLDER if is_derived(config.model_name, checkpoint) else None,
+                partial(self._check_weights, path, run),
             )
         return self._sources[path]
+
+    def _check_weights(self, path: Path, run: Run, identity: Mapping[str, Any]) -> None:
+        """Raise an error where weights that were made here are missing or changed, or are pickled and may not be."""
+        config, checkpoint = self.study.models[run.model], self.study.checkpoints[run.checkpoint]
+        if identity["is_pickled"] and not config.allow_pickle:
+            raise _NotWholeError("its weights are pickled, which allow_pickle does not allow")
+        folder = path.parent / WEIGHTS_FOLDER
+        for name, digits in identity["weights"].items() if is_derived(config.model_name, checkpoint) else ():
+            if not (folder / name).is_file() or self._hashes.sha256(folder / name) != digits:
+                raise _NotWholeError(f"{folder / name} is not what was made")
+
+    def _weights(self, run: Run, noted: str | None) -> Content:
+        """Return the weights and the config of a checkpoint as an extraction would read them now.
+
+        Those that are made here are expected to come out as before where they are made of the same, which the
+        extraction has `noted`.
+        """
+        model = self._model(run)
+        is_made = is_derived(self.study.models[run.model].model_name, self.study.checkpoints[run.checkpoint])
+        if is_made and model["weights_sha256"] == UNLIKE and model["source_sha256"] in (UNLIKE, noted):
+            return {"weights": None, "config": None}
+        return {"weights": model["weights_sha256"], "config": model["config_sha256"]}
 
     def _tokenizer(self, tokenizer: str) -> Content:
         """Compare the identity of a tokenizer, once; return its content."""
@@ -220,49 +279,52 @@ class Staleness:
             self._sources[path] = self._compare_source("fetch_dataset", path, settings, content, files, not files)
         return self._sources[path]
 
-    def _contexts_key(self, run: Run) -> str | None:
-        """Compare the contexts of a run, once for all runs that share them; return their key."""
+    def _contexts_of(self, run: Run) -> Contexts:
+        """Compare the contexts of a run, once for all runs that share them; return what is known of them."""
         tokenizer = self.study.tokenizer_of(run.model)
         path = contexts_path(self.session, run, tokenizer)
-        if path in self._keys:
-            return self._keys[path]
+        if path in self._contexts:
+            return self._contexts[path]
+        facts, settings = _facts_or_empty(path), self.study.contexts_settings(run)
+        read = partial(_unbroken_facts, path, self.study.datasets[run.dataset].max_broken_share)
         if run.control == NONE:
-            rule, made_from = (
-                "chunk_dataset",
-                {
-                    "shard": self._shard(run)["sha256"],
-                    "tokenizer": self._tokenizer(tokenizer)["sha256"],
-                },
-            )
-            upstream = {
-                identity_path(self.session, "datasets", run.dataset, str(run.subset)): False,
-                identity_path(self.session, "tokenizers", tokenizer): False,
-            }
+            sources = [("datasets", run.dataset, str(run.subset)), ("tokenizers", tokenizer)]
+            upstream = {identity_path(self.session, *names): False for names in sources}
+            made_from = self._text_of(run, tokenizer, facts.get("tokenizer_source_sha256"))
+            recipe = key = self._compare("chunk_dataset", [path], read, settings, made_from, upstream)
         else:
-            plain = replace(run, control=NONE)
-            rule, made_from = "shuffle_contexts", {"contexts": self._contexts_key(plain)}
-            upstream = {contexts_path(self.session, plain, tokenizer): False}
-        settings = self.study.contexts_settings(run)
-        self._keys[path] = self._compare(rule, [path], lambda: read_facts(path), settings, made_from, upstream)
-        return self._keys[path]
+            plain, noted = self._contexts_of(replace(run, control=NONE)), facts.get("plain")
+            content = plain.content(content_of, noted, noted) if facts or plain.facts else None
+            upstream = {contexts_path(self.session, replace(run, control=NONE), tokenizer): False}
+            key = self._compare("shuffle_contexts", [path], read, settings, {"contexts": content}, upstream)
+            recipe = plain.recipe and recipe_of_control(json.loads(settings), plain.recipe)
+        self._contexts[path] = Contexts(key, recipe, _facts_or_empty(path) if str(path) in self.fresh else {})
+        return self._contexts[path]
+
+    def _text_of(self, run: Run, tokenizer: str, noted: str | None) -> Content:
+        """Return what plain contexts are made from.
+
+        The tokenizer of a GGUF file is made here: it is expected to be as before where the file is the `noted` one.
+        """
+        source = self._tokenizer(tokenizer)
+        is_expected = source["sha256"] == UNLIKE and source["source_sha256"] == noted
+        return {"shard": self._shard(run)["sha256"], "tokenizer": None if is_expected else source["sha256"]}
 
     def _compare_run(self, run: Run) -> None:
         """Compare the extraction and the tables of a run."""
         folder = run_folder(self.session, run)
         contexts = contexts_path(self.session, run, self.study.tokenizer_of(run.model))
         manifest, identity = folder / "manifest.json", self.study.identity_path(run.model, run.checkpoint)
-        model = self._model(run)
-        made_from = {
-            "contexts": self._contexts_key(run),
-            "weights": model["weights_sha256"],
-            "config": model["config_sha256"],
-        }
+        record = _read_or_empty(manifest)
+        key, recipe, source = (record.get(noted) for noted in ("contexts_key", "contexts_recipe", "source_sha256"))
+        tokens = self._contexts_of(run).content(itemgetter("tokens_sha256"), key, recipe)
+        made_from = {"contexts": tokens, **self._weights(run, source)}
         outputs, settings = [manifest, folder / "tokens.parquet"], self.study.extract_settings(run)
         upstream = {contexts: False, identity: False}
         extraction = self._compare(
             "extract_activations", outputs, lambda: _whole_extraction(manifest), settings, made_from, upstream
         )
-        made = _read_or_empty(manifest).get("digest")
+        made = record.get("digest")
         for module in self.study.modules:
             for estimator in self.study.estimators:
                 table = ids_path(self.session, run, module, estimator)
@@ -281,10 +343,20 @@ class Staleness:
     def _compare_summary(self) -> str | None:
         """Compare the summary; return its key."""
         outputs, tables = list(map(Path, self.study.summaries())), list(map(Path, self.study.tables()))
-        made_from = {"tables": digest(self._seals) if len(self._seals) == len(tables) else None}
+        made_from = {
+            "tables": seals_digest(self._seals) if len(self._seals) == len(tables) else None,
+            "documents": self._documents(),
+        }
         read = partial(_summary_record, outputs[0])
         settings = self.study.summarize_settings()
         return self._compare("summarize", outputs, read, settings, made_from, dict.fromkeys(tables, True))
+
+    def _documents(self) -> str | None:
+        """Return the documents of all contexts as one hash; None where some are yet to be cut."""
+        paths = {contexts_path(self.session, run, self.study.tokenizer_of(run.model)) for run in self.study.runs}
+        if not all(self._contexts[path].facts for path in paths):
+            return None
+        return documents_digest(self.session, {path: self._contexts[path].facts for path in paths})
 
     def _compare_figures(self, summary: str | None) -> None:
         """Compare the figures and the report."""
@@ -355,6 +427,22 @@ def _whole_extraction(manifest: Path) -> dict[str, Any]:
     if made != record["digest"]:
         raise _NotWholeError(f"{tokens} is of another extraction")
     return record
+
+
+def _facts_or_empty(path: Path) -> dict[str, Any]:
+    """Return the facts of a table, none where it is not there or damaged."""
+    try:
+        return read_facts(path) if path.is_file() else {}
+    except StoreError:
+        return {}
+
+
+def _unbroken_facts(path: Path, max_broken_share: float) -> dict[str, Any]:
+    """Return the facts of contexts for which no more records were broken than may be."""
+    facts = read_facts(path)
+    if facts["n_broken"] > max_broken_share * max(facts["n_records"], 1):
+        raise _NotWholeError(f"{facts['n_broken']} of {facts['n_records']} records were broken, more than may be")
+    return facts
 
 
 def _summary_record(path: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from id_scaling.errors import ConfigError, IdScalingError, InputError
+from id_scaling.errors import ConfigError, IdScalingError, InputError, StoreError
 from id_scaling.estimators.registry import definition_of, get_estimator
 from id_scaling.models.layers import LayerChoice, layers_of
 from id_scaling.models.modules import request_of, with_layers
@@ -35,7 +35,6 @@ from id_scaling.sources.model_config import (
     Architecture,
     architecture_of,
     check_request,
-    config_digest,
     read_architecture,
 )
 from id_scaling.sources.models import (
@@ -62,10 +61,11 @@ from id_scaling.storage.layout import (
     run_folder,
     slug,
 )
-from id_scaling.storage.records import read_record
-from id_scaling.storage.tokenizers import check_readable, tokenizer_digest, tokenizer_files
+from id_scaling.storage.records import read_facts, read_record
+from id_scaling.storage.tokenizers import tokenizer_files
 from id_scaling.study.config import Config, ModelConfig, layers_as_json, parse
 from id_scaling.study.fingerprint import ROOTS, fingerprint
+from id_scaling.study.tokenizer_checks import check_tokenizers
 from id_scaling.text.shuffling import NONE
 
 # Of settings: Linux takes arguments of up to 131,072 bytes, and a rule's whole command is one.
@@ -132,8 +132,18 @@ class Study:
         """Return the tokenizer's name in paths for a model's."""
         return slug(_tokenizer(self.models[model]))
 
+    @staticmethod
+    def is_own_tokenizer(model: ModelConfig) -> bool:
+        """Return whether text is cut for a model by its own tokenizer."""
+        return model.tokenizer in (None, model.model_name)
+
+    @property
+    def allow_special_tokens(self) -> set[bool]:
+        """Whether strings spelled as control tokens become these, in each dataset."""
+        return {dataset.allow_special_tokens for dataset in self.datasets.values()}
+
     def sites(self, model: str) -> dict[str, Any]:
-        """Return the sites asked of a model, as JSON."""
+        """Return the sites asked of a model, as JSON, whatever the order of their keys."""
         cacheing, mapping = self.config.cacheing_config, self.models[model].module_name_mapping
         views = {
             name: self._counted(model, of_view, f"views.{name}.layers")
@@ -143,8 +153,8 @@ class Study:
         read = None if cacheing.layer_idx_list == "all" else layers_as_json(cacheing.layer_idx_list)
         return {
             "layers": self._counted(model, read, "layer_idx_list"),
-            "inblock": cacheing.module_inblock_keys,
-            "outblock": cacheing.module_outblock_keys,
+            "inblock": sorted(cacheing.module_inblock_keys),
+            "outblock": sorted(cacheing.module_outblock_keys),
             "mapping": None if mapping == "auto" else mapping,
             **of_views,
         }
@@ -169,10 +179,10 @@ class Study:
         name = self.models[model].model_name
         if is_gguf(name):
             return gguf_n_layers(gguf_file(name, "main"))
-        architecture = self._architecture(model, self.models[model].model_checkpoint[0])
+        architecture = self.architecture(model, self.models[model].model_checkpoint[0])
         return None if architecture is None else architecture.n_layers
 
-    def _architecture(self, model: str, checkpoint: str) -> Architecture | None:
+    def architecture(self, model: str, checkpoint: str) -> Architecture | None:
         """Return the architecture of a local or embedded checkpoint; None for one of the hub, and of a GGUF file."""
         name = self.models[model].model_name
         folder = model_folder(name, checkpoint)
@@ -309,17 +319,7 @@ class Study:
 
     def fetch_model_settings(self, model: str, checkpoint: str) -> str:
         """Return the settings of `fetch_model`."""
-        name, called = self.models[model].model_name, self.checkpoints[checkpoint]
-        folder = model_folder(name, called) if seed_of(called) is not None else None
-        is_known = folder is not None and name not in bundled.MODELS
-        return canonical_json(
-            {
-                "model_name": name,
-                "checkpoint": called,
-                "allow_pickle": self.models[model].allow_pickle,
-                "config": config_digest(folder) if is_known else None,
-            }
-        )
+        return canonical_json({"model_name": self.models[model].model_name, "checkpoint": self.checkpoints[checkpoint]})
 
     def fetch_tokenizer_settings(self, tokenizer: str) -> str:
         """Return the settings of `fetch_tokenizer`."""
@@ -348,7 +348,6 @@ class Study:
                 "max_contexts": of_dataset.max_contexts,
                 "text_column": of_dataset.text_column,
                 "id_column": of_dataset.id_column,
-                "max_broken_share": of_dataset.max_broken_share,
                 "add_bos": self.config.add_bos,
                 "allow_special_tokens": of_dataset.allow_special_tokens,
             },
@@ -373,7 +372,6 @@ class Study:
             **self._names(run),
             sites=self.sites(run.model),
             dtype=self.models[run.model].dtype,
-            is_own_tokenizer=self.models[run.model].tokenizer in (None, self.models[run.model].model_name),
             views={name: vars(view) for name, view in cacheing.drawn_views.items()},
             ranks=None if cacheing.neighbor_ranks == "default" else sorted(cacheing.neighbor_ranks),
             groups=[group for group in GROUPS if group in cacheing.cloud_statistics],
@@ -466,26 +464,54 @@ class Study:
         """Return the fields that the documents of a dataset have to have for the summary."""
         return self.datasets[dataset].group_by if self.estimators else []
 
-    # ---- execution: how a job runs ----------------------------------------------------------------------------
+    # ---- execution: how a job runs, and what it refuses -------------------------------------------------------
 
     @cache  # noqa: B019  as above
     def fetch_model_execution(self, model: str) -> str:
         """Return what a checkpoint is checked against: others, by their names in paths, the longest context, the sites.
 
-        A change of these makes no checkpoint stale: those that are fetched are checked against it before any job.
+        And whether its weights may be pickled. A change of these makes no checkpoint stale that passes: those that are
+        fetched are checked against it before any job.
         """
         is_free = self.config.allow_identical_checkpoints
-        unlike = [] if is_free else list(map(slug, self.models[model].model_checkpoint))
-        return canonical_json({"unlike": unlike, "ctx_len": max(self.config.ctx_len), "sites": self.sites(model)})
+        return canonical_json(
+            {
+                "unlike": [] if is_free else list(map(slug, self.models[model].model_checkpoint)),
+                "ctx_len": max(self.config.ctx_len),
+                "sites": self.sites(model),
+                "allow_pickle": self.models[model].allow_pickle,
+                "add_bos": self.config.add_bos,
+                "is_own_tokenizer": self.is_own_tokenizer(self.models[model]),
+            }
+        )
+
+    def fetch_tokenizer_execution(self) -> str:
+        """Return what a tokenizer is checked for; a change of it makes no tokenizer stale, as above."""
+        allowed = sorted(self.allow_special_tokens)
+        return canonical_json({"add_bos": self.config.add_bos, "allow_special_tokens": allowed})
+
+    def chunk_execution(self, dataset: str) -> str:
+        """Return what the records of a shard are checked against: how many may be broken, the fields they must have.
+
+        A change of these makes no contexts stale that pass, as in `fetch_model_execution`.
+        """
+        most = self.datasets[dataset].max_broken_share
+        return canonical_json({"max_broken_share": most, "group_by": self.group_by(dataset)})
 
     def fetch_weights_execution(self) -> str:
         """Return how weights are brought."""
         return canonical_json({"keep": self.config.keep_weights})
 
     def extract_execution(self, model: str) -> str:
-        """Return how an extraction runs."""
-        accelerator = self.models[model].use_accelerator
-        return canonical_json({"batch_size": self.config.batch_size, "use_accelerator": accelerator})
+        """Return how an extraction runs, and whether its contexts must be those of the checkpoint's own tokenizer."""
+        of_model = self.models[model]
+        return canonical_json(
+            {
+                "batch_size": self.config.batch_size,
+                "use_accelerator": of_model.use_accelerator,
+                "is_own_tokenizer": of_model.tokenizer in (None, of_model.model_name),
+            }
+        )
 
     def estimate_threads(self) -> int:
         """Return on how many cores an estimate runs."""
@@ -505,7 +531,8 @@ class Study:
         ------
         IdScalingError
             A local model, checkpoint or shard is missing; a model whose config is on disk lacks a layer, a module
-            or the positions asked for; a tokenizer on disk cannot be read.
+            or the positions asked for; a tokenizer on disk cannot be read, lacks the token that contexts are to
+            start with, makes tokens that a model does not know, or is not the same for all checkpoints of a model.
         """
         for name, dataset in self.datasets.items():
             for subset in dataset.dataset_subset:
@@ -513,8 +540,7 @@ class Study:
         for name, model in self.models.items():
             for checkpoint in model.model_checkpoint:
                 self._check_model(name, model, checkpoint, is_thorough)
-        for tokenizer, name in self.tokenizers.items():
-            self._check_tokenizer(tokenizer, name)
+        check_tokenizers(self)
         self.summarize_settings()
         self.batch_settings(self.runs[0], product(self.modules, self.estimators))
         if not self.config.allow_identical_checkpoints:
@@ -526,28 +552,29 @@ class Study:
         What neither its beginning nor its contexts tell is checked where the contexts are cut, before any extraction.
         """
         files = [Path(path) for path in self.shard_files(name, subset) if os.path.isfile(path)]
-        dataset, keys, cut = self.datasets[name], self.group_by(name), self._contexts_cut(name, subset)
-        if not keys and (cut or not any(path.suffix == ".parquet" for path in files)):
+        dataset, keys, contexts = self.datasets[name], self.group_by(name), self._plain_contexts(name, subset)
+        changed = max((path.stat().st_mtime for path in files), default=0.0)
+        # Contexts of a shard that was replaced are cut again.
+        cut = {path: made for path, made in contexts.items() if path.is_file() and path.stat().st_mtime >= changed}
+        is_text = all(path.suffix == ".txt" for path in files)
+        if not keys and (is_text or all(_is_made_with(path, cut.get(path)) for path in contexts)):
             return
         # polars and pyarrow, which take a quarter of a second.
-        from id_scaling.study.group_fields import check_fields
+        from id_scaling.study.record_fields import check_records
         from id_scaling.text.documents import check_groups
         from id_scaling.text.readers import Shard
 
         if files:
-            shard = Shard(files, dataset.text_column, dataset.id_column)
-            shard.check_columns()
-            check_fields(shard, keys, dataset.max_dataset_size)
-        changed = max((path.stat().st_mtime for path in files), default=0.0)
+            shard, is_strict = Shard(files, dataset.text_column, dataset.id_column), dataset.max_broken_share == 0
+            check_records(shard, keys, dataset.max_dataset_size, dataset.dataset_name, is_strict)
         for path, settings in cut.items():
-            if path.stat().st_mtime >= changed:  # contexts of a shard that was replaced are cut again
-                check_groups(path, keys, settings)
+            check_groups(path, keys, settings)
 
-    def _contexts_cut(self, name: str, subset: int) -> dict[Path, dict[str, Any]]:
-        """Return the plain contexts of a shard that are there, with the settings that they would be cut with now."""
+    def _plain_contexts(self, name: str, subset: int) -> dict[Path, dict[str, Any]]:
+        """Return the plain contexts of a shard, and the settings that they would be cut with now."""
         runs = [replace(run, control=NONE) for run in self.runs if (run.dataset, run.subset) == (name, subset)]
         paths = {contexts_path(Path(self.session), run, self.tokenizer_of(run.model)): run for run in runs}
-        return {path: json.loads(self.contexts_settings(run)) for path, run in paths.items() if path.is_file()}
+        return {path: json.loads(self.contexts_settings(run)) for path, run in paths.items()}
 
     def _check_model(self, name: str, model: ModelConfig, checkpoint: str, is_thorough: bool) -> None:
         """Check one checkpoint by its folder, or by what was found when it was fetched from the hub."""
@@ -563,7 +590,7 @@ class Study:
                 check = check_built if is_thorough else check_paths_of
                 check(folder, request, headers)
                 self.model_files(name, slug(checkpoint))
-            elif architecture := self._architecture(name, checkpoint):
+            elif architecture := self.architecture(name, checkpoint):
                 check_request(request, ctx_len, architecture)
             elif fetched := known_identity(identity):
                 check_request(request, ctx_len, Architecture(**fetched["architecture"]))
@@ -571,15 +598,6 @@ class Study:
                 with_layers(request, n_layers)
         except IdScalingError as error:
             raise type(error)(f"{model.model_name} at {checkpoint}: {error}") from None
-
-    def _check_tokenizer(self, tokenizer: str, name: str) -> None:
-        """Check that a local tokenizer can be read, unless it is the one that was read when it was fetched."""
-        folder = local_tokenizer_folder(name)
-        if folder is None or not tokenizer_files(folder):  # one of the hub, a GGUF file, or one that is yet to be made
-            return
-        fetched = known_identity(identity_path(Path(self.session), "tokenizers", tokenizer))
-        if fetched is None or fetched["sha256"] != tokenizer_digest(folder):
-            check_readable(folder)
 
     def _check_unlike(self) -> None:
         """Check that those checkpoints that were fetched have weights of their own."""
@@ -607,6 +625,16 @@ class Study:
             "ctx_len": run.ctx_len,
             "control": run.control,
         }
+
+
+def _is_made_with(table: Path, settings: Mapping[str, Any] | None) -> bool:
+    """Return whether a table says that it was made with some settings; None are those of a table that is not there."""
+    if settings is None:
+        return False
+    try:
+        return read_facts(table).get("settings") == settings
+    except StoreError:
+        return False
 
 
 def _tokenizer(model: ModelConfig) -> str:

@@ -3,6 +3,8 @@
 Chunks of a document follow each other without a gap, from its first token; what is left at its end and is shorter
 than a chunk is left out. No context has tokens of two documents. With a beginning-of-sequence token, each context
 starts with it and holds one token less of the document; `token_start` and `token_stop` count the document's own tokens.
+
+The facts of the table say what it holds (`text.content`): `tokens_sha256` and `documents_sha256`.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from id_scaling.errors import InputError
 from id_scaling.runtime.atomic_files import writing
 from id_scaling.runtime.logging import LOG, Progress
 from id_scaling.storage.records import seal, table_metadata
+from id_scaling.text.content import RowHash
 from id_scaling.text.readers import Broken, Document, Shard
 from id_scaling.text.tokenization import MOST_WHOLE, TextTokenizer, bos_token, load_tokenizer, tokenize
 
@@ -82,6 +85,7 @@ class Tally:
     def __init__(self, chunking: Chunking) -> None:
         self.chunking, self.n_documents, self.n_contexts, self.n_broken = chunking, 0, 0, 0
         self.longest, self.named = 0, []
+        self._tokens, self._documents = RowHash(), RowHash()
 
     def add_broken(self, broken: Broken) -> None:
         """Count a broken record."""
@@ -89,6 +93,22 @@ class Tally:
         if len(self.named) < MAX_BROKEN_NAMED:
             self.named.append(f"{broken.where}: {broken.what}")
             LOG.warning("broken record, %s: %s", broken.where, broken.what)
+
+    def add_context(self, row: dict[str, Any]) -> None:
+        """Count a context, and take what it holds into the hashes."""
+        self.n_contexts += 1
+        self._tokens.add_tokens(row["input_ids"])
+        self._documents.add_document(row)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the table of contexts says of its content, and of the records that were read for it."""
+        return {
+            "tokens_sha256": self._tokens.hexdigest(),
+            "documents_sha256": self._documents.hexdigest(),
+            "n_records": self.n_documents + self.n_broken,
+            "n_broken": self.n_broken,
+        }
 
     @property
     def is_done(self) -> bool:
@@ -146,11 +166,10 @@ def chunk_dataset(
     bos = bos_token(tokenizer, chunking.add_bos)
     shard, tally = Shard(files, chunking.text_column, chunking.id_column), Tally(chunking)
     progress = Progress("cut context")
-    schema = SCHEMA.with_metadata(table_metadata({**metadata, "bos": bos, "tokenizer": tokenizer.read_from}))
-    with _writing_table(output, schema) as writer:
+    with _writing_table(output) as writer:
         for records in _batches(_first(shard.records(), chunking.max_documents)):
             rows = list(_contexts(records, tokenizer, bos, tally))
-            writer.write_table(pa.Table.from_pylist(rows, schema))
+            writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
             progress.step(len(rows), max(shard.share, tally.share))
             if chunking.max_broken_share == 0:  # what follows cannot mend it
                 tally.check_broken()
@@ -158,16 +177,18 @@ def chunk_dataset(
                 break
         tally.check_broken()
         tally.check_length(bos)
+        facts = {**metadata, "bos": bos, "tokenizer": tokenizer.read_from, **tally.facts}
+        writer.add_key_value_metadata(table_metadata(facts))
     LOG.info(
         "read %d documents and %d broken records, cut %d contexts", tally.n_documents, tally.n_broken, tally.n_contexts
     )
 
 
 @contextmanager
-def _writing_table(output: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
-    """Yield a writer of batches; the table is whole or absent, and sealed."""
+def _writing_table(output: Path) -> Iterator[pq.ParquetWriter]:
+    """Yield a writer of batches, to be given the table's metadata; the table is whole or absent, and sealed."""
     with writing(output) as aside:
-        with pq.ParquetWriter(aside, schema) as writer:
+        with pq.ParquetWriter(aside, SCHEMA) as writer:
             yield writer
         seal(aside)
 
@@ -211,7 +232,7 @@ def _contexts(
         tally.n_documents, tally.longest = tally.n_documents + 1, max(tally.longest, len(tokens))
         for row in cut(record, tokens, bos, tally.chunking):
             yield {"context": tally.n_contexts, **row}
-            tally.n_contexts += 1
+            tally.add_context(row)
             if tally.is_done:
                 return
 

@@ -13,13 +13,12 @@ import polars as pl
 from id_scaling.errors import ConfigError, StoreError, made_anew
 from id_scaling.runtime.atomic_files import canonical_json
 from id_scaling.runtime.logging import LOG
-from id_scaling.storage.records import check_seal, key_of, read_facts, read_table
+from id_scaling.storage.records import check_seal, read_facts, read_footer, read_table
 
 MOST_VALUES, MOST_SHOWN = 1000, 50
 ABSENT = object()
 
 
-@cache
 def groups_of(path: Path, expected: str, keys: tuple[str, ...]) -> list[pl.DataFrame]:
     """Return for each key of `group_by` which context is in the group of which value.
 
@@ -28,7 +27,7 @@ def groups_of(path: Path, expected: str, keys: tuple[str, ...]) -> list[pl.DataF
     path : Path
         The contexts.
     expected : str
-        The key that they have to have.
+        The hash of the tokens that they have to have.
     keys : tuple of str
         Fields of the documents' records, dotted inside others.
 
@@ -44,14 +43,9 @@ def groups_of(path: Path, expected: str, keys: tuple[str, ...]) -> list[pl.DataF
     StoreError
         The contexts are others than those that are expected.
     """
-    if not keys:
-        return []
-    contexts = _columns(path, expected, ["context", "metadata"])
-    records = [json.loads(text or "{}") for text in contexts["metadata"]]
-    return [_group(contexts["context"], records, key, path) for key in keys]
+    return _groups(path, _seal_of(path, expected), keys) if keys else []
 
 
-@cache
 def documents_of(path: Path, expected: str) -> pl.DataFrame:
     """Return the `document` of each `context`, and the `token_start` of it there, sorted by both.
 
@@ -60,32 +54,54 @@ def documents_of(path: Path, expected: str) -> pl.DataFrame:
     path : Path
         The contexts.
     expected : str
-        The key that they have to have.
+        The hash of the tokens that they have to have.
 
     Raises
     ------
     StoreError
         The contexts are others than those that are expected.
     """
-    return _columns(path, expected, ["context", "document", "token_start"]).sort("document", "context")
+    return _documents(path, _seal_of(path, expected))
 
 
-def _columns(path: Path, expected: str, names: list[str]) -> pl.DataFrame:
-    """Return columns of the contexts that are expected."""
-    _check_once(path, expected)
-    return read_table(path, names)[0]
+# Many runs share their contexts. A file that was replaced has another seal, so it is read again.
+@cache
+def _groups(path: Path, _seal: str, keys: tuple[str, ...]) -> list[pl.DataFrame]:
+    """Return the groups of contexts that were verified."""
+    contexts = read_table(path, ["context", "metadata"])[0]
+    records = [json.loads(text or "{}") for text in contexts["metadata"]]
+    return [_group(contexts["context"], records, key, path) for key in keys]
+
+
+@cache
+def _documents(path: Path, _seal: str) -> pl.DataFrame:
+    """Return the documents of contexts that were verified."""
+    return read_table(path, ["context", "document", "token_start"])[0].sort("document", "context")
+
+
+def _seal_of(path: Path, expected: str) -> str:
+    """Return the seal of contexts, once they are known to be those that are expected."""
+    if not path.is_file():
+        raise StoreError(f"{path}: not there; {made_anew(path)}")
+    seal = read_footer(path)[1]
+    _check_once(path, expected, seal)
+    return seal
 
 
 def check_contexts(path: Path, expected: str) -> None:
-    """Raise a StoreError where contexts are others than those that are expected."""
+    """Raise a StoreError where contexts have other tokens than those that are expected."""
     check_seal(path)
-    facts = read_facts(path)
-    if "made_from" not in facts or key_of(facts) != expected:
-        raise StoreError(f"{path}: not the contexts that were extracted; {made_anew(path)}")
+    if read_facts(path).get("tokens_sha256") != expected:
+        raise StoreError(
+            f"{path}: not the contexts that were extracted: they were cut again since, and have other tokens; run the "
+            "workflow again, which extracts these"
+        )
 
 
-# Many runs share their contexts.
-_check_once = cache(check_contexts)
+@cache
+def _check_once(path: Path, expected: str, _seal: str) -> None:
+    """Check contexts, which many runs share, once."""
+    check_contexts(path, expected)
 
 
 def check_groups(path: Path, keys: Sequence[str], settings: Mapping[str, Any] | None = None) -> None:

@@ -37,6 +37,7 @@ MAX_WINDOW_LOG = 31
 # Of a line, a text file, a text; and of a field of metadata as JSON, in characters.
 MOST_BYTES, MOST_OF_A_FIELD = 2**28, 10_000
 BUFFER, MOST_ROWS = 2**20, 64
+MOST_COLUMNS = 50  # in a message
 
 
 @dataclass(frozen=True)
@@ -74,30 +75,26 @@ class Shard:
         self._n_bytes_before, self._n_bytes_of_file = 0, 0.0
         self._left_out: set[str] = set()
 
-    def check_columns(self) -> None:
-        """Raise an InputError when a parquet file is not readable, or has no column of texts."""
-        for path in self.files:
-            if path.suffix == ".parquet":
-                self._check_columns(path, list(schema_fields(path)))
-
     @property
     def share(self) -> float:
         """The share of the shard's bytes that was read."""
         return (self._n_bytes_before + self._n_bytes_of_file) / max(self.n_bytes, 1)
 
     def records(self) -> Iterator[Document | Broken]:
-        """Yield the records in order.
+        """Yield the records in order, as `rows`."""
+        for number, (where, record) in enumerate(self.rows()):
+            yield self.document(number, where, record)
+
+    def rows(self) -> Iterator[tuple[str, dict[str, Any] | str]]:
+        """Yield where each record is, in order, and its fields, or what is wrong with it.
 
         Raises
         ------
         InputError
             A file is damaged, or a parquet file lacks the column of texts.
         """
-        number = 0
         for path in self.files:
-            for where, record in self._reader(path)(path):
-                yield self._document(number, where, record)
-                number += 1
+            yield from self._reader(path)(path)
             self._n_bytes_before, self._n_bytes_of_file = self._n_bytes_before + path.stat().st_size, 0.0
 
     def _reader(self, path: Path) -> Callable[[Path], Iterator[tuple[str, dict[str, Any] | str]]]:
@@ -109,7 +106,8 @@ class Shard:
         try:
             # With a buffer, pages are read one after another; without, a column of a whole row group at once.
             with pq.ParquetFile(path, buffer_size=BUFFER, pre_buffer=False) as file:
-                self._check_columns(path, file.schema_arrow.names)
+                if self.text_column not in file.schema_arrow.names:
+                    raise wrong_text_column(path, self.text_column, file.schema_arrow.names)
                 rows = (
                     batch.slice(row, 1) for batch in file.iter_batches(_rows_a_batch(file)) for row in range(len(batch))
                 )
@@ -119,14 +117,6 @@ class Shard:
                     yield f"{path.name} row {number}", _row(row)
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{path}: not a readable parquet file ({error}); fetch or write it again") from error
-
-    def _check_columns(self, path: Path, columns: list[str]) -> None:
-        """Raise an InputError when a parquet file has no column of texts."""
-        if self.text_column not in columns:
-            raise InputError(
-                f"{path}: found columns {', '.join(columns)}, expected {self.text_column!r} "
-                f"(dataset_config.text_column); {nearest(self.text_column, columns)}"
-            )
 
     def _of_lines(self, path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
         """Yield the records of a JSON-lines file, plain or compressed."""
@@ -150,7 +140,7 @@ class Shard:
                 record = f"not UTF-8 at byte {error.start}"
         yield path.name, record
 
-    def _document(self, number: int, where: str, record: dict[str, Any] | str) -> Document | Broken:
+    def document(self, number: int, where: str, record: dict[str, Any] | str) -> Document | Broken:
         """Return the document of a record, or what is wrong with it."""
         wrong = record if isinstance(record, str) else _wrong_with(record, self.text_column)
         if wrong:
@@ -176,19 +166,50 @@ class Shard:
         return "{" + ",".join(kept) + "}" if texts.keys() - too_long else None
 
 
-def schema_fields(path: Path, without: Collection[str] = ()) -> dict[str, Any]:
-    """Return a record that has the fields of a parquet file's schema, without values: those inside others too.
-
-    Raises
-    ------
-    InputError
-        The file is not a readable parquet file.
-    """
+def schema_of(path: Path) -> pa.Schema:
+    """Return the schema of a parquet file; raises an InputError where that cannot be read."""
     try:
-        schema = pq.read_schema(path)
+        return pq.read_schema(path)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: not a readable parquet file ({error}); fetch or write it again") from error
+
+
+def fields_of(schema: pa.Schema, without: Collection[str] = ()) -> dict[str, Any]:
+    """Return a record that has the fields of a schema, without values: those inside others too."""
     return {field.name: _inner_fields(field.type) for field in schema if field.name not in without}
+
+
+def is_no_text(kind: pa.DataType) -> bool:
+    """Return whether no value of a column of a kind can be read as text; dates and times can."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return any(
+        is_of(kind)
+        for is_of in (
+            pa.types.is_integer,
+            pa.types.is_floating,
+            pa.types.is_decimal,
+            pa.types.is_boolean,
+            pa.types.is_binary,
+            pa.types.is_large_binary,
+            pa.types.is_fixed_size_binary,
+            pa.types.is_nested,
+            pa.types.is_null,
+        )
+    )
+
+
+def wrong_text_column(
+    path: Path, column: str, columns: Collection[str], kinds: Collection[str] = (), dataset: str = ""
+) -> InputError:
+    """Return the error of a column that no record has, or whose values are of kinds that are no text."""
+    shown = ", ".join(list(columns)[:MOST_COLUMNS]) + (", …" if len(columns) > MOST_COLUMNS else "")
+    asked = f"{column!r} to be text, not {', '.join(kinds)}" if kinds else repr(column)
+    key = f"dataset_config.text_column of {dataset}" if dataset else "dataset_config.text_column"
+    others = [name for name in columns if name != column]
+    return InputError(
+        f"{path}: found columns {shown}, expected {asked} ({key}); name the column that holds the text; "
+        f"{nearest(column, others) if others else 'there is no other'}"
+    )
 
 
 def _inner_fields(kind: pa.DataType) -> dict[str, Any] | None:

@@ -17,7 +17,8 @@ import numpy as np
 
 from id_scaling.runtime.atomic_files import canonical_json, writing
 from id_scaling.runtime.logging import LOG
-from id_scaling.storage.records import FACTS, check_seal, key_of, seal, table_metadata
+from id_scaling.storage.records import FACTS, check_seal, seal, table_metadata
+from id_scaling.text.content import RowHash, content_of, recipe_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -38,8 +39,8 @@ def shuffle_contexts(source: Path, settings: dict[str, Any], output: Path) -> No
     settings : dict
         Of the job; `control` is `shuffle-S`.
     output : Path
-        The table to write. Its facts are those of `source`, with the job's settings, the key of `source` as
-        what it was made from, and the rule of the shuffle as `rule`.
+        The table to write. Its facts are those of `source`, with the job's settings, the content of `source` as
+        what it was made from, the hash of its own tokens, and the rule of the shuffle as `rule`.
 
     Raises
     ------
@@ -52,11 +53,16 @@ def shuffle_contexts(source: Path, settings: dict[str, Any], output: Path) -> No
     level = int(settings["control"].removeprefix(SHUFFLE))
     with pq.ParquetFile(source) as file, writing(output) as aside:
         facts = json.loads(file.metadata.metadata[FACTS.encode()])
-        facts |= {"settings": settings, "made_from": {"contexts": key_of(facts)}, "rule": _rule(level)}
-        schema = file.schema_arrow.with_metadata(table_metadata(facts))
+        facts |= {"settings": settings, "made_from": {"contexts": content_of(facts)}, "plain": recipe_of(facts)}
+        n_fixed, tokens, schema = int(facts["bos"] is not None), RowHash(), file.schema_arrow.remove_metadata()
         with pq.ParquetWriter(aside, schema) as writer:
             for batch in file.iter_batches(BATCH):
-                writer.write_batch(_shuffled_batch(batch, level, n_fixed=int(facts["bos"] is not None), schema=schema))
+                shuffled_batch = _shuffled_batch(batch, level, n_fixed, schema)
+                for row in shuffled_batch["input_ids"].to_numpy(zero_copy_only=False):
+                    tokens.add_tokens(row)
+                writer.write_batch(shuffled_batch)
+            facts |= {"tokens_sha256": tokens.hexdigest(), "rule": _rule(level)}
+            writer.add_key_value_metadata(table_metadata(facts))
         seal(aside)
         LOG.info("%s of %d contexts", settings["control"], file.metadata.num_rows)
 

@@ -73,6 +73,8 @@ class TextTokenizer:
         Control tokens that no text may become.
     read_from : str
         The files it was read from.
+    decode : callable
+        Returns the text of some tokens.
     """
 
     name: str
@@ -82,6 +84,7 @@ class TextTokenizer:
     adds_bos: bool
     refused: Mapping[int, str]
     read_from: str
+    decode: Callable[[list[int]], str]
 
     def tokens(self, text: str, places: list[tuple[int, int]]) -> list[Tokens]:
         """Return the tokens of the pieces of a text at some places, and where in it they are."""
@@ -241,7 +244,7 @@ def _of_sentencepiece(folder: Path, pieces: SentencePieceProcessor, allow_specia
     # Llama and who took its format put the token before a text, T5 and XLNet do not.
     is_first = name == LLAMA_PIECES if facts.adds_bos is None else facts.adds_bos
     encode = partial(pieces.encode, num_threads=int(os.environ.get("RAYON_NUM_THREADS", "1")))
-    return TextTokenizer(str(folder), encode, None, bos, bos is not None and is_first, {}, name)
+    return TextTokenizer(str(folder), encode, None, bos, bos is not None and is_first, {}, name, pieces.decode)
 
 
 def _of_transformers(folder: Path, allow_special_tokens: bool) -> TextTokenizer:
@@ -261,7 +264,7 @@ def _of_transformers(folder: Path, allow_special_tokens: bool) -> TextTokenizer:
     def encode(texts: list[str]) -> list[list[int]]:
         return made(texts, split_special_tokens=bool(refused), **options)["input_ids"] if texts else []
 
-    return TextTokenizer(str(folder), encode, None, bos, adds_bos, refused, read_from)
+    return TextTokenizer(str(folder), encode, None, bos, adds_bos, refused, read_from, made.decode)
 
 
 def _of_backend(
@@ -284,7 +287,8 @@ def _of_backend(
         made = backend.encode_batch(texts, add_special_tokens=False)
         return [Tokens(np.array(one.ids, np.int32), *np.array(one.offsets, np.int64).reshape(-1, 2).T) for one in made]
 
-    return TextTokenizer(name, encode, encode_with_offsets, bos, adds_bos, refused, read_from)
+    decode = partial(backend.decode, skip_special_tokens=False)
+    return TextTokenizer(name, encode, encode_with_offsets, bos, adds_bos, refused, read_from, decode)
 
 
 def _bos_token_of_class(folder: Path) -> str | None:

@@ -44,7 +44,11 @@ FETCHED = {
     "model_name": "a model",
     "checkpoint": "main",
     "commit": "0" * 40,
+    "is_pickled": False,
+    "source_sha256": None,
 }
+# What contexts say of themselves.
+CUT = {"tokens_sha256": "of tokens", "documents_sha256": "of documents", "n_records": 1, "n_broken": 0}
 
 
 @dataclass(frozen=True)
@@ -130,16 +134,18 @@ class _Builder(Staleness):
         record = {"settings": json.loads(settings), "made_from": made_from, "files": {}, "digest": "made"}
         for output in outputs:
             output.parent.mkdir(parents=True, exist_ok=True)
-            output.touch()
+            if not output.is_file():
+                output.write_text("made")
         if rule == "summarize":
             write_table(outputs[0], EMPTY, {**record["settings"], "made_from": made_from})
         elif outputs[0].suffix == ".parquet":
-            write_table(outputs[0], EMPTY, {**record, "manifest": "made"})
+            write_table(outputs[0], EMPTY, {**record, **CUT, "manifest": "made"})
             self._seals += [read_footer(outputs[0])[1]] if rule == "estimate_dimension" else []
         elif rule == "plot":
             write_record(outputs[0], {**record, "summary": sha256(self.session / "summary.parquet")})
         elif outputs[0].name == "manifest.json":
             write_record(outputs[0], record)
+            write_table(outputs[1], EMPTY, {"digest": record["digest"]})
         self.fresh.add(str(outputs[0]))
         return key_of(record)
 

@@ -259,9 +259,10 @@ def error(points: np.ndarray) -> float:
 
 def share_of_more(points: np.ndarray) -> float:
     """Return the share of points whose distances needed more than a float32 product."""
-    from id_scaling.neighbors.search import find_nearest, survey
+    from id_scaling.neighbors.points import prepare_points
+    from id_scaling.neighbors.search import find_nearest
 
-    cloud = survey(points)
+    cloud = prepare_points(points)
     selection = np.unique(cloud.first)
     found = find_nearest(cloud, selection, 21, np.empty(0, dtype=int))
     return 1.0 if "float64" in str(found.centred.gram.dtype) else found.n_again / len(selection)

@@ -19,7 +19,7 @@ import yaml
 from conftest import ROOT, Workflow
 
 import id_scaling
-from id_scaling.results.summary import COLUMNS
+from id_scaling.results.columns import COLUMNS
 
 
 @pytest.fixture(scope="module")

@@ -175,6 +175,36 @@ def test_each_change_is_made_good_by_one_run(copied: Workflow) -> None:
     assert copied.planned() == NOTHING
 
 
+def test_contexts_that_come_out_otherwise_are_said_and_the_next_run_extracts_them(copied: Workflow) -> None:
+    """As by another version of a library: neither settings nor sources tell before they are cut."""
+    next(copied.session.rglob("contexts.parquet")).unlink()
+    verbs = copied.root / "id_scaling/cli/main.py"
+    words = '**arguments.settings["chunking"]'
+    verbs.write_text(verbs.read_text().replace(words, '**{**arguments.settings["chunking"], "max_contexts": 5}'))
+    assert copied.planned() == {"chunk_dataset": 1}
+    output = copied.run()
+    assert "manifest.json: made from other contexts" in output
+    assert "came out otherwise: run again" in output
+    assert copied.planned() == CHAIN
+    copied.run()
+    assert copied.planned() == NOTHING
+
+
+def test_equal_tokens_of_contexts_cut_otherwise_are_not_computed_again(copied: Workflow) -> None:
+    """That they are equal is known only once they are cut: the jobs are planned, and find nothing to do."""
+    files = [*copied.session.rglob("*.h5")]
+    before = {path: path.stat().st_mtime_ns for path in files}
+    tables = {path: path.read_bytes() for path in copied.session.rglob("ids/*/*.parquet")}
+    assert len(files) > 3
+    set_key(copied, "dataset_config.max_contexts", 1000)
+    assert copied.planned() == {"chunk_dataset": 1, **CHAIN}
+    output = copied.run()
+    assert "came out otherwise" not in output
+    assert {path: path.stat().st_mtime_ns for path in files} == before
+    assert {path: path.read_bytes() for path in tables} == tables
+    assert copied.planned() == NOTHING
+
+
 def test_forcing_a_rule_runs_all_that_follows_it(copied: Workflow) -> None:
     assert copied.planned("--forcerun", "chunk_dataset") == {"chunk_dataset": 1, **CHAIN}
     assert copied.planned("--forcerun", "summarize") == {"summarize": 1, "plot": 1}

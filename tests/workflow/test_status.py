@@ -24,6 +24,7 @@ from id_scaling.runtime.locks import STALE, Lease
 from id_scaling.runtime.logging import LOG
 from id_scaling.storage.layout import ids_path, run_folder
 from id_scaling.storage.records import read_table, write_record, write_table
+from id_scaling.study.staleness import Staleness
 from id_scaling.study.study import Study
 
 LINE = r"\d\d:\d\d:\d\d "
@@ -345,6 +346,72 @@ def test_estimate_that_waits_to_be_linked_is_done(session: Workflow, hold: Calla
         leave(estimate, log)
         found = status_of(Study(session.config)).counts
         assert (found["estimate", "running"], found["estimate", "done"]) == {"running": (1, 1), "done": (0, 2)}[state]
+
+
+KEPT = ["estimate", "summarize", "plot"]
+
+
+def make_stale(session: Workflow, stage: str, monkeypatch: pytest.MonkeyPatch, log: str, ago: float) -> Job:
+    """Have stale outputs of a stage, and a log of a job that makes them again; return the first job of it."""
+    chosen = job(session, stage)
+    monkeypatch.setattr(Staleness, "stale", property(lambda _: {str(path): "edited" for path in chosen.outputs}))
+    for path in chosen.outputs:
+        os.utime(path, (time.time() - 10_000,) * 2)
+    chosen.log.write_text(log)
+    os.utime(chosen.log, (time.time() - ago,) * 2)
+    return chosen
+
+
+@pytest.mark.parametrize("stage", KEPT)
+@pytest.mark.parametrize(
+    ("log", "ago", "state"),
+    [
+        ("12:00:00 begun\n", 5, "running"),
+        ("", 5, "running"),
+        ("12:00:00 begun\nerror: no room\n", 5, "failed"),
+        ("12:00:00 begun\n12:00:01 wrote it (44 rows)\n", 500, "stale"),  # of the session before
+        ("12:00:00 begun\n", 500, "stale"),
+    ],
+)
+def test_stale_outputs_that_are_being_made_again(
+    session: Workflow, hold: Callable, monkeypatch: pytest.MonkeyPatch, stage: str, log: str, ago: float, state: str
+) -> None:
+    hold(session.session, seconds_ago=100)
+    make_stale(session, stage, monkeypatch, log, ago)
+    assert state_of(session, stage) == state
+
+
+@pytest.mark.parametrize(("stage", "state"), [("estimate", "done"), ("summarize", "stale")])
+def test_stale_outputs_of_a_job_that_has_just_ended(
+    session: Workflow, hold: Callable, monkeypatch: pytest.MonkeyPatch, stage: str, state: str
+) -> None:
+    """A new table waits to be linked; a summary was stale again since it was written."""
+    hold(session.session, seconds_ago=100)
+    make_stale(session, stage, monkeypatch, "12:00:00 begun\n12:00:01 wrote it (44 rows)\n", 5)
+    found = status_of(Study(session.config)).counts
+    assert found[stage, state] == {"estimate": 2, "summarize": 1}[stage]
+
+
+def test_fresh_outputs_that_are_being_made_again_as_forced_are_running(session: Workflow, hold: Callable) -> None:
+    hold(session.session, seconds_ago=100)
+    job(session, "summarize").log.write_text("12:00:00 begun\n")
+    assert state_of(session, "summarize") == "running"
+
+
+@pytest.mark.parametrize("with_log", [True, False])
+def test_what_holds_its_folder_runs_though_no_snakemake_is_left(
+    session: Workflow, hold: Callable, with_log: bool
+) -> None:
+    """As on a cluster, whose jobs outlive the process that submitted them."""
+    extract, estimate = job(session, "extract"), job(session, "estimate")
+    leave(estimate, "12:00:00 begun\n")
+    assert state_of(session, "estimate") == "failed"
+    hold(estimate.leased, seconds_ago=10)
+    assert state_of(session, "estimate") == "running"
+    hold(extract.leased)
+    if not with_log:
+        extract.log.unlink()
+    assert state_of(session, "extract") == "running"  # its manifest is there
 
 
 def test_output_that_was_removed_is_to_do(session: Workflow) -> None:

@@ -25,15 +25,15 @@ rule chunk_dataset:
         runtime=growing(240),
     params:
         settings=get_chunk_settings,
-        group_by=get_group_by,
+        execution=get_chunk_execution,
     shell:
         r"""
         RAYON_NUM_THREADS={threads} id_scaling chunk \
             --settings {params.settings:q} \
+            --execution {params.execution:q} \
             --shard {input.shard:q} \
             --tokenizer {input.tokenizer:q} \
             --output {output:q} \
-            --group-by {params.group_by:q} \
             2>&1 | tee {log:q}
         """
 

@@ -19,18 +19,17 @@ from id_scaling.runtime.atomic_files import canonical_json, read_json, writing
 from id_scaling.runtime.slurm import outlast_controller
 from id_scaling.storage.layout import Run, staging_folder
 from id_scaling.storage.staging import clear_staging, publish, staged_table
-from id_scaling.study.config_file import read_config
 from id_scaling.study.staleness import FORCED
 from id_scaling.study.study import EXTRACT_MINUTES, Study
 
 
 def load_study(config):
+    # A job on a compute node has nothing to add to what was checked before it started.
+    if not workflow.remote_exec:
+        # Snakemake has read them already, but takes the last of two equal keys without a word.
+        for path in workflow.configfiles:
+            check_file(path)
     try:
-        # A job on a compute node has nothing to add to what was checked before it started.
-        if not workflow.remote_exec:
-            # Snakemake has read them already, but takes the last of two equal keys without a word.
-            for path in workflow.configfiles:
-                read_config(Path(path))
         study = Study(config)
         if not workflow.remote_exec:
             study.check()
@@ -161,6 +160,10 @@ def get_fetch_tokenizer_settings(wildcards):
     return STUDY.fetch_tokenizer_settings(wildcards.tokenizer)
 
 
+def get_fetch_tokenizer_execution(wildcards, resources):
+    return STUDY.fetch_tokenizer_execution()
+
+
 def get_fetch_dataset_settings(wildcards):
     return STUDY.fetch_dataset_settings(wildcards.dataset, wildcards.subset)
 
@@ -169,9 +172,9 @@ def get_chunk_settings(wildcards):
     return STUDY.chunk_settings(**wildcards)
 
 
-def get_group_by(wildcards, resources):
-    # Not recorded: which fields are summarized by changes no context.
-    return STUDY.group_by(wildcards.dataset)
+def get_chunk_execution(wildcards, resources):
+    # Not recorded: what the records are checked against changes no context.
+    return STUDY.chunk_execution(wildcards.dataset)
 
 
 def get_shuffle_settings(wildcards):

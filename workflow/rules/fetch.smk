@@ -112,10 +112,12 @@ rule fetch_tokenizer:
         "../../environment.yml"
     params:
         settings=get_fetch_tokenizer_settings,
+        execution=get_fetch_tokenizer_execution,
     shell:
         r"""
         id_scaling fetch-tokenizer \
             --settings {params.settings:q} \
+            --execution {params.execution:q} \
             --output {output:q} \
             2>&1 | tee {log:q}
         """

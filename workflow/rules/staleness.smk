@@ -45,6 +45,21 @@ def get_staleness():
     return staleness
 
 
+def print_newly_stale():
+    """Say what was fresh at the start and is not now: what contexts or weights made again were expected to leave as it is."""
+    sources = ("fetch_", "chunk_", "shuffle_")
+    made = workflow.dag.needrun_jobs(exclude_finished=False)
+    if not any(job.rule.name.startswith(sources) for job in made):
+        return
+    stale = Staleness(STUDY).stale
+    lines = [
+        f"stale: {path}: {stale[path]}" for path in stale if path in get_staleness().fresh
+    ]
+    if lines:
+        print(*map(plain, lines), sep="\n", file=sys.stderr)
+        print("what it was made from came out otherwise: run again", file=sys.stderr)
+
+
 def make_older(outputs, limit):
     """Set back the time of stale outputs that is not before `limit`: of clocks that are ahead, or of restored files."""
     for path in outputs:
