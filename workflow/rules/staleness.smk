@@ -53,7 +53,9 @@ def print_newly_stale():
         return
     stale = Staleness(STUDY).stale
     lines = [
-        f"stale: {path}: {stale[path]}" for path in stale if path in get_staleness().fresh
+        f"stale: {path}: {stale[path]}"
+        for path in stale
+        if path in get_staleness().fresh
     ]
     if lines:
         print(*map(plain, lines), sep="\n", file=sys.stderr)
