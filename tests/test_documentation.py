@@ -47,6 +47,11 @@ def test_every_key_of_the_configuration_has_a_row_and_a_meaning() -> None:
     assert all(len(row) == 3 and len(row[2]) > 10 for row in rows)
 
 
+def test_no_cell_of_a_table_holds_what_would_end_it() -> None:
+    """A `|` ends a cell on GitHub, in code too."""
+    assert {line.count("|") for line in (keys_table() + columns_table()).splitlines()} == {4}
+
+
 def keys_of(config: dict, prefix: str = "") -> set[str]:
     """Return the dotted keys of a configuration; what stands in a mapping of module names is no key."""
     found = set()
@@ -98,18 +103,26 @@ def test_editors_accept_what_is_valid(changes: dict) -> None:
     jsonschema.validate(config, yaml.safe_load((ROOT / SCHEMA).read_text()))
 
 
+def page(name: str) -> str:
+    """Return a page of the documentation."""
+    return (ROOT / "docs" / f"{name}.md").read_text()
+
+
 def test_page_lists_the_architectures_that_have_a_preset() -> None:
-    page = (ROOT / "config" / "README.md").read_text()
-    (listed,) = re.findall(r"`module_name_mapping: auto` knows these architectures:([\w\s,]+)\.", page)
+    (listed,) = re.findall(r"`module_name_mapping: auto` knows these architectures:([\w\s,]+)\.", page("models"))
     assert sorted(re.findall(r"\w+", listed)) == sorted(PRESETS)
 
 
 def test_page_lists_the_estimators_of_the_grammar() -> None:
-    page = (ROOT / "config" / "README.md").read_text()
-    table = page.split("## Estimators")[1].split("## ")[0]
+    table = page("estimators").split("## Names")[1].split("## ")[0]
     assert re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE) == [rule.form for rule in GRAMMAR]
 
 
+def test_page_has_a_section_of_every_method() -> None:
+    names = re.findall(r"`(\w+)`", "".join(re.findall(r"^## .*", page("estimators"), flags=re.MULTILINE)))
+    sections = {rule.module for rule in GRAMMAR if rule.form in names}
+    assert sections == {rule.module for rule in GRAMMAR}
+
+
 def test_page_lists_the_formats_of_shards() -> None:
-    section = (ROOT / "config" / "README.md").read_text().split("## Datasets")[1].split("## ")[0]
-    assert [suffix for suffix in SUFFIXES if f"`{suffix}`" not in section] == []
+    assert [suffix for suffix in SUFFIXES if f"`{suffix}`" not in page("datasets")] == []

@@ -477,7 +477,7 @@ def test_a_misspelt_name_is_answered_by_the_nearest_and_its_method(name: str, ad
     assert found == f"{name!r} is not an estimator: {advice}"
     (module,) = {rule.module for rule in GRAMMAR if f"{rule}; " in listed}  # of one method, and all of its names
     assert listed == "; ".join(
-        [*(str(rule) for rule in GRAMMAR if rule.module == module), "all names: config/README.md)"]
+        [*(str(rule) for rule in GRAMMAR if rule.module == module), "all names: docs/estimators.md)"]
     )
 
 

@@ -314,7 +314,7 @@ def test_template_that_snakemake_would_run_is_refused_by_validate(tmp_path: Path
     with pytest.raises(ConfigError, match=r"__use_yte__ .* Python"):
         validate(_arguments(path))
     assert not pwned.exists()
-    assert "__use_yte__" in (ROOT / "config" / "README.md").read_text()
+    assert "__use_yte__" in (ROOT / "docs" / "configuration.md").read_text()
 
 
 def _without_ctx_len() -> str:

@@ -10,7 +10,7 @@ from id_scaling.results.columns import COLUMNS
 from id_scaling.study.config import Config, sections
 
 SCHEMA = Path("workflow/schemas/config.schema.json")
-PAGES = {"keys": Path("config/README.md"), "columns": Path("README.md")}
+PAGES = {"keys": Path("docs/configuration.md"), "columns": Path("docs/columns.md")}
 
 
 def write_all(root: Path) -> None:
@@ -27,7 +27,7 @@ def schema() -> str:
 
 
 def with_table(page: str, mark: str) -> str:
-    """Return a page with the table between `<!-- mark -->` and `<!-- end of mark -->` made anew."""
+    """Return a page with the current table between `<!-- mark -->` and `<!-- end of mark -->`."""
     table = {"keys": keys_table, "columns": columns_table}[mark]()
     start, end = f"<!-- {mark} -->", f"<!-- end of {mark} -->"
     before, rest = page.split(start)
@@ -41,8 +41,9 @@ def keys_table() -> str:
         for name, field in section.model_fields.items():
             key = f"{prefix}{field.alias or name}"
             default = "required" if field.is_required() else f"`{_plain(field.get_default(call_default_factory=True))}`"
+            default = default.replace("`None`", "").replace("`see below`", "see below")
             lines.append(f"| `{key}` | {default} | {field.description} |")
-    return "\n".join(line.replace("`None`", "").replace("`see below`", "see below") for line in lines) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def columns_table() -> str:

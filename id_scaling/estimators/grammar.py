@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 
-PAGE = "config/README.md"
+PAGE = "docs/estimators.md"
 # Numbers have one spelling: no leading zeros.
 NUMBER, WORD = "(?:0|[1-9][0-9]{0,3})", "[A-Za-z0-9_]+"
 # A name that shares less with a form is not near it; having as many numbers counts for as much as this share.

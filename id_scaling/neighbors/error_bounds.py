@@ -20,7 +20,7 @@ sign there and add up. Those distances are computed again from differences of th
 right to some 3e-8, whatever the norms, which is of no account but where the two nearest, or all of a list, are close
 together, as at an attention sink or in a hundred dimensions: there the differences are in float64.
 
-What hangs on other differences of logarithms is not guarded: `config/README.md` has what was found of other estimators.
+What depends on other differences of logarithms is not guarded: `docs/accuracy.md` has the errors of other estimators.
 """
 
 from __future__ import annotations

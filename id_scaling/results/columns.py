@@ -30,7 +30,8 @@ def _of_score(score: str) -> tuple[tuple[str, str, str], ...]:
     """Return the columns of the correlations of the ID with a score: name, unit and meaning."""
     fisher = "Fisher's z ± 1.96 standard errors between documents of its influence function (Croux and Dehon 2010)"
     share = (
-        "two-sided p-value of `{}`: (b + 1)/(m + 1) of m permutations (Phipson and Smyth 2010; how many: see below) of"
+        "two-sided p-value of `{}`: (b + 1)/(m + 1) of m permutations (Phipson and Smyth 2010; how many: "
+        "docs/statistics.md) of"
     )
     few = "empty where there are fewer than 20 of these"
     plain, partial = f"spearman_{score}", f"partial_{score}"
@@ -115,19 +116,19 @@ COLUMNS = (
         "what the view does with equal points: `distinct` or `keep`; `one_per_token` counts the first of each token, "
         "`matched_subset` as many at random",
     ),
-    ("decimate", "points", "points that the view draws at random; 0: it counts all"),
+    ("decimate", "points", "how many points the view draws at random; 0: it counts all"),
     ("draw", "", "number of the view's random draw"),
     (
         "preprocess",
         "",
         "how the view scales points: `raw`, `standardised`, `unit_norm`, or `drop_top_C` leading principal components",
     ),
-    ("exclude_window", "positions", "points at most so far apart are no neighbors under the view; 0: all may be"),
+    ("exclude_window", "positions", "points at most this far apart are not neighbors under the view; 0: all may be"),
     ("null_cloud", "", "`gaussian`: points replaced by a Gaussian sample with their number, mean and covariance"),
     (
         "cloud",
         "",
-        "`context`: the tokens of one context at one site; `mean`: the centres of all contexts of a run; `position`: "
+        "`context`: the tokens of one context at one site; `mean`: the centers of all contexts of a run; `position`: "
         "the tokens at one position of all",
     ),
     ("position", "", "that position, from 0; empty for other clouds"),
@@ -161,8 +162,8 @@ COLUMNS = (
     (
         "value_gaussian_equivalent",
         "",
-        "no estimate: the dimension of the normal distribution whose clouds of `n_used` points give this `mean`, from "
-        "simulations of 1 to 200 dimensions and 64 to 4096 points",
+        "not an estimate: the dimension of the normal distribution whose clouds of `n_used` points give this `mean`, "
+        "from simulations of 1 to 200 dimensions and 64 to 4096 points",
     ),
     ("value_ball_equivalent", "", "the same of the uniform distribution in a ball"),
     ("value_sphere_equivalent", "", "the same of that on a sphere, of the dimension of its surface"),
@@ -205,10 +206,10 @@ COLUMNS = (
         "top_share",
         "share",
         "share of the mean over points that the tenth of the points with the largest local dimensions makes; empty for "
-        "estimators that are no such mean",
+        "estimators that are not such a mean",
     ),
     ("median_norm", "activation", "mean over contexts of the median norm of a point"),
-    ("participation_ratio", "", "mean of trace(G)²/‖G‖² of the centred Gram matrix G"),
+    ("participation_ratio", "", "mean of trace(G)²/‖G‖² of the centered Gram matrix G"),
     ("participation_ratio_corrected", "", "the same from unbiased estimates of its parts, for samples of few points"),
     (
         "effective_rank",
@@ -219,14 +220,14 @@ COLUMNS = (
     ("mean_cosine", "", "mean cosine similarity of two different points"),
     ("nn_same_token", "share", "share of points whose nearest neighbor is the same token"),
     ("nn_within_5", "share", "share of points whose nearest neighbor is at most 5 positions away"),
-    ("nn_overlap", "share", "share of the 10 nearest that are so at the same module one layer down too"),
+    ("nn_overlap", "share", "share of the 10 nearest points that are also so at the same module one layer down"),
     ("n_layers", "blocks", "blocks of the model"),
     (
         "relative_depth",
         "",
         "(`layer` + 1) / `n_layers`: the share of the blocks that a token has been through; 0 for `emb`, 1 for `unemb`",
     ),
-    ("n_parameters", "", "parameters of the model, shared ones once"),
+    ("n_parameters", "", "parameters of the model, shared ones counted once"),
     ("n_embedding_parameters", "", "those of them that embed tokens and positions or map to the vocabulary"),
     (
         "training_step",

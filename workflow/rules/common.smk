@@ -62,8 +62,9 @@ shell.prefix(
 
 # Snakemake's plugin for Slurm loses sight of its jobs where the controller is away for a moment.
 if workflow.is_main_process:
+    RULES = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).resolve()
     outlast_controller(
-        Path(workflow.basedir) / "profiles" / "slurm" / "bin",
+        RULES.parents[1] / "profiles" / "slurm" / "bin",
         Path(".snakemake/slurm_config.txt"),
     )
 
