@@ -349,7 +349,7 @@ def plot_of(method: str) -> set[str]:
         ("results/equivalent_tables.py", {"summarize"}),
         ("results/training_steps.py", {"summarize"}),
         ("results/summary.py", {"summarize"}),
-        ("results/columns.py", {"summarize"}),
+        ("results/columns.py", {"summarize", "plot"}),
         ("results/text_table.py", {"summarize", "plot"}),
         ("neighbors/cloud_kinds.py", {"summarize", "plot"} | ESTIMATES),
         ("results/uncertainty.py", {"summarize", "plot"}),
