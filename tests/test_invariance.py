@@ -38,7 +38,12 @@ def ids(points: np.ndarray, **given) -> dict[str, tuple[str, float]]:
 
 
 def assert_same(found: dict[str, tuple[str, float]], expected: dict[str, tuple[str, float]], rel: float) -> None:
-    """Assert that statuses are the same, and IDs next to the same; of the pairs within a radius one more may count."""
+    """Assert that statuses are the same, and IDs next to the same; of the pairs within a radius one more may count.
+
+    Without a tolerance every bit is the same.
+    """
+    if not rel:
+        np.testing.assert_equal(found, expected)  # NaN is NaN
     assert {name: status for name, (status, _) in found.items()} == {
         name: status for name, (status, _) in expected.items()
     }

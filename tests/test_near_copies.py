@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 
 import numpy as np
 import pytest
@@ -115,6 +116,39 @@ def test_one_of_each_group_of_copies_is_kept(scale: float) -> None:
     points = scale * with_copies(cloud(50), 20, 1e-9, n_times=2)
     is_copy = np.isin(np.arange(90) % 50, np.arange(20)) | (np.arange(90) >= 50)
     assert np.flatnonzero(one_of_each(points, is_copy, 1e-3 * scale)).tolist() == list(range(50))
+
+
+def test_groups_of_copies_in_many_coordinates_are_found_without_comparing_all_of_these() -> None:
+    """2000 points of 4096 coordinates: comparing all coordinates of all pairs took half a minute."""
+    points = with_copies(cloud(1000, 4096), 1000, 1e-9)
+    start = time.process_time()
+    assert np.flatnonzero(one_of_each(points, np.ones(2000, bool), 1e-3)).tolist() == list(range(1000))
+    assert time.process_time() - start < 10  # 0.3 s on a free core
+
+
+@pytest.mark.parametrize("d", [20, 64, 65, 200])
+def test_copies_that_differ_in_some_coordinates_only_are_kept_or_not_by_all(d: int) -> None:
+    points = np.repeat(cloud(30, d), 2, axis=0)
+    points[1::2, 0] += np.where(np.arange(30) < 10, 0.5, 1.5)
+    kept = one_of_each(points, np.ones(60, bool), 1.0)
+    assert kept[::2].all()
+    assert kept[1::2].tolist() == [False] * 10 + [True] * 20
+
+
+def test_estimate_whose_comparison_takes_too_long_is_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not one that near copies decide, which is not known."""
+    points, answers = with_copies(cloud(), 2), iter([(5.0, 0.1, None), TimeoutError()])
+
+    def estimate_contained(*_: object) -> tuple:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr("id_scaling.estimators.base.estimate_contained", estimate_contained)
+    found = id_scaling.estimate(points, "skdim_MLE")["skdim_MLE"]
+    assert (found.status, np.isnan(found.value)) == ("timeout", True)
+    assert next(answers, None) is None
 
 
 def cantor(n: int) -> np.ndarray:

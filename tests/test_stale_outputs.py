@@ -17,6 +17,7 @@ from test_derived import save_gguf
 from verbs import do, run_study
 
 from id_scaling.errors import StoreError
+from id_scaling.results.inputs import documents_digest
 from id_scaling.storage.context_hashes import RowHash
 from id_scaling.storage.layout import contexts_path, ids_path, run_folder
 from id_scaling.storage.records import read_record, read_table, write_record, write_table
@@ -563,3 +564,9 @@ def test_a_job_does_not_run_by_other_code_than_it_was_planned_with(copied: dict[
     assert main(["plot", "--settings", settings, *options]) == 1
     assert "plot: the code changed since this job was planned" in capsys.readouterr().err
     assert Path("results/tiny/report.html").read_bytes() == before
+
+
+def test_contexts_of_an_older_version_say_nothing_of_their_documents(tmp_path: Path) -> None:
+    """So a summary with tables of it is stale, which is an error of ours and no traceback."""
+    path = tmp_path / "contexts.parquet"
+    assert documents_digest(tmp_path, {path: {}}) != documents_digest(tmp_path, {path: {"documents_sha256": "d"}})

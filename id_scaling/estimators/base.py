@@ -216,8 +216,11 @@ def estimate_from_points(
         of_cloud = is_copy[index, is_counted]
         if status[index] == OK and not estimator.is_mean and of_cloud.any():
             others = points[near_copies.one_of_each(points, of_cloud, distances[index])]
-            without = _of_points(estimator, others, max_seconds)[0] if len(others) >= estimator.min_points else np.nan
-            if near_copies.move(value[index], without, len(points), of_cloud.sum()):
+            is_enough = len(others) >= estimator.min_points
+            without, *_, how = _of_points(estimator, others, max_seconds) if is_enough else (np.nan, "")
+            if how == TIMEOUT:  # whether they decide is not known
+                status[index] = TIMEOUT
+            elif near_copies.move(value[index], without, len(points), of_cloud.sum()):
                 status[index] = NEAR_COPIES
     if estimator.is_mean:
         compute = partial(mean_over_points, local)

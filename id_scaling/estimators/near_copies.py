@@ -34,6 +34,8 @@ JUMP, K = -np.log(TINY), 20
 # Near copies decide an estimate that differs by more than a tenth without them: about as much as the bias of the
 # estimators at these sizes, so that less would not change what a reader makes of the number.
 MOVED = 0.1
+# Coordinates that are compared before all are: those of the widest range.
+FEW = 64
 # They are more than the dimension explains where they are more than so many times the expected share: densities vary.
 MORE = 8
 
@@ -74,13 +76,19 @@ def one_of_each(points: np.ndarray, is_copy: np.ndarray, distance: float) -> np.
         Below which points are near copies.
     """
     is_kept, copies = np.ones(len(points), bool), np.flatnonzero(is_copy)
+    few = points[:, np.argsort(np.ptp(points[copies], axis=0))[-FEW:]] if len(copies) else points
     for place, copy in enumerate(copies):
         if is_kept[copy]:
             later = copies[place + 1 :]
-            with np.errstate(over="ignore"):  # in units of the distance, so that no square of a near one vanishes
-                apart = np.linalg.norm((points[later] - points[copy]) / distance, axis=1)
-            is_kept[later[apart < 1]] = False
+            later = later[_is_near(few, copy, later, distance)]  # points far apart in a few coordinates are so in all
+            is_kept[later[_is_near(points, copy, later, distance)]] = False
     return is_kept
+
+
+def _is_near(points: np.ndarray, point: int, others: np.ndarray, distance: float) -> np.ndarray:
+    """Return which of some other points are within `distance` of one, (n_others,) bool."""
+    with np.errstate(over="ignore"):  # in units of the distance, so that no square of a near one vanishes
+        return np.linalg.norm((points[others] - points[point]) / distance, axis=1) < 1
 
 
 def without(neighbors: Neighbors, left_out: np.ndarray) -> Neighbors:

@@ -25,7 +25,9 @@ def seals_digest(seals: Iterable[str]) -> str:
 
 def documents_digest(session: Path, facts: Mapping[Path, Mapping[str, Any]]) -> str:
     """Return what is known of the documents of contexts as one hash, from the facts of their tables."""
-    return digest({str(path.relative_to(session)): of_table["documents_sha256"] for path, of_table in facts.items()})
+    return digest(
+        {str(path.relative_to(session)): of_table.get("documents_sha256") for path, of_table in facts.items()}
+    )
 
 
 def _tables(session: Path, settings: Mapping[str, Any]) -> str:
