@@ -44,6 +44,7 @@ FETCHED = {
     "model_name": "a model",
     "checkpoint": "main",
     "commit": "0" * 40,
+    "path": "/not/on/this/machine",
     "is_pickled": False,
     "source_sha256": None,
 }
