@@ -98,7 +98,7 @@ def test_help_says_what_each_verb_does(capsys: pytest.CaptureFixture) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "VERB"),
+        ([], "COMMAND"),
         (["frobnicate"], "invalid choice: 'frobnicate'"),
         (["estimate"], "--settings"),
         (

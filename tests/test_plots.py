@@ -671,9 +671,8 @@ def test_rows_of_contexts_are_of_one_extraction(session: Path) -> None:
     content = contexts.read_bytes()
     table, facts = read_table(contexts)
     for facts_of_others in (
-        {**facts, "settings": {**facts["settings"], "ctx_len": 1}},
-        {**facts, "made_from": dict.fromkeys(facts["made_from"], "of another")},
-        {key: value for key, value in facts.items() if key != "made_from"},
+        {**facts, "tokens_sha256": "of another"},
+        {key: value for key, value in facts.items() if key != "tokens_sha256"},
     ):
         write_table(contexts, table.with_columns(pl.col("document_id").reverse()), facts_of_others)
         with pytest.raises(StoreError, match=r"contexts\.parquet: not the contexts that were extracted"):

@@ -293,7 +293,7 @@ def test_yaml_that_names_python_objects_is_refused(tag: str, tmp_path: Path, pwn
     """By `validate`, and as Snakemake loads a configuration."""
     from snakemake.common.configfile import load_configfile
 
-    from id_scaling.cli.main import validate
+    from id_scaling.cli.study_commands import validate
     from id_scaling.study.study import Study
 
     path = tmp_path / "study.yaml"
@@ -307,7 +307,7 @@ def test_yaml_that_names_python_objects_is_refused(tag: str, tmp_path: Path, pwn
 
 def test_template_that_snakemake_would_run_is_refused_by_validate(tmp_path: Path, pwned: Path) -> None:
     """The one way in which a configuration is code; the documentation says to validate a stranger's first."""
-    from id_scaling.cli.main import validate
+    from id_scaling.cli.study_commands import validate
 
     path = tmp_path / "study.yaml"
     path.write_text(_without_ctx_len() + f"__use_yte__: true\nctx_len: ?__import__('os').mkdir({str(pwned)!r})\n")

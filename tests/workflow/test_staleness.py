@@ -121,7 +121,7 @@ def test_comments_and_messages_run_nothing_again(copied: Workflow) -> None:
         ("sources/models.py", NOTHING),
         ("runtime/locks.py", NOTHING),
         ("study/study.py", NOTHING),
-        ("cli/main.py", NOTHING),
+        ("cli/job_commands.py", NOTHING),
     ],
 )
 def test_a_constant_in_a_module_runs_what_it_computes_for(copied: Workflow, file: str, expected: dict) -> None:
@@ -178,7 +178,7 @@ def test_each_change_is_made_good_by_one_run(copied: Workflow) -> None:
 def test_contexts_that_come_out_otherwise_are_said_and_the_next_run_extracts_them(copied: Workflow) -> None:
     """As by another version of a library: neither settings nor sources tell before they are cut."""
     next(copied.session.rglob("contexts.parquet")).unlink()
-    verbs = copied.root / "id_scaling/cli/main.py"
+    verbs = copied.root / "id_scaling/cli/job_commands.py"
     words = '**arguments.settings["chunking"]'
     verbs.write_text(verbs.read_text().replace(words, '**{**arguments.settings["chunking"], "max_contexts": 5}'))
     assert copied.planned() == {"chunk_dataset": 1}
