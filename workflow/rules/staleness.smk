@@ -26,14 +26,19 @@ def is_main_process():
     return not workflow.remote_exec and not workflow.subprocess_exec
 
 
+def compare(*is_forced):
+    """Compare every output with the study; a source that is gone meanwhile is one message."""
+    try:
+        return Staleness(STUDY, *is_forced)
+    except (IdScalingError, OSError) as error:
+        raise WorkflowError(plain(str(error))) from None
+
+
 @cache
 def get_staleness():
     """Compare every output with the study, once, and say what is stale. Jobs, which parse this again, never do."""
     workflow.dag_settings.rerun_triggers = frozenset({RerunTrigger.MTIME})
-    try:
-        staleness = Staleness(STUDY, is_forced)
-    except (IdScalingError, OSError) as error:
-        raise WorkflowError(plain(str(error))) from None
+    staleness = compare(is_forced)
     lines = [f"stale: {path}: {reason}" for path, reason in staleness.stale.items()]
     os.makedirs(os.path.dirname(START), exist_ok=True)
     # Other content each time: Snakemake compares inputs by content, too.
@@ -51,7 +56,7 @@ def print_newly_stale():
     made = workflow.dag.needrun_jobs(exclude_finished=False)
     if not any(job.rule.name.startswith(sources) for job in made):
         return
-    stale = Staleness(STUDY).stale
+    stale = compare().stale
     lines = [
         f"stale: {path}: {stale[path]}"
         for path in stale
