@@ -209,8 +209,10 @@ def test_a_checkpoint_with_another_tokenizer_is_refused(tmp_path: Path, text_fol
     vocabulary["the"], vocabulary["of"] = vocabulary["of"], vocabulary["the"]
     tokenizer.write_text(json.dumps(tokens))
     config = study(tmp_path / "model", text_folder, model_config__model_checkpoint=["step0", "step1"])
-    output = Workflow(tmp_path, config).run("extract_all", is_ok=False)
-    assert "step1: its tokenizer is not the one" in output
+    workflow = Workflow(tmp_path, config)
+    output = workflow.run("extract_all", is_ok=False)
+    assert re.search(r"at step1: its tokenizer, in \S+/step1, is not the one in \S+/step0, which cuts the text", output)
+    assert not workflow.session.exists()  # said before any job
 
 
 def test_values_beyond_half_precision_are_saved_in_single(tmp_path: Path, text_folder: Path):
