@@ -77,8 +77,21 @@ def test_means_over_points_are_looked_at_too(name: str) -> None:
     assert found.status == "near_copies"
 
 
-DECIDED = ("skdim_TwoNN", "skdim_MLE", "skdim_GRIDE", "skdim_MiND_ML", "skdim_PH", "phd", "phd_text", "mst")
-UNDECIDED = ("skdim_MOM", "skdim_MADA", "skdim_TLE", "skdim_CorrInt", "skdim_ESS", "skdim_FisherS", "skdim_lPCA")
+def slowly(name: str) -> object:
+    """Return a parameter of the slow tier: scikit-dimension's estimator takes half a minute or more."""
+    return pytest.param(name, marks=pytest.mark.slow)
+
+
+DECIDED = ("skdim_TwoNN", "skdim_MLE", "skdim_GRIDE", "skdim_MiND_ML", slowly("skdim_PH"), "phd", "phd_text", "mst")
+UNDECIDED = (
+    "skdim_MOM",
+    "skdim_MADA",
+    "skdim_TLE",
+    "skdim_CorrInt",
+    slowly("skdim_ESS"),
+    slowly("skdim_FisherS"),
+    "skdim_lPCA",
+)
 
 
 @pytest.mark.parametrize("name", DECIDED)
