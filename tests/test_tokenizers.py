@@ -550,3 +550,20 @@ def test_identity_is_of_what_is_used(change: dict, is_other: bool, tmp_path: Pat
     (folder / "tokenizer.model").write_bytes(b"not looked at")
     (folder / "vocab.json").write_text("{}")
     assert (tokenizer_digest(folder) != before) is is_other
+
+
+def test_identity_is_not_of_how_a_tokenizer_was_last_called(tmp_path: Path) -> None:
+    """Truncation and padding are saved, as by a training loop that leaves one of its folders with them."""
+    folder = save(tmp_path, words(), bos_token="<s>")
+    path, before = folder / "tokenizer.json", tokenizer_digest(folder)
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.enable_truncation(64)
+    tokenizer.save(str(path))
+    assert tokenizer_digest(folder) == before
+    tokenizer.enable_padding(length=64)
+    tokenizer.save(str(path))
+    assert '"Fixed": 64' in path.read_text()
+    assert tokenizer_digest(folder) == before
+    tokenizer.add_tokens(["another"])
+    tokenizer.save(str(path))
+    assert tokenizer_digest(folder) != before

@@ -7,6 +7,7 @@ of the file's own, so it makes the tokenizer only of a folder with neither.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -47,6 +48,17 @@ VOCABULARIES = (*TOKENIZER_FILES, "*.model", "*.tiktoken", "*.codes", "vocab*", 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 LISTED = ("additional_special_tokens", "extra_special_tokens")
 AGAIN = "fetch or save it again"
+# How `tokenizer.json` begins. Truncation and padding are whatever the tokenizer was last called with; neither is used.
+_AS_LAST_CALLED = re.compile(
+    rb"""
+    ( \A \{ \s* "version" \s*:\s* "[^"]*" \s*,\s* "truncation" \s*:\s* ) (?: null | \{ [^{}]* \} )
+    ( \s*,\s* "padding" \s*:\s* ) (?: null | \{ (?: [^{}] | \{ [^{}]* \} )* \} )
+    (?= \s*, )
+    """,
+    re.VERBOSE,
+)
+# Longer than the beginning ever is.
+BYTES_OF_BEGINNING = 4096
 
 
 @dataclass(frozen=True)
@@ -115,7 +127,17 @@ def tokenizer_digest(folder: Path, hash_file: Callable[[Path], str] = sha256) ->
     used = {"bos_token": facts.bos_token, "adds_bos": facts.adds_bos, "control": sorted(facts.control)}
     if facts.bos_token is None:  # then it is the one of the class
         used["class"] = facts.tokenizer_class
-    return digest({WHOLE: hash_file(folder / WHOLE), **used})
+    return digest({WHOLE: _whole_hash(folder / WHOLE, hash_file), **used})
+
+
+def _whole_hash(path: Path, hash_file: Callable[[Path], str]) -> str:
+    """Return the hash of `tokenizer.json` as it would be without truncation and padding."""
+    with open(path, "rb") as file:
+        beginning = file.read(BYTES_OF_BEGINNING)
+        plain = _AS_LAST_CALLED.sub(rb"\1null\2null", beginning)
+        if plain == beginning:
+            return hash_file(path)
+        return hashlib.sha256(plain + file.read()).hexdigest()
 
 
 def read_whole(folder: Path) -> Tokenizer:
