@@ -10,7 +10,9 @@ from math import ceil
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.settings.types import DeploymentMethod
 
+import id_scaling
 from id_scaling.sources import bundled
 from id_scaling.text.shuffling import NONE
 from id_scaling.errors import IdScalingError
@@ -42,7 +44,10 @@ def load_study(config):
 gc.set_threshold(100_000, 50, 50)
 STUDY = load_study(config)
 LEASES = []
-PYTHON = sys.executable
+# With `--sdm conda` the interpreter is that of the environment, which has everything but the package itself.
+IS_CONDA = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
+PACKAGE = Path(id_scaling.__file__).parents[1]
+PYTHON = ["env", f"PYTHONPATH={PACKAGE}", "python"] if IS_CONDA else [sys.executable]
 VERBOSITY = "--verbose" if STUDY.config.verbose else ""
 
 RUN = "{model}/{checkpoint}/{dataset}/{subset}/{ctx_len}/{control}"
@@ -66,6 +71,15 @@ if workflow.is_main_process:
     outlast_controller(
         RULES.parents[1] / "profiles" / "slurm" / "bin",
         Path(".snakemake/slurm_config.txt"),
+    )
+
+
+def is_prepared_elsewhere():
+    """Return whether another study of the same Snakefile has the rules that prepare models and texts."""
+    return any(
+        path.startswith("resources/logs/prepare_model")
+        for rule in workflow.rules
+        for path in map(str, rule.log)
     )
 
 
@@ -207,11 +221,22 @@ def planned_batches():
 def batches_of_dag(n_jobs):
     """As above, by the jobs of the main process, which are known once they are counted."""
     batches = {}
-    for job in workflow.dag.needrun_jobs(exclude_finished=False) if n_jobs else ():
-        if job.rule.name == "estimate_dimension":
-            batch = batches.setdefault(key_of(job.wildcards), {"tables": []})
-            batch["tables"].append((job.wildcards.module, job.wildcards.estimator))
+    for job in planned_jobs("estimate_dimension") if n_jobs else ():
+        batch = batches.setdefault(key_of(job.wildcards), {"tables": []})
+        batch["tables"].append((job.wildcards.module, job.wildcards.estimator))
     return batches
+
+
+def planned_jobs(rule):
+    """Return the jobs of a rule that have to run."""
+    name = name_of(rule)
+    jobs = workflow.dag.needrun_jobs(exclude_finished=False)
+    return [job for job in jobs if job.rule.name == name]
+
+
+def name_of(rule):
+    """Return the name of a rule of this file in the whole workflow: users of a module choose it."""
+    return getattr(rules, rule).rule.name
 
 
 def key_of(wildcards):
@@ -256,8 +281,7 @@ def get_batch_threads(wildcards):
 
 @cache
 def n_extractions(n_jobs):
-    jobs = workflow.dag.needrun_jobs(exclude_finished=False) if n_jobs else ()
-    return sum(job.rule.name == "extract_activations" for job in jobs)
+    return len(planned_jobs("extract_activations")) if n_jobs else 0
 
 
 def n_side_by_side(wildcards, threads):
@@ -291,22 +315,18 @@ def get_staged(wildcards, resources):
 
 def plan_batches():
     """Write down what is to be estimated, for jobs elsewhere; drop what is staged of what is forced."""
-    jobs = list(workflow.dag.needrun_jobs())
     batches = {
         key_of(job.wildcards): {
             "tables": get_planned_tables(job.wildcards),
             "threads": job.threads,
             "is_forced": False,
         }
-        for job in jobs
-        if job.rule.name == "estimate_batch"
+        for job in planned_jobs("estimate_batch")
     }
     reasons = get_staleness().reasons
-    for job in jobs:
+    for job in planned_jobs("estimate_dimension"):
         # Forced itself, or made from what is. Snakemake's own reason may be another one: that its batch runs.
-        if job.rule.name == "estimate_dimension" and reasons.get(
-            job.output[0], ""
-        ).endswith(FORCED):
+        if reasons.get(job.output[0], "").endswith(FORCED):
             Path(f"{get_staged(job.wildcards, None)}.parquet").unlink(missing_ok=True)
             batches[key_of(job.wildcards)]["is_forced"] = True
     PLANNED.update(batches)
@@ -318,10 +338,9 @@ def plan_batches():
 def end_batches():
     """Publish what was estimated and not linked, as where another estimate of its run failed; remove what is left over."""
     session = Path(STUDY.session)
-    for job in workflow.dag.needrun_jobs(exclude_finished=False):
-        if job.rule.name == "estimate_dimension":
-            staged = Path(f"{get_staged(job.wildcards, None)}.parquet")
-            publish(staged, Path(job.output[0]), Path(job.input.manifest))
+    for job in planned_jobs("estimate_dimension"):
+        staged = Path(f"{get_staged(job.wildcards, None)}.parquet")
+        publish(staged, Path(job.output[0]), Path(job.input.manifest))
     for key in planned_batches():
         clear_staging(session / "runs" / key / "staged")
     PLAN.unlink(missing_ok=True)

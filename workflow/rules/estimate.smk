@@ -10,10 +10,6 @@ TABLE = f"<session>/runs/{RUN}/ids/{{module}}/{{estimator}}.parquet"
 BATCH = f"<session>/runs/{RUN}/staged/done"
 
 
-localrules:
-    estimate_dimension,
-
-
 rule estimate_batch:
     input:
         # One that a killed Snakemake left is of another plan.
@@ -59,6 +55,7 @@ rule estimate_dimension:
         f"<session>/logs/estimate_dimension/{RUN}/{{module}}/{{estimator}}.log",
     # Its batch's tables are linked before more is computed.
     priority: 2
+    localrule: True
     conda:
         "../../environment.yml"
     params:

@@ -5,48 +5,6 @@ TOKENIZER = "<session>/tokenizers/{tokenizer}/identity.json"
 SHARD = "<session>/datasets/{dataset}/{subset}/identity.json"
 
 
-localrules:
-    prepare_model,
-    prepare_dataset,
-    fetch_model,
-    fetch_weights,
-    fetch_tokenizer,
-    fetch_dataset,
-
-
-rule prepare_model:
-    output:
-        weights="<resources>/smollm2-135m-instruct/model.safetensors",
-        tokenizer="<resources>/smollm2-135m-instruct/tokenizer.json",
-    log:
-        "<resources>/logs/prepare_model.log",
-    conda:
-        "../../environment.yml"
-    shell:
-        r"""
-        id_scaling prepare-model \
-            --output "$(dirname {output.weights:q})" \
-            2>&1 | tee {log:q}
-        """
-
-
-rule prepare_dataset:
-    output:
-        since_1946="<resources>/sotu/0000.parquet",
-        since_1900="<resources>/sotu/0001.parquet",
-        since_1790="<resources>/sotu/0002.parquet",
-    log:
-        "<resources>/logs/prepare_dataset.log",
-    conda:
-        "../../environment.yml"
-    shell:
-        r"""
-        id_scaling prepare-dataset \
-            --output "$(dirname {output.since_1946:q})" \
-            2>&1 | tee {log:q}
-        """
-
-
 rule fetch_model:
     input:
         start=since(IDENTITY, START),
@@ -55,6 +13,7 @@ rule fetch_model:
         IDENTITY,
     log:
         "<session>/logs/fetch_model/{model}/{checkpoint}.log",
+    localrule: True
     conda:
         "../../environment.yml"
     params:
@@ -84,6 +43,7 @@ rule fetch_weights:
         ),
     log:
         "<session>/logs/fetch_weights/{model}/{checkpoint}/{dataset}/{subset}/{ctx_len}/{control}.log",
+    localrule: True
     conda:
         "../../environment.yml"
     # As many as an extraction, which goes first: on one machine weights come when nothing is left to extract.
@@ -108,6 +68,7 @@ rule fetch_tokenizer:
         TOKENIZER,
     log:
         "<session>/logs/fetch_tokenizer/{tokenizer}.log",
+    localrule: True
     conda:
         "../../environment.yml"
     params:
@@ -131,6 +92,7 @@ rule fetch_dataset:
         SHARD,
     log:
         "<session>/logs/fetch_dataset/{dataset}/{subset}.log",
+    localrule: True
     conda:
         "../../environment.yml"
     params:

@@ -52,9 +52,15 @@ def get_staleness():
 
 def print_newly_stale():
     """Say what was fresh at the start and is not now: what contexts or weights made again were expected to leave as it is."""
-    sources = ("fetch_", "chunk_", "shuffle_")
-    made = workflow.dag.needrun_jobs(exclude_finished=False)
-    if not any(job.rule.name.startswith(sources) for job in made):
+    sources = [
+        "fetch_model",
+        "fetch_tokenizer",
+        "fetch_dataset",
+        "fetch_weights",
+        "chunk_dataset",
+        "shuffle_contexts",
+    ]
+    if not any(map(planned_jobs, sources)):
         return
     stale = compare().stale
     lines = [
@@ -81,8 +87,10 @@ def make_older(outputs, limit):
 def is_forced(rule_name, outputs):
     """Return whether `--forcerun`, `--force` or `--forceall` names a job."""
     dag = workflow.dag
+    # Of several studies in one Snakefile, the first alone has the rules that prepare models and texts.
+    name = name_of(rule_name) if rules.has(rule_name) else rule_name
     return any(
-        rule_name == forced.name for forced in dag.forcerules
+        name == forced.name for forced in dag.forcerules
     ) or not dag.forcefiles.isdisjoint(outputs)
 
 

@@ -1,6 +1,7 @@
-"""Models with checkpoints that are trained here: minutes of one core, so submitted on a cluster.
+"""Bundled models and texts, made once on a machine, for all studies.
 
-The text of 1946 and later is held out for their evaluation.
+Models with checkpoints are trained here: minutes of one core, so submitted on a cluster. The text of 1946 and later is
+held out for their evaluation.
 """
 
 HELD_IN = ["<resources>/sotu/0001.parquet", "<resources>/sotu/0002.parquet"]
@@ -9,6 +10,41 @@ TRAINED_MODELS = [
     f"<resources>/{{model}}/step{step}/model.safetensors"
     for step in bundled.TRAINED_STEPS
 ]
+
+
+rule prepare_model:
+    output:
+        weights="<resources>/smollm2-135m-instruct/model.safetensors",
+        tokenizer="<resources>/smollm2-135m-instruct/tokenizer.json",
+    log:
+        "<resources>/logs/prepare_model.log",
+    localrule: True
+    conda:
+        "../../environment.yml"
+    shell:
+        r"""
+        id_scaling prepare-model \
+            --output "$(dirname {output.weights:q})" \
+            2>&1 | tee {log:q}
+        """
+
+
+rule prepare_dataset:
+    output:
+        since_1946="<resources>/sotu/0000.parquet",
+        since_1900="<resources>/sotu/0001.parquet",
+        since_1790="<resources>/sotu/0002.parquet",
+    log:
+        "<resources>/logs/prepare_dataset.log",
+    localrule: True
+    conda:
+        "../../environment.yml"
+    shell:
+        r"""
+        id_scaling prepare-dataset \
+            --output "$(dirname {output.since_1946:q})" \
+            2>&1 | tee {log:q}
+        """
 
 
 rule train_tokenizer:
