@@ -48,7 +48,9 @@ def workflow(tmp_path: Path, text_folder: Path) -> Iterator[OnHub]:
 
 
 def test_weights_come_when_nothing_is_left_to_extract_and_go_after_their_last_use(workflow: OnHub) -> None:
-    said = workflow.run()
+    workflow.run()
+    (log,) = (workflow.folder / ".snakemake" / "log").glob("*.log")
+    said = log.read_text()
     finished = re.findall(r"Finished jobid: \d+ \(Rule: (fetch_weights|extract_activations)\)", said)
     assert finished == ["fetch_weights", "extract_activations"] * 3
     assert not list(workflow.session.glob("weights/*/*/*/*/*/*"))

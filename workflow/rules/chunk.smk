@@ -34,7 +34,7 @@ rule chunk_dataset:
             --shard {input.shard:q} \
             --tokenizer {input.tokenizer:q} \
             --output {output:q} \
-            2>&1 | tee {log:q}
+            2>&1 | tee {log:q} | to_terminal
         """
 
 
@@ -66,5 +66,5 @@ rule shuffle_contexts:
             --settings {params.settings:q} \
             --contexts {input.contexts:q} \
             --output {output:q} \
-            2>&1 | tee {log:q}
+            2>&1 | tee {log:q} | to_terminal
         """

@@ -62,6 +62,11 @@ ESTIMATE_MB, ESTIMATE_MINUTES, BATCH_CORES, EXTRACT_CORES = 2000, 30, 8, 8
 shell.prefix(
     "set -euo pipefail; trap '' TERM INT; "
     'id_scaling() {{ trap - TERM INT; exec {PYTHON:q} -m id_scaling "$@" {VERBOSITY}; }}; '
+    # A terminal gets the beginning of a log's first line, which has all settings, and word of progress every ten seconds.
+    "to_terminal() {{ local last=0; while IFS= read -r line; do case $line in "
+    "[0-9][0-9]:[0-9][0-9]:[0-9][0-9]' '*' '--*=* | *:*:*' wrote '* | *:*:*' drew '*) printf '%.160s\\n' \"$line\" ;; "
+    "*' left' | *' finished') if (( SECONDS >= last + 10 )); then last=$SECONDS; printf '%s\\n' \"$line\"; fi ;; "
+    "*) printf '%s\\n' \"$line\" ;; esac; done; }}; "
 )
 
 
@@ -235,7 +240,7 @@ def planned_jobs(rule):
 
 
 def name_of(rule):
-    """Return the name of a rule of this file in the whole workflow: users of a module choose it."""
+    """Return the name that a rule has in the whole workflow, which users of a module choose."""
     return getattr(rules, rule).rule.name
 
 
@@ -384,4 +389,5 @@ def print_summary():
     if STUDY.estimators and text.is_file():
         print(f"\n{text.read_text()}")
         print(f"table:  {STUDY.session}/summary.parquet and .csv")
-        print(f"report: {STUDY.report()}, and its figures in {STUDY.session}/figures")
+        print(f"report: {Path(STUDY.report()).resolve().as_uri()}")
+        print(f"figures: {STUDY.session}/figures")

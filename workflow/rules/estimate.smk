@@ -39,7 +39,7 @@ rule estimate_batch:
             --manifest {input.manifest:q} \
             --logs {params.logs:q} \
             --output {output:q} \
-            2>&1 | tee {log:q}
+            2>&1 | tee {log:q} | to_terminal
         """
 
 
@@ -73,6 +73,6 @@ rule estimate_dimension:
                 --settings {params.settings:q} \
                 --manifest {input.manifest:q} \
                 --output {output:q} \
-                2>&1 | tee {log:q}
+                2>&1 | tee {log:q} | to_terminal
         fi
         """

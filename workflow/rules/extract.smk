@@ -43,5 +43,5 @@ rule extract_activations:
             --model {input.model:q} \
             --weights {input.weights:q} \
             --output {output.manifest:q} \
-            2>&1 | tee {log:q}
+            2>&1 | tee {log:q} | to_terminal
         """

@@ -25,7 +25,7 @@ rule fetch_model:
             --settings {params.settings:q} \
             --execution {params.execution:q} \
             --output {output:q} \
-            2>&1 | tee {log:q}
+            2>&1 | tee {log:q} | to_terminal
         """
 
 
@@ -56,7 +56,7 @@ rule fetch_weights:
             --execution {params.execution:q} \
             --model {input.model:q} \
             --output {output:q} \
-            2>&1 | tee {log:q}
+            2>&1 | tee {log:q} | to_terminal
         """
 
 
@@ -80,7 +80,7 @@ rule fetch_tokenizer:
             --settings {params.settings:q} \
             --execution {params.execution:q} \
             --output {output:q} \
-            2>&1 | tee {log:q}
+            2>&1 | tee {log:q} | to_terminal
         """
 
 
@@ -102,5 +102,5 @@ rule fetch_dataset:
         id_scaling fetch-dataset \
             --settings {params.settings:q} \
             --output {output:q} \
-            2>&1 | tee {log:q}
+            2>&1 | tee {log:q} | to_terminal
         """

@@ -25,7 +25,7 @@ rule prepare_model:
         r"""
         id_scaling prepare-model \
             --output "$(dirname {output.weights:q})" \
-            2>&1 | tee {log:q}
+            2>&1 | tee {log:q} | to_terminal
         """
 
 
@@ -43,7 +43,7 @@ rule prepare_dataset:
         r"""
         id_scaling prepare-dataset \
             --output "$(dirname {output.since_1946:q})" \
-            2>&1 | tee {log:q}
+            2>&1 | tee {log:q} | to_terminal
         """
 
 
@@ -70,7 +70,7 @@ rule train_tokenizer:
             --settings {params.settings:q} \
             --texts {input.texts:q} \
             --output {output:q} \
-            2>&1 | tee {log:q}
+            2>&1 | tee {log:q} | to_terminal
         """
 
 
@@ -101,5 +101,5 @@ rule train_model:
             --texts {input.texts:q} \
             --tokenizer {input.tokenizer:q} \
             --output {output:q} \
-            2>&1 | tee {log:q}
+            2>&1 | tee {log:q} | to_terminal
         """

@@ -37,7 +37,7 @@ rule summarize:
             --parquet {output.parquet:q} \
             --csv {output.csv:q} \
             --text {output.text:q} \
-            2>&1 | tee {log:q}
+            2>&1 | tee {log:q} | to_terminal
         """
 
 
@@ -76,5 +76,5 @@ rule plot:
             --session "$(dirname {input.summary:q})" \
             --output {output.files:q} {output.figures:q} {output.report:q} \
             --record {output.manifest:q} \
-            2>&1 | tee {log:q}
+            2>&1 | tee {log:q} | to_terminal
         """
