@@ -158,7 +158,6 @@ def _size(path: Path) -> str:
 # What the verbs of jobs write.
 OUTPUTS = frozenset(("--output", "--outputs", "--parquet", "--csv", "--text", "--record"))
 
-# Those for people come first, then those that the rules call.
 VERBS: dict[str, tuple[Callable[[Arguments], int | None], tuple[str, ...]]] = {
     "validate": (study_commands.validate, ("config",)),
     "plan": (study_commands.plan, ("config", "--tflops", "--gpus")),
@@ -188,12 +187,24 @@ VERBS: dict[str, tuple[Callable[[Arguments], int | None], tuple[str, ...]]] = {
 }
 
 
+def _commands_of_rules() -> str:
+    """Return the commands that only rules call, with what each does."""
+    jobs = {name: run.__doc__ for name, (run, _) in VERBS.items() if run.__module__ == job_commands.__name__}
+    return "\n".join(["commands that the rules of the workflow call:", *(f"    {n:<18}{d}" for n, d in jobs.items())])
+
+
 def _parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
-    parser = argparse.ArgumentParser(prog="python -m id_scaling", description=__doc__.splitlines()[0])
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND")
+    parser = argparse.ArgumentParser(
+        prog="python -m id_scaling",
+        description=__doc__.splitlines()[0],
+        epilog=_commands_of_rules(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, title="commands", metavar="COMMAND")
     for name, (run, options) in VERBS.items():
-        verb = verbs.add_parser(name, help=run.__doc__, description=run.__doc__)
+        listed = {"help": run.__doc__} if run.__module__ == study_commands.__name__ else {}
+        verb = verbs.add_parser(name, description=run.__doc__, **listed)
         verb.add_argument("--verbose", action="store_true", help="log in detail")
         for option in options:
             spelled = dict(OPTIONS[option])
