@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import threading
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+from conftest import ROOT
 
 LARGE = (".safetensors", ".bin", ".parquet", ".gz", ".zst")
 ADDRESS = re.compile(
@@ -246,3 +250,15 @@ def _sibling(name: str, content: bytes) -> dict[str, object]:
     large = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
     sibling = {"rfilename": name, "size": len(content), "blobId": _git_id(content)}
     return {**sibling, "lfs": large} if name.endswith(LARGE) else sibling
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Return the files of a folder."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def environment(hub: Hub, folder: Path, **more: str) -> dict[str, str]:
+    """Return an environment in which the hub is this one, and its cache is empty at first."""
+    of_hub = {"HF_ENDPOINT": hub.address, "HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "0"}
+    kept = {name: value for name, value in os.environ.items() if "proxy" not in name.lower() and name != "HF_TOKEN"}
+    return {**kept, "PYTHONPATH": str(ROOT), **of_hub, **more}

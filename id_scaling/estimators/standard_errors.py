@@ -2,8 +2,8 @@
 
 An asymptotic formula takes the points of a cloud as independent. They are not: neighbors share
 distances, so the true standard deviation over clouds is another, mostly larger one. The ratio of
-the two has no closed form. It is simulated over (estimator, d, n) by `python -m tests.full.tabulate_spread`, which
-says how, and is tabulated in `standard_error_tables`. d is the *estimated* dimension, as the true one is unknown. The
+the two has no closed form. `python -m tests.simulations.tabulate_spread` simulates it over (estimator, d, n) and
+says how. It is tabulated in `standard_error_tables`. d is the *estimated* dimension, as the true one is unknown. The
 formula of `abid` looks at pairs of points too: its ratios are near one.
 
 The ratio depends on the geometry as well: from d = 10 on a uniformly filled flat torus has ratios up to 25 per cent

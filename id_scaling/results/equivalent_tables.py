@@ -1,4 +1,4 @@
-"""Mean estimates of clouds of known dimension, made by `python -m tests.full.tabulate_equivalents`."""
+"""Mean estimates of clouds of known dimension, made by `tests.simulations.tabulate_equivalents`."""
 
 # fmt: off
 TABLES = {

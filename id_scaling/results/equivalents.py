@@ -4,8 +4,8 @@ About a thousand points of a Gaussian of 50 dimensions give a `mle` of 27. Read 
 points is what a Gaussian of 50 dimensions gives: its equivalent. That is no estimate, as representations are no
 Gaussian; it says how much of a difference between clouds of different sizes, or of large dimension, is one of size.
 
-Mean estimates over DIMENSION and N_POINTS were simulated by `python -m tests.full.tabulate_equivalents`. Between them a
-mean is linear in log n, and log d in the log of the mean.
+`python -m tests.simulations.tabulate_equivalents` simulated mean estimates over DIMENSION and N_POINTS. Between them
+a mean is linear in log n, and log d in the log of the mean.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What Snakemake plans and runs, as the records in the outputs say; `tests/test_stale_outputs.py` has each case."""
+"""What Snakemake plans and runs, by the records in the outputs; `unit/study/test_stale_outputs.py` has each case."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_nothing_runs_again_and_then_just_what_changed(copied: Workflow, change)
 
 
 def test_comments_and_messages_run_nothing_again(copied: Workflow) -> None:
-    """In every package at once; `tests/test_fingerprint.py` rewords each module."""
+    """In every package at once; `tests/unit/study/test_fingerprint.py` rewords each module."""
     for path in (copied.root / "id_scaling").rglob("*.py"):
         text = path.read_text()
         path.write_text(text.replace('"""', '"""Reworded: ', 1).replace("raise InputError(f", "raise InputError(f'' f"))

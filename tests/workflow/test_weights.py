@@ -9,8 +9,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 from conftest import Workflow, save_tiny_llama, study
-from hub_server import Hub
-from test_hub import environment, files_of
+from hub_server import Hub, environment, files_of
 
 STEPS = ["step1", "step2", "step3"]
 

@@ -1,4 +1,4 @@
-"""Factors for the standard errors of `mind_ml.py`, made by `python -m tests.full.tabulate_spread`."""
+"""Factors for the standard errors of `mind_ml.py`, made by `tests.simulations.tabulate_spread`."""
 
 RATIO = {
     20: (

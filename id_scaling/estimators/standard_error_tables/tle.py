@@ -1,4 +1,4 @@
-"""Factors for the standard errors of `tle.py`, made by `python -m tests.full.tabulate_spread`.
+"""Factors for the standard errors of `tle.py`, made by `tests.simulations.tabulate_spread`.
 
 For each geometry and dimension: 200 clouds of 256 points, 100 clouds of 1024 points.
 """

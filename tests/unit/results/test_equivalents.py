@@ -8,7 +8,7 @@ import pytest
 from id_scaling import estimate
 from id_scaling.results.equivalent_tables import TABLES
 from id_scaling.results.equivalents import DIMENSION, DISTRIBUTIONS, N_POINTS, equivalent
-from tests.full.tabulate_equivalents import DISTRIBUTIONS as DRAWS
+from tests.simulations.tabulate_equivalents import DISTRIBUTIONS as DRAWS
 
 NAMES = list(TABLES)
 

@@ -9,10 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import save_text, save_tiny_llama
+from conftest import ROOT, save_text, save_tiny_llama
 
 COMPILER = shutil.which("cc") or shutil.which("gcc")
-HERE = Path(__file__).parent
 STUDY = """
 import sys
 from pathlib import Path
@@ -38,13 +37,13 @@ def no_locks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if COMPILER is None or not sys.platform.startswith("linux"):
         pytest.skip("a C compiler and Linux are needed to stand for a file system without locks")
     library = tmp_path_factory.mktemp("no_locks") / "no_locks.so"
-    subprocess.run([COMPILER, "-shared", "-fPIC", "-o", library, HERE / "no_locks.c"], check=True)
+    subprocess.run([COMPILER, "-shared", "-fPIC", "-o", library, Path(__file__).with_name("no_locks.c")], check=True)
     return library
 
 
 def run(library: Path, number: int, code: str, *arguments: Path, **variables: str) -> subprocess.CompletedProcess:
     """Run Python code where locks fail with an error of this number."""
-    path = os.pathsep.join([str(HERE.parent), str(HERE)])
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     preloaded = {"LD_PRELOAD": str(library), "NOLOCK_ERRNO": str(number), "PYTHONPATH": path, **variables}
     environment = {key: value for key, value in os.environ.items() if key != "HDF5_USE_FILE_LOCKING"} | preloaded
     return subprocess.run(

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import save_text, study
-from test_tokenizers import (
+from tokenizer_kinds import (
     TRAINED_ON,
     byte_level,
     byte_level_split,
@@ -24,7 +24,7 @@ from test_tokenizers import (
     word_piece,
     words,
 )
-from test_tokenizers import save as save_kind
+from tokenizer_kinds import save as save_kind
 from tokenizers import AddedToken, Tokenizer
 from verbs import run_study
 

@@ -1,9 +1,9 @@
 """How far half precision moves IDs: the same contexts, with weights in float32 and in another dtype.
 
-`python -m tests.full.half_precision MODEL TEXT [--dtype bfloat16] [--contexts 4] [--tokens 1024] [--layers 0 10 20 29]`
-runs a folder with a model of the architecture `llama` on the first tokens of a text file, on a CPU, and takes the
-outputs of its blocks in float64, without the first token. It prints for each layer the relative difference of
-estimates, mean and worst of the contexts, and the share of points whose nearest neighbor is another.
+`python -m tests.simulations.half_precision MODEL TEXT [--dtype bfloat16] [--contexts 4] [--tokens 1024]
+[--layers 0 10 20 29]` runs a folder with a model of the architecture `llama` on the first tokens of a text file, on a
+CPU, and takes the outputs of its blocks in float64, without the first token. It prints for each layer the relative
+difference of estimates, mean and worst of the contexts, and the share of points whose nearest neighbor is another.
 """
 
 from __future__ import annotations

@@ -128,7 +128,7 @@ def test_a_busy_process_ends_with_whoever_started_it() -> None:
     code = (
         "import os, threading, time\n"
         "from id_scaling.runtime.workers import ask_child\n"
-        "from tests.test_searchers import say_and_spin\n"
+        "from tests.unit.neighbors.test_parallel import say_and_spin\n"
         "threading.Thread(target=ask_child, args=(say_and_spin,), daemon=True).start()\n"
         "time.sleep(600)\n"
     )

@@ -6,13 +6,11 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
-from conftest import save_text, save_tiny_llama, study
+from conftest import ROOT, save_text, save_tiny_llama, study
 
-HERE = Path(__file__).parent
 # One process makes a study and then, for each of its verbs, forks one that does the verb again under a limit.
 RUNNER = """
 import json, os, resource, sys, traceback
@@ -95,10 +93,10 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, s
         "module_outblock_keys": [],
     }
     (folder / "study.yaml").write_text(yaml.safe_dump(config))
-    path = os.pathsep.join([str(HERE.parent), str(HERE)])
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     command = [sys.executable, "-c", RUNNER, folder, json.dumps(config)]
     done = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False, cwd=HERE.parent
+        command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False, cwd=ROOT
     )
     assert done.returncode == 0, done.stderr
     return {name: tuple(outcome) for name, outcome in json.loads((folder / "outcomes.json").read_text()).items()}

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, Workflow, save_tiny_llama, study
-from hub_server import Hub
+from conftest import Workflow, save_tiny_llama, study
+from hub_server import Hub, environment, files_of
 
 from id_scaling.cli.main import main
 from id_scaling.errors import ResourceError
@@ -54,18 +54,6 @@ def early(tiny_llama: Path) -> dict[str, bytes]:
 def late(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The files of the model with other weights."""
     return files_of(save_tiny_llama(tmp_path_factory.mktemp("late"), seed=1))
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    """Return the files of a folder."""
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def environment(hub: Hub, folder: Path, **more: str) -> dict[str, str]:
-    """Return an environment in which the hub is this one, and its cache is empty at first."""
-    of_hub = {"HF_ENDPOINT": hub.address, "HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "0"}
-    kept = {name: value for name, value in os.environ.items() if "proxy" not in name.lower() and name != "HF_TOKEN"}
-    return {**kept, "PYTHONPATH": str(ROOT), **of_hub, **more}
 
 
 class Fetcher:

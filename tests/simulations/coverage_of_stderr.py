@@ -1,6 +1,6 @@
 """Coverage of standard errors: how often an interval of 1.96 of them holds what the estimator gives on average.
 
-`python -m tests.full.coverage_of_stderr` draws 2000 clouds of 1024 points, other than those the factors were
+`python -m tests.simulations.coverage_of_stderr` draws 2000 clouds of 1024 points, other than those the factors were
 made of, on a flat torus and of a normal distribution, d = 2, 5, 10. Each estimator of `tabulate_spread` must cover
 its own mean over the clouds (not the true d: bias is no part of a standard error) in 92 to 98 per cent of them, and so
 must `corrint`, which has no factor. Estimators of saved clouds have 200 clouds and no upper bound: where all points

@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 import yaml
 from conftest import save_text, save_tiny_llama, study
-from test_derived import save_gguf
+from gguf_files import save_gguf
 from verbs import do, run_study
 
 from id_scaling.errors import StoreError

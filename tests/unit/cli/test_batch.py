@@ -14,14 +14,14 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from conftest import study
+from conftest import ROOT, study
 from verbs import Session
 
 from id_scaling.cli.main import main
 from id_scaling.storage.staging import clear_staging, publish
 
 TABLES = [(module, estimator) for module in ("block", "mlp") for estimator in ("mle", "mind_ml", "mle_harmonic")]
-DISTURBED = Path(__file__).parent / "workflow" / "disturbed_estimates"
+DISTURBED = ROOT / "tests" / "workflow" / "disturbed_estimates"
 
 
 @pytest.fixture(scope="module")

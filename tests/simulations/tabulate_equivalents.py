@@ -1,7 +1,7 @@
 """The mean estimates of clouds of known dimension, by simulation.
 
-`python -m tests.full.tabulate_equivalents` writes `id_scaling/results/equivalent_tables.py`, in three minutes of two
-cores: for each distribution, d and n the mean over N_CLOUDS clouds of what each estimator gives. The distributions:
+`python -m tests.simulations.tabulate_equivalents` writes `id_scaling/results/equivalent_tables.py`, in three minutes of
+two cores: for each distribution, d and n the mean over N_CLOUDS clouds of what each estimator gives. The distributions:
 
 gaussian  the standard normal distribution in d dimensions;
 ball      uniform in a ball of d dimensions;
@@ -72,7 +72,7 @@ def main() -> None:
     with ProcessPoolExecutor() as processes:
         found = dict(zip(cases, processes.map(means, cases, chunksize=4), strict=True))
     lines = [
-        '"""Mean estimates of clouds of known dimension, made by `python -m tests.full.tabulate_equivalents`."""',
+        '"""Mean estimates of clouds of known dimension, made by `tests.simulations.tabulate_equivalents`."""',
         "",
     ]
     lines += ["# fmt: off", "TABLES = {"]

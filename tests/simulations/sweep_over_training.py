@@ -1,7 +1,7 @@
 """The sweep over training, full size: a loss that falls with the training step and with the width.
 
-`python -m tests.full.sweep_over_training` reads the summary that `config/training.yaml` ends in and prints the table of
-docs/studies.md: mean loss, and mean ID of block 3, at each width and step.
+`python -m tests.simulations.sweep_over_training` reads the summary that `config/training.yaml` ends in and prints the
+table of docs/studies.md: mean loss, and mean ID of block 3, at each width and step.
 """
 
 from __future__ import annotations

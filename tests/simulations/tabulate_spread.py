@@ -1,6 +1,6 @@
 """The factors by which estimates spread more than asymptotic standard errors say, by simulation.
 
-`python -m tests.full.tabulate_spread [method …]` writes `estimators/standard_error_tables/<method>.py`; all
+`python -m tests.simulations.tabulate_spread [method …]` writes `estimators/standard_error_tables/<method>.py`; all
 methods take forty minutes of two cores. For each geometry, d and n it draws clouds, estimates each, and divides the
 standard deviation of the estimates over clouds by the root mean square of the asymptotic standard errors. Geometries:
 
@@ -178,7 +178,7 @@ def source_of(method: str, cells: dict[tuple[str, int, int], dict]) -> str:
 
 def docstring_of(method: str) -> list[str]:
     """Return the docstring of the module that holds the tables of a method, by lines."""
-    first = f'"""Factors for the standard errors of `{method}.py`, made by `python -m tests.full.tabulate_spread`.'
+    first = f'"""Factors for the standard errors of `{method}.py`, made by `tests.simulations.tabulate_spread`.'
     if not of_saved_clouds([get_estimator(name) for name in names_of([method])]):
         return [f'{first}"""']
     drawn = ", ".join(f"{count} clouds of {n} points" for n, count in N_SAVED_CLOUDS.items())

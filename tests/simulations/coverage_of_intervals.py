@@ -1,7 +1,7 @@
 """Coverage of the summary's intervals, whose unit is the document: how often they hold what they are of.
 
-`python -m tests.full.coverage_of_intervals` simulates 40,000 means of documents of one to eight contexts, half of whose
-variance is their document's, that is normal or skewed: intervals of 95 per cent must cover in the shares that
+`python -m tests.simulations.coverage_of_intervals` simulates 40,000 means of documents of one to eight contexts, half
+of whose variance is their document's, that is normal or skewed: intervals of 95 per cent must cover in the shares that
 docs/statistics.md states. Of 4,000 partial rank correlations, given two covariates and the source, they must in 92 to
 97 per cent; and where value and score have nothing in common but those, p-values of 5 per cent and less may be 6 per
 cent of all, three standard errors more than 5; there documents have two or four contexts.
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from id_scaling.results.uncertainty import mean_interval, rank_correlation
-from tests.test_intervals import clustered, confounded, sizes_of, truth
+from tests.unit.results.test_uncertainty import clustered, confounded, sizes_of, truth
 
 N_MEANS, N_CORRELATIONS, N_A_SIZE = 40_000, 4_000, 100
 # Three standard errors of a share of so many are less than half a point.

@@ -1,7 +1,7 @@
 """The ID table of the embedded default against scikit-dimension on the clouds it saved.
 
-`python -m tests.full.against_scikit_dimension` extracts the embedded default with its clouds in float32 and compares
-every estimate of the default view: each difference must be within 1e-5. The same clouds in float16, as
+`python -m tests.simulations.against_scikit_dimension` extracts the embedded default with its clouds in float32 and
+compares every estimate of the default view: each difference must be within 1e-5. The same clouds in float16, as
 `save_fp: float16` rounds them, are what scikit-dimension would see of a smaller dump: that difference is printed.
 """
 

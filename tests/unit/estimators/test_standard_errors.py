@@ -6,8 +6,8 @@ import functools
 
 import numpy as np
 import pytest
-from full.coverage_of_stderr import HIGHEST, LOWEST, estimates, is_covered, one_cloud
-from full.tabulate_spread import FOLDER, METHODS, docstring_of, names_of, of_saved_clouds, rising
+from simulations.coverage_of_stderr import HIGHEST, LOWEST, estimates, is_covered, one_cloud
+from simulations.tabulate_spread import FOLDER, METHODS, docstring_of, names_of, of_saved_clouds, rising
 
 import id_scaling
 from id_scaling.estimators.base import OK, Estimates, Estimator, settle
