@@ -14,7 +14,7 @@ from id_scaling.neighbors.views import RAW
 from id_scaling.plots import style
 from id_scaling.plots.catalog import FIGURES
 from id_scaling.plots.caveats import remarks
-from id_scaling.plots.page import PAGE, SCRIPT, STYLE, as_script, libraries
+from id_scaling.plots.page import report_page
 
 
 def write_report(summary: pl.DataFrame, charts: Mapping[str, style.Specification], path: Path) -> None:
@@ -25,16 +25,13 @@ def write_report(summary: pl.DataFrame, charts: Mapping[str, style.Specification
         if figure.name in charts:
             sections.append((figure.name, figure.question, _figure(figure.name, figure.caption)))
     sections.append(("trust", "How far to trust this", _trust(summary)))
-    page = PAGE.format(
+    page = report_page(
         title=escape(title),
-        style=STYLE,
         contents="".join(f'<a href="#{name}">{escape(heading)}</a>' for name, heading, _ in sections),
         sections="\n".join(
             f'<section id="{name}"><h2>{escape(heading)}</h2>{body}</section>' for name, heading, body in sections
         ),
-        libraries=libraries(),
-        specs=as_script(charts),
-        script=SCRIPT,
+        specifications=charts,
     )
     path.write_text(page, encoding="utf-8")
 

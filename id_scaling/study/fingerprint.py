@@ -5,9 +5,10 @@ parses is outside: a changed file format is said by `storage.layout.LAYOUT_VERSI
 
 The fingerprint of a module is the hash of its syntax tree without docstrings, without the words of its errors and log
 lines, and with each import of a module of the package replaced by the fingerprint of that module. So a module may
-move, be renamed, or have its imports reordered, and two functions of one name in two modules differ. `ast.unparse` is
-stable over Python versions where `ast.dump` is not. Imports must be statements: what is imported by name at run time is
-not followed, so it has to be named as a further root (an estimator next to the job that runs it).
+move, be renamed, or have its imports reordered, and two functions of one name in two modules differ. An imported
+folder counts with the files in it, as the templates of pages. `ast.unparse` is stable over Python versions where
+`ast.dump` is not. Imports must be statements: what is imported by name at run time is not followed, so it has to be
+named as a further root (an estimator next to the job that runs it).
 """
 
 from __future__ import annotations
@@ -81,7 +82,16 @@ def _hash(module: str) -> str:
     lines = [
         "\n".join([text, *sorted(each.line(_hash) for each in imports)]) for text, imports in _parsed(_source(module))
     ]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return hashlib.sha256("\n".join([*lines, *_data(module)]).encode()).hexdigest()
+
+
+def _data(module: str) -> list[str]:
+    """Return name and hash of each file of a package that is not Python; of a module nothing."""
+    path = _path(module)
+    files = sorted(path.parent.iterdir()) if path.name == "__init__.py" else []
+    # An editor keeps hidden files.
+    kept = [file for file in files if file.is_file() and file.suffix != ".py" and not file.name.startswith(".")]
+    return [f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}" for file in kept]
 
 
 def _path(module: str) -> Path:
