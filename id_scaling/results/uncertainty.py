@@ -22,10 +22,9 @@ ELEMENTS = 2**19
 # What is smaller, beside ranks of variance one, is rounding.
 RESOLVED = 1e-9
 
-# The 0.975 quantiles of Student's t for LEAST_DOCUMENTS documents and up, and of the normal distribution.
-T_QUANTILES = [2.776445, 2.570582, 2.446912, 2.364624, 2.306004, 2.262157, 2.228139, 2.200985]
-T_QUANTILES += [2.178813, 2.160369, 2.144787, 2.131450, 2.119905, 2.109816, 2.100922]
-NORMAL_QUANTILE = 1.959964
+# Of a distribution, what is below the upper end of a 95 % interval. Its quantiles come from scipy.special, which is
+# imported where an interval is computed: the constants above are read where none is.
+UPPER_END = 0.975
 
 
 class Residuals(NamedTuple):
@@ -162,6 +161,8 @@ def mean_interval(values: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np
     sizes : numpy.ndarray
         How many contexts each document has, `LEAST_DOCUMENTS` documents or more.
     """
+    from scipy.special import stdtrit
+
     sums = _sums(values, sizes)
     if len(sizes) >= LEAST_RESAMPLED:
         means = np.concatenate([sums @ counts.T / (counts @ sizes) for counts in _counts(len(sizes))], axis=1)
@@ -170,7 +171,7 @@ def mean_interval(values: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np
     total, n = sums.sum(axis=1, keepdims=True), len(sizes)
     means = total[:, 0] / sizes.sum()
     without = (total - sums) / (sizes.sum() - sizes)
-    half = T_QUANTILES[n - LEAST_DOCUMENTS] * np.sqrt((n - 1) / n * ((without - means[:, None]) ** 2).sum(axis=1))
+    half = stdtrit(n - 1, UPPER_END) * np.sqrt((n - 1) / n * ((without - means[:, None]) ** 2).sum(axis=1))
     return means - half, means + half
 
 
@@ -258,10 +259,12 @@ def _influence(
 
 def _interval(rho: np.ndarray, influence: np.ndarray, sizes: np.ndarray, n_fixed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the 95 % intervals of rows' correlations from their influence functions."""
+    from scipy.special import ndtri
+
     sums = _sums(influence - influence.mean(axis=1, keepdims=True), sizes)
     error = np.sqrt(len(sizes) / (len(sizes) - n_fixed - 1) * (sums**2).sum(axis=1)) / influence.shape[1]
     with np.errstate(divide="ignore", invalid="ignore"):
-        center, half = np.arctanh(rho), NORMAL_QUANTILE * error / (1 - rho**2)
+        center, half = np.arctanh(rho), ndtri(UPPER_END) * error / (1 - rho**2)
     return np.tanh(center - half), np.tanh(center + half)
 
 
