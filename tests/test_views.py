@@ -17,7 +17,7 @@ from verbs import Session
 
 from id_scaling import estimate
 from id_scaling.cli.main import main
-from id_scaling.estimators.base import estimate_from_neighbors
+from id_scaling.estimators.apply import estimate_from_neighbors
 from id_scaling.estimators.registry import get_estimator
 from id_scaling.neighbors.find import Neighbors, find_neighbors, stacked
 from id_scaling.neighbors.statistics import DEFAULT_GROUPS

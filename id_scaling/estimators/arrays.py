@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from id_scaling.errors import ConfigError, ResourceError
-from id_scaling.estimators.base import Estimate, Estimator, estimate_from_neighbors, estimate_from_points
+from id_scaling.estimators.apply import estimate_from_neighbors, estimate_from_points
+from id_scaling.estimators.base import Estimate, Estimator
 from id_scaling.estimators.near_copies import K, tiny_share
 from id_scaling.estimators.registry import canonical_name, get_estimator
 from id_scaling.estimators.sandbox import DEFAULT_SECONDS

@@ -10,7 +10,8 @@ import numpy as np
 import polars as pl
 
 from id_scaling.estimators import gride, mle, twonn
-from id_scaling.estimators.base import OK, Estimator, estimate_from_neighbors
+from id_scaling.estimators.apply import estimate_from_neighbors
+from id_scaling.estimators.base import OK, Estimator
 from id_scaling.neighbors.find import Neighbors
 from id_scaling.plots import style
 from id_scaling.plots.catalog import SAME

@@ -19,7 +19,8 @@ import polars as pl
 from threadpoolctl import threadpool_limits
 
 from id_scaling.errors import ResourceError, StoreError, made_anew
-from id_scaling.estimators.base import Estimates, Estimator, estimate_from_neighbors, estimate_from_points, no_estimates
+from id_scaling.estimators.apply import estimate_from_neighbors, estimate_from_points, no_estimates
+from id_scaling.estimators.base import Estimates, Estimator
 from id_scaling.estimators.near_copies import K, tiny_share
 from id_scaling.models.modules import request_of, with_layers
 from id_scaling.neighbors.cloud_kinds import CONTEXT, POSITION, clouds_of_run, stored_as, view_of_run
