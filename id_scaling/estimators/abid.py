@@ -39,13 +39,13 @@ def make(name: str, k: str) -> Estimator:
 
 def mean(points: np.ndarray, k: int) -> tuple[float, float, np.ndarray]:
     """Return the mean over points, its standard error, and d_i of each point, (n,)."""
-    local, pairs = [], np.zeros((len(points), len(points)))
+    parts, pairs = [], np.zeros((len(points), len(points)))
     for neighbors, gram in gram_of_displacements(points, k):
         squared_cosines = _squared_cosines(gram)
-        local.append(_dimensions(squared_cosines))
-        for members, d, of_pairs in zip(neighbors, local[-1], squared_cosines, strict=True):
+        parts.append(_dimensions(squared_cosines))
+        for members, d, of_pairs in zip(neighbors, parts[-1], squared_cosines, strict=True):
             pairs[np.ix_(members, members)] += 2 * d / k**2 * (1 - d * of_pairs)
-    local = np.concatenate(local)
+    local = np.concatenate(parts)
     return float(local.mean()), jackknife_error(local, pairs), local
 
 

@@ -53,12 +53,22 @@ def estimate_from_neighbors(estimator: Estimator, neighbors: Neighbors, is_local
     """
     status = screen(estimator, neighbors)
     with np.errstate(all="ignore"):
-        local = estimator.local(neighbors) if is_local or estimator.is_mean else None
-        value, stderr = mean_over_points(local, neighbors) if estimator.is_mean else estimator.compute(neighbors)
+        local = _local(estimator, neighbors) if is_local or estimator.is_mean else None
+        if estimator.is_mean and local is not None:
+            value, stderr = mean_over_points(local, neighbors)
+        else:
+            value, stderr = estimator.compute(neighbors)
     if estimator.needs == "neighbors":
         status[(status == OK) & _decided_by_near_copies(neighbors, value, estimator.compute, estimator)] = NEAR_COPIES
     estimates = finalize(estimator, value, stderr, status, neighbors, local)
     return estimates if is_local else replace(estimates, local=None)
+
+
+def _local(estimator: Estimator, neighbors: Neighbors) -> np.ndarray:
+    """Return the estimate at each point, (n_clouds, n_points)."""
+    if estimator.local is None:
+        raise ValueError(f"{estimator.name} has no estimate at a point")
+    return estimator.local(neighbors)
 
 
 def _decided_by_near_copies(
@@ -86,7 +96,7 @@ def no_estimates(estimator: Estimator, neighbors: Neighbors, is_local: bool = Fa
 
 def estimate_from_points(
     estimator: Estimator,
-    clouds: Sequence[np.ndarray],
+    clouds: Sequence[np.ndarray] | np.ndarray,
     neighbors: Neighbors,
     max_seconds: float = DEFAULT_SECONDS,
     is_local: bool = False,
@@ -111,12 +121,12 @@ def estimate_from_points(
     has_local = is_local or estimator.is_mean
     local = np.full(neighbors.r1.shape, np.nan) if has_local else None
     is_copy, distances = near_copies.has_near_copy(neighbors), near_copies.copy_distance(neighbors)
-    for index in np.flatnonzero(status == OK):
+    for index in np.flatnonzero(status == OK).tolist():
         is_counted = np.isfinite(neighbors.r1[index])
         points = np.asarray(clouds[index], dtype=np.float64)[is_counted]
         value[index], stderr[index], cloud_local, status[index] = _of_points(estimator, points, max_seconds, has_local)
         ceilings[index] = estimator.ceiling(*points.shape) if estimator.ceiling else np.inf
-        if cloud_local is not None:
+        if local is not None and cloud_local is not None:
             local[index, is_counted] = cloud_local
         of_cloud = is_copy[index, is_counted]
         if status[index] == OK and not estimator.is_mean and of_cloud.any():
@@ -127,7 +137,7 @@ def estimate_from_points(
                 status[index] = TIMEOUT
             elif near_copies.move(value[index], without, len(points), of_cloud.sum()):
                 status[index] = NEAR_COPIES
-    if estimator.is_mean:
+    if estimator.is_mean and local is not None:
         compute = partial(mean_over_points, local)
         status[(status == OK) & _decided_by_near_copies(neighbors, value, compute, estimator)] = NEAR_COPIES
     estimates = finalize(estimator, value, stderr, status, neighbors, local, ceilings)
@@ -174,7 +184,7 @@ def screen(estimator: Estimator, neighbors: Neighbors) -> np.ndarray:
         status[np.isnan(neighbors.at(max(estimator.ranks))).all(axis=1)] = TOO_FEW_POINTS
     status[neighbors.statistic("n_used") < estimator.min_points] = TOO_FEW_POINTS
     status[neighbors.statistic("n_nonfinite") > 0] = NONFINITE
-    for index in np.flatnonzero(status == OK):
+    for index in np.flatnonzero(status == OK).tolist():
         status[index] = _damage(estimator, neighbors, index) or OK
     return status
 
@@ -217,7 +227,7 @@ def finalize(
     status[(status == OK) & ~((value > 0) & (value < MAX_RESOLVED))] = DEGENERATE
     status[(status == OK) & ((value >= estimator.cap) | (value >= ceilings * (1 - AT_CEILING)))] = SATURATED
     is_number = (status == OK) | (status == SATURATED)
-    shares = _top_shares(local, is_counted, is_number) if estimator.is_mean else None
+    shares = _top_shares(local, is_counted, is_number) if estimator.is_mean and local is not None else None
     if local is not None:
         local = np.where(is_number[:, None] & np.isfinite(local), local, np.nan)
     value = np.where(is_number, np.minimum(value, estimator.cap), np.nan)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from numbers import Real
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
 from id_scaling.errors import ConfigError, ResourceError
 from id_scaling.estimators.apply import estimate_from_neighbors, estimate_from_points
-from id_scaling.estimators.base import Estimate, Estimator
+from id_scaling.estimators.base import Estimate, Estimates, Estimator
 from id_scaling.estimators.near_copies import K, tiny_share
 from id_scaling.estimators.registry import canonical_name, get_estimator
 from id_scaling.estimators.sandbox import DEFAULT_SECONDS
@@ -132,7 +132,9 @@ def estimate_batch(
     return pl.concat(tables).sort("cloud", maintain_order=True)
 
 
-def _estimates(clouds: np.ndarray, names: str | Sequence[str], duplicates: str, max_seconds: float):
+def _estimates(
+    clouds: np.ndarray, names: Any, duplicates: Any, max_seconds: Any
+) -> Iterator[tuple[str, Estimates, Neighbors]]:
     """Yield (name, estimates, neighbors) for each estimator, all from one pass over the clouds."""
     is_names = isinstance(names, Iterable) and not isinstance(names, bytes)
     found = ([names] if isinstance(names, str) else list(names)) if is_names else []
@@ -141,12 +143,13 @@ def _estimates(clouds: np.ndarray, names: str | Sequence[str], duplicates: str, 
     names = found
     if not isinstance(duplicates, str) or duplicates not in ("distinct", "keep"):
         raise ConfigError(f"duplicates: found {duplicates!r}, expected 'distinct' or 'keep'")
-    if isinstance(max_seconds, bool) or not isinstance(max_seconds, Real) or not max_seconds > 0:
+    is_number = isinstance(max_seconds, Real) and not isinstance(max_seconds, bool)
+    if not is_number or not max_seconds > 0:
         raise ConfigError(f"max_seconds: found {max_seconds!r}, expected a number above 0")
     estimators = [get_estimator(name) for name in dict.fromkeys(canonical_name(str(name)) for name in names)]
     # The first K are looked at for near copies.
     ranks = tuple(sorted(set(range(1, K + 1)).union(*(estimator.ranks for estimator in estimators))))
-    view = View(skip_first_tokens=0, duplicates=duplicates)
+    view = View(skip_first_tokens=0, duplicates=cast("Literal['distinct', 'keep']", duplicates))
     groups = sorted({group_of(name) for estimator in estimators for name in estimator.statistics})
     _require_memory(clouds, estimators)
     try:

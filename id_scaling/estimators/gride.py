@@ -61,7 +61,9 @@ def maximum(neighbors: Neighbors, scale: int) -> tuple[np.ndarray, np.ndarray]:
     return value, 1 / np.sqrt(-score(value)[1])
 
 
-def _score(d, x, is_counted, n_points, scale) -> tuple[np.ndarray, np.ndarray]:
+def _score(
+    d: np.ndarray, x: np.ndarray, is_counted: np.ndarray, n_points: np.ndarray, scale: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Return g(d) and g'(d) = -(N - 1) / d² - (n - 1) sum x² e^(-d x) / (1 - e^(-d x))²; x = 0 gives the limits."""
     product = d[:, None] * x
     shrunk = -np.expm1(-product)

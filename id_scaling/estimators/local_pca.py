@@ -10,6 +10,7 @@ planes, the standard error is what one more or less at one point makes, so that 
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from id_scaling.neighbors.statistics import ROUNDING
 
 def make(name: str, k: str, percent: str) -> Estimator:
     """Return the estimator for k neighbors and a per cent of the variance; factors are those of 90 per cent."""
-    given = {"k": int(k), "percent": int(percent)}
+    given: dict[str, Any] = {"k": int(k), "percent": int(percent)}
     compute, local, spread = partial(mean, **given), partial(pointwise, **given), table_at(factors.MEAN, int(k))
     ceiling = partial(largest, **given)
     return Estimator(name, "points", int(k) + 1, compute, ceiling=ceiling, local=local, is_mean=True, spread=spread)

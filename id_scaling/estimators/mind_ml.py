@@ -46,7 +46,7 @@ def maximum(neighbors: Neighbors) -> tuple[np.ndarray, np.ndarray]:
     return value, 1 / np.sqrt(-score(value)[1])
 
 
-def _score(d, a, n, total) -> tuple[np.ndarray, np.ndarray]:
+def _score(d: np.ndarray, a: np.ndarray, n: np.ndarray, total: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return g(d) and g'(d) = -n / d² - (k - 1) sum a² e^(a d) / (e^(a d) - 1)².
 
     A point with a = 0 contributes the limits, 1 / d and -1 / d².

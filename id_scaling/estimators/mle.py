@@ -66,7 +66,8 @@ def median(neighbors: Neighbors, k: int) -> tuple[np.ndarray, np.ndarray]:
     """
     clouds = zip(pointwise(neighbors, k), np.isfinite(neighbors.r1), strict=True)
     found = [_median_and_error(local[is_counted]) for local, is_counted in clouds]
-    return tuple(np.array(found).reshape(-1, 2).T)
+    value, error = np.array(found).reshape(-1, 2).T
+    return value, error
 
 
 def _median_and_error(local: np.ndarray) -> tuple[float, float]:

@@ -77,7 +77,7 @@ def one_of_each(points: np.ndarray, is_copy: np.ndarray, distance: float) -> np.
     """
     is_kept, copies = np.ones(len(points), bool), np.flatnonzero(is_copy)
     few = points[:, np.argsort(np.ptp(points[copies], axis=0))[-FEW:]] if len(copies) else points
-    for place, copy in enumerate(copies):
+    for place, copy in enumerate(copies.tolist()):
         if is_kept[copy]:
             later = copies[place + 1 :]
             later = later[_is_near(few, copy, later, distance)]  # points far apart in a few coordinates are so in all
@@ -98,7 +98,9 @@ def without(neighbors: Neighbors, left_out: np.ndarray) -> Neighbors:
     return replace(neighbors, r1=r1, log_ratio=log_ratio)
 
 
-def move(value: np.ndarray, others: np.ndarray, n: np.ndarray, n_copies: np.ndarray) -> np.ndarray:
+def move(
+    value: np.ndarray | float, others: np.ndarray | float, n: np.ndarray | int, n_copies: np.ndarray | int
+) -> np.ndarray:
     """Return which estimates differ from those without near copies, which are more than their dimension explains.
 
     Parameters

@@ -19,6 +19,7 @@ On the 511 tokens of a context the two differ by a tenth.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -54,7 +55,9 @@ def sizes_of_text(n: int) -> np.ndarray:
     return np.arange(FIRST_OF_TEXT, n - step, step)
 
 
-def dimension(points: np.ndarray, sizes=sizes_of_class, n_draws: int = N_DRAWS) -> tuple[float, float]:
+def dimension(
+    points: np.ndarray, sizes: Callable[[int], np.ndarray] = sizes_of_class, n_draws: int = N_DRAWS
+) -> tuple[float, float]:
     """Return the dimension of the mean slope over repeats, and its standard error."""
     of_cloud = sizes(len(points))
     draws = np.where(2 * of_cloud >= len(points), N_DRAWS_OF_MOST, n_draws)

@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -109,7 +110,7 @@ def fit(points: np.ndarray, class_name: str, version: str = "") -> tuple[float, 
         return float(estimator(**given).fit_transform(points)), np.nan
 
 
-def _default(class_name: str, parameter: str) -> object:
+def _default(class_name: str, parameter: str) -> Any:
     """Return the default of a parameter of one of scikit-dimension's estimators."""
     return inspect.signature(getattr(_skdim_id(), class_name)).parameters[parameter].default
 

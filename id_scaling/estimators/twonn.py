@@ -55,6 +55,6 @@ def likelihood(neighbors: Neighbors) -> tuple[np.ndarray, np.ndarray]:
     return value, value / np.sqrt(n)
 
 
-def n_kept(n: int | np.ndarray, discard_percent: int) -> int | np.ndarray:
+def n_kept(n: int | np.ndarray, discard_percent: int) -> np.ndarray:
     """Return how many of n sorted ratios are kept, in integers."""
     return np.minimum(n * (100 - discard_percent) // 100, n - 1)

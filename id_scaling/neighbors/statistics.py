@@ -112,7 +112,7 @@ def participation_ratio_slope(ratio: np.ndarray, n_used: np.ndarray) -> np.ndarr
         return (n * (n + 1) - 2) / (n - ratio) ** 2
 
 
-def jackknife_error(influences: np.ndarray, noise: float) -> float:
+def jackknife_error(influences: np.ndarray, noise: np.ndarray | float) -> float:
     """Return the standard error of a logarithm from what the weight of each point changes it by, (n,).
 
     Where a statistic is at its maximum, single points change it by noise, pairs of them by what counts: the sum of the
@@ -128,7 +128,7 @@ def jackknife_error(influences: np.ndarray, noise: float) -> float:
     return np.sqrt(np.maximum(influences @ influences - noise, noise / 2))
 
 
-def noise_of_equal_variances(ratio: float, n_used: int) -> float:
+def noise_of_equal_variances(ratio: np.ndarray | float, n_used: int) -> np.ndarray:
     """Return the variance of log PR over clouds of a normal distribution whose variances are equal, at a PR."""
     n = n_used - 1
     with np.errstate(invalid="ignore", divide="ignore"):

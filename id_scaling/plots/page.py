@@ -15,7 +15,8 @@ from id_scaling.plots import templates
 @cache
 def libraries() -> str:
     """Return the scripts that draw figures."""
-    return vl_convert.javascript_bundle().replace("</script", "<\\/script")
+    bundle = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # the stub requires what the function does not
+    return bundle.replace("</script", "<\\/script")
 
 
 def as_script(value: object) -> str:

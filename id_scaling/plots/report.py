@@ -80,9 +80,9 @@ def _axes(summary: pl.DataFrame) -> Iterator[tuple[str, str]]:
     for dataset, ctx_len in summary.select("dataset", "ctx_len").unique(maintain_order=True).iter_rows():
         of_dataset = summary.filter(pl.col("group").is_null(), dataset=dataset, ctx_len=ctx_len)
         # One cloud of a run has a point for each context.
-        n_contexts = pl.when(level=CONTEXT).then("n_contexts").otherwise("n_points").cast(pl.Int64)
-        of_subset = of_dataset.with_columns(n_contexts).group_by("subset", maintain_order=True)
-        of_subset = of_subset.agg(pl.col("n_contexts", "n_documents").max())
+        context_count = pl.when(level=CONTEXT).then("n_contexts").otherwise("n_points").cast(pl.Int64)
+        by_subset = of_dataset.with_columns(n_contexts=context_count).group_by("subset", maintain_order=True)
+        of_subset = by_subset.agg(pl.col("n_contexts", "n_documents").max())
         n_contexts, n_documents = of_subset["n_contexts"].sum(), of_subset["n_documents"].sum()
         said = f"{n_contexts:,} contexts of {n_documents:,} documents"
         said += f"; {ctx_len} tokens a context" if has_lengths else ""
@@ -95,7 +95,7 @@ def _axes(summary: pl.DataFrame) -> Iterator[tuple[str, str]]:
             yield f"{key}s".replace("versionss", "versions"), _listed(values, 12)
     losses = summary.filter(pl.col("group").is_null(), control="none")["mean_loss"].drop_nulls()
     if len(losses):
-        yield "mean loss, plain text", f"{losses.min():.3f} to {losses.max():.3f} nats/token"
+        yield "mean loss, plain text", "{:.3f} to {:.3f} nats/token".format(*style.bounds(losses))
 
 
 def _views(summary: pl.DataFrame) -> Iterator[tuple[str, str]]:

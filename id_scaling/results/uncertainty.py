@@ -129,15 +129,15 @@ def _correlate(
         if len(sizes) < LEAST_DOCUMENTS:
             continue
         of_context, fixed = sources[has_score], covariates[:, has_score]
-        options = {f"spearman_{name}": (name, None, None)}
+        options: dict[str, tuple[str, np.ndarray | None, np.ndarray | None]] = {f"spearman_{name}": (name, None, None)}
         if len(sizes) - len(np.unique(of_context)) + 1 >= LEAST_RESAMPLED:
             options[f"partial_{name}"] = (f"partial_{name}", fixed, of_context)
         for statistic, (test, *held) in options.items():
-            *correlations, pair = correlations_of(*given, sizes, *held)
-            for column, result in zip(("", "_low", "_high"), correlations, strict=True):
-                found.columns[f"{statistic}{column}"][rows] = result
+            correlations = correlations_of(*given, sizes, *held)
+            for end, column in zip(("", "_low", "_high"), correlations[:3], strict=True):
+                found.columns[f"{statistic}{end}"][rows] = column
             found.columns[f"n_{test}"][rows] = len(given[1])
-            of_kinds.setdefault(_kinds(sizes, held[1]), []).append((test, pair))
+            of_kinds.setdefault(_kinds(sizes, held[1]), []).append((test, correlations.pair))
     for kinds, named in of_kinds.items():
         results = tested([pair for _, pair in named], kinds, *family)
         for (test, _), result in zip(named, results, strict=True):
@@ -231,16 +231,17 @@ def correlations_of(
     basis, weights = _basis(design)
     theirs = _ranking(score[None])
     of_y = _residuals(_standardized(theirs), basis, weights)
-    found = Correlations(*np.full((3, len(values)), np.nan), Pair(np.empty(values.shape), of_y.values[0], basis, None))
+    rho, low, high = np.full((3, len(values)), np.nan)
+    pair = Pair(np.empty(values.shape), of_y.values[0], basis, rho)
     for rows in np.array_split(np.arange(len(values)), -(-values.size // ELEMENTS)):
         ours = _ranking(values[rows])
         of_x = _residuals(_standardized(ours), basis, weights)
-        rho = found.rho[rows] = (of_x.values @ of_y.values[0]) / len(score)
-        found.pair.values[rows] = of_x.values
+        rho[rows] = (of_x.values @ of_y.values[0]) / len(score)
+        pair.values[rows] = of_x.values
         if len(sizes) >= LEAST_RESAMPLED:
-            influence = _influence(rho[:, None], (ours, of_x), (theirs, of_y), others)
-            found.low[rows], found.high[rows] = _interval(rho, influence, sizes, len(basis))
-    return found._replace(pair=found.pair._replace(rho=found.rho))
+            influence = _influence(rho[rows, None], (ours, of_x), (theirs, of_y), others)
+            low[rows], high[rows] = _interval(rho[rows], influence, sizes, len(basis))
+    return Correlations(rho, low, high, pair)
 
 
 def _influence(
