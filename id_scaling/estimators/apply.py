@@ -50,6 +50,18 @@ def estimate_from_neighbors(estimator: Estimator, neighbors: Neighbors, is_local
         With one leading axis over clouds.
     is_local : bool
         Whether to return the estimate at each point too.
+
+    Examples
+    --------
+    >>> from id_scaling.estimators.registry import get_estimator
+    >>> from id_scaling.neighbors.find import find_neighbors, stacked
+    >>> from id_scaling.neighbors.views import View
+    >>> rng = np.random.default_rng(0)
+    >>> sheet = rng.normal(size=(200, 3)) @ rng.normal(size=(3, 20))
+    >>> (neighbors,) = find_neighbors(sheet, [View()], range(1, 21))
+    >>> estimates = estimate_from_neighbors(get_estimator("mle_harmonic"), stacked([neighbors]))
+    >>> estimates.value.round(2).tolist(), estimates.status.tolist()
+    ([2.96], ['ok'])
     """
     status = screen(estimator, neighbors)
     with np.errstate(all="ignore"):

@@ -61,6 +61,18 @@ def estimate(
         Wrong rank or dtype of the points, an unknown estimator, an unknown policy.
     ResourceError
         All products of the points do not fit in memory.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from id_scaling import estimate
+    >>> rng = np.random.default_rng(0)
+    >>> sheet = rng.normal(size=(500, 3)) @ rng.normal(size=(3, 20))
+    >>> by_name = estimate(sheet, ["mle", "twoNN_f10"])
+    >>> round(by_name["twoNN_f10"].value, 2), round(by_name["twoNN_f10"].stderr, 2), by_name["twoNN_f10"].status
+    (3.07, 0.18, 'ok')
+    >>> round(by_name["mle_k20"].value, 2)
+    3.23
     """
     points = _checked(points, ndim=2)
     found = _ByName()
@@ -107,6 +119,16 @@ def estimate_batch(
     ------
     ConfigError, ResourceError
         As in `estimate`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from id_scaling import estimate_batch
+    >>> rng = np.random.default_rng(0)
+    >>> clouds = [rng.normal(size=(500, d)) @ rng.normal(size=(d, 20)) for d in (2, 5)]
+    >>> table = estimate_batch(np.stack(clouds), "twoNN_f10")
+    >>> table["value"].round(2).to_list(), table["status"].to_list()
+    ([1.96, 5.08], ['ok', 'ok'])
     """
     import polars as pl
 

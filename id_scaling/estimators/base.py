@@ -128,6 +128,13 @@ def mean_over_points(local: np.ndarray, neighbors: Neighbors) -> tuple[np.ndarra
     """Return the mean over points of each cloud's local values, and its standard error as of independent points.
 
     NaN at a point that counts makes both NaN.
+
+    Examples
+    --------
+    >>> neighbors = Neighbors((1,), np.ones((1, 3)), np.zeros((1, 3, 1)), {})
+    >>> value, stderr = mean_over_points(np.array([[2.0, 3.0, 4.0]]), neighbors)
+    >>> value.tolist(), stderr.round(3).tolist()
+    ([3.0], [0.577])
     """
     is_counted = np.isfinite(neighbors.r1)
     n = is_counted.sum(axis=1)
@@ -137,6 +144,12 @@ def mean_over_points(local: np.ndarray, neighbors: Neighbors) -> tuple[np.ndarra
 
 
 def top_share(local: np.ndarray) -> float:
-    """Return the share of the sum of local values, (n,), that the largest ⌈n / 10⌉ hold: the share of their mean."""
+    """Return the share of the sum of local values, (n,), that the largest ⌈n / 10⌉ hold: the share of their mean.
+
+    Examples
+    --------
+    >>> top_share(np.array([1.0] * 9 + [11.0]))
+    0.55
+    """
     n_top = -(-len(local) // 10)
     return float(np.sort(local)[-n_top:].sum() / local.sum())

@@ -47,7 +47,14 @@ def make(name: str, scale: str) -> Estimator:
 
 
 def maximum(neighbors: Neighbors, scale: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the maximum of the likelihood and 1 / sqrt(observed information) there."""
+    """Return the maximum of the likelihood and 1 / sqrt(observed information) there.
+
+    Examples
+    --------
+    >>> neighbors = Neighbors((1, 2), np.ones((1, 4)), np.log([[[1.0, 2.0], [1.0, 4.0], [1.0, 3.0], [1.0, 9.0]]]), {})
+    >>> [numbers.round(3).tolist() for numbers in maximum(neighbors, scale=1)]
+    [[0.558], [0.322]]
+    """
     x = neighbors.at(2 * scale) - neighbors.at(scale)
     is_counted = np.isfinite(neighbors.r1)
     x = np.where(is_counted, x, 0.0)

@@ -30,12 +30,26 @@ def make(name: str, k: str, percent: str) -> Estimator:
 
 
 def largest(_: int, __: int, k: int, percent: int) -> float:
-    """Return the largest value: k centred neighbors span k - 1 directions, the leading of which hold most variance."""
+    """Return the largest value: k centred neighbors span k - 1 directions, the leading of which hold most variance.
+
+    Examples
+    --------
+    >>> largest(500, 20, k=50, percent=90)
+    45.0
+    """
     return float(-(-percent * (k - 1) // 100))
 
 
 def mean(points: np.ndarray, k: int, percent: int) -> tuple[float, float, np.ndarray]:
-    """Return the mean over points, its standard error, no less than one more at one point makes, and all d_i."""
+    """Return the mean over points, its standard error, no less than one more at one point makes, and all d_i.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> sheet = rng.normal(size=(200, 3)) @ rng.normal(size=(3, 20))
+    >>> [round(number, 3) for number in mean(sheet, k=50, percent=90)[:2]]
+    [3.0, 0.005]
+    """
     local = pointwise(points, k, percent)
     value, error = mean_and_error(local)
     return value, float(np.hypot(error, 1 / len(points))), local

@@ -74,6 +74,12 @@ def one_of_each(points: np.ndarray, is_copy: np.ndarray, distance: float) -> np.
         The points that have a near copy.
     distance : float
         Below which points are near copies.
+
+    Examples
+    --------
+    >>> points = np.array([[0.0], [1e-9], [1.0]])
+    >>> one_of_each(points, np.array([True, True, False]), distance=1e-6).tolist()
+    [True, False, True]
     """
     is_kept, copies = np.ones(len(points), bool), np.flatnonzero(is_copy)
     few = points[:, np.argsort(np.ptp(points[copies], axis=0))[-FEW:]] if len(copies) else points

@@ -70,7 +70,14 @@ class Neighbors:
 
 
 def stacked(clouds: Sequence[Neighbors]) -> Neighbors:
-    """Return the neighbors of several clouds of one size as one, with an axis over clouds in front."""
+    """Return the neighbors of several clouds of one size as one, with an axis over clouds in front.
+
+    Examples
+    --------
+    >>> cloud = Neighbors((1,), np.ones(3), np.zeros((3, 1)), {})
+    >>> stacked([cloud, cloud]).r1.shape
+    (2, 3)
+    """
     return Neighbors(
         clouds[0].ranks,
         np.stack([one.r1 for one in clouds]),
@@ -109,6 +116,18 @@ def find_neighbors(
     -------
     list of Neighbors
         One a view, each with numpy arrays of the cloud's full length.
+
+    Examples
+    --------
+    >>> points = np.array([[0.0], [1.0], [3.0], [3.0]])
+    >>> views = [View(skip_first_tokens=0), View(skip_first_tokens=0, duplicates="keep")]
+    >>> first, every = find_neighbors(points, views, ranks=(1, 2))
+    >>> first.r1.tolist()
+    [1.0, 1.0, 2.0, nan]
+    >>> every.r1.tolist()
+    [1.0, 1.0, 0.0, 0.0]
+    >>> np.exp(first.at(2)).round(6).tolist()
+    [3.0, 2.0, 1.5, nan]
     """
     as_made, found = prepare_points(points), []
     for index, view in enumerate(views):

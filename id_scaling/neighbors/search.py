@@ -68,7 +68,13 @@ class Nearest:
 
 
 def n_allowed(selection: np.ndarray, window: int) -> np.ndarray:
-    """Return how many of the selected points may be neighbors of each."""
+    """Return how many of the selected points may be neighbors of each.
+
+    Examples
+    --------
+    >>> n_allowed(np.array([0, 1, 2, 3]), window=1).tolist()
+    [2, 1, 1, 2]
+    """
     near = np.searchsorted(selection, selection + window, side="right") - np.searchsorted(selection, selection - window)
     return len(selection) - near
 

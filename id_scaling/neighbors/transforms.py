@@ -51,6 +51,11 @@ def preprocess(name: str, rows: Any) -> Any:
     `standardised` divides each coordinate less its mean by its standard deviation, and makes one that is constant zero;
     `unit_norm` divides each point by its norm; `drop_top_C` takes off the mean and the C leading principal components
     (Mu and Viswanath 2018).
+
+    Examples
+    --------
+    >>> preprocess("unit_norm", np.array([[3.0, 4.0], [0.0, 2.0]])).tolist()
+    [[0.6, 0.8], [0.0, 1.0]]
     """
     xp = array_api_compat.array_namespace(rows)
     if name == RAW:

@@ -15,7 +15,15 @@ from id_scaling.storage.layout import called
 
 
 def mixture(values: Mapping[str, Iterable[str]]) -> str:
-    """Return a warning of rows of several dtypes or devices, given those of each kind; empty where of one."""
+    """Return a warning of rows of several dtypes or devices, given those of each kind; empty where of one.
+
+    Examples
+    --------
+    >>> mixture({"dtype": ["float32", "bfloat16"], "device": ["cpu"]})
+    'mixed dtype bfloat16, float32: differences between these may be of precision, not of the models'
+    >>> mixture({"dtype": ["float32"], "device": ["cpu"]})
+    ''
+    """
     mixed = {kind: sorted(of_kind) for kind, of_kind in values.items() if len(set(of_kind)) > 1}
     listed = "; ".join(f"{kind} {', '.join(of_kind)}" for kind, of_kind in mixed.items())
     return f"mixed {listed}: differences between these may be of precision, not of the models" if mixed else ""

@@ -160,6 +160,13 @@ def mean_interval(values: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np
         Rows × contexts, all finite, contexts of one document side by side.
     sizes : numpy.ndarray
         How many contexts each document has, `LEAST_DOCUMENTS` documents or more.
+
+    Examples
+    --------
+    >>> values = np.array([[3.0, 4.0, 5.0, 6.0, 7.0]])
+    >>> low, high = mean_interval(values, sizes=np.ones(5, int))
+    >>> low.round(3).tolist(), high.round(3).tolist()
+    ([3.037], [6.963])
     """
     from scipy.special import stdtrit
 
@@ -185,6 +192,15 @@ def rank_correlation(
     """Return of each row, as if there were no other, Spearman's correlation with a score, its interval and p-value.
 
     See `correlations_of` and `id_scaling.results.permutations.tested`.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> loss = rng.normal(size=40)
+    >>> values = (loss + rng.normal(size=40))[None]
+    >>> rho, low, high, p = rank_correlation(values, loss, sizes=np.ones(40, int))
+    >>> rho.round(3).tolist(), low.round(3).tolist(), high.round(3).tolist(), p.round(4).tolist()
+    ([0.362], [0.032], [0.621], [0.0235])
     """
     rho, low, high, pair = correlations_of(values, score, sizes, covariates, sources)
     n_rows = len(values)
@@ -223,6 +239,12 @@ def correlations_of(
         Covariates × contexts, all finite. A constant one explains nothing.
     sources : numpy.ndarray, optional
         The source of each context, one for all contexts of a document; far fewer sources than documents.
+
+    Examples
+    --------
+    >>> score = np.arange(20.0)
+    >>> correlations_of(np.array([score**2, -score]), score, sizes=np.ones(20, int)).rho.round(6).tolist()
+    [1.0, -1.0]
     """
     sources = np.zeros(len(score)) if sources is None else sources
     others = [_ranking(row[None]) for row in ([] if covariates is None else covariates) if np.ptp(row)]
@@ -273,6 +295,11 @@ def adjusted(p: np.ndarray) -> np.ndarray:
     """Return p-values of one family adjusted for the false discovery rate; NaN is of no family.
 
     The i-th smallest of m becomes min over j ≥ i of m p_j / j, at most 1 (Benjamini and Hochberg 1995).
+
+    Examples
+    --------
+    >>> adjusted(np.array([0.01, 0.04, 0.03, np.nan])).round(6).tolist()
+    [0.03, 0.04, 0.04, nan]
     """
     order = np.argsort(p)[: np.isfinite(p).sum()]
     steps = p[order] * len(order) / np.arange(1, len(order) + 1)
