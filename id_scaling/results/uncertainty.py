@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from id_scaling.results.permutations import Pair, tested
+from id_scaling.results.ranks import Ranking, influence_of_ranks, ranking_of, standardized
 
 LEAST_DOCUMENTS, LEAST_RESAMPLED = 5, 20
 N_DRAWS, SEED = 2000, 0
@@ -49,14 +50,6 @@ class Correlations(NamedTuple):
     low: np.ndarray
     high: np.ndarray
     pair: Pair
-
-
-class Ranking(NamedTuple):
-    """The order of each row's values, and of each place in it the first and the last place of an equal value."""
-
-    order: np.ndarray
-    first: np.ndarray
-    last: np.ndarray
 
 
 def of_rows(
@@ -247,17 +240,17 @@ def correlations_of(
     [1.0, -1.0]
     """
     sources = np.zeros(len(score)) if sources is None else sources
-    others = [_ranking(row[None]) for row in ([] if covariates is None else covariates) if np.ptp(row)]
+    others = [ranking_of(row[None]) for row in ([] if covariates is None else covariates) if np.ptp(row)]
     is_source = sources == np.unique(sources)[:, None]
-    design = np.vstack([*map(_standardized, others), is_source - is_source.mean(axis=1, keepdims=True)])
+    design = np.vstack([*map(standardized, others), is_source - is_source.mean(axis=1, keepdims=True)])
     basis, weights = _basis(design)
-    theirs = _ranking(score[None])
-    of_y = _residuals(_standardized(theirs), basis, weights)
+    theirs = ranking_of(score[None])
+    of_y = _residuals(standardized(theirs), basis, weights)
     rho, low, high = np.full((3, len(values)), np.nan)
     pair = Pair(np.empty(values.shape), of_y.values[0], basis, rho)
     for rows in np.array_split(np.arange(len(values)), -(-values.size // ELEMENTS)):
-        ours = _ranking(values[rows])
-        of_x = _residuals(_standardized(ours), basis, weights)
+        ours = ranking_of(values[rows])
+        of_x = _residuals(standardized(ours), basis, weights)
         rho[rows] = (of_x.values @ of_y.values[0]) / len(score)
         pair.values[rows] = of_x.values
         if len(sizes) >= LEAST_RESAMPLED:
@@ -274,9 +267,9 @@ def _influence(
     of_ours = (of_y.values - r * of_x.values) / of_x.scale
     of_theirs = (of_x.values - r * of_y.values) / of_y.scale
     influence = of_x.values * of_y.values - r * (of_x.values**2 + of_y.values**2) / 2
-    influence += _of_ranks(ours, of_ours) + _of_ranks(theirs, of_theirs)
+    influence += influence_of_ranks(ours, of_ours) + influence_of_ranks(theirs, of_theirs)
     for ranking, of_x_on, of_y_on in zip(others, of_x.slopes.T, of_y.slopes.T, strict=False):
-        influence -= _of_ranks(ranking, of_x_on[:, None] * of_ours + of_y_on * of_theirs)
+        influence -= influence_of_ranks(ranking, of_x_on[:, None] * of_ours + of_y_on * of_theirs)
     return influence
 
 
@@ -371,38 +364,3 @@ def _residuals(rows: np.ndarray, basis: np.ndarray, weights: np.ndarray) -> Resi
     scale = np.sqrt((left**2).mean(axis=1, keepdims=True))
     scale = np.where(scale > RESOLVED, scale, np.nan)
     return Residuals(left / scale, scale, coordinates @ weights)
-
-
-def _ranking(values: np.ndarray) -> Ranking:
-    """Return the order of each row's values, equal ones together."""
-    n = values.shape[1]
-    order = np.argsort(values, axis=1, kind="stable")
-    is_new = np.diff(np.take_along_axis(values, order, axis=1), axis=1) != 0
-    edge = np.ones((len(values), 1), bool)
-    first = np.maximum.accumulate(np.where(np.hstack([edge, is_new]), np.arange(n), 0), axis=1)
-    last = np.where(np.hstack([is_new, edge]), np.arange(n), n)
-    return Ranking(order, first, np.minimum.accumulate(last[:, ::-1], axis=1)[:, ::-1])
-
-
-def _standardized(ranking: Ranking) -> np.ndarray:
-    """Return mid-ranks with mean 0 and mean square 1 in each row; NaN where all values are equal."""
-    ranks = np.empty(ranking.order.shape)
-    np.put_along_axis(ranks, ranking.order, (ranking.first + ranking.last) / 2, axis=1)
-    ranks -= ranks.mean(axis=1, keepdims=True)
-    with np.errstate(invalid="ignore"):
-        return ranks / ranks.std(axis=1, keepdims=True)
-
-
-def _of_ranks(ranking: Ranking, residuals: np.ndarray) -> np.ndarray:
-    """Return what each context does to the correlation by its part in the ranks of the others.
-
-    That is Σ_j s(x_i, x_j) e_j / sd(ranks) with s = 1 where x_j > x_i, ½ where they are equal and 0 elsewhere.
-    """
-    order = np.broadcast_to(ranking.order, residuals.shape)
-    cumulative = np.cumsum(np.take_along_axis(residuals, order, axis=1), axis=1)
-    before = np.hstack([np.zeros((len(cumulative), 1)), cumulative])
-    ends = [np.broadcast_to(places, residuals.shape) for places in (ranking.first, ranking.last + 1)]
-    at_most = sum(np.take_along_axis(before, places, axis=1) for places in ends) / 2
-    found = np.empty(residuals.shape)
-    np.put_along_axis(found, order, cumulative[:, -1:] - at_most, axis=1)
-    return found / ((ranking.first + ranking.last) / 2).std(axis=1, keepdims=True)
