@@ -90,7 +90,7 @@ _OF_DISKS = {
 }
 
 
-def of_a_disk(error: Exception) -> ResourceError | None:
+def of_a_disk(error: BaseException) -> ResourceError | None:
     """Return the error that users meet where a disk is full or may not be written; None for any other."""
     text, name = str(error), getattr(error, "filename", None)
     for code, advice in _OF_DISKS.items():

@@ -53,8 +53,8 @@ class Session:
         return ["estimate", "--settings", settings, "--manifest", self.paths["manifest"], "--output", str(output)]
 
 
-def run_study(config: dict[str, Any]) -> Path:
-    """Run a study of local models and texts in this process, from its shards to its report; return its session."""
+def run_study(config: dict[str, Any], has_figures: bool = True) -> Path:
+    """Run a study of local models and texts in this process, to its report or summary; return its session."""
     study = Study(config)
     session = Path(study.session)
     for run in study.runs:
@@ -83,6 +83,8 @@ def run_study(config: dict[str, Any]) -> Path:
                 do("estimate", output, study.estimate_settings(run, module, estimator), manifest=manifest)
     summary = [f"--{kind}={session}/summary.{suffix}" for kind, suffix in SUMMARIES.items()]
     assert main(["summarize", "--settings", study.summarize_settings(), f"--session={session}", *summary]) == 0
+    if not has_figures:
+        return session
     figures = [*study.figures(), study.report()]
     drawn = [f"--session={session}", f"--record={figures_manifest_path(session)}", "--output", *figures]
     assert main(["plot", "--settings", study.plot_settings(), *drawn]) == 0

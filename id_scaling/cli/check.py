@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import polars as pl
 
@@ -194,15 +194,15 @@ class _Check:
             if self._read(folder / name, sha256, manifest) not in (None, facts["sha256"]):
                 self._add("damaged", folder / name, "its content is not what the manifest says", manifest)
 
-    def _check_losses(self, path: Path, tokens: pl.DataFrame, n_tokens: int) -> None:
+    def _check_losses(self, path: Path, tokens: pl.DataFrame, n_tokens: float) -> None:
         """Find losses that no working model has."""
         losses = tokens.filter(pl.col("position") > 0)["loss"].cast(pl.Float64)
         n_wrong = losses.len() - losses.is_finite().sum()
         if n_wrong:
             self._add("suspicious", path, f"the loss of {n_wrong} of {losses.len()} tokens is not a finite number")
-        elif losses.mean() > math.log(n_tokens) + WORSE_THAN_GUESSING:
+        elif (mean := cast("float", losses.mean())) > math.log(n_tokens) + WORSE_THAN_GUESSING:
             guessing = f"guessing among {n_tokens} tokens has {math.log(n_tokens):.2f}"
-            self._add("suspicious", path, f"mean loss {losses.mean():.2f} nats/token, {guessing}")
+            self._add("suspicious", path, f"mean loss {mean:.2f} nats/token, {guessing}")
 
     def _check_ids(self, run: Run, module: str, estimator: str) -> None:
         """Check one table of IDs."""

@@ -287,8 +287,9 @@ def _row(study: Study, model: str, counted: dict[tuple, Contexts | None]) -> Row
     except IdScalingError as error:
         return Row(name, lengths, contexts, unknown=str(error))
     weights = weights_of(study, model, shape)
-    if None in contexts:
+    counts = [one.number for one in contexts if one is not None]
+    if len(counts) < len(contexts):
         unknown = f"{name}: how many contexts its shards give; {CUT}"
         return Row(name, lengths, contexts, shape, weights=weights, unknown=unknown)
-    costs = [cost_of(study, run, shape, one.number) for run, one in zip(runs, contexts, strict=True)]
+    costs = [cost_of(study, run, shape, number) for run, number in zip(runs, counts, strict=True)]
     return Row(name, lengths, contexts, shape, costs, weights)

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 from id_scaling.errors import InputError
 from id_scaling.models.modules import Site, SiteRequest, check_paths, request_of
@@ -77,14 +77,17 @@ def shape_of(folder: Path, request: SiteRequest, lengths: Sequence[int]) -> Shap
         n_parameters=n_parameters,
         weight_bytes=n_parameters * weight_bytes,
         widths={site: seen.get(site, architecture.width) for site in sites},
-        forward={n: flops if is_counted else 2 * n_parameters * n for n, (flops, _) in counted.items()},
+        forward={
+            n: flops if is_counted and flops is not None else 2 * n_parameters * n for n, (flops, _) in counted.items()
+        },
         is_counted=is_counted,
     )
 
 
 def is_made(model_name: str) -> bool:
     """Return whether an embedded model is there, with all of its checkpoints."""
-    folders = (model_folder(model_name, checkpoint) for checkpoint in bundled.checkpoints_of(model_name))
+    # Embedded models have a folder, whether it is there or not.
+    folders = (cast("Path", model_folder(model_name, checkpoint)) for checkpoint in bundled.checkpoints_of(model_name))
     return all((folder / "model.safetensors").is_file() for folder in folders)
 
 
@@ -104,7 +107,7 @@ def weights_of(study: Study, model: str, shape: Shape) -> Weights:
     checkpoints = study.models[model].model_checkpoint
     missing = [one for one in checkpoints if not study.identity_path(model, slug(one)).is_file()]
     derived = [one for one in missing if is_derived(name, one)]
-    n_derived = len(derived) * shape.n_parameters * BYTES_OF_FLOAT32
+    n_derived: float = len(derived) * shape.n_parameters * BYTES_OF_FLOAT32
     if name in bundled.MODELS and not is_made(name):
         n_bytes = n_derived + len(bundled.checkpoints_of(name)) * shape.weight_bytes
         return Weights(RESOURCES, n_bytes, n_bytes)

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import polars as pl
 import yaml
@@ -127,7 +127,8 @@ def report(table: pl.DataFrame) -> str:
     lines = []
     for (model, control, what), part in table.group_by("model", "control", "what", maintain_order=True):
         differences, z = part["difference"].drop_nulls(), part["z"].drop_nulls()
-        said = f"largest difference {differences.abs().max():.2f}" if len(differences) else "no estimate of ours"
+        largest = cast("float", differences.abs().max())  # None where there is none
+        said = f"largest difference {largest:.2f}" if len(differences) else "no estimate of ours"
         said += f", {(z.abs() > 2).sum()} of {len(z)} beyond two standard errors" if len(z) else ""
         lines.append(f"{model} · {control} · {what}: {said}")
         if what != "loss":

@@ -147,13 +147,15 @@ def status_of(study: Study) -> Status:
     """Return how far the session of a study is."""
     session = Path(study.session)
     holder, holder_of = _holder(session), cache(_holder)
-    counts, ends, extracting, failures = Counter(), defaultdict(list), [], []
+    counts: Counter[tuple[str, str]] = Counter()
+    ends: defaultdict[str, list[tuple[float, Path]]] = defaultdict(list)
+    extracting, failures = [], []
     has_lengths = len(study.config.ctx_len) > 1
     stale = Staleness(study).stale
     for job in jobs_of(study):
         end = _end(job)
         by_outputs = "stale" if end and not stale.keys().isdisjoint(map(str, job.outputs)) else "done" if end else ""
-        state, words = _state(job, by_outputs, end, holder, job.leased and holder_of(job.leased))
+        state, words = _state(job, by_outputs, end, holder, holder_of(job.leased) if job.leased else None)
         counts[job.stage, state] += 1
         if state == "done" and job.is_timed:
             ends[job.stage].append((end, job.log))
@@ -195,7 +197,7 @@ def _prepared(study: Study) -> Iterator[Job]:
     trained = sorted(named & set(bundled.TRAINED))
     if bundled.SMOLLM2 in named:
         folder = RESOURCES / bundled.SMOLLM2
-        outputs = (folder / "model.safetensors", folder / "tokenizer.json")
+        outputs: tuple[Path, ...] = (folder / "model.safetensors", folder / "tokenizer.json")
         yield Job("prepare", outputs, _log(RESOURCES, "prepare_model"))
     for name in sorted(
         {*(data.dataset_name for data in study.config.datasets), *(bundled.DATASETS if trained else ())}

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from numbers import Real
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
 from id_scaling.errors import ConfigError, ResourceError
-from id_scaling.estimators.base import Estimate, Estimator, estimate_from_neighbors, estimate_from_points
+from id_scaling.estimators.apply import estimate_from_neighbors, estimate_from_points
+from id_scaling.estimators.base import Estimate, Estimates, Estimator
 from id_scaling.estimators.near_copies import K, tiny_share
 from id_scaling.estimators.registry import canonical_name, get_estimator
 from id_scaling.estimators.sandbox import DEFAULT_SECONDS
@@ -60,6 +61,18 @@ def estimate(
         Wrong rank or dtype of the points, an unknown estimator, an unknown policy.
     ResourceError
         All products of the points do not fit in memory.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from id_scaling import estimate
+    >>> rng = np.random.default_rng(0)
+    >>> sheet = rng.normal(size=(500, 3)) @ rng.normal(size=(3, 20))
+    >>> by_name = estimate(sheet, ["mle", "twoNN_f10"])
+    >>> round(by_name["twoNN_f10"].value, 2), round(by_name["twoNN_f10"].stderr, 2), by_name["twoNN_f10"].status
+    (3.07, 0.18, 'ok')
+    >>> round(by_name["mle_k20"].value, 2)
+    3.23
     """
     points = _checked(points, ndim=2)
     found = _ByName()
@@ -106,6 +119,16 @@ def estimate_batch(
     ------
     ConfigError, ResourceError
         As in `estimate`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from id_scaling import estimate_batch
+    >>> rng = np.random.default_rng(0)
+    >>> clouds = [rng.normal(size=(500, d)) @ rng.normal(size=(d, 20)) for d in (2, 5)]
+    >>> table = estimate_batch(np.stack(clouds), "twoNN_f10")
+    >>> table["value"].round(2).to_list(), table["status"].to_list()
+    ([1.96, 5.08], ['ok', 'ok'])
     """
     import polars as pl
 
@@ -131,7 +154,9 @@ def estimate_batch(
     return pl.concat(tables).sort("cloud", maintain_order=True)
 
 
-def _estimates(clouds: np.ndarray, names: str | Sequence[str], duplicates: str, max_seconds: float):
+def _estimates(
+    clouds: np.ndarray, names: Any, duplicates: Any, max_seconds: Any
+) -> Iterator[tuple[str, Estimates, Neighbors]]:
     """Yield (name, estimates, neighbors) for each estimator, all from one pass over the clouds."""
     is_names = isinstance(names, Iterable) and not isinstance(names, bytes)
     found = ([names] if isinstance(names, str) else list(names)) if is_names else []
@@ -140,12 +165,13 @@ def _estimates(clouds: np.ndarray, names: str | Sequence[str], duplicates: str, 
     names = found
     if not isinstance(duplicates, str) or duplicates not in ("distinct", "keep"):
         raise ConfigError(f"duplicates: found {duplicates!r}, expected 'distinct' or 'keep'")
-    if isinstance(max_seconds, bool) or not isinstance(max_seconds, Real) or not max_seconds > 0:
+    is_number = isinstance(max_seconds, Real) and not isinstance(max_seconds, bool)
+    if not is_number or not max_seconds > 0:
         raise ConfigError(f"max_seconds: found {max_seconds!r}, expected a number above 0")
     estimators = [get_estimator(name) for name in dict.fromkeys(canonical_name(str(name)) for name in names)]
     # The first K are looked at for near copies.
     ranks = tuple(sorted(set(range(1, K + 1)).union(*(estimator.ranks for estimator in estimators))))
-    view = View(skip_first_tokens=0, duplicates=duplicates)
+    view = View(skip_first_tokens=0, duplicates=cast("Literal['distinct', 'keep']", duplicates))
     groups = sorted({group_of(name) for estimator in estimators for name in estimator.statistics})
     _require_memory(clouds, estimators)
     try:

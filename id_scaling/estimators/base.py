@@ -1,24 +1,19 @@
-"""What an estimator takes and gives.
+"""What an estimator is, and what it gives.
 
 An estimator of `neighbors` is a function of many clouds at once; one of `points` sees one cloud's
-points. Neither prints, warns or raises on a degenerate cloud: the status says what happened.
+points. `id_scaling.estimators.apply` applies them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from id_scaling.estimators import near_copies
-from id_scaling.estimators.sandbox import DEFAULT_SECONDS, estimate_contained
-from id_scaling.estimators.standard_errors import Table, factor
+from id_scaling.estimators.standard_errors import Table
 from id_scaling.neighbors.find import Neighbors
-from id_scaling.neighbors.points import prepare_points
-from id_scaling.runtime.workers import ChildError
 
 OK = "ok"
 SATURATED = "saturated"
@@ -28,11 +23,6 @@ TOO_FEW_POINTS = "too_few_points"
 NONFINITE = "nonfinite"
 BOUNDARY = "boundary"
 TIMEOUT = "timeout"
-
-# Points all at one distance give a dimension from rounding: log-ratios are right to 1e-5 from narrow points.
-MAX_RESOLVED = 1e5
-# Optimisers stop so near to the bound that they were given.
-AT_CEILING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -134,135 +124,17 @@ class Estimator:
     spread: Table | None = None
 
 
-def estimate_from_neighbors(estimator: Estimator, neighbors: Neighbors, is_local: bool = False) -> Estimates:
-    """Apply an estimator to the neighbors of many clouds.
-
-    Parameters
-    ----------
-    estimator : Estimator
-        One that needs `neighbors`, `gram` or `spectrum`.
-    neighbors : Neighbors
-        With one leading axis over clouds.
-    is_local : bool
-        Whether to return the estimate at each point too.
-    """
-    status = screen(estimator, neighbors)
-    with np.errstate(all="ignore"):
-        local = estimator.local(neighbors) if is_local or estimator.is_mean else None
-        value, stderr = mean_over_points(local, neighbors) if estimator.is_mean else estimator.compute(neighbors)
-    if estimator.needs == "neighbors":
-        status[(status == OK) & _decided_by_near_copies(neighbors, value, estimator.compute, estimator)] = NEAR_COPIES
-    found = settle(estimator, value, stderr, status, neighbors, local)
-    return found if is_local else replace(found, local=None)
-
-
-def _decided_by_near_copies(
-    neighbors: Neighbors, value: np.ndarray, compute: Callable, estimator: Estimator
-) -> np.ndarray:
-    """Return which estimates differ without the points that have a near copy, (n_clouds,) bool."""
-    is_copy = near_copies.has_near_copy(neighbors)
-    if not is_copy.any():
-        return np.zeros(len(value), bool)
-    with np.errstate(all="ignore"):
-        others = compute(near_copies.without(neighbors, is_copy))[0]
-    return near_copies.decide(value, others, is_copy, neighbors.r1, estimator.min_points)
-
-
-def no_estimates(estimator: Estimator, neighbors: Neighbors, is_local: bool = False) -> Estimates:
-    """Return the estimates of clouds with too few points for the ranks of an estimator, of which none is stored."""
-    nothing = np.full(len(neighbors.r1), np.nan)
-    status = np.full(len(nothing), TOO_FEW_POINTS, dtype=object)
-    status[neighbors.statistic("n_nonfinite") > 0] = NONFINITE
-    # A mean's share of its top points is told by its local values.
-    local = np.full(neighbors.r1.shape, np.nan) if is_local or estimator.is_mean else None
-    settled = settle(estimator, nothing, nothing, status, neighbors, local)
-    return settled if is_local else replace(settled, local=None)
-
-
-def estimate_from_points(
-    estimator: Estimator,
-    clouds: Sequence[np.ndarray],
-    neighbors: Neighbors,
-    max_seconds: float = DEFAULT_SECONDS,
-    is_local: bool = False,
-) -> Estimates:
-    """Apply an estimator to the points that count of each cloud; a failure is a status.
-
-    Parameters
-    ----------
-    estimator : Estimator
-        One that needs `points`.
-    clouds : sequence of (n_points, d) arrays
-        The clouds, as long as `neighbors` has clouds.
-    neighbors : Neighbors
-        Which points count: those whose r_1 is a number.
-    max_seconds : float
-        An estimate that takes more processor time is a `timeout`.
-    is_local : bool
-        Whether to return the estimate at each point too.
-    """
-    status = screen(estimator, neighbors)
-    value, stderr, ceilings = (np.full(len(clouds), fill) for fill in (np.nan, np.nan, np.inf))
-    has_local = is_local or estimator.is_mean
-    local = np.full(neighbors.r1.shape, np.nan) if has_local else None
-    is_copy, distances = near_copies.has_near_copy(neighbors), near_copies.copy_distance(neighbors)
-    for index in np.flatnonzero(status == OK):
-        is_counted = np.isfinite(neighbors.r1[index])
-        points = np.asarray(clouds[index], dtype=np.float64)[is_counted]
-        value[index], stderr[index], found, status[index] = _of_points(estimator, points, max_seconds, has_local)
-        ceilings[index] = estimator.ceiling(*points.shape) if estimator.ceiling else np.inf
-        if found is not None:
-            local[index, is_counted] = found
-        of_cloud = is_copy[index, is_counted]
-        if status[index] == OK and not estimator.is_mean and of_cloud.any():
-            others = points[near_copies.one_of_each(points, of_cloud, distances[index])]
-            is_enough = len(others) >= estimator.min_points
-            without, *_, how = _of_points(estimator, others, max_seconds) if is_enough else (np.nan, "")
-            if how == TIMEOUT:  # whether they decide is not known
-                status[index] = TIMEOUT
-            elif near_copies.move(value[index], without, len(points), of_cloud.sum()):
-                status[index] = NEAR_COPIES
-    if estimator.is_mean:
-        compute = partial(mean_over_points, local)
-        status[(status == OK) & _decided_by_near_copies(neighbors, value, compute, estimator)] = NEAR_COPIES
-    found = settle(estimator, value, stderr, status, neighbors, local, ceilings)
-    return found if is_local else replace(found, local=None)
-
-
-def _of_points(
-    estimator: Estimator, points: np.ndarray, max_seconds: float, has_local: bool = False
-) -> tuple[float, float, np.ndarray | None, str]:
-    """Return the value, its standard error, the local values if asked for, and the status of one cloud's points."""
-    try:
-        return (*estimate_contained(estimator.name, _of_order_one(points), max_seconds, has_local), OK)
-    except TimeoutError:
-        return np.nan, np.nan, None, TIMEOUT
-    except ChildError as error:
-        return np.nan, np.nan, None, f"failed: {error}"
-
-
-def _of_order_one(points: np.ndarray) -> np.ndarray:
-    """Return different points divided by a power of two, so that no square overflows or vanishes.
-
-    Raises
-    ------
-    ChildError
-        Points that differed are equal: they were rounded when they were saved.
-    """
-    is_constant = points.min(axis=0) == points.max(axis=0)
-    points = np.where(is_constant, 0.0, points)  # beside a large one, products lose all others
-    n_distinct = len(np.unique(prepare_points(points).first))
-    if n_distinct < len(points):
-        raise ChildError(
-            f"{len(points)} different points are {n_distinct} as saved; save them in a wider type (save_fp)"
-        )
-    return np.ldexp(points, -int(np.frexp(np.abs(points).max())[1]))
-
-
 def mean_over_points(local: np.ndarray, neighbors: Neighbors) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean over points of each cloud's local values, and its standard error as of independent points.
 
     NaN at a point that counts makes both NaN.
+
+    Examples
+    --------
+    >>> neighbors = Neighbors((1,), np.ones((1, 3)), np.zeros((1, 3, 1)), {})
+    >>> value, stderr = mean_over_points(np.array([[2.0, 3.0, 4.0]]), neighbors)
+    >>> value.tolist(), stderr.round(3).tolist()
+    ([3.0], [0.577])
     """
     is_counted = np.isfinite(neighbors.r1)
     n = is_counted.sum(axis=1)
@@ -272,66 +144,12 @@ def mean_over_points(local: np.ndarray, neighbors: Neighbors) -> tuple[np.ndarra
 
 
 def top_share(local: np.ndarray) -> float:
-    """Return the share of the sum of local values, (n,), that the largest ⌈n / 10⌉ hold: the share of their mean."""
+    """Return the share of the sum of local values, (n,), that the largest ⌈n / 10⌉ hold: the share of their mean.
+
+    Examples
+    --------
+    >>> top_share(np.array([1.0] * 9 + [11.0]))
+    0.55
+    """
     n_top = -(-len(local) // 10)
     return float(np.sort(local)[-n_top:].sum() / local.sum())
-
-
-def screen(estimator: Estimator, neighbors: Neighbors) -> np.ndarray:
-    """Return the status that a cloud has before it is estimated."""
-    status = np.full(neighbors.r1.shape[0], OK, dtype=object)
-    # A zero distance has no logarithm: the model behind these estimators excludes it.
-    if estimator.needs in ("neighbors", "points"):
-        status[(neighbors.r1 == 0).any(axis=1)] = DEGENERATE
-    if estimator.ranks:  # a window may leave too few others
-        status[np.isnan(neighbors.at(max(estimator.ranks))).all(axis=1)] = TOO_FEW_POINTS
-    status[neighbors.statistic("n_used") < estimator.min_points] = TOO_FEW_POINTS
-    status[neighbors.statistic("n_nonfinite") > 0] = NONFINITE
-    for index in np.flatnonzero(status == OK):
-        status[index] = _damage(estimator, neighbors, index) or OK
-    return status
-
-
-def _damage(estimator: Estimator, neighbors: Neighbors, index: int) -> str:
-    """Return what is wrong with the stored distances of a cloud whose points all have neighbors; nothing if all is."""
-    is_counted, n_used = np.isfinite(neighbors.r1[index]), int(neighbors.statistic("n_used")[index])
-    if 0 < np.count_nonzero(is_counted) != n_used:
-        return f"failed: {n_used} points count, of which {np.count_nonzero(is_counted)} have a nearest neighbor"
-    columns = [neighbors.ranks.index(rank) for rank in estimator.ranks]
-    is_number = np.isfinite(neighbors.log_ratio[index][is_counted][:, columns]).all(axis=1)
-    if not is_number.all():
-        return f"failed: {np.count_nonzero(~is_number)} of {n_used} points have a distance that is not a number"
-    return ""
-
-
-def settle(
-    estimator: Estimator, value, stderr, status: np.ndarray, neighbors: Neighbors, local=None, ceilings=np.inf
-) -> Estimates:
-    """Return estimates whose value is a number where the status allows one, and NaN elsewhere.
-
-    The asymptotic standard error becomes the spread that such clouds have.
-    """
-    value, stderr, status = np.array(value), np.array(stderr), status.copy()
-    is_counted = np.isfinite(neighbors.r1)
-    if estimator.spread is not None:
-        stderr = stderr * factor(estimator.spread, value, neighbors.statistic("n_used"))
-    if local is not None:
-        n_lost = (np.isnan(local) & is_counted).sum(axis=1)
-        for index in np.flatnonzero((status == OK) & (n_lost > 0)):
-            status[index] = f"failed: {n_lost[index]} of {is_counted[index].sum()} points have no local dimension"
-    if estimator.needs == "points":
-        status[(status == OK) & np.isposinf(value)] = BOUNDARY
-    status[(status == OK) & ~((value > 0) & (value < MAX_RESOLVED))] = DEGENERATE
-    status[(status == OK) & ((value >= estimator.cap) | (value >= ceilings * (1 - AT_CEILING)))] = SATURATED
-    is_number = (status == OK) | (status == SATURATED)
-    shares = _top_shares(local, is_counted, is_number) if estimator.is_mean else None
-    if local is not None:
-        local = np.where(is_number[:, None] & np.isfinite(local), local, np.nan)
-    value = np.where(is_number, np.minimum(value, estimator.cap), np.nan)
-    return Estimates(value, np.where(status == OK, stderr, np.nan), status, local, shares)
-
-
-def _top_shares(local: np.ndarray, is_counted: np.ndarray, is_number: np.ndarray) -> np.ndarray:
-    """Return the share of each cloud's mean that the top tenth of its points holds; NaN where there is no mean."""
-    rows = zip(local, is_counted, is_number, strict=True)
-    return np.array([top_share(row[counts]) if has_mean else np.nan for row, counts, has_mean in rows])

@@ -32,7 +32,15 @@ def make(name: str) -> Estimator:
 
 
 def slope(neighbors: Neighbors) -> tuple[np.ndarray, np.ndarray]:
-    """Return the slope between the two radii, and its standard error."""
+    """Return the slope between the two radii, and its standard error.
+
+    Examples
+    --------
+    >>> statistics = dict(zip(STATISTICS, np.array([[1.0], [2.0], [100.0], [800.0], [0.1]]), strict=True))
+    >>> neighbors = Neighbors((1,), np.ones((1, 2)), np.zeros((1, 2, 1)), statistics)
+    >>> [numbers.round(6).tolist() for numbers in slope(neighbors)]
+    [[3.0], [0.1]]
+    """
     r1, r2, pairs1, pairs2, error = (neighbors.statistic(name) for name in STATISTICS)
     growth = np.where(r2 / r1 >= LEAST_RATIO, np.log(r2 / r1), np.nan)
     return np.log(pairs2 / pairs1) / growth, error

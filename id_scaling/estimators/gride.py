@@ -47,7 +47,14 @@ def make(name: str, scale: str) -> Estimator:
 
 
 def maximum(neighbors: Neighbors, scale: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the maximum of the likelihood and 1 / sqrt(observed information) there."""
+    """Return the maximum of the likelihood and 1 / sqrt(observed information) there.
+
+    Examples
+    --------
+    >>> neighbors = Neighbors((1, 2), np.ones((1, 4)), np.log([[[1.0, 2.0], [1.0, 4.0], [1.0, 3.0], [1.0, 9.0]]]), {})
+    >>> [numbers.round(3).tolist() for numbers in maximum(neighbors, scale=1)]
+    [[0.558], [0.322]]
+    """
     x = neighbors.at(2 * scale) - neighbors.at(scale)
     is_counted = np.isfinite(neighbors.r1)
     x = np.where(is_counted, x, 0.0)
@@ -61,7 +68,9 @@ def maximum(neighbors: Neighbors, scale: int) -> tuple[np.ndarray, np.ndarray]:
     return value, 1 / np.sqrt(-score(value)[1])
 
 
-def _score(d, x, is_counted, n_points, scale) -> tuple[np.ndarray, np.ndarray]:
+def _score(
+    d: np.ndarray, x: np.ndarray, is_counted: np.ndarray, n_points: np.ndarray, scale: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Return g(d) and g'(d) = -(N - 1) / d² - (n - 1) sum x² e^(-d x) / (1 - e^(-d x))²; x = 0 gives the limits."""
     product = d[:, None] * x
     shrunk = -np.expm1(-product)

@@ -37,5 +37,11 @@ def gram_of_displacements(points: np.ndarray, k: int) -> Iterator[tuple[np.ndarr
 
 
 def mean_and_error(local: np.ndarray) -> tuple[float, float]:
-    """Return the mean over points, and its standard error as if points were independent."""
+    """Return the mean over points, and its standard error as if points were independent.
+
+    Examples
+    --------
+    >>> [round(number, 3) for number in mean_and_error(np.array([2.0, 3.0, 4.0]))]
+    [3.0, 0.577]
+    """
     return float(local.mean()), float(local.std(ddof=1) / np.sqrt(len(local)))

@@ -10,6 +10,7 @@ planes, the standard error is what one more or less at one point makes, so that 
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -22,19 +23,33 @@ from id_scaling.neighbors.statistics import ROUNDING
 
 def make(name: str, k: str, percent: str) -> Estimator:
     """Return the estimator for k neighbors and a per cent of the variance; factors are those of 90 per cent."""
-    given = {"k": int(k), "percent": int(percent)}
+    given: dict[str, Any] = {"k": int(k), "percent": int(percent)}
     compute, local, spread = partial(mean, **given), partial(pointwise, **given), table_at(factors.MEAN, int(k))
     ceiling = partial(largest, **given)
     return Estimator(name, "points", int(k) + 1, compute, ceiling=ceiling, local=local, is_mean=True, spread=spread)
 
 
 def largest(_: int, __: int, k: int, percent: int) -> float:
-    """Return the largest value: k centred neighbors span k - 1 directions, the leading of which hold most variance."""
+    """Return the largest value: k centred neighbors span k - 1 directions, the leading of which hold most variance.
+
+    Examples
+    --------
+    >>> largest(500, 20, k=50, percent=90)
+    45.0
+    """
     return float(-(-percent * (k - 1) // 100))
 
 
 def mean(points: np.ndarray, k: int, percent: int) -> tuple[float, float, np.ndarray]:
-    """Return the mean over points, its standard error, no less than one more at one point makes, and all d_i."""
+    """Return the mean over points, its standard error, no less than one more at one point makes, and all d_i.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> sheet = rng.normal(size=(200, 3)) @ rng.normal(size=(3, 20))
+    >>> [round(number, 3) for number in mean(sheet, k=50, percent=90)[:2]]
+    [3.0, 0.005]
+    """
     local = pointwise(points, k, percent)
     value, error = mean_and_error(local)
     return value, float(np.hypot(error, 1 / len(points))), local

@@ -27,11 +27,25 @@ def make(name: str) -> Estimator:
 
 
 def mean(neighbors: Neighbors) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mean over points of the pointwise estimates, and the standard error of that mean."""
+    """Return the mean over points of the pointwise estimates, and the standard error of that mean.
+
+    Examples
+    --------
+    >>> neighbors = Neighbors((10, 20), np.ones((1, 2)), np.log([[[2.0, 4.0], [3.0, 4.0]]]), {})
+    >>> [numbers.round(3).tolist() for numbers in mean(neighbors)]
+    [[1.705], [0.705]]
+    """
     return mean_over_points(pointwise(neighbors), neighbors)
 
 
 def pointwise(neighbors: Neighbors) -> np.ndarray:
-    """Return d_i, (n_clouds, n_points); NaN for points that do not count."""
+    """Return d_i, (n_clouds, n_points); NaN for points that do not count.
+
+    Examples
+    --------
+    >>> neighbors = Neighbors((10, 20), np.ones((1, 2)), np.log([[[2.0, 4.0], [3.0, 4.0]]]), {})
+    >>> pointwise(neighbors).round(3).tolist()
+    [[1.0, 2.409]]
+    """
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.log(2) / (neighbors.at(K) - neighbors.at(K // 2))

@@ -36,7 +36,14 @@ def make(name: str, cap: str | None = None) -> Estimator:
 
 
 def maximum(neighbors: Neighbors) -> tuple[np.ndarray, np.ndarray]:
-    """Return the maximum of the likelihood and 1 / sqrt(observed information) there."""
+    """Return the maximum of the likelihood and 1 / sqrt(observed information) there.
+
+    Examples
+    --------
+    >>> neighbors = Neighbors((21,), np.ones((1, 3)), np.log([[[2.0], [2.5], [3.0]]]), {})
+    >>> [numbers.round(3).tolist() for numbers in maximum(neighbors)]
+    [[3.788], [0.731]]
+    """
     is_counted = np.isfinite(neighbors.r1)
     n = is_counted.sum(axis=1)
     a = np.where(is_counted, neighbors.at(K + 1), 0.0)
@@ -46,7 +53,7 @@ def maximum(neighbors: Neighbors) -> tuple[np.ndarray, np.ndarray]:
     return value, 1 / np.sqrt(-score(value)[1])
 
 
-def _score(d, a, n, total) -> tuple[np.ndarray, np.ndarray]:
+def _score(d: np.ndarray, a: np.ndarray, n: np.ndarray, total: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return g(d) and g'(d) = -n / d² - (k - 1) sum a² e^(a d) / (e^(a d) - 1)².
 
     A point with a = 0 contributes the limits, 1 / d and -1 / d².

@@ -46,12 +46,28 @@ def make(name: str, mean: str = "arithmetic", k: str = str(K)) -> Estimator:
 
 
 def arithmetic(neighbors: Neighbors, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mean over points of the pointwise estimates, and the standard error of that mean."""
+    """Return the mean over points of the pointwise estimates, and the standard error of that mean.
+
+    Examples
+    --------
+    >>> neighbors = Neighbors((1, 2), np.ones((1, 2)), np.log([[[1.0, 2.0], [1.0, 4.0]]]), {})
+    >>> [numbers.round(3).tolist() for numbers in arithmetic(neighbors, k=2)]
+    [[1.082], [0.361]]
+    """
     return mean_over_points(pointwise(neighbors, k), neighbors)
 
 
 def harmonic(neighbors: Neighbors, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the harmonic mean of the pointwise estimates; its standard error is d / sqrt(n (k - 1))."""
+    """Return the harmonic mean of the pointwise estimates; its standard error is d / sqrt(n (k - 1)).
+
+    Examples
+    --------
+    >>> neighbors = Neighbors((1, 2), np.ones((1, 2)), np.log([[[1.0, 2.0], [1.0, 4.0]]]), {})
+    >>> pointwise(neighbors, k=2).round(3).tolist()
+    [[1.443, 0.721]]
+    >>> [numbers.round(3).tolist() for numbers in harmonic(neighbors, k=2)]
+    [[0.962], [0.68]]
+    """
     is_counted = np.isfinite(neighbors.r1)
     n = is_counted.sum(axis=1)
     value = n / np.where(is_counted, 1 / pointwise(neighbors, k), 0.0).sum(axis=1)
@@ -63,10 +79,17 @@ def median(neighbors: Neighbors, k: int) -> tuple[np.ndarray, np.ndarray]:
 
     The rank of the median among n values has a standard deviation of √n / 2: the standard error is half the distance
     of the values at n / 2 ± √n / 2 (Woodruff 1952, "Confidence intervals for medians and other position measures").
+
+    Examples
+    --------
+    >>> neighbors = Neighbors((1, 2), np.ones((1, 3)), np.log([[[1.0, 2.0], [1.0, 4.0], [1.0, 3.0]]]), {})
+    >>> [numbers.round(3).tolist() for numbers in median(neighbors, k=2)]
+    [[0.91], [0.208]]
     """
     clouds = zip(pointwise(neighbors, k), np.isfinite(neighbors.r1), strict=True)
     found = [_median_and_error(local[is_counted]) for local, is_counted in clouds]
-    return tuple(np.array(found).reshape(-1, 2).T)
+    value, error = np.array(found).reshape(-1, 2).T
+    return value, error
 
 
 def _median_and_error(local: np.ndarray) -> tuple[float, float]:
@@ -80,7 +103,14 @@ def _median_and_error(local: np.ndarray) -> tuple[float, float]:
 
 
 def unbiased(neighbors: Neighbors, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the harmonic mean with k - 2 for k - 1, and its standard error."""
+    """Return the harmonic mean with k - 2 for k - 1, and its standard error.
+
+    Examples
+    --------
+    >>> neighbors = Neighbors((1, 2, 3), np.ones((1, 1)), np.log([[[1.0, 2.0, 4.0]]]), {})
+    >>> [numbers.round(3).tolist() for numbers in unbiased(neighbors, k=3)]
+    [[0.481], [0.34]]
+    """
     value, stderr = harmonic(neighbors, k)
     factor = (k - 2) / (k - 1)
     return factor * value, factor * stderr
@@ -92,7 +122,14 @@ def pointwise_unbiased(neighbors: Neighbors, k: int) -> np.ndarray:
 
 
 def pointwise(neighbors: Neighbors, k: int) -> np.ndarray:
-    """Return d_i, (n_clouds, n_points); NaN for points that do not count."""
+    """Return d_i, (n_clouds, n_points); NaN for points that do not count.
+
+    Examples
+    --------
+    >>> neighbors = Neighbors((1, 2, 3), np.ones((1, 1)), np.log([[[1.0, 2.0, 4.0]]]), {})
+    >>> pointwise(neighbors, k=3).round(4).tolist(), round(float(2 / np.log(4 / 1 * 4 / 2)), 4)
+    ([[0.9618]], 0.9618)
+    """
     first, last = neighbors.ranks.index(1), neighbors.ranks.index(k)
     total = neighbors.log_ratio[..., first : last + 1].sum(axis=-1, dtype=np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):

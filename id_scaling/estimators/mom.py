@@ -37,12 +37,26 @@ def make(name: str, k: str) -> Estimator:
 
 
 def mean(neighbors: Neighbors, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mean over points of the pointwise estimates, and the standard error of that mean."""
+    """Return the mean over points of the pointwise estimates, and the standard error of that mean.
+
+    Examples
+    --------
+    >>> neighbors = Neighbors((1, 2), np.ones((1, 2)), np.log([[[1.0, 2.0], [1.0, 4.0]]]), {})
+    >>> [numbers.round(3).tolist() for numbers in mean(neighbors, k=2)]
+    [[2.333], [0.667]]
+    """
     return mean_over_points(pointwise(neighbors, k), neighbors)
 
 
 def pointwise(neighbors: Neighbors, k: int) -> np.ndarray:
-    """Return d_i, (n_clouds, n_points); NaN for points that do not count."""
+    """Return d_i, (n_clouds, n_points); NaN for points that do not count.
+
+    Examples
+    --------
+    >>> neighbors = Neighbors((1, 2), np.ones((1, 1)), np.log([[[1.0, 2.0]]]), {})
+    >>> pointwise(neighbors, k=2).round(6).tolist()
+    [[3.0]]
+    """
     # expm1 of the ratios to the largest keeps w - m where all distances nearly agree.
     below = -np.stack([np.expm1(neighbors.at(rank) - neighbors.at(k)) for rank in range(1, k + 1)], axis=-1)
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -23,7 +23,15 @@ def make(name: str) -> Estimator:
 
 
 def dimension(points: np.ndarray) -> tuple[float, float]:
-    """Return the dimension of the mean slope over repeats, and its standard error."""
+    """Return the dimension of the mean slope over repeats, and its standard error.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> sheet = rng.normal(size=(200, 3)) @ rng.normal(size=(3, 20))
+    >>> [round(number, 3) for number in dimension(sheet)]
+    [3.569, 0.108]
+    """
     n = len(points)
     sizes = np.linspace(n // 2, n - n // 20, N_SIZES).astype(int)
     return dimension_of_growth(points, sizes, np.full(N_SIZES, N_DRAWS), N_REPEATS, np.mean, SEED)

@@ -74,10 +74,16 @@ def one_of_each(points: np.ndarray, is_copy: np.ndarray, distance: float) -> np.
         The points that have a near copy.
     distance : float
         Below which points are near copies.
+
+    Examples
+    --------
+    >>> points = np.array([[0.0], [1e-9], [1.0]])
+    >>> one_of_each(points, np.array([True, True, False]), distance=1e-6).tolist()
+    [True, False, True]
     """
     is_kept, copies = np.ones(len(points), bool), np.flatnonzero(is_copy)
     few = points[:, np.argsort(np.ptp(points[copies], axis=0))[-FEW:]] if len(copies) else points
-    for place, copy in enumerate(copies):
+    for place, copy in enumerate(copies.tolist()):
         if is_kept[copy]:
             later = copies[place + 1 :]
             later = later[_is_near(few, copy, later, distance)]  # points far apart in a few coordinates are so in all
@@ -98,7 +104,9 @@ def without(neighbors: Neighbors, left_out: np.ndarray) -> Neighbors:
     return replace(neighbors, r1=r1, log_ratio=log_ratio)
 
 
-def move(value: np.ndarray, others: np.ndarray, n: np.ndarray, n_copies: np.ndarray) -> np.ndarray:
+def move(
+    value: np.ndarray | float, others: np.ndarray | float, n: np.ndarray | int, n_copies: np.ndarray | int
+) -> np.ndarray:
     """Return which estimates differ from those without near copies, which are more than their dimension explains.
 
     Parameters

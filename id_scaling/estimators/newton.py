@@ -20,6 +20,11 @@ def maximum_between(low: np.ndarray, high: np.ndarray, score: Callable) -> np.nd
         Above zero; the score is positive at `low` and negative at `high`.
     score : callable
         d (n_clouds,) -> the derivative of the log-likelihood at d, and its derivative.
+
+    Examples
+    --------
+    >>> maximum_between(np.array([0.1]), np.array([9.0]), lambda d: (2 / d - 1, -2 / d**2)).tolist()
+    [2.0]
     """
     d = np.sqrt(low * high)
     is_done = np.zeros(len(d), dtype=bool)

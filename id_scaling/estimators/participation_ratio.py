@@ -43,13 +43,29 @@ def make(name: str, form: str = "") -> Estimator:
 
 
 def plain(neighbors: Neighbors) -> tuple[np.ndarray, np.ndarray]:
-    """Return PR of each cloud, and its standard error."""
+    """Return PR of each cloud, and its standard error.
+
+    Examples
+    --------
+    >>> statistics = dict(zip(STATISTICS, np.array([[6.0], [3.0], [0.1]]), strict=True))
+    >>> neighbors = Neighbors((1,), np.ones((1, 2)), np.zeros((1, 2, 1)), statistics)
+    >>> [numbers.round(6).tolist() for numbers in plain(neighbors)]
+    [[4.0], [0.1]]
+    """
     trace, frobenius, error = _moments(neighbors)
     return participation_ratio(trace, frobenius), error
 
 
 def corrected(neighbors: Neighbors) -> tuple[np.ndarray, np.ndarray]:
-    """Return PR_c of each cloud, NaN where the estimate of tr Σ² is not positive, and its standard error, from PR's."""
+    """Return PR_c of each cloud, NaN where the estimate of tr Σ² is not positive, and its standard error, from PR's.
+
+    Examples
+    --------
+    >>> statistics = dict(zip(STATISTICS, np.array([[6.0], [3.0], [0.1]]), strict=True))
+    >>> neighbors = Neighbors((1,), np.ones((1, 2)), np.zeros((1, 2, 1)), {**statistics, "n_used": np.array([100])})
+    >>> [numbers.round(3).tolist() for numbers in corrected(neighbors)]
+    [[4.189], [0.11]]
+    """
     trace, frobenius, error = _moments(neighbors)
     n_used = neighbors.statistic("n_used")
     slope = participation_ratio_slope(participation_ratio(trace, frobenius), n_used)

@@ -19,6 +19,7 @@ On the 511 tokens of a context the two differ by a tenth.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -44,7 +45,13 @@ def make(name: str, protocol: str = "") -> Estimator:
 
 
 def sizes_of_class(n: int) -> np.ndarray:
-    """Return the sizes of the subsets of n points by `phd`."""
+    """Return the sizes of the subsets of n points by `phd`.
+
+    Examples
+    --------
+    >>> sizes_of_class(300).tolist()
+    [50, 90, 130, 170, 210, 250, 290]
+    """
     return np.arange(FIRST, min(LAST, n) + 1, STEP)
 
 
@@ -54,8 +61,18 @@ def sizes_of_text(n: int) -> np.ndarray:
     return np.arange(FIRST_OF_TEXT, n - step, step)
 
 
-def dimension(points: np.ndarray, sizes=sizes_of_class, n_draws: int = N_DRAWS) -> tuple[float, float]:
-    """Return the dimension of the mean slope over repeats, and its standard error."""
+def dimension(
+    points: np.ndarray, sizes: Callable[[int], np.ndarray] = sizes_of_class, n_draws: int = N_DRAWS
+) -> tuple[float, float]:
+    """Return the dimension of the mean slope over repeats, and its standard error.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> sheet = rng.normal(size=(200, 3)) @ rng.normal(size=(3, 20))
+    >>> [round(number, 3) for number in dimension(sheet)]
+    [3.489, 0.188]
+    """
     of_cloud = sizes(len(points))
     draws = np.where(2 * of_cloud >= len(points), N_DRAWS_OF_MOST, n_draws)
     return dimension_of_growth(points, of_cloud, draws, N_REPEATS, np.median, SEED)

@@ -89,6 +89,11 @@ def definition_of(name: str) -> Definition:
     ------
     ConfigError
         The name is not in the grammar; what was meant, and the forms of that method, are given.
+
+    Examples
+    --------
+    >>> definition_of("gride_n8")
+    Definition(module='id_scaling.estimators.gride', parameters={'scale': '8'})
     """
     for rule in GRAMMAR:
         parameters = rule.parameters(str(name))
@@ -98,14 +103,27 @@ def definition_of(name: str) -> Definition:
 
 
 def canonical_name(name: str) -> str:
-    """Return the one name under which an estimator is stored: `mle_k20` is `mle`; raises as `definition_of` does."""
+    """Return the one name under which an estimator is stored: `mle_k20` is `mle`; raises as `definition_of` does.
+
+    Examples
+    --------
+    >>> canonical_name("mle_k20"), canonical_name("mle_k10")
+    ('mle', 'mle_k10')
+    """
     if definition_of(name).module == "id_scaling.estimators.mle":
         return str(name).removesuffix(DEFAULT_K)
     return str(name)
 
 
 def get_estimator(name: str) -> Estimator:
-    """Return the estimator that a name defines, under its canonical name; raises as `definition_of` does."""
+    """Return the estimator that a name defines, under its canonical name; raises as `definition_of` does.
+
+    Examples
+    --------
+    >>> estimator = get_estimator("twoNN_f10")
+    >>> estimator.needs, estimator.ranks, estimator.min_points
+    ('neighbors', (2,), 3)
+    """
     return _made(canonical_name(name))
 
 

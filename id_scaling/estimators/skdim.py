@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -100,7 +101,16 @@ def make(name: str, class_name: str) -> Estimator:
 
 
 def fit(points: np.ndarray, class_name: str, version: str = "") -> tuple[float, float]:
-    """Return the dimension of one cloud; scikit-dimension gives no standard error."""
+    """Return the dimension of one cloud; scikit-dimension gives no standard error.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> sheet = rng.normal(size=(200, 3)) @ rng.normal(size=(3, 20))
+    >>> value, stderr = fit(sheet, "MLE")
+    >>> round(value, 3), stderr
+    (3.177, nan)
+    """
     estimator = getattr(_skdim_id(), class_name)
     parameters = inspect.signature(estimator).parameters
     given = {key: SEED for key in ("random_state", "seed") if key in parameters} | ({"ver": version} if version else {})
@@ -109,7 +119,7 @@ def fit(points: np.ndarray, class_name: str, version: str = "") -> tuple[float, 
         return float(estimator(**given).fit_transform(points)), np.nan
 
 
-def _default(class_name: str, parameter: str) -> object:
+def _default(class_name: str, parameter: str) -> Any:
     """Return the default of a parameter of one of scikit-dimension's estimators."""
     return inspect.signature(getattr(_skdim_id(), class_name)).parameters[parameter].default
 

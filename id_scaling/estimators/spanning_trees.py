@@ -70,7 +70,13 @@ def _distances(points: np.ndarray) -> np.ndarray:
     return np.sqrt(squares)
 
 
-def _slope(distances, sizes, n_draws, middle, rng) -> float:
+def _slope(
+    distances: np.ndarray,
+    sizes: np.ndarray,
+    n_draws: np.ndarray,
+    middle: Callable[[list[float]], float],
+    rng: np.random.Generator,
+) -> float:
     """Return the slope of the log length over log n."""
     lengths = [
         middle([_edges(distances, size, rng).sum() for _ in range(count)])
@@ -79,14 +85,14 @@ def _slope(distances, sizes, n_draws, middle, rng) -> float:
     return np.polyfit(np.log(sizes), np.log(lengths), 1)[0]
 
 
-def _tied_share(distances, size, n_draws, seed) -> float:
+def _tied_share(distances: np.ndarray, size: int, n_draws: int, seed: int) -> float:
     """Return the share of the edges of trees of one size that tie with the shortest."""
     rng = np.random.default_rng(seed)
     edges = np.concatenate([_edges(distances, size, rng) for _ in range(n_draws)])
     return float(np.mean(edges <= (1 + SAME) * edges.min()))
 
 
-def _edges(distances, size, rng) -> np.ndarray:
+def _edges(distances: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
     """Return the edges of the minimum spanning tree of a random subset of one size."""
     subset = rng.choice(len(distances), size, replace=False)
     return numba_kernels.tree_edges(distances[np.ix_(subset, subset)])

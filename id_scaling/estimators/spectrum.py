@@ -29,6 +29,13 @@ def make(name: str, statistic: str) -> Estimator:
 
 
 def read(neighbors: Neighbors, statistics: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the stored statistic of each cloud, and its standard error, NaN for a count."""
+    """Return the stored statistic of each cloud, and its standard error, NaN for a count.
+
+    Examples
+    --------
+    >>> neighbors = Neighbors((1,), np.ones((1, 2)), np.zeros((1, 2, 1)), {"pca_90": np.array([3.0])})
+    >>> read(neighbors, ("pca_90",))[0].tolist()
+    [3.0]
+    """
     value, *error = (neighbors.statistic(name) for name in statistics)
     return value, error[0] if error else np.full(value.shape, np.nan)

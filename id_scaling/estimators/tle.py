@@ -34,7 +34,15 @@ def make(name: str) -> Estimator:
 
 
 def mean(points: np.ndarray) -> tuple[float, float, np.ndarray]:
-    """Return the mean over points, its standard error, and d_i of each point, (n,)."""
+    """Return the mean over points, its standard error, and d_i of each point, (n,).
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> sheet = rng.normal(size=(200, 3)) @ rng.normal(size=(3, 20))
+    >>> [round(number, 3) for number in mean(sheet)[:2]]
+    [3.088, 0.036]
+    """
     local = pointwise(points)
     return (*mean_and_error(local), local)
 

@@ -35,7 +35,16 @@ def make(name: str, discard_percent: str = "0", method: str = "line") -> Estimat
 
 
 def slope(neighbors: Neighbors, discard_percent: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the slope; its standard error is that of a likelihood of the kept points, d / sqrt(kept)."""
+    """Return the slope; its standard error is that of a likelihood of the kept points, d / sqrt(kept).
+
+    Examples
+    --------
+    >>> neighbors = Neighbors((1, 2), np.ones((1, 4)), np.log([[[1.0, 2.0], [1.0, 4.0], [1.0, 3.0], [1.0, 9.0]]]), {})
+    >>> with np.errstate(divide="ignore"):  # of the last point, which is left out
+    ...     value, stderr = slope(neighbors, discard_percent=10)
+    >>> [value.round(3).tolist(), stderr.round(3).tolist()]
+    [[0.799], [0.461]]
+    """
     log_mu = np.sort(neighbors.at(2), axis=1)
     n = np.isfinite(neighbors.r1).sum(axis=1)[:, None]
     kept = n_kept(n, discard_percent)
@@ -48,13 +57,26 @@ def slope(neighbors: Neighbors, discard_percent: int) -> tuple[np.ndarray, np.nd
 
 
 def likelihood(neighbors: Neighbors) -> tuple[np.ndarray, np.ndarray]:
-    """Return the unbiased maximum of the likelihood; its standard error is d / sqrt(n)."""
+    """Return the unbiased maximum of the likelihood; its standard error is d / sqrt(n).
+
+    Examples
+    --------
+    >>> neighbors = Neighbors((1, 2), np.ones((1, 4)), np.log([[[1.0, 2.0], [1.0, 4.0], [1.0, 3.0], [1.0, 9.0]]]), {})
+    >>> [numbers.round(3).tolist() for numbers in likelihood(neighbors)], round(float(3 / np.log(2 * 4 * 3 * 9)), 3)
+    ([[0.558], [0.279]], 0.558)
+    """
     is_counted = np.isfinite(neighbors.r1)
     n = is_counted.sum(axis=1)
     value = (n - 1) / np.where(is_counted, neighbors.at(2), 0.0).sum(axis=1)
     return value, value / np.sqrt(n)
 
 
-def n_kept(n: int | np.ndarray, discard_percent: int) -> int | np.ndarray:
-    """Return how many of n sorted ratios are kept, in integers."""
+def n_kept(n: int | np.ndarray, discard_percent: int) -> np.ndarray:
+    """Return how many of n sorted ratios are kept, in integers.
+
+    Examples
+    --------
+    >>> int(n_kept(100, 10)), int(n_kept(100, 0))
+    (90, 99)
+    """
     return np.minimum(n * (100 - discard_percent) // 100, n - 1)

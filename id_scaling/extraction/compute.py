@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -108,7 +108,9 @@ class ModelRun:
         architecture = identity["architecture"]
         self.n_layers = architecture["n_layers"]
         self.sites = resolve_sites(extraction.request, architecture["model_type"], architecture["n_layers"])
-        self.view_layers = with_layers(extraction.request, architecture["n_layers"]).views
+        # With layers, a choice of them is a list of numbers.
+        views = with_layers(extraction.request, architecture["n_layers"]).views
+        self.view_layers = cast("Mapping[str, list[int]]", views)
         check_paths(self.sites, {name for name, _ in self.model.named_modules()})
         self.extraction, self.searchers = extraction, Searchers(n_threads)
         self.wide_sites: set[Site] = set()  # whose clouds `save_fp` cannot all hold, as far as was seen
@@ -152,7 +154,7 @@ class ModelRun:
             `loss` and `entropy` of each token, in nats.
         """
         seen: list[Site] = []
-        before: dict[str, tuple[int, list[OfViews]]] = {}  # module -> the layer last seen, and its neighbors
+        before: dict[str, tuple[int | None, list[OfViews]]] = {}  # module -> the layer last seen, and its neighbors
 
         def visit(site: Site, activations: torch.Tensor) -> None:
             seen.append(site)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
@@ -87,7 +87,7 @@ def extract(
     folder = manifest_path.parent
     contexts, identity, made_from, noted = _read_inputs(inputs, execution.is_own_tokenizer)
     device = pick_device()
-    made_of = {
+    made_of: dict[str, Any] = {
         "layout": LAYOUT_VERSION,
         "settings": dict(settings),
         "made_from": made_from,
@@ -102,7 +102,7 @@ def extract(
         is_extracted = _is_complete(assembled)
         parts_folder = None if is_extracted else _fresh_parts(folder, made_of["digest"])
         try:
-            if is_extracted:
+            if parts_folder is None:
                 LOG.info("all %d contexts already extracted in %s", len(contexts), folder)
             else:
                 job = _Job(extraction, contexts, identity, folder, parts_folder, execution, lease)
@@ -110,7 +110,7 @@ def extract(
             lease.check()
             _publish(folder, contexts, {**made_of, **noted}, assembled)
         except Ended:
-            n_left = 0 if is_extracted else sum(map(len, _missing(parts_folder, len(contexts))))
+            n_left = 0 if parts_folder is None else sum(len(part) for part in _missing(parts_folder, len(contexts)))
             n_kept = len(contexts) - n_left
             LOG.info("ended with %d of %d contexts extracted; the next run goes on there", n_kept, len(contexts))
             raise
@@ -153,7 +153,8 @@ def _read_assembled(folder: Path, key: str) -> dict[str, Any]:
     So an extraction that ended after Snakemake was killed, whose declared outputs Snakemake then removed, is published
     again and not computed again.
     """
-    path, nothing = folder / ASSEMBLED, {"digest": key, "facts": None, "files": {}}
+    path = folder / ASSEMBLED
+    nothing: dict[str, Any] = {"digest": key, "facts": None, "files": {}}
     try:
         record = read_record(path) if path.exists() else nothing
     except StoreError as error:
@@ -220,7 +221,8 @@ def _read_inputs(
     lacking = [one for one in ("config.json", *identity["weights"]) if not (Path(identity["path"]) / one).is_file()]
     if lacking:
         raise InputError(f"{name}: {identity['path']}/{lacking[0]} is not there; {again}")
-    largest, n_tokens = contexts["input_ids"].explode().max(), identity["architecture"]["vocab_size"]
+    largest = cast("int", contexts["input_ids"].explode().max())
+    n_tokens = identity["architecture"]["vocab_size"]
     if largest >= n_tokens:
         raise InputError(f"{name}: found token {largest} in {inputs.contexts}, but the model knows {n_tokens} tokens")
     made_from = {

@@ -65,7 +65,7 @@ def load_model(
     if is_pickled:
         LOG.warning("%s: loading pickled weights, as tensors alone", folder)
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
             use_safetensors=not is_pickled,
@@ -75,6 +75,7 @@ def load_model(
             ignore_mismatched_sizes=True,
             **placement,
         )
+        model, report = loaded
         model = model if use_accelerator else model.to(device)
     except Exception as error:  # other packages' code may raise anything: it becomes words
         raise _loading_error(folder, error) from error
@@ -257,9 +258,10 @@ class LossHead:
             own = self._model(probe, use_cache=False).logits.float()
             handle.remove()
             if len(outputs) == 1 and isinstance(outputs[0], ModelOutput):
-                self._kind = type(outputs[0])
+                output: Any = outputs[0]
+                self._kind = type(output)
                 # In two parts, so that what depends on a token's place in its chunk is noticed.
-                parts = zip(probe.tensor_split(2, 1), outputs[0].last_hidden_state.tensor_split(2, 1), strict=True)
+                parts = zip(probe.tensor_split(2, 1), output.last_hidden_state.tensor_split(2, 1), strict=True)
                 ours = torch.cat([self._logits_of(decoder, *part) for part in parts], dim=1)
                 if (own - ours).abs().max() <= allowed * own.std():
                     return decoder

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 from id_scaling.errors import ConfigError, nearest
 from id_scaling.models.layers import LayerChoice, check_layers_read, layers_of
@@ -139,7 +139,7 @@ def resolve_sites(request: SiteRequest, model_type: str, n_layers: int) -> list[
         A layer beyond the model, a key without a path, an architecture without a preset.
     """
     mapping = resolve_mapping(request.mapping, model_type)
-    layers = with_layers(request, n_layers).layers
+    layers = cast("list[int]", with_layers(request, n_layers).layers)
     inside = {key: _path(mapping, key, model_type, is_inblock=True) for key in request.inblock}
     outside = {key: _path(mapping, key, model_type, is_inblock=False) for key in request.outblock}
     return [

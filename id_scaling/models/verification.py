@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -63,7 +63,7 @@ def check_meaning(
     held = [key for key in findings if key in HELD]
     if not held:
         return findings
-    layers = sorted({site.layer for site in sites if site.module in HELD})
+    layers = sorted(cast("set[int]", {site.layer for site in sites if site.module in HELD}))
     # Branches add up to a block only together; where none is asked for, what the mapping says of them is not looked at.
     keys = HELD if any(key in BRANCHES for key in held) else ("block",)
     with _watched(model, layers, keys, mapping, model_type) as seen, torch.inference_mode():
@@ -160,12 +160,14 @@ def _of_blocks(
     """Compare outputs of blocks with the model's hidden states, and that of the last with what enters the end."""
     if hidden_states is None:
         return _unchecked("the model gives no hidden states")
-    states = [_tokens(state) for state in hidden_states]
+    states: list[Any] = [_tokens(state) for state in hidden_states]
     # Most give what enters block 0 first. Some do not, as Mamba and RWKV. The last is the final norm's output in all.
     first = 0 if (("block", 0) in seen and _off(seen["block", 0], states[0]) == 0) else 1
     states[-1] = seen.get(("input", None))
     pairs = {layer: (seen.get(("block", layer)), states[min(layer + first, len(states) - 1)]) for layer in layers}
-    off = {layer: _off(*pair) for layer, pair in pairs.items() if all(one is not None for one in pair)}
+    off = {
+        layer: _off(ours, theirs) for layer, (ours, theirs) in pairs.items() if ours is not None and theirs is not None
+    }
     wrong = [layer for layer in off if off[layer] > allowed]
     if wrong:
         raise InputError(

@@ -16,13 +16,25 @@ CLOUDS = (CONTEXT, MEAN, POSITION)
 
 
 def clouds_of_run(clouds: Sequence[str], positions: Sequence[int]) -> list[tuple[str, int | None]]:
-    """Return the clouds of all contexts of a run, each with its position if it has one."""
+    """Return the clouds of all contexts of a run, each with its position if it has one.
+
+    Examples
+    --------
+    >>> clouds_of_run(["context", "mean", "position"], [0, 63])
+    [('mean', None), ('position', 0), ('position', 63)]
+    """
     means = [(MEAN, None)] if MEAN in clouds else []
     return means + ([(POSITION, position) for position in positions] if POSITION in clouds else [])
 
 
 def stored_as(cloud: str, position: int | None) -> str:
-    """Return where the points of a cloud of a run stand in the group of a module."""
+    """Return where the points of a cloud of a run stand in the group of a module.
+
+    Examples
+    --------
+    >>> stored_as("position", 63)
+    'positions/63'
+    """
     return "mean" if cloud == MEAN else f"positions/{position}"
 
 

@@ -73,7 +73,7 @@ def product_error(diagonal: np.ndarray, squared_norms: np.ndarray) -> ProductErr
     return ProductError(max(float(np.sqrt(np.mean(relative**2))), least), abs(float(np.mean(relative))))
 
 
-def deviations(squares: np.ndarray, squared_norms: np.ndarray, error: ProductError) -> np.ndarray:
+def deviations(squares: np.ndarray | float, squared_norms: np.ndarray, error: ProductError) -> np.ndarray:
     """Return the standard deviation of the error of squared distances from points with these squared norms.
 
     |x_j| is close to |x_i| where x_j is close to x_i; else |x_i||x_j| is below twice |x_i - x_j|².

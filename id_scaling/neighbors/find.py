@@ -57,7 +57,7 @@ class Neighbors:
     ranks: tuple[int, ...]
     r1: np.ndarray
     log_ratio: np.ndarray
-    statistics: Mapping[str, np.ndarray]
+    statistics: Mapping[str, Any]
     nearest: np.ndarray | None = None
 
     def at(self, rank: int) -> np.ndarray:
@@ -70,7 +70,14 @@ class Neighbors:
 
 
 def stacked(clouds: Sequence[Neighbors]) -> Neighbors:
-    """Return the neighbors of several clouds of one size as one, with an axis over clouds in front."""
+    """Return the neighbors of several clouds of one size as one, with an axis over clouds in front.
+
+    Examples
+    --------
+    >>> cloud = Neighbors((1,), np.ones(3), np.zeros((3, 1)), {})
+    >>> stacked([cloud, cloud]).r1.shape
+    (2, 3)
+    """
     return Neighbors(
         clouds[0].ranks,
         np.stack([one.r1 for one in clouds]),
@@ -109,6 +116,18 @@ def find_neighbors(
     -------
     list of Neighbors
         One a view, each with numpy arrays of the cloud's full length.
+
+    Examples
+    --------
+    >>> points = np.array([[0.0], [1.0], [3.0], [3.0]])
+    >>> views = [View(skip_first_tokens=0), View(skip_first_tokens=0, duplicates="keep")]
+    >>> first, every = find_neighbors(points, views, ranks=(1, 2))
+    >>> first.r1.tolist()
+    [1.0, 1.0, 2.0, nan]
+    >>> every.r1.tolist()
+    [1.0, 1.0, 0.0, 0.0]
+    >>> np.exp(first.at(2)).round(6).tolist()
+    [3.0, 2.0, 1.5, nan]
     """
     as_made, found = prepare_points(points), []
     for index, view in enumerate(views):
@@ -138,7 +157,15 @@ def _under(view: View, points: Any, cloud: Cloud, token_ids: np.ndarray | None) 
     return scaled, selection if is_kept else selection[np.unique(scaled.first[selection], return_index=True)[1]]
 
 
-def _under_view(window, counts, selection, cloud, ranks, groups, context) -> tuple[Neighbors, dict[str, float]]:
+def _under_view(
+    window: int,
+    counts: dict[str, float],
+    selection: np.ndarray,
+    cloud: Cloud,
+    ranks: np.ndarray,
+    groups: Sequence[str],
+    context: Context,
+) -> tuple[Neighbors, dict[str, float]]:
     """Return the neighbors among the selected points, spread over the cloud's full length, and their statistics."""
     n_points, n_others = len(cloud.first), n_allowed(selection, window).min()
     n_settled = min(max([*ranks[ranks <= LISTED], N_LISTED if groups else 1]), n_others)
@@ -178,12 +205,12 @@ def _counts(view: View, as_made: Cloud, cloud: Cloud, selection: np.ndarray) -> 
     return {
         "n_points": len(index),
         "n_distinct": len(index) if as_made.is_distinct else len(np.unique(as_made.first[index])),
-        "n_nonfinite": np.count_nonzero(~(as_made.is_finite & cloud.is_finite)[index]),
+        "n_nonfinite": int(np.count_nonzero(~(as_made.is_finite & cloud.is_finite)[index])),
         "n_used": len(selection),
     }
 
 
-def _nothing(cloud: Cloud, ranks: Sequence[int]) -> Neighbors:
+def _nothing(cloud: Cloud, ranks: Sequence[int] | np.ndarray) -> Neighbors:
     """Return the neighbors of a cloud that has none: too few points, or one not finite."""
     n = len(cloud.first)
     return Neighbors(tuple(int(rank) for rank in ranks), np.full(n, np.nan), np.full((n, len(ranks)), np.nan), {})

@@ -16,6 +16,11 @@ def exceeds(clouds: np.ndarray, save_fp: str) -> np.ndarray:
     Returns
     -------
     (clouds,) bool array
+
+    Examples
+    --------
+    >>> exceeds(np.array([[1.0], [70_000.0]]), "float16").tolist()
+    [False, True]
     """
     with np.errstate(over="ignore"):
         is_lost = np.isfinite(clouds) & ~np.isfinite(clouds.astype(save_fp))
@@ -26,6 +31,11 @@ def rounded(clouds: np.ndarray, save_fp: str) -> np.ndarray:
     """Return clouds in the precision to save, or all in float32 with only those rounded that the precision can hold.
 
     What is rounded depends on each cloud only, so neither the batch nor the part that a cloud is in changes it.
+
+    Examples
+    --------
+    >>> rounded(np.array([[1.0001], [70_000.0]]), "float16").tolist()
+    [[1.0], [70000.0]]
     """
     with np.errstate(over="ignore"):
         narrow = clouds.astype(save_fp)

@@ -68,7 +68,13 @@ class Nearest:
 
 
 def n_allowed(selection: np.ndarray, window: int) -> np.ndarray:
-    """Return how many of the selected points may be neighbors of each."""
+    """Return how many of the selected points may be neighbors of each.
+
+    Examples
+    --------
+    >>> n_allowed(np.array([0, 1, 2, 3]), window=1).tolist()
+    [2, 1, 1, 2]
+    """
     near = np.searchsorted(selection, selection + window, side="right") - np.searchsorted(selection, selection - window)
     return len(selection) - near
 
@@ -93,12 +99,16 @@ def find_nearest(cloud: Cloud, selection: np.ndarray, n_settled: int, further: n
     for length, centred in () if cloud.is_wide else _narrow(cloud, selection, n_settled, lengths, further, window):
         if found := _nearest(cloud, centred, selection, n_settled, length, further, window):
             return found
-    return _nearest(cloud, cloud.about_mean(np.float64), selection, n_settled, lengths[0], further, window)
+    found = _nearest(cloud, cloud.about_mean(np.float64), selection, n_settled, lengths[0], further, window)
+    assert found is not None  # float64 never leaves too many rows
+    return found
 
 
-def _narrow(cloud, selection, n_settled, lengths, further, window) -> list[tuple[int, Centred]]:
+def _narrow(
+    cloud: Cloud, selection: np.ndarray, n_settled: int, lengths: list[int], further: np.ndarray, window: int
+) -> list[tuple[int, Centred]]:
     """Return how long lists must be for products in float32, and of which centred points, the shortest first."""
-    found = []
+    found: list[tuple[int, Centred]] = []
     for about in (lambda: cloud.about_mean(np.float32), lambda: cloud.about_groups):
         if not found or found[0][0] > lengths[0]:
             centred = about()
@@ -107,12 +117,22 @@ def _narrow(cloud, selection, n_settled, lengths, further, window) -> list[tuple
     return sorted(found, key=lambda one: one[0])
 
 
-def _nearest(cloud: Cloud, centred: Centred, selection, n_settled, n_listed, further, window) -> Nearest | None:
+def _nearest(
+    cloud: Cloud,
+    centred: Centred,
+    selection: np.ndarray,
+    n_settled: int,
+    n_listed: int,
+    further: np.ndarray,
+    window: int,
+) -> Nearest | None:
     """Return the nearest by products of centred points; None where float32 would leave too many rows to do again."""
     counts = np.zeros(len(cloud.first), dtype=bool)
     counts[selection] = True
-    found = cloud.kernels.nearest(beyond_window(centred.gram, window), centred.squared_norms, counts, n_listed, further)
-    found = Nearest(*(values[selection] for values in found), centred, window)
+    gram = beyond_window(centred.gram, window)
+    of_cloud = cloud.kernels.nearest(gram, centred.squared_norms, counts, n_listed, further)
+    squares, indices, beyond = (values[selection] for values in of_cloud)
+    found = Nearest(squares, indices, beyond, centred, window)
     n_zeros = _n_equal(cloud.first, selection, window)
     if n_zeros.any():
         _put_equals_first(found, cloud.first, selection, n_zeros)
@@ -171,7 +191,9 @@ def _put_equals_first(found: Nearest, first: np.ndarray, selection: np.ndarray, 
     found.squares[np.arange(n_listed) < n_zeros[:, None]] = 0.0
 
 
-def _settle_lists(cloud, found, again, norms, selection, n_settled) -> tuple[np.ndarray, np.ndarray]:
+def _settle_lists(
+    cloud: Cloud, found: Nearest, again: np.ndarray, norms: np.ndarray, selection: np.ndarray, n_settled: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Compute listed distances again.
 
     Return for which points the first `n_settled` are surely the nearest, and the square by the product beyond which
@@ -210,7 +232,9 @@ def _from_differences(cloud: Cloud, some: np.ndarray, others: np.ndarray, is_clo
     return squares
 
 
-def _settle_rows(cloud, found, some, selection, further, reach) -> None:
+def _settle_rows(
+    cloud: Cloud, found: Nearest, some: np.ndarray, selection: np.ndarray, further: np.ndarray, reach: np.ndarray
+) -> None:
     """Compute again the distances of some points to all that may be nearest; to all, where further ranks count."""
     n_listed, norms = found.squares.shape[1], found.centred.squared_norms
     for row, limit in zip(some, reach, strict=True):
@@ -227,7 +251,13 @@ def _settle_rows(cloud, found, some, selection, further, reach) -> None:
 
 
 def _length_that_settles(
-    cloud: Cloud, centred: Centred, selection: np.ndarray, n_settled: int, lengths: list[int], further, window: int
+    cloud: Cloud,
+    centred: Centred,
+    selection: np.ndarray,
+    n_settled: int,
+    lengths: list[int],
+    further: np.ndarray,
+    window: int,
 ) -> int | None:
     """Return how long lists must be for a float32 product, as a few points show; None where it is of no use."""
     is_seen = np.isin(cloud.probes, selection)

@@ -83,36 +83,67 @@ N_LISTED = 20
 
 
 def names_of(groups: Sequence[str]) -> tuple[str, ...]:
-    """Return the statistics of some groups and of those always stored, in the order in which they are stored."""
+    """Return the statistics of some groups and of those always stored, in the order in which they are stored.
+
+    Examples
+    --------
+    >>> names_of(["moments"])[-3:]
+    ('gram_trace', 'gram_frobenius', 'participation_ratio_stderr')
+    """
     return tuple(name for group, rows in GROUPS.items() if group in (*ALWAYS, *groups) for name, _ in rows)
 
 
 def group_of(statistic: str) -> str:
-    """Return the group that a statistic belongs to."""
+    """Return the group that a statistic belongs to.
+
+    Examples
+    --------
+    >>> group_of("pca_90")
+    'spectrum'
+    """
     return next(group for group, rows in GROUPS.items() if statistic in dict(rows))
 
 
 def participation_ratio(trace: np.ndarray, frobenius: np.ndarray) -> np.ndarray:
-    """Return (tr G)² / ‖G‖², the number of directions that share the variance."""
+    """Return (tr G)² / ‖G‖², the number of directions that share the variance.
+
+    Examples
+    --------
+    >>> variances = np.array([1.0, 1.0, 1.0, 0.0])
+    >>> float(participation_ratio(variances.sum(), np.sqrt((variances**2).sum())).round(6))
+    3.0
+    """
     with np.errstate(invalid="ignore", divide="ignore"):
         return (trace / frobenius) ** 2
 
 
 def participation_ratio_corrected(trace: np.ndarray, frobenius: np.ndarray, n_used: np.ndarray) -> np.ndarray:
-    """Return ((n + 1) (tr G)² - 2 ‖G‖²) / (n ‖G‖² - (tr G)²) with n = n_used - 1; NaN where that is no ratio."""
+    """Return ((n + 1) (tr G)² - 2 ‖G‖²) / (n ‖G‖² - (tr G)²) with n = n_used - 1; NaN where that is no ratio.
+
+    Examples
+    --------
+    >>> float(participation_ratio_corrected(np.array(6.0), np.array(3.0), np.array(100)).round(3))
+    4.189
+    """
     n, ratio = n_used - 1, participation_ratio(trace, frobenius)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(n > ratio, ((n + 1) * ratio - 2) / (n - ratio), np.nan)
 
 
 def participation_ratio_slope(ratio: np.ndarray, n_used: np.ndarray) -> np.ndarray:
-    """Return the derivative of the corrected participation ratio by the plain one."""
+    """Return the derivative of the corrected participation ratio by the plain one.
+
+    Examples
+    --------
+    >>> round(participation_ratio_slope(4.0, 100), 3)
+    1.097
+    """
     n = n_used - 1
     with np.errstate(invalid="ignore", divide="ignore"):
         return (n * (n + 1) - 2) / (n - ratio) ** 2
 
 
-def jackknife_error(influences: np.ndarray, noise: float) -> float:
+def jackknife_error(influences: np.ndarray, noise: np.ndarray | float) -> float:
     """Return the standard error of a logarithm from what the weight of each point changes it by, (n,).
 
     Where a statistic is at its maximum, single points change it by noise, pairs of them by what counts: the sum of the
@@ -124,11 +155,16 @@ def jackknife_error(influences: np.ndarray, noise: float) -> float:
         They sum to zero.
     noise : float
         The variance at the maximum.
+
+    Examples
+    --------
+    >>> float(jackknife_error(np.array([0.3, 0.1, -0.4]), 0.0).round(3))
+    0.51
     """
     return np.sqrt(np.maximum(influences @ influences - noise, noise / 2))
 
 
-def noise_of_equal_variances(ratio: float, n_used: int) -> float:
+def noise_of_equal_variances(ratio: np.ndarray | float, n_used: int) -> np.ndarray:
     """Return the variance of log PR over clouds of a normal distribution whose variances are equal, at a PR."""
     n = n_used - 1
     with np.errstate(invalid="ignore", divide="ignore"):

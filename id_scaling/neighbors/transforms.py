@@ -11,7 +11,7 @@ import array_api_compat
 import numpy as np
 
 from id_scaling.neighbors.kernels.dispatch import kernels_of
-from id_scaling.neighbors.views import RAW, View, generator
+from id_scaling.neighbors.views import RAW, View, generator, needed
 
 # Of a norm, what sums in float64 may leave.
 ROUNDING = 1e-11
@@ -39,7 +39,7 @@ def transform(view: View, points: Any, selection: np.ndarray, token_ids: np.ndar
     index = xp.asarray(selection, device=device)
     rows = preprocess(view.preprocess, xp.astype(xp.take(points, index, axis=0), xp.float64))
     if view.null_cloud == "gaussian":
-        rows = gaussian(rows, xp.asarray(_normals(view.draw, token_ids, len(selection)), device=device))
+        rows = gaussian(rows, xp.asarray(_normals(view.draw, needed(token_ids), len(selection)), device=device))
     found = xp.zeros((points.shape[0], rows.shape[1]), dtype=xp.float64, device=device)
     found[index] = rows
     return found
@@ -51,6 +51,11 @@ def preprocess(name: str, rows: Any) -> Any:
     `standardised` divides each coordinate less its mean by its standard deviation, and makes one that is constant zero;
     `unit_norm` divides each point by its norm; `drop_top_C` takes off the mean and the C leading principal components
     (Mu and Viswanath 2018).
+
+    Examples
+    --------
+    >>> preprocess("unit_norm", np.array([[3.0, 4.0], [0.0, 2.0]])).tolist()
+    [[0.6, 0.8], [0.0, 1.0]]
     """
     xp = array_api_compat.array_namespace(rows)
     if name == RAW:

@@ -117,12 +117,19 @@ def select(view: View, first: np.ndarray, is_finite: np.ndarray, token_ids: np.n
         return index[:0]
     if view.duplicates in ("one_per_token", "matched_subset"):
         distinct = _firsts(index, first)
-        of_tokens = _firsts(distinct, token_ids)
+        of_tokens = _firsts(distinct, needed(token_ids))
         is_matched = view.duplicates == "matched_subset"
-        index = _at_random(distinct, len(of_tokens), view.draw, token_ids) if is_matched else of_tokens
+        index = _at_random(distinct, len(of_tokens), view.draw, needed(token_ids)) if is_matched else of_tokens
     elif view.duplicates == "distinct":
         index = _firsts(index, first)
-    return _at_random(index, view.decimate, view.draw, token_ids) if view.decimate else index
+    return _at_random(index, view.decimate, view.draw, needed(token_ids)) if view.decimate else index
+
+
+def needed(token_ids: np.ndarray | None) -> np.ndarray:
+    """Return the tokens by which points are told apart or drawn; raises a ValueError where none are given."""
+    if token_ids is None:
+        raise ValueError("a view that draws, or that counts tokens, needs the tokens of the points; none are given")
+    return token_ids
 
 
 def generator(draw: int, token_ids: np.ndarray) -> np.random.Generator:

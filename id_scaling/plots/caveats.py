@@ -90,7 +90,7 @@ def _losses(rows: pl.DataFrame) -> Iterator[Remark]:
 
 def _documents(rows: pl.DataFrame) -> Remark:
     """Return how many documents there are, and what that allows."""
-    least, kinds = rows["n_documents"].min(), ", ".join(sorted(style.unique(rows, "interval")))
+    (least, _), kinds = style.bounds(rows["n_documents"]), ", ".join(sorted(style.unique(rows, "interval")))
     few = f"; under {LEAST_DOCUMENTS} there are no intervals, under {LEAST_RESAMPLED} none of correlations"
     is_few = least < LEAST_RESAMPLED
     return is_few, f"Rows are of {least} documents at least; intervals: {kinds}{few if is_few else ''}."
@@ -194,7 +194,7 @@ def _findings(rows: pl.DataFrame) -> Iterator[Remark]:
         if n_hopeless:
             sentence += (
                 f"; documents allow so few permutations that in {n_hopeless} rows a single effect, however large, has "
-                f"q ≥ {floors.max():.2g} at best"
+                f"q ≥ {style.bounds(floors)[1]:.2g} at best"
             )
         yield (True if n_hopeless else None), f"{sentence}."
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import altair as alt
@@ -123,7 +124,14 @@ def _of_run(of_run: pl.DataFrame, by: str, more: str, detail: str | None = None)
     return _by_layer(of_run, "module", "estimator", by, titles, detail)
 
 
-def _by_layer(table, rows, columns, by, titles, detail=None) -> style.Specification:
+def _by_layer(
+    table: pl.DataFrame,
+    rows: str,
+    columns: str,
+    by: str,
+    titles: Callable[[pl.DataFrame], tuple[str, str]],
+    detail: str | None = None,
+) -> style.Specification:
     """Return a grid of panels of means against layer, with a line for each value of a column."""
     values, left_out = style.shown(style.unique(table, by), style.MOST_LINES, f"{by}s")
     table = table.filter(pl.col(by).is_in(values))

@@ -31,7 +31,7 @@ def id_by_layer(summary: pl.DataFrame) -> style.Specification:
     table = table.with_columns(highest=pl.coalesce("high", "mean").max().over(*RUN[:-1], "estimator"))
 
     def titles(of_row: pl.DataFrame) -> tuple[str, str]:
-        view, n_contexts = of_row["view"][0], (of_row["n_contexts"] - of_row["n_failed"]).max()
+        view, n_contexts = of_row["view"][0], style.bounds(of_row["n_contexts"] - of_row["n_failed"])[1]
         return of_row["run"][0], f"view {view!r}, mean ± 1 sd over {n_contexts} contexts{left_out}"
 
     return style.configured(style.grid(table, "row", "estimator", _panel, titles))
@@ -60,10 +60,11 @@ def _panel(table: pl.DataFrame) -> alt.LayerChart:
     """Return one panel: lines and bands inside the blocks, points outside them."""
     modules = style.unique(table, "module")
     colours = style.coloured("module", modules)
-    domain = [table["x"].min() - 0.5, table["x"].max() + 0.5]
+    first, last = style.bounds(table["x"])
+    domain = [first - 0.5, last + 0.5]
     x = alt.X("x:Q", title="layer", scale=alt.Scale(domain=domain, nice=False), axis=style.layer_axis(table))
     # Given, not found in the data: a filter of the report may leave none inside the blocks.
-    scale = alt.Scale(domain=[0, table["highest"].max()], nice=True)
+    scale = alt.Scale(domain=[0, style.bounds(table["highest"])[1]], nice=True)
     y = alt.Y("mean:Q", title=ID, scale=scale)
     base = alt.Chart(table)
     inside = alt.datum.layer != None  # noqa: E711  (a Vega expression, not Python)

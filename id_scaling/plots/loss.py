@@ -88,11 +88,11 @@ def _correlation(row: dict) -> str:
 
 def _documents(table: pl.DataFrame) -> str:
     """Return how many documents correlations are of."""
-    least, most = table["n_documents"].min(), table["n_documents"].max()
+    least, most = style.bounds(table["n_documents"])
     return f"{least} documents" if least == most else f"{least} to {most} documents"
 
 
-def _scatter(table: pl.DataFrame) -> alt.LayerChart:
+def _scatter(table: pl.DataFrame) -> style.Panel:
     """Return contexts as points, with the line that fits them best."""
     base = alt.Chart(table).encode(
         x=alt.X("loss:Q", title="loss (nats/token)", scale=alt.Scale(zero=False)),
@@ -103,7 +103,7 @@ def _scatter(table: pl.DataFrame) -> alt.LayerChart:
     return points + base.transform_regression("loss", "value").mark_line(color=style.PALETTE[1], strokeWidth=1.5)
 
 
-def _correlations(table: pl.DataFrame) -> alt.LayerChart:
+def _correlations(table: pl.DataFrame) -> style.Panel:
     """Return correlations by layer with their intervals, a line for each module."""
     x = alt.X("layer:Q", title="layer", axis=style.layer_axis(table), scale=alt.Scale(nice=False))
     scale = alt.Scale(domain=[-1, 1])
@@ -130,7 +130,7 @@ def _correlations(table: pl.DataFrame) -> alt.LayerChart:
     return zero + band + line if table["spearman_loss_low"].count() else zero + line
 
 
-def _by_position(table: pl.DataFrame) -> alt.LayerChart:
+def _by_position(table: pl.DataFrame) -> style.Panel:
     """Return a score against position, a line for each run."""
     base = alt.Chart(table).encode(
         x=alt.X("position:Q", title="position (tokens)", scale=alt.Scale(type="log", nice=False)),

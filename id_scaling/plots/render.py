@@ -14,7 +14,7 @@ from id_scaling.plots import style
 from id_scaling.plots.comparisons import estimator_agreement, id_by_control, id_by_length, id_by_view
 from id_scaling.plots.depth import id_by_layer
 from id_scaling.plots.loss import id_against_loss, loss_by_position
-from id_scaling.plots.page import page_of
+from id_scaling.plots.page import figure_page
 from id_scaling.plots.report import write_report
 from id_scaling.plots.scales import id_by_n_points, id_by_scale
 from id_scaling.plots.training import id_by_layer_and_step, id_by_size, id_by_step
@@ -71,7 +71,7 @@ def draw(session: Path, places: Mapping[Path, Path]) -> None:
         if output.name == REPORT:
             write_report(summary, charts, place)
         elif output.suffix == ".html":
-            place.write_text(page_of(output.stem, charts[output.stem]), encoding="utf-8")
+            place.write_text(figure_page(output.stem, charts[output.stem]), encoding="utf-8")
         elif output.suffix == ".svg":
             place.write_text(image(output.stem), encoding="utf-8")
         else:

@@ -14,7 +14,7 @@ from id_scaling.neighbors.views import RAW
 from id_scaling.plots import style
 from id_scaling.plots.catalog import FIGURES
 from id_scaling.plots.caveats import remarks
-from id_scaling.plots.page import PAGE, SCRIPT, STYLE, as_script, libraries
+from id_scaling.plots.page import report_page
 
 
 def write_report(summary: pl.DataFrame, charts: Mapping[str, style.Specification], path: Path) -> None:
@@ -25,16 +25,13 @@ def write_report(summary: pl.DataFrame, charts: Mapping[str, style.Specification
         if figure.name in charts:
             sections.append((figure.name, figure.question, _figure(figure.name, figure.caption)))
     sections.append(("trust", "How far to trust this", _trust(summary)))
-    page = PAGE.format(
+    page = report_page(
         title=escape(title),
-        style=STYLE,
         contents="".join(f'<a href="#{name}">{escape(heading)}</a>' for name, heading, _ in sections),
         sections="\n".join(
             f'<section id="{name}"><h2>{escape(heading)}</h2>{body}</section>' for name, heading, body in sections
         ),
-        libraries=libraries(),
-        specs=as_script(charts),
-        script=SCRIPT,
+        specifications=charts,
     )
     path.write_text(page, encoding="utf-8")
 
@@ -83,9 +80,9 @@ def _axes(summary: pl.DataFrame) -> Iterator[tuple[str, str]]:
     for dataset, ctx_len in summary.select("dataset", "ctx_len").unique(maintain_order=True).iter_rows():
         of_dataset = summary.filter(pl.col("group").is_null(), dataset=dataset, ctx_len=ctx_len)
         # One cloud of a run has a point for each context.
-        n_contexts = pl.when(level=CONTEXT).then("n_contexts").otherwise("n_points").cast(pl.Int64)
-        of_subset = of_dataset.with_columns(n_contexts).group_by("subset", maintain_order=True)
-        of_subset = of_subset.agg(pl.col("n_contexts", "n_documents").max())
+        context_count = pl.when(level=CONTEXT).then("n_contexts").otherwise("n_points").cast(pl.Int64)
+        by_subset = of_dataset.with_columns(n_contexts=context_count).group_by("subset", maintain_order=True)
+        of_subset = by_subset.agg(pl.col("n_contexts", "n_documents").max())
         n_contexts, n_documents = of_subset["n_contexts"].sum(), of_subset["n_documents"].sum()
         said = f"{n_contexts:,} contexts of {n_documents:,} documents"
         said += f"; {ctx_len} tokens a context" if has_lengths else ""
@@ -98,7 +95,7 @@ def _axes(summary: pl.DataFrame) -> Iterator[tuple[str, str]]:
             yield f"{key}s".replace("versionss", "versions"), _listed(values, 12)
     losses = summary.filter(pl.col("group").is_null(), control="none")["mean_loss"].drop_nulls()
     if len(losses):
-        yield "mean loss, plain text", f"{losses.min():.3f} to {losses.max():.3f} nats/token"
+        yield "mean loss, plain text", "{:.3f} to {:.3f} nats/token".format(*style.bounds(losses))
 
 
 def _views(summary: pl.DataFrame) -> Iterator[tuple[str, str]]:

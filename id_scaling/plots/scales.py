@@ -10,7 +10,8 @@ import numpy as np
 import polars as pl
 
 from id_scaling.estimators import gride, mle, twonn
-from id_scaling.estimators.base import OK, Estimator, estimate_from_neighbors
+from id_scaling.estimators.apply import estimate_from_neighbors
+from id_scaling.estimators.base import OK, Estimator
 from id_scaling.neighbors.find import Neighbors
 from id_scaling.plots import style
 from id_scaling.plots.catalog import SAME
@@ -51,7 +52,7 @@ def id_by_scale(summary: pl.DataFrame, session: Path) -> style.Specification:
     names = (pl.lit(first[key]).alias(key) for key in ("model", "checkpoint", "module", "run"))
 
     def titles(of_row: pl.DataFrame) -> tuple[str, str]:
-        of_contexts = f"mean ± 1 sd over {of_row['n_contexts'].max()} of {manifest['n_contexts']} contexts"
+        of_contexts = f"mean ± 1 sd over {style.bounds(of_row['n_contexts'])[1]} of {manifest['n_contexts']} contexts"
         n_layers = of_row["layer"].n_unique()
         said = f"module {first['module']!r}, view {first['view']!r}, {of_contexts}, {n_layers} layers{first['others']}"
         return first["run"], said

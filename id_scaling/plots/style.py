@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import altair as alt
 import polars as pl
@@ -15,6 +15,7 @@ from id_scaling.results.text_table import mixture
 T = TypeVar("T")
 # A figure, or a part of one, as Vega-Lite has it; data stand at the top, under their names.
 Specification = dict[str, Any]
+Panel = alt.LayerChart | alt.FacetChart
 
 # Okabe and Ito (2008): distinguishable by colour-blind eyes; shapes and dashes tell lines apart in grey.
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
@@ -104,7 +105,7 @@ def of_last_checkpoints(table: pl.DataFrame) -> pl.DataFrame:
     return table.join(last, on=["model", "checkpoint"], how="semi", maintain_order="left")
 
 
-def leading_run(table: pl.DataFrame) -> dict[str, str | int]:
+def leading_run(table: pl.DataFrame) -> dict[str, Any]:
     """Return the run that a figure of one run shows: of the first model, see `of_last_checkpoints`."""
     return dict(zip(RUN, of_last_checkpoints(table).select(RUN).row(0), strict=True))
 
@@ -132,7 +133,7 @@ def modules_of(table: pl.DataFrame) -> list[str]:
     return unique(table.filter(pl.col("layer").is_not_null()), "module") or unique(table, "module")
 
 
-def coloured(column: str, values: Sequence[str]) -> dict[str, alt.SchemaBase]:
+def coloured(column: str, values: Sequence[str]) -> dict[str, Any]:
     """Return the encodings that tell a few values apart, by colour and by dashes."""
     palette, dashes = PALETTE[: len(values)], DASHES[: len(values)]
     scale, dash = alt.Scale(domain=values, range=palette), alt.Scale(domain=values, range=dashes)
@@ -151,7 +152,7 @@ def grid(
     table: pl.DataFrame,
     rows: str,
     columns: str,
-    panel: Callable[[pl.DataFrame], alt.LayerChart],
+    panel: Callable[[pl.DataFrame], Panel],
     titles: Callable[[pl.DataFrame], tuple[str, str | list[str]]],
     **scales: str,
 ) -> Specification:
@@ -179,7 +180,7 @@ def grid(
     return beside("vconcat", drawn)
 
 
-def specified(panel: alt.LayerChart, title: str) -> Specification:
+def specified(panel: Panel, title: str) -> Specification:
     """Return a panel of a grid; altair would copy it, with all it holds, for every grid it is part of."""
     specification = panel.to_dict(validate=False)
     del specification["$schema"], specification["config"]
@@ -214,9 +215,14 @@ def nothing(words: str) -> Specification:
     return configured({**said.to_dict(validate=False), "width": PANEL_WIDTH, "height": 40, "config": CONFIG})
 
 
+def bounds(column: pl.Series) -> tuple[float, float]:
+    """Return the least and the largest number of a column that has some."""
+    return cast("tuple[float, float]", (column.min(), column.max()))
+
+
 def layer_axis(table: pl.DataFrame) -> alt.Axis:
     """Return an axis that marks layers alone, not the places beside them."""
     layers = sorted(table["layer"].drop_nulls().unique())
-    n_layers = (table["layer"].max() or 0) + 1
+    n_layers = max(layers, default=0) + 1
     step = max(1, n_layers // 8)
     return alt.Axis(values=layers if len(layers) <= 8 else list(range(0, n_layers, step)), format="d")

@@ -130,7 +130,7 @@ def _with_law(last: pl.DataFrame, law: ScalingLaw, text: str) -> style.Specifica
     low, high = law.dimension_interval
     implied = {"four_over_alpha": law.dimension, "four_over_alpha_low": low, "four_over_alpha_high": high}
     last = last.with_columns(pl.lit(value, pl.Float64).alias(name) for name, value in implied.items())
-    n_points = " to ".join(dict.fromkeys(f"{n:.0f}" for n in (last["n_used"].min(), last["n_used"].max())))
+    n_points = " to ".join(dict.fromkeys(f"{n:.0f}" for n in style.bounds(last["n_used"])))
     subtitle = [f"one cloud of all contexts ({n_points} points), output of the last block, {text}", str(law)]
     panel = partial(_against_size, title=style.ID, by="points", law=law)
     titles = "The last block and a scaling law of the losses", subtitle
@@ -169,13 +169,13 @@ def _titles(of_row: pl.DataFrame) -> tuple[str, str]:
     return of_row["model"][0], f"module {module!r}, {text}, {n_steps} checkpoints{more}"
 
 
-def _against_step(table: pl.DataFrame) -> alt.LayerChart:
+def _against_step(table: pl.DataFrame) -> style.Panel:
     """Return lines against step, a colour for each layer."""
     is_loss = table["estimator"][0] == "loss"
     title = "loss (nats/token)" if is_loss else style.ID
     of_layer = alt.Color("layer:O", scale=alt.Scale(scheme="viridis"), title="layer")
     scale = alt.Scale(type="symlog", constant=1)
-    values = [0, *(10**power for power in range(12) if 10**power <= table["training_step"].max())]
+    values = [0, *(10**power for power in range(12) if 10**power <= style.bounds(table["training_step"])[1])]
     base = alt.Chart(table).encode(
         x=alt.X("training_step:Q", title=STEP, scale=scale, axis=alt.Axis(values=values, format="~s")),
         y=alt.Y("mean:Q", title=title, scale=alt.Scale(zero=not is_loss)),
@@ -185,7 +185,7 @@ def _against_step(table: pl.DataFrame) -> alt.LayerChart:
     return base.mark_line(strokeWidth=1.5) + base.mark_point(filled=True, size=20).encode(tooltip=tooltip)
 
 
-def _heat(table: pl.DataFrame) -> alt.LayerChart:
+def _heat(table: pl.DataFrame) -> style.Panel:
     """Return a heat map of layer and step."""
     n_steps = table["training_step"].n_unique()
     steps = style.spread(sorted(table["training_step"].unique()), 12)
@@ -202,9 +202,9 @@ def _heat(table: pl.DataFrame) -> alt.LayerChart:
     )
 
 
-def _against_size(table: pl.DataFrame, title: str, by: str, law: ScalingLaw | None = None) -> alt.LayerChart:
+def _against_size(table: pl.DataFrame, title: str, by: str, law: ScalingLaw | None = None) -> style.Panel:
     """Return lines against the number of parameters, one for each value of a column, and what a law implies."""
-    highest, implied = table["mean"].max(), law.dimension if law else np.nan
+    (_, highest), implied = style.bounds(table["mean"]), law.dimension if law else np.nan
     is_near = implied <= FAR * highest
     # Room for words, above the line or above all there is.
     top = max(highest, 1.2 * implied) if is_near else (1.2 * highest if implied > 0 else highest)
@@ -216,10 +216,10 @@ def _against_size(table: pl.DataFrame, title: str, by: str, law: ScalingLaw | No
     )
     tooltip = style.tooltip("model", "checkpoint", "layer", "mean", "mean_loss", "n_parameters", "n_counted")
     lines = base.mark_line(strokeWidth=1.5) + base.mark_point(filled=True, size=40).encode(tooltip=tooltip)
-    return lines + _implied(table, law, title, scale, is_near) if implied > 0 else lines
+    return lines + _implied(table, law, title, scale, is_near) if law is not None and implied > 0 else lines
 
 
-def _implied(table: pl.DataFrame, law: ScalingLaw, title: str, scale: alt.Scale, is_near: bool) -> alt.LayerChart:
+def _implied(table: pl.DataFrame, law: ScalingLaw, title: str, scale: alt.Scale, is_near: bool) -> style.Panel:
     """Return a law's dimension and its interval with words; where it is far above the panel, the words at its top."""
     at = alt.Y("min(four_over_alpha):Q", title=title, scale=scale)
     low, high = map(_number, law.dimension_interval)

@@ -42,6 +42,14 @@ def equivalent(mean: float, n_points: float, estimator: str, distribution: str) 
     (float, str)
         NaN with `not_calibrated` for an estimator that was not simulated, and with `out_of_range` for a mean below that
         of 1 dimension or above that of 200, and for n below 64 or above 4096; else `ok`.
+
+    Examples
+    --------
+    >>> value, status = equivalent(8.0, 512, "mle", "gaussian")
+    >>> round(value, 1), status
+    (8.6, 'ok')
+    >>> equivalent(8.0, 512, "phd", "gaussian")
+    (nan, 'not_calibrated')
     """
     if estimator not in TABLES:
         return np.nan, NOT_CALIBRATED

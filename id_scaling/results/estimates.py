@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import joblib
 import numpy as np
@@ -19,7 +19,8 @@ import polars as pl
 from threadpoolctl import threadpool_limits
 
 from id_scaling.errors import ResourceError, StoreError, made_anew
-from id_scaling.estimators.base import Estimates, Estimator, estimate_from_neighbors, estimate_from_points, no_estimates
+from id_scaling.estimators.apply import estimate_from_neighbors, estimate_from_points, no_estimates
+from id_scaling.estimators.base import Estimates, Estimator
 from id_scaling.estimators.near_copies import K, tiny_share
 from id_scaling.models.modules import request_of, with_layers
 from id_scaling.neighbors.cloud_kinds import CONTEXT, POSITION, clouds_of_run, stored_as, view_of_run
@@ -156,7 +157,8 @@ def _blocks(folder: Path, manifest: Mapping[str, Any], module: str, settings: Ma
     """Yield every block of clouds of a module."""
     made, n_contexts = manifest["settings"], manifest["n_contexts"]
     of_run = clouds_of_run(settings["clouds"], made.get("positions", ()))
-    view_layers = with_layers(request_of(made["sites"]), manifest["n_layers"]).views
+    # With layers, a choice of them is a list of numbers.
+    view_layers = cast("Mapping[str, list[int]]", with_layers(request_of(made["sites"]), manifest["n_layers"]).views)
     for key, layer, _ in manifest["sites"]:
         if key == module:
             path = verified(folder, manifest, layer)
@@ -198,7 +200,7 @@ def _estimate_block(
     else:
         found = estimate_from_points(estimator, points, neighbors, settings["max_seconds"], settings["has_local"])
     table = _table(estimator, block, neighbors, found, precisions)
-    if not settings["has_local"]:
+    if found.local is None:
         return table
     local = pl.Series("local", found.local.tolist(), dtype=pl.List(pl.Float64))
     return table.with_columns(local.list.eval(pl.element().fill_nan(None)))
@@ -229,7 +231,7 @@ def _ranks_of(estimator: Estimator, manifest: Mapping[str, Any]) -> tuple[int, .
 
 
 def _of_run(
-    estimator: Estimator, manifest: Mapping[str, Any], tokens: np.ndarray, block: Block
+    estimator: Estimator, manifest: Mapping[str, Any], tokens: np.ndarray | None, block: Block
 ) -> tuple[Neighbors, Any, list[str | None]]:
     """Return the neighbors of one cloud of a run; where the estimator needs them, its points and their precision.
 
@@ -238,6 +240,8 @@ def _of_run(
     with reading(block.path, manifest) as file:
         points = file.read(f"{block.module}/{stored_as(block.cloud, block.position)}", block.contexts)
     view = view_of_run(View(**manifest["settings"]["views"][block.view]))
+    if tokens is None or view is None:
+        raise ValueError(f"{block.view}: one cloud of a run is of its tokens and a view that may be of contexts")
     token_ids = tokens[:, block.position] if block.cloud == POSITION else tokens
     groups = dict.fromkeys([*OF_RUN[block.cloud], *map(group_of, estimator.statistics)])
     ranks = sorted({*range(1, K + 1), *estimator.ranks})
@@ -263,7 +267,7 @@ def _table(
 ) -> pl.DataFrame:
     """Return the rows of a block of clouds; what there is no number of is null."""
     n_clouds, left_out = len(block), LEFT_OUT_OF_RUN if block.is_of_run else ()
-    columns = {
+    columns: dict[str, Any] = {
         "view": [block.view] * n_clouds,
         "cloud": [block.cloud] * n_clouds,
         "context": [None] if block.is_of_run else list(block.contexts),

@@ -45,6 +45,13 @@ def load_summary(session_path: str | Path, verify: bool = True) -> pl.DataFrame:
     StoreError
         The session has no summary yet, or it is damaged, cut short or without a checksum, or stale: its tables were
         computed again since.
+
+    Examples
+    --------
+    >>> from id_scaling import load_summary
+    >>> summary = load_summary("results/quickstart")
+    >>> summary.filter(level="context", view="default").select("layer", "module", "estimator").rows()[:3]
+    [(0, 'block', 'mle'), (1, 'block', 'mle'), (0, 'attn', 'mle')]
     """
     path = _summary_path(session_path)
     if not verify:
@@ -87,6 +94,13 @@ def load_contexts(
         The session has no summary yet, or a table is missing or damaged.
     ConfigError
         An axis is none of these, or the session has nothing of that name, or nothing of all of them at once.
+
+    Examples
+    --------
+    >>> from id_scaling import load_contexts
+    >>> contexts = load_contexts("results/quickstart", estimator="mle", module="block", layer=0, view="default")
+    >>> contexts.select("context", "document", "status").rows()[:3]
+    [(0, 0, 'ok'), (1, 1, 'ok'), (2, 1, 'ok')]
     """
     if CONTEXT not in _settings_of(Path(session_path), verify)["clouds"]:
         raise ConfigError(
@@ -122,6 +136,13 @@ def load_tokens(
     ------
     StoreError, ConfigError
         As in `load_contexts`.
+
+    Examples
+    --------
+    >>> from id_scaling import load_tokens
+    >>> tokens = load_tokens("results/quickstart")
+    >>> tokens.select("context", "position", "loss").rows()[0]
+    (0, 0, None)
     """
     if others := axes.keys() & {"module", "estimator", *ROW_AXES}:
         raise ConfigError(f"{others.pop()} is no axis of tokens; expected some of {', '.join(RUN_AXES)}")

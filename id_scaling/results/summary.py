@@ -78,7 +78,7 @@ def summarize(session: Path, settings: Mapping[str, Any], parquet: Path, csv: Pa
 
 def _summarize_family(session: Path, runs: list[Run], settings: Mapping[str, Any], progress: Progress) -> pl.DataFrame:
     """Return the rows of runs whose correlations are tested as one family."""
-    sizes = Counter()
+    sizes: Counter[str | None] = Counter()
     for run in runs:
         sizes.update(open_run(session, run, settings).n_tested())
     maxima: Maxima = {}
@@ -282,7 +282,7 @@ def _interval() -> pl.Expr:
 
 def _equivalents(summary: pl.DataFrame) -> list[pl.Series]:
     """Return the dimensions of simple distributions whose clouds give the means of rows; null where there is none."""
-    columns = {f"value_{name}_equivalent": [] for name in DISTRIBUTIONS}
+    columns: dict[str, list[float | None]] = {f"value_{name}_equivalent": [] for name in DISTRIBUTIONS}
     statuses = []
     for mean, n_points, estimator in summary.select("mean", "n_used", "estimator").iter_rows():
         found = [
@@ -351,8 +351,7 @@ def _family_wise(rows: pl.DataFrame, test: str, maxima: Maxima) -> pl.Series:
     ordered = {key: np.sort(largest) for key, largest in maxima.items() if key[0] == test}
     values = []
     for *key, p, rho, n in rows.select(*FAMILY, f"p_{test}", statistic, f"n_{test}").iter_rows():
-        largest = None if p is None else ordered[test, *key]
-        values.append(None if p is None else p_of_maximum(rho, n, largest))
+        values.append(None if p is None else p_of_maximum(rho, n, ordered[test, *key]))
     return pl.Series(f"p_{test}_maxt", values, pl.Float64)
 
 

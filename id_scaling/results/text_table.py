@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import cast
 
 import polars as pl
 
@@ -14,7 +15,15 @@ from id_scaling.storage.layout import called
 
 
 def mixture(values: Mapping[str, Iterable[str]]) -> str:
-    """Return a warning of rows of several dtypes or devices, given those of each kind; empty where of one."""
+    """Return a warning of rows of several dtypes or devices, given those of each kind; empty where of one.
+
+    Examples
+    --------
+    >>> mixture({"dtype": ["float32", "bfloat16"], "device": ["cpu"]})
+    'mixed dtype bfloat16, float32: differences between these may be of precision, not of the models'
+    >>> mixture({"dtype": ["float32"], "device": ["cpu"]})
+    ''
+    """
     mixed = {kind: sorted(of_kind) for kind, of_kind in values.items() if len(set(of_kind)) > 1}
     listed = "; ".join(f"{kind} {', '.join(of_kind)}" for kind, of_kind in mixed.items())
     return f"mixed {listed}: differences between these may be of precision, not of the models" if mixed else ""
@@ -29,19 +38,19 @@ def readable(summary: pl.DataFrame) -> str:
     rows = summary.filter(pl.col("group").is_null(), view=view)
     has_lengths = summary["ctx_len"].n_unique() > 1
     for run, table in rows.group_by(RUN_AXES, maintain_order=True):
-        scores = {score: table[f"mean_{score}"][0] for score in SCORES}
+        means = {score: table[f"mean_{score}"][0] for score in SCORES}
         layers = _evenly_spaced(sorted(table["layer"].drop_nulls().unique()))
         marks = "".join(f"{f'layer {layer}':>10}" for layer in layers) + f"{'outside':>10}"
         n_layers = table["n_layers"][0]
         name = called(dict(zip(RUN_AXES, run, strict=True)), has_lengths)
-        scores = ", ".join(f"{score} {_cell(mean, 3) or 'no number'}" for score, mean in scores.items())
+        scores = ", ".join(f"{score} {_cell(mean, 3) or 'no number'}" for score, mean in means.items())
         lines += ["", f"{name}: {n_layers} layers, {scores}"]
         width = max(14, *(len(name) + 1 for name in table["estimator"]))
         lines.append(f"  {'module':<8}{'estimator':<{width}}{marks}   not ok")
         for (cloud, position), of_cloud in table.group_by("cloud", "position", maintain_order=True):
             if cloud != CONTEXT:
                 where = "" if position is None else f" {position}"
-                n_points = of_cloud["n_points"].max()  # none where no cloud has an estimate
+                n_points = cast("float | None", of_cloud["n_points"].max())  # none where no cloud has an estimate
                 of_what = "all" if n_points is None else f"{n_points:.0f}"
                 lines.append(f"  one cloud of {of_what} contexts: {cloud}{where}")
             lines += _lines(of_cloud, layers, width)

@@ -18,7 +18,13 @@ OF_UPDATE = {"EleutherAI/pythia-": 1024 * 2048, "sotu-neox-": 8 * 256}
 
 
 def training_step(checkpoint: str) -> int | None:
-    """Return the updates that a checkpoint has had; 0 for untrained weights, None where its name does not say it."""
+    """Return the updates that a checkpoint has had; 0 for untrained weights, None where its name does not say it.
+
+    Examples
+    --------
+    >>> training_step("step1000"), training_step("random-init"), training_step("main")
+    (1000, 0, None)
+    """
     if seed_of(checkpoint) is not None:
         return 0
     name = checkpoint.rstrip("/").split("/")[-1]
@@ -27,7 +33,15 @@ def training_step(checkpoint: str) -> int | None:
 
 
 def training_tokens(model_name: str, checkpoint: str) -> int | None:
-    """Return the tokens that a checkpoint has been trained on, as its name or its model's says; else None."""
+    """Return the tokens that a checkpoint has been trained on, as its name or its model's says; else None.
+
+    Examples
+    --------
+    >>> training_tokens("EleutherAI/pythia-70m", "step1000")
+    2097152000
+    >>> training_tokens("allenai/OLMo-2-0425-1B", "stage1-step10000-tokens21B")
+    21000000000
+    """
     step, said = training_step(checkpoint), TOKENS.search(checkpoint)
     if said and step is not None:
         return int(said[1]) * UNITS[said[2]]

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from id_scaling.results.permutations import Pair, tested
+from id_scaling.results.ranks import Ranking, influence_of_ranks, ranking_of, standardized
 
 LEAST_DOCUMENTS, LEAST_RESAMPLED = 5, 20
 N_DRAWS, SEED = 2000, 0
@@ -22,10 +23,9 @@ ELEMENTS = 2**19
 # What is smaller, beside ranks of variance one, is rounding.
 RESOLVED = 1e-9
 
-# The 0.975 quantiles of Student's t for LEAST_DOCUMENTS documents and up, and of the normal distribution.
-T_QUANTILES = [2.776445, 2.570582, 2.446912, 2.364624, 2.306004, 2.262157, 2.228139, 2.200985]
-T_QUANTILES += [2.178813, 2.160369, 2.144787, 2.131450, 2.119905, 2.109816, 2.100922]
-NORMAL_QUANTILE = 1.959964
+# Of a distribution, what is below the upper end of a 95 % interval. Its quantiles come from scipy.special, which is
+# imported where an interval is computed: the constants above are read where none is.
+UPPER_END = 0.975
 
 
 class Residuals(NamedTuple):
@@ -50,14 +50,6 @@ class Correlations(NamedTuple):
     low: np.ndarray
     high: np.ndarray
     pair: Pair
-
-
-class Ranking(NamedTuple):
-    """The order of each row's values, and of each place in it the first and the last place of an equal value."""
-
-    order: np.ndarray
-    first: np.ndarray
-    last: np.ndarray
 
 
 def of_rows(
@@ -130,15 +122,15 @@ def _correlate(
         if len(sizes) < LEAST_DOCUMENTS:
             continue
         of_context, fixed = sources[has_score], covariates[:, has_score]
-        options = {f"spearman_{name}": (name, None, None)}
+        options: dict[str, tuple[str, np.ndarray | None, np.ndarray | None]] = {f"spearman_{name}": (name, None, None)}
         if len(sizes) - len(np.unique(of_context)) + 1 >= LEAST_RESAMPLED:
             options[f"partial_{name}"] = (f"partial_{name}", fixed, of_context)
         for statistic, (test, *held) in options.items():
-            *correlations, pair = correlations_of(*given, sizes, *held)
-            for column, result in zip(("", "_low", "_high"), correlations, strict=True):
-                found.columns[f"{statistic}{column}"][rows] = result
+            correlations = correlations_of(*given, sizes, *held)
+            for end, column in zip(("", "_low", "_high"), correlations[:3], strict=True):
+                found.columns[f"{statistic}{end}"][rows] = column
             found.columns[f"n_{test}"][rows] = len(given[1])
-            of_kinds.setdefault(_kinds(sizes, held[1]), []).append((test, pair))
+            of_kinds.setdefault(_kinds(sizes, held[1]), []).append((test, correlations.pair))
     for kinds, named in of_kinds.items():
         results = tested([pair for _, pair in named], kinds, *family)
         for (test, _), result in zip(named, results, strict=True):
@@ -161,7 +153,16 @@ def mean_interval(values: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np
         Rows × contexts, all finite, contexts of one document side by side.
     sizes : numpy.ndarray
         How many contexts each document has, `LEAST_DOCUMENTS` documents or more.
+
+    Examples
+    --------
+    >>> values = np.array([[3.0, 4.0, 5.0, 6.0, 7.0]])
+    >>> low, high = mean_interval(values, sizes=np.ones(5, int))
+    >>> low.round(3).tolist(), high.round(3).tolist()
+    ([3.037], [6.963])
     """
+    from scipy.special import stdtrit
+
     sums = _sums(values, sizes)
     if len(sizes) >= LEAST_RESAMPLED:
         means = np.concatenate([sums @ counts.T / (counts @ sizes) for counts in _counts(len(sizes))], axis=1)
@@ -170,7 +171,7 @@ def mean_interval(values: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np
     total, n = sums.sum(axis=1, keepdims=True), len(sizes)
     means = total[:, 0] / sizes.sum()
     without = (total - sums) / (sizes.sum() - sizes)
-    half = T_QUANTILES[n - LEAST_DOCUMENTS] * np.sqrt((n - 1) / n * ((without - means[:, None]) ** 2).sum(axis=1))
+    half = stdtrit(n - 1, UPPER_END) * np.sqrt((n - 1) / n * ((without - means[:, None]) ** 2).sum(axis=1))
     return means - half, means + half
 
 
@@ -184,6 +185,15 @@ def rank_correlation(
     """Return of each row, as if there were no other, Spearman's correlation with a score, its interval and p-value.
 
     See `correlations_of` and `id_scaling.results.permutations.tested`.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> loss = rng.normal(size=40)
+    >>> values = (loss + rng.normal(size=40))[None]
+    >>> rho, low, high, p = rank_correlation(values, loss, sizes=np.ones(40, int))
+    >>> rho.round(3).tolist(), low.round(3).tolist(), high.round(3).tolist(), p.round(4).tolist()
+    ([0.362], [0.032], [0.621], [0.0235])
     """
     rho, low, high, pair = correlations_of(values, score, sizes, covariates, sources)
     n_rows = len(values)
@@ -222,24 +232,31 @@ def correlations_of(
         Covariates × contexts, all finite. A constant one explains nothing.
     sources : numpy.ndarray, optional
         The source of each context, one for all contexts of a document; far fewer sources than documents.
+
+    Examples
+    --------
+    >>> score = np.arange(20.0)
+    >>> correlations_of(np.array([score**2, -score]), score, sizes=np.ones(20, int)).rho.round(6).tolist()
+    [1.0, -1.0]
     """
     sources = np.zeros(len(score)) if sources is None else sources
-    others = [_ranking(row[None]) for row in ([] if covariates is None else covariates) if np.ptp(row)]
+    others = [ranking_of(row[None]) for row in ([] if covariates is None else covariates) if np.ptp(row)]
     is_source = sources == np.unique(sources)[:, None]
-    design = np.vstack([*map(_standardized, others), is_source - is_source.mean(axis=1, keepdims=True)])
+    design = np.vstack([*map(standardized, others), is_source - is_source.mean(axis=1, keepdims=True)])
     basis, weights = _basis(design)
-    theirs = _ranking(score[None])
-    of_y = _residuals(_standardized(theirs), basis, weights)
-    found = Correlations(*np.full((3, len(values)), np.nan), Pair(np.empty(values.shape), of_y.values[0], basis, None))
+    theirs = ranking_of(score[None])
+    of_y = _residuals(standardized(theirs), basis, weights)
+    rho, low, high = np.full((3, len(values)), np.nan)
+    pair = Pair(np.empty(values.shape), of_y.values[0], basis, rho)
     for rows in np.array_split(np.arange(len(values)), -(-values.size // ELEMENTS)):
-        ours = _ranking(values[rows])
-        of_x = _residuals(_standardized(ours), basis, weights)
-        rho = found.rho[rows] = (of_x.values @ of_y.values[0]) / len(score)
-        found.pair.values[rows] = of_x.values
+        ours = ranking_of(values[rows])
+        of_x = _residuals(standardized(ours), basis, weights)
+        rho[rows] = (of_x.values @ of_y.values[0]) / len(score)
+        pair.values[rows] = of_x.values
         if len(sizes) >= LEAST_RESAMPLED:
-            influence = _influence(rho[:, None], (ours, of_x), (theirs, of_y), others)
-            found.low[rows], found.high[rows] = _interval(rho, influence, sizes, len(basis))
-    return found._replace(pair=found.pair._replace(rho=found.rho))
+            influence = _influence(rho[rows, None], (ours, of_x), (theirs, of_y), others)
+            low[rows], high[rows] = _interval(rho[rows], influence, sizes, len(basis))
+    return Correlations(rho, low, high, pair)
 
 
 def _influence(
@@ -250,18 +267,20 @@ def _influence(
     of_ours = (of_y.values - r * of_x.values) / of_x.scale
     of_theirs = (of_x.values - r * of_y.values) / of_y.scale
     influence = of_x.values * of_y.values - r * (of_x.values**2 + of_y.values**2) / 2
-    influence += _of_ranks(ours, of_ours) + _of_ranks(theirs, of_theirs)
+    influence += influence_of_ranks(ours, of_ours) + influence_of_ranks(theirs, of_theirs)
     for ranking, of_x_on, of_y_on in zip(others, of_x.slopes.T, of_y.slopes.T, strict=False):
-        influence -= _of_ranks(ranking, of_x_on[:, None] * of_ours + of_y_on * of_theirs)
+        influence -= influence_of_ranks(ranking, of_x_on[:, None] * of_ours + of_y_on * of_theirs)
     return influence
 
 
 def _interval(rho: np.ndarray, influence: np.ndarray, sizes: np.ndarray, n_fixed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the 95 % intervals of rows' correlations from their influence functions."""
+    from scipy.special import ndtri
+
     sums = _sums(influence - influence.mean(axis=1, keepdims=True), sizes)
     error = np.sqrt(len(sizes) / (len(sizes) - n_fixed - 1) * (sums**2).sum(axis=1)) / influence.shape[1]
     with np.errstate(divide="ignore", invalid="ignore"):
-        center, half = np.arctanh(rho), NORMAL_QUANTILE * error / (1 - rho**2)
+        center, half = np.arctanh(rho), ndtri(UPPER_END) * error / (1 - rho**2)
     return np.tanh(center - half), np.tanh(center + half)
 
 
@@ -269,6 +288,11 @@ def adjusted(p: np.ndarray) -> np.ndarray:
     """Return p-values of one family adjusted for the false discovery rate; NaN is of no family.
 
     The i-th smallest of m becomes min over j ≥ i of m p_j / j, at most 1 (Benjamini and Hochberg 1995).
+
+    Examples
+    --------
+    >>> adjusted(np.array([0.01, 0.04, 0.03, np.nan])).round(6).tolist()
+    [0.03, 0.04, 0.04, nan]
     """
     order = np.argsort(p)[: np.isfinite(p).sum()]
     steps = p[order] * len(order) / np.arange(1, len(order) + 1)
@@ -340,38 +364,3 @@ def _residuals(rows: np.ndarray, basis: np.ndarray, weights: np.ndarray) -> Resi
     scale = np.sqrt((left**2).mean(axis=1, keepdims=True))
     scale = np.where(scale > RESOLVED, scale, np.nan)
     return Residuals(left / scale, scale, coordinates @ weights)
-
-
-def _ranking(values: np.ndarray) -> Ranking:
-    """Return the order of each row's values, equal ones together."""
-    n = values.shape[1]
-    order = np.argsort(values, axis=1, kind="stable")
-    is_new = np.diff(np.take_along_axis(values, order, axis=1), axis=1) != 0
-    edge = np.ones((len(values), 1), bool)
-    first = np.maximum.accumulate(np.where(np.hstack([edge, is_new]), np.arange(n), 0), axis=1)
-    last = np.where(np.hstack([is_new, edge]), np.arange(n), n)
-    return Ranking(order, first, np.minimum.accumulate(last[:, ::-1], axis=1)[:, ::-1])
-
-
-def _standardized(ranking: Ranking) -> np.ndarray:
-    """Return mid-ranks with mean 0 and mean square 1 in each row; NaN where all values are equal."""
-    ranks = np.empty(ranking.order.shape)
-    np.put_along_axis(ranks, ranking.order, (ranking.first + ranking.last) / 2, axis=1)
-    ranks -= ranks.mean(axis=1, keepdims=True)
-    with np.errstate(invalid="ignore"):
-        return ranks / ranks.std(axis=1, keepdims=True)
-
-
-def _of_ranks(ranking: Ranking, residuals: np.ndarray) -> np.ndarray:
-    """Return what each context does to the correlation by its part in the ranks of the others.
-
-    That is Σ_j s(x_i, x_j) e_j / sd(ranks) with s = 1 where x_j > x_i, ½ where they are equal and 0 elsewhere.
-    """
-    order = np.broadcast_to(ranking.order, residuals.shape)
-    cumulative = np.cumsum(np.take_along_axis(residuals, order, axis=1), axis=1)
-    before = np.hstack([np.zeros((len(cumulative), 1)), cumulative])
-    ends = [np.broadcast_to(places, residuals.shape) for places in (ranking.first, ranking.last + 1)]
-    at_most = sum(np.take_along_axis(before, places, axis=1) for places in ends) / 2
-    found = np.empty(residuals.shape)
-    np.put_along_axis(found, order, cumulative[:, -1:] - at_most, axis=1)
-    return found / ((ranking.first + ranking.last) / 2).std(axis=1, keepdims=True)

@@ -125,8 +125,8 @@ class Lease:
 
     def check_others(self) -> None:
         """Raise `LeaseError` where another process took the lease over."""
-        holder = read_holder(self.path)
-        if holder is not None and holder.token != self._own.token:
+        holder, own = read_holder(self.path), self._own.token if self._own else None
+        if holder is not None and holder.token != own:
             raise LeaseError(
                 f"{self.path.parent}: this process was not heard of for {STALE:g} s, so {holder} took over; nothing "
                 "more is written here"

@@ -20,7 +20,7 @@ import traceback
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 from id_scaling.errors import Ended
 
@@ -140,6 +140,9 @@ class _Child:
                 env={**os.environ, **ONE_THREAD, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                 pass_fds=[file for file, _ in held],
             )
+            # Both are pipes, as asked for.
+            self._questions = cast("IO[bytes]", self._process.stdin)
+            self._answers = cast("IO[bytes]", self._process.stdout)
             self._answer()  # what the start of the process takes is no part of an answer
         except (OSError, EOFError) as error:
             words = f"{sys.executable} could not be started to compute in ({error})"
@@ -148,10 +151,10 @@ class _Child:
 
     def ask(self, question: tuple, max_seconds: float) -> tuple[Any, ChildError | None, str]:
         """Return the answer to a question, or the error and the traceback."""
-        pickle.dump((question, max_seconds), self._process.stdin, protocol=pickle.HIGHEST_PROTOCOL)
-        self._process.stdin.flush()
+        pickle.dump((question, max_seconds), self._questions, protocol=pickle.HIGHEST_PROTOCOL)
+        self._questions.flush()
         waiting = select.poll()
-        waiting.register(self._process.stdout, select.POLLIN)
+        waiting.register(self._answers, select.POLLIN)
         longest = min(WALL_TIMES * max_seconds, LONGEST)
         if not waiting.poll(1000 * longest):
             raise TimeoutError(f"no answer after {longest:g} s")
@@ -171,13 +174,13 @@ class _Child:
             self._process.wait(patience)
         except subprocess.TimeoutExpired:
             self._process.kill()
-        for pipe in (self._process.stdin, self._process.stdout):
+        for pipe in (self._questions, self._answers):
             with contextlib.suppress(BrokenPipeError):  # part of a question was never taken
                 pipe.close()
         return self._process.wait()
 
     def _answer(self) -> Any:
-        return pickle.load(self._process.stdout)
+        return pickle.load(self._answers)
 
     def __del__(self) -> None:
         process = getattr(self, "_process", None)

@@ -121,7 +121,8 @@ class _Training:
         self.tokenizer, self.kept, self.made_of = tokenizer, kept, made_of
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(SEED)
-            self.model = GPTNeoXForCausalLM(GPTNeoXConfig(**config, attn_implementation="sdpa"))
+            # Not a field of this config: a keyword of all.
+            self.model = GPTNeoXForCausalLM(GPTNeoXConfig(**config, attn_implementation="sdpa"))  # type: ignore[call-arg]
         self.optimizer = torch.optim.AdamW(self.model.parameters(), weight_decay=DECAY)
 
     def run(self, contexts: torch.Tensor, steps: Sequence[int]) -> None:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from id_scaling.errors import InputError
 
@@ -184,7 +184,7 @@ def _is_installed(package: str) -> bool:
     return find_spec(package) is not None
 
 
-def _is_whole(value: Any) -> bool:
+def _is_whole(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 

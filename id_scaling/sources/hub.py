@@ -96,7 +96,7 @@ def _files_of(repository: str, folder: Path) -> list[Any]:
     from huggingface_hub import HfApi
 
     def ask() -> list[Any]:
-        return HfApi().model_info(repository, revision=folder.name, files_metadata=True).siblings
+        return HfApi().model_info(repository, revision=folder.name, files_metadata=True).siblings or []
 
     return _call(ask, repository, folder.name)
 
@@ -144,7 +144,7 @@ def download_shard(repository: str, pick: Callable[[list[str]], str]) -> tuple[P
     from huggingface_hub import HfApi, snapshot_download
 
     def ask() -> list[str]:
-        return [one.rfilename for one in HfApi().dataset_info(repository).siblings]
+        return [one.rfilename for one in HfApi().dataset_info(repository).siblings or []]
 
     try:
         names = _call(ask, repository, "main", "dataset")

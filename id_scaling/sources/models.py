@@ -145,9 +145,9 @@ def _from_hub(
     weights = hub.weight_hashes(repository, folder, allow_pickle)
     if not all(weights.values()):
         hub.download_to_cache(repository, folder, weights)
-        weights = {name: known or _content_hash(folder / name) for name, known in weights.items()}
-    check_unlike({**names, "commit": folder.name, "weights_sha256": digest(weights)}, others)
-    return folder, weights, hub.weight_headers(repository, folder, weights)
+    hashes = {name: known or _content_hash(folder / name) for name, known in weights.items()}
+    check_unlike({**names, "commit": folder.name, "weights_sha256": digest(hashes)}, others)
+    return folder, hashes, hub.weight_headers(repository, folder, weights)
 
 
 def check_same_tokenizer(

@@ -10,7 +10,7 @@ import os
 import re
 import reprlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -740,7 +740,7 @@ def _check_needs(cacheing: CacheingConfig, ctx_len: int) -> None:
             )
 
 
-def _by_place(problems: list[dict[str, Any]], config: dict[str, Any]) -> list[tuple[Place, list[dict[str, Any]]]]:
+def _by_place(problems: Sequence[Any], config: dict[str, Any]) -> list[tuple[Place, list[dict[str, Any]]]]:
     """Return problems grouped by key: a key that takes one of two types has a problem for each.
 
     Of a key and something inside it, only the inside is wrong: the key is of the type that has an inside.

@@ -5,9 +5,10 @@ parses is outside: a changed file format is said by `storage.layout.LAYOUT_VERSI
 
 The fingerprint of a module is the hash of its syntax tree without docstrings, without the words of its errors and log
 lines, and with each import of a module of the package replaced by the fingerprint of that module. So a module may
-move, be renamed, or have its imports reordered, and two functions of one name in two modules differ. `ast.unparse` is
-stable over Python versions where `ast.dump` is not. Imports must be statements: what is imported by name at run time is
-not followed, so it has to be named as a further root (an estimator next to the job that runs it).
+move, be renamed, or have its imports reordered, and two functions of one name in two modules differ. An imported
+folder counts with the files in it, as the templates of pages. `ast.unparse` is stable over Python versions where
+`ast.dump` is not. Imports must be statements: what is imported by name at run time is not followed, so it has to be
+named as a further root (an estimator next to the job that runs it).
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ ROOTS = {
     "plot": ("id_scaling.plots.render",),
 }
 
+# What may start with a docstring.
+Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 LOGGING_METHODS = {"critical", "debug", "error", "exception", "info", "log", "warn", "warning"}
 
 
@@ -81,7 +84,16 @@ def _hash(module: str) -> str:
     lines = [
         "\n".join([text, *sorted(each.line(_hash) for each in imports)]) for text, imports in _parsed(_source(module))
     ]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return hashlib.sha256("\n".join([*lines, *_data(module)]).encode()).hexdigest()
+
+
+def _data(module: str) -> list[str]:
+    """Return name and hash of each file of a package that is not Python; of a module nothing."""
+    path = _path(module)
+    files = sorted(path.parent.iterdir()) if path.name == "__init__.py" else []
+    # An editor keeps hidden files.
+    kept = [file for file in files if file.is_file() and file.suffix != ".py" and not file.name.startswith(".")]
+    return [f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}" for file in kept]
 
 
 def _path(module: str) -> Path:
@@ -145,7 +157,7 @@ def _parsed(source: str) -> list[tuple[str, list[_Import]]]:
 
 def _names_of(statement: ast.Import | ast.ImportFrom) -> list[_Import]:
     """Return the names of an import statement."""
-    package = statement.module if isinstance(statement, ast.ImportFrom) else ""
+    package = statement.module or "" if isinstance(statement, ast.ImportFrom) else ""
     return [_Import(package, alias.name, alias.asname or alias.name) for alias in statement.names]
 
 
@@ -165,7 +177,7 @@ class _WithoutTypes(ast.NodeTransformer):
 class _WithoutWords(ast.NodeTransformer):
     """Drops docstrings, and blanks the text of errors that are raised and of lines that are logged."""
 
-    def _documented(self, node: ast.AST) -> ast.AST:
+    def _documented(self, node: Documented) -> ast.AST:
         if ast.get_docstring(node) is not None:
             node.body = node.body[1:] or [ast.Pass()]
         return self.generic_visit(node)
@@ -173,12 +185,12 @@ class _WithoutWords(ast.NodeTransformer):
     visit_Module = visit_ClassDef = visit_FunctionDef = visit_AsyncFunctionDef = _documented
 
     def visit_Raise(self, node: ast.Raise) -> ast.AST:
-        node.exc = _without_message(node.exc)
+        _without_message(node.exc)
         return node
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST:
         if is_logged(node.value):
-            node.value = _without_message(node.value)
+            _without_message(node.value)
             return node
         return self.generic_visit(node)
 
@@ -188,7 +200,7 @@ def _blank(node: ast.expr) -> ast.expr:
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return ast.Constant("")
     if isinstance(node, ast.JoinedStr):
-        values = [part for part in node.values if isinstance(part, ast.FormattedValue)]
+        values: list[ast.expr] = [part for part in node.values if isinstance(part, ast.FormattedValue)]
         return ast.JoinedStr(values) if values else ast.Constant("")
     if isinstance(node, ast.BinOp):
         return ast.BinOp(_blank(node.left), node.op, _blank(node.right))
@@ -197,11 +209,10 @@ def _blank(node: ast.expr) -> ast.expr:
     return node
 
 
-def _without_message(call: ast.expr | None) -> ast.expr | None:
-    """Return the making of an error, or a line of a log, without its words."""
+def _without_message(call: ast.expr | None) -> None:
+    """Take the words out of the making of an error, or of a line of a log."""
     if isinstance(call, ast.Call):
         call.args = [_blank(argument) for argument in call.args]
-    return call
 
 
 class _WithoutImports(ast.NodeTransformer):
@@ -219,8 +230,9 @@ class _WithoutImports(ast.NodeTransformer):
 
 def is_logged(node: ast.expr) -> bool:
     """Return whether an expression is a line of a log, or a warning."""
-    is_method = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
-    if not is_method or not isinstance(node.func.value, ast.Name):
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+        return False
+    if not isinstance(node.func.value, ast.Name):
         return False
     owner, method = node.func.value.id, node.func.attr
     return (owner == "LOG" and method in LOGGING_METHODS) or (owner, method) == ("warnings", "warn")

@@ -43,7 +43,8 @@ def check_records(shard: Shard, keys: Sequence[str], n_documents: int | None, da
     if all(path.suffix == ".parquet" for path in shard.files):
         _check_schemas(shard, keys, dataset)
         return
-    missing, names, columns, kinds = set(keys), set(), {}, set()
+    missing, names, kinds = set(keys), set(), set()
+    columns: dict = {}
     n_read, beginning = 0, _Beginning(shard, n_documents)
     for document, record in beginning:
         if isinstance(document, Document):

@@ -141,6 +141,7 @@ class Staleness:
             says so, and only a forced job makes what follows it run.
         """
         name, expected = str(outputs[0]), {"settings": json.loads(settings), "made_from": made_from}
+        reason: str | None
         follows = [path for path in map(str, upstream) if path in self._forced]
         if follows or self._is_forced(rule, [str(output) for output in outputs]):
             self._forced.add(name)

@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import cache, cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from id_scaling.errors import ConfigError, IdScalingError, InputError, StoreError
 from id_scaling.estimators.registry import definition_of, get_estimator
@@ -239,7 +239,8 @@ class Study:
 
     def identities(self) -> list[str]:
         """Return the identities of all models, tokenizers and shards."""
-        session, paths = Path(self.session), {}
+        session = Path(self.session)
+        paths: dict[Path, None] = {}
         for run in self.runs:
             paths[self.identity_path(run.model, run.checkpoint)] = None
             paths[identity_path(session, "tokenizers", self.tokenizer_of(run.model))] = None
@@ -293,7 +294,9 @@ class Study:
         name = self.tokenizers[tokenizer]
         if is_gguf(name):
             return [_literal(expanded(name))]
-        return [str(local_tokenizer_folder(name) / "tokenizer.json")] if name in bundled.TOKENIZERS else []
+        if name not in bundled.TOKENIZERS:
+            return []
+        return [str(cast("Path", local_tokenizer_folder(name)) / "tokenizer.json")]
 
     def shard_files(self, dataset: str, subset: str | int) -> list[str]:
         """Return the files of a local or embedded shard; none for the hub's."""

@@ -84,7 +84,8 @@ class Tally:
 
     def __init__(self, chunking: Chunking) -> None:
         self.chunking, self.n_documents, self.n_contexts, self.n_broken = chunking, 0, 0, 0
-        self.longest, self.named = 0, []
+        self.longest = 0
+        self.named: list[str] = []
         self._tokens, self._documents = RowHash(), RowHash()
 
     def add_broken(self, broken: Broken) -> None:

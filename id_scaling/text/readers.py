@@ -142,8 +142,9 @@ class Shard:
 
     def document(self, number: int, where: str, record: dict[str, Any] | str) -> Document | Broken:
         """Return the document of a record, or what is wrong with it."""
-        wrong = record if isinstance(record, str) else _wrong_with(record, self.text_column)
-        if wrong:
+        if isinstance(record, str):
+            return Broken(where, record)
+        if wrong := _wrong_with(record, self.text_column):
             return Broken(where, wrong)
         name, text = record.get(self.id_column), record[self.text_column]
         name = str(number if name is None else name).encode("utf-8", "backslashreplace").decode()
@@ -285,11 +286,11 @@ def _opened(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
 
 def _zstandard(file: IO[bytes]) -> IO[bytes]:
     """Open a zstandard file of any window, of which as much memory is taken as it has text, 2 GiB at most."""
-    largest = {zstd.DecompressionParameter.window_log_max: MAX_WINDOW_LOG}
+    largest: dict[int, int] = {zstd.DecompressionParameter.window_log_max: MAX_WINDOW_LOG}
     return io.BufferedReader(zstd.ZstdFile(file, options=largest), BUFFER)
 
 
-_DECODERS = {".gz": gzip.open, ".zst": _zstandard}
+_DECODERS: dict[str, Callable[[IO[bytes]], Any]] = {".gz": gzip.open, ".zst": _zstandard}
 
 
 def _wrong_with(record: dict[str, Any], column: str) -> str | None:

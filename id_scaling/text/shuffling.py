@@ -67,7 +67,9 @@ def shuffle_contexts(source: Path, settings: dict[str, Any], output: Path) -> No
         LOG.info("%s of %d contexts", settings["control"], file.metadata.num_rows)
 
 
-def shuffled(tokens: np.ndarray, level: int, document_id: str, chunk: int) -> np.ndarray:
+def shuffled(  # type: ignore[return]  # draws are counted without end
+    tokens: np.ndarray, level: int, document_id: str, chunk: int
+) -> np.ndarray:
     """Return tokens with their blocks in another order.
 
     The n_blocks = min(4^level, n_tokens) blocks are contiguous, and their sizes differ by at most one: n_tokens mod

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
@@ -88,6 +88,7 @@ class TextTokenizer:
 
     def tokens(self, text: str, places: list[tuple[int, int]]) -> list[Tokens]:
         """Return the tokens of the pieces of a text at some places, and where in it they are."""
+        assert self.encode_with_offsets is not None  # asked only where places are known
         made = self.encode_with_offsets([text[start:stop] for start, stop in places])
         return [
             Tokens(ids, starts + start, stops + start)
@@ -96,7 +97,7 @@ class TextTokenizer:
 
     def check(self, ids: np.ndarray) -> np.ndarray:
         """Return tokens of a text; raises an InputError where one is a control token."""
-        wrong = ids[np.isin(ids, list(self.refused))] if self.refused else ()
+        wrong = ids[np.isin(ids, list(self.refused))] if self.refused else ids[:0]
         if len(wrong):
             raise InputError(
                 f"{self.name}: text became the control token {self.refused[int(wrong[0])]!r}, which this tokenizer "
@@ -239,8 +240,8 @@ def _of_sentencepiece(folder: Path, pieces: SentencePieceProcessor, allow_specia
             f"it to false, or name a model with a {WHOLE} in model_config.tokenizer"
         )
     facts = read_facts(folder)
-    bos = pieces.bos_id() if facts.bos_token is None else pieces.piece_to_id(facts.bos_token)
-    bos = None if bos in (-1, pieces.unk_id()) else bos
+    named = pieces.bos_id() if facts.bos_token is None else pieces.piece_to_id(facts.bos_token)
+    bos = None if named in (-1, pieces.unk_id()) else named
     # Llama and who took its format put the token before a text, T5 and XLNet do not.
     is_first = name == LLAMA_PIECES if facts.adds_bos is None else facts.adds_bos
     encode = partial(pieces.encode, num_threads=int(os.environ.get("RAYON_NUM_THREADS", "1")))
@@ -273,7 +274,9 @@ def _of_backend(
     """Return a tokenizer to which strings that are spelled as the control tokens that it refuses are text."""
     # A model of pieces knows the unknown token by its place, and finds the string of its name as any piece.
     unknown = getattr(backend.model, "unk_id", None)
-    hidden = {**refused, unknown: backend.id_to_token(unknown)} if refused and unknown is not None else refused
+    hidden = (
+        {**refused, unknown: cast("str", backend.id_to_token(unknown))} if refused and unknown is not None else refused
+    )
     backend.encode_special_tokens = bool(refused)
     if _is_reached(backend, hidden):
         backend = whole_of(_without(json.loads(backend.to_str()), set(hidden.values())), Path(name))

@@ -232,7 +232,7 @@ class Stored:
 
     def estimate(self) -> None:
         """Estimate each cloud by each estimator, each reading anew as jobs do."""
-        from id_scaling.estimators.base import estimate_from_neighbors
+        from id_scaling.estimators.apply import estimate_from_neighbors
         from id_scaling.estimators.registry import get_estimator
         from id_scaling.storage.layer_reader import read_neighbors, reading
 

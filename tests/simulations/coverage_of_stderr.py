@@ -13,7 +13,8 @@ from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 
-from id_scaling.estimators.base import OK, Estimates, Estimator, estimate_from_neighbors, settle
+from id_scaling.estimators.apply import estimate_from_neighbors, finalize
+from id_scaling.estimators.base import OK, Estimates, Estimator
 from id_scaling.estimators.registry import get_estimator
 from id_scaling.neighbors.find import Neighbors
 
@@ -50,7 +51,7 @@ def from_cloud(estimator: Estimator, cloud: np.ndarray) -> Estimates:
     if estimator.is_mean and not local:
         local = [estimator.local(cloud)]
     status, locals_of_cloud = np.array([OK], dtype=object), np.array(local) if local else None
-    return settle(estimator, [value], [stderr], status, one_cloud(len(cloud)), locals_of_cloud)
+    return finalize(estimator, [value], [stderr], status, one_cloud(len(cloud)), locals_of_cloud)
 
 
 def one_cloud(n: int) -> Neighbors:

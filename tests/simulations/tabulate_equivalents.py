@@ -21,7 +21,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 import id_scaling
-from id_scaling.estimators.base import estimate_from_neighbors
+from id_scaling.estimators.apply import estimate_from_neighbors
 from id_scaling.estimators.registry import get_estimator
 from id_scaling.neighbors.find import find_neighbors, stacked
 from id_scaling.neighbors.views import View

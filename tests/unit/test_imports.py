@@ -113,3 +113,19 @@ def test_numbers_need_no_torch(package: str) -> None:
     code = f"import sys, {', '.join(names)}; print([name for name in {HEAVY} if name in sys.modules])"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert output.strip() == "[]"
+
+
+def test_results_are_imported_without_scipy() -> None:
+    """Where an interval is computed it is imported; who reads a table need not wait for it."""
+    code = "import sys, id_scaling.results.summary, id_scaling.results.load; print('scipy' in sys.modules)"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.strip() == "False"
+
+
+def test_an_estimator_does_not_know_what_applies_it() -> None:
+    """A worker imports an estimator by name: what starts the worker would be imported in a circle."""
+    appliers = {"estimators.apply", "estimators.arrays", "estimators.sandbox"}
+    knowing = {
+        path.stem for path in MODULES if path.parent.name == "estimators" and not appliers.isdisjoint(imports_of(path))
+    }
+    assert knowing == {"apply", "arrays"}

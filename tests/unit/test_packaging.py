@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 import tomllib
+import zipfile
+from pathlib import Path
 
 import pytest
 import yaml
 from conftest import ROOT
+from hatchling.build import build_wheel
 from packaging.requirements import Requirement
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -58,6 +61,15 @@ def test_the_version_is_the_packages_own():
     import id_scaling
 
     assert id_scaling.__version__ == PROJECT["version"]
+
+
+def test_a_wheel_has_every_file_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+    with zipfile.ZipFile(tmp_path / build_wheel(str(tmp_path))) as wheel:
+        packed = {name: wheel.read(name) for name in wheel.namelist() if name.startswith("id_scaling/")}
+    files = (path for path in (ROOT / "id_scaling").rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    assert packed == {path.relative_to(ROOT).as_posix(): path.read_bytes() for path in files}
+    assert "id_scaling/plots/templates/report.css" in packed
 
 
 def test_no_file_speaks_of_the_machine_it_was_written_on():

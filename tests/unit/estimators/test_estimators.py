@@ -21,7 +21,8 @@ with warnings.catch_warnings():  # importing skdim.id silences every warning of 
 
 from id_scaling import estimate
 from id_scaling.errors import ConfigError
-from id_scaling.estimators.base import Estimate, Estimates, estimate_from_neighbors
+from id_scaling.estimators.apply import estimate_from_neighbors
+from id_scaling.estimators.base import Estimate, Estimates
 from id_scaling.estimators.grammar import Rule
 from id_scaling.estimators.registry import GRAMMAR, definition_of, get_estimator
 from id_scaling.estimators.standard_errors import factor

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import id_scaling
-from id_scaling.estimators.base import estimate_from_neighbors, top_share
+from id_scaling.estimators.apply import estimate_from_neighbors
+from id_scaling.estimators.base import top_share
 from id_scaling.estimators.near_copies import K, has_near_copy, one_of_each, tiny_share
 from id_scaling.estimators.registry import get_estimator
 from id_scaling.neighbors.find import Neighbors, find_neighbors, stacked
@@ -158,7 +159,7 @@ def test_estimate_whose_comparison_takes_too_long_is_a_timeout(monkeypatch: pyte
             raise answer
         return answer
 
-    monkeypatch.setattr("id_scaling.estimators.base.estimate_contained", estimate_contained)
+    monkeypatch.setattr("id_scaling.estimators.apply.estimate_contained", estimate_contained)
     found = id_scaling.estimate(points, "skdim_MLE")["skdim_MLE"]
     assert (found.status, np.isnan(found.value)) == ("timeout", True)
     assert next(answers, None) is None

@@ -22,7 +22,7 @@ from scipy.spatial.distance import pdist, squareform
 
 import id_scaling
 from id_scaling.errors import ConfigError
-from id_scaling.estimators import abid, base, local_pca, mst, phd, spanning_trees, tle
+from id_scaling.estimators import abid, apply, local_pca, mst, phd, spanning_trees, tle
 from id_scaling.estimators.registry import get_estimator
 from id_scaling.estimators.sandbox import estimate_contained
 from id_scaling.estimators.standard_errors import factor
@@ -304,7 +304,7 @@ def test_each_failure_is_a_status(monkeypatch: pytest.MonkeyPatch) -> None:
             raise found
         return found
 
-    monkeypatch.setattr(base, "estimate_contained", answer)
+    monkeypatch.setattr(apply, "estimate_contained", answer)
     found = id_scaling.estimate_batch(np.stack([cube(3, 50, seed) for seed in range(3)]), ["skdim_TLE"])
     assert found["status"].to_list() == ["timeout", "failed: ValueError: no", "ok"]
 
@@ -363,7 +363,7 @@ def test_a_child_that_does_not_start_is_a_status(monkeypatch: pytest.MonkeyPatch
 def test_points_rounded_together_when_saved_give_no_number(name: str) -> None:
     points = (1000 + 0.3 * np.random.default_rng(0).standard_normal((300, 3))).astype(np.float32)
     neighbors = stacked([find_neighbors(points, [View(0)], range(1, 33))[0]])
-    found = base.estimate_from_points(get_estimator(name), points[None].astype(np.float16), neighbors)
+    found = apply.estimate_from_points(get_estimator(name), points[None].astype(np.float16), neighbors)
     assert found.status[0].startswith("failed: 300 different points are")
     assert np.isnan(found.value[0])
 

@@ -10,7 +10,8 @@ from simulations.coverage_of_stderr import HIGHEST, LOWEST, estimates, is_covere
 from simulations.tabulate_spread import FOLDER, METHODS, docstring_of, names_of, of_saved_clouds, rising
 
 import id_scaling
-from id_scaling.estimators.base import OK, Estimates, Estimator, settle
+from id_scaling.estimators.apply import finalize
+from id_scaling.estimators.base import OK, Estimates, Estimator
 from id_scaling.estimators.registry import get_estimator
 from id_scaling.estimators.standard_errors import DIMENSION, N_POINTS, factor, table_at
 
@@ -183,7 +184,7 @@ def test_estimates_that_do_not_grow_or_spread_make_no_factor() -> None:
 def settled(spread: tuple | None, status: str = OK) -> float:
     """Return the standard error that an asymptotic one of 0.1 becomes, for 1024 points and d = 5."""
     estimator = Estimator("any", "neighbors", 3, compute=lambda neighbors: None, spread=spread)
-    found = settle(estimator, [5.0], [0.1], np.array([status], dtype=object), one_cloud(1024))
+    found = finalize(estimator, [5.0], [0.1], np.array([status], dtype=object), one_cloud(1024))
     return float(found.stderr[0])
 
 

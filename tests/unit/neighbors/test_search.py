@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from id_scaling.estimators.base import NEAR_COPIES, Estimator, estimate_from_neighbors
+from id_scaling.estimators.apply import estimate_from_neighbors
+from id_scaling.estimators.base import NEAR_COPIES, Estimator
 from id_scaling.estimators.registry import get_estimator
 from id_scaling.neighbors import search
 from id_scaling.neighbors.error_bounds import NARROW, ProductError, Tolerance, _sensitivities, product_error, suspects

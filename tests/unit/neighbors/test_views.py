@@ -17,7 +17,7 @@ from verbs import Session
 
 from id_scaling import estimate
 from id_scaling.cli.main import main
-from id_scaling.estimators.base import estimate_from_neighbors
+from id_scaling.estimators.apply import estimate_from_neighbors
 from id_scaling.estimators.registry import get_estimator
 from id_scaling.neighbors.find import Neighbors, find_neighbors, stacked
 from id_scaling.neighbors.statistics import DEFAULT_GROUPS
@@ -441,3 +441,22 @@ def test_what_a_view_does_is_in_its_rows_of_the_summary(session: Session, tmp_pa
     rows = {row.pop("view"): row for row in settings.iter_rows(named=True)}
     assert rows["half-1"] == {**vars(View()), "decimate": 30, "draw": 1}
     assert set(rows["one"]) <= {name for name, _, _ in COLUMNS}
+
+
+@pytest.mark.parametrize(
+    "changes", [{"duplicates": "one_per_token"}, {"duplicates": "matched_subset"}, {"decimate": 4}], ids=str
+)
+def test_a_view_that_needs_tokens_says_so_where_none_are_given(changes: dict) -> None:
+    with pytest.raises(ValueError, match="needs the tokens of the points; none are given"):
+        select(View(skip_first_tokens=0, **changes), np.arange(N), np.ones(N, bool), None)
+
+
+def test_a_null_without_tokens_to_draw_it_by_is_refused() -> None:
+    with pytest.raises(ValueError, match="needs the tokens of the points; none are given"):
+        transform(View(null_cloud="gaussian"), np.eye(4), np.arange(4), None)
+
+
+def test_local_values_of_an_estimator_without_any_are_refused() -> None:
+    neighbors = stacked(find_neighbors(np.random.default_rng(0).normal(size=(50, 3)), [View()], range(1, 21)))
+    with pytest.raises(ValueError, match="twoNN_f10 has no estimate at a point"):
+        estimate_from_neighbors(get_estimator("twoNN_f10"), neighbors, is_local=True)

@@ -371,6 +371,28 @@ def test_module_is_in_just_the_closures_of_the_stages_that_run_it(name: str, sta
     assert stages_of(name) == stages
 
 
+@pytest.mark.parametrize("name", ["report.html", "report.css", "report.js", "figure.html"])
+def test_figures_alone_are_stale_after_a_change_of_a_template(name: str, package: Path) -> None:
+    before = of_all()
+    template = package / "plots" / "templates" / name
+    template.write_text(template.read_text() + "\n")
+    after = of_all()
+    assert {stage for stage in STAGES if after[stage] != before[stage]} == {"plot"}
+
+
+def test_figures_are_stale_after_a_template_is_renamed(package: Path) -> None:
+    before = of("plot")
+    template = package / "plots" / "templates" / "report.css"
+    template.rename(template.with_name("other.css"))
+    assert of("plot") != before
+
+
+def test_an_editors_hidden_file_next_to_the_templates_makes_nothing_stale(package: Path) -> None:
+    before = of("plot")
+    (package / "plots" / "templates" / ".report.css.swp").write_bytes(b"")
+    assert of("plot") == before
+
+
 def test_order_of_roots_is_no_matter() -> None:
     names = ["id_scaling.results.estimates", "id_scaling.results.load"]
     assert fingerprint(*names) == fingerprint(*reversed(names))
@@ -399,8 +421,8 @@ def differences(names: list[str], root: Path = ROOT) -> tuple[set[str], set[str]
     """Return (loaded and not in the closure, in the closure and neither loaded nor lazy) of some roots."""
     members = set().union(*map(closure, names))
     own = {name for name in loaded(names, root) if name.startswith("id_scaling.") and is_computing(name)}
-    # Packages hold no code, and what only a module outside imports, a layer file's reader say, is not the stage's.
-    own = {name for name in own if source(name).name != "__init__.py"} - OF_STORAGE
+    # Packages hold no code, but may hold templates. What only a module outside imports is not the stage's.
+    own = {name for name in own if source(name).name != "__init__.py" or name in members} - OF_STORAGE
     return own - members, {name for name in members if is_computing(name)} - own - LAZY
 
 
