@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import yaml
@@ -16,7 +16,7 @@ from id_scaling.errors import ConfigError
 from id_scaling.runtime.settings import setting
 from id_scaling.study.config import Config, parse
 from id_scaling.study.declared_keys import section_of, values_of
-from id_scaling.text.chunking import Chunking
+from id_scaling.text.chunk_options import Chunking
 
 HEAD = "the configuration cannot be used:\n"
 
@@ -168,7 +168,7 @@ def test_setting_that_a_class_declares_is_a_key() -> None:
     class Options:
         ctx_len: int
         size: int = setting(3, meaning="how large", ge=2)
-        way: str = setting("up", meaning="where to", key="inner.direction", choices=("up", "down"))
+        way: Literal["up", "down"] = setting("up", meaning="where to", key="inner.direction")
 
     outer, inner = section_of(Options), section_of(Options, "inner")
     assert outer().model_dump() == {"size": 3}

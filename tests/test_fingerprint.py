@@ -126,7 +126,6 @@ class Thing:
 
     name: str = "thing"
     size: int = setting(3, meaning="how large", ge=0)
-    shape: str = setting(unset="round", meaning="which form", choices=("round", "square"))
 '''
 FIRST = "def scale(x):\n    return x + 1\n"
 SECOND = "def scale(x):\n    return x + 2\n"
@@ -162,7 +161,6 @@ def helper(package: Path) -> Path:
         pytest.param(replaced('"slow"', '"this takes long"'), id="warning"),
         pytest.param(replaced('"how large"', '"which size"'), id="meaning of a setting"),
         pytest.param(replaced("ge=0", "ge=1, le=9"), id="bounds of a setting"),
-        pytest.param(replaced('unset="round"', 'unset="square"'), id="default of a key, which is in the settings"),
         pytest.param(replaced('setting(3, meaning="how large", ge=0)', "3"), id="declaration of a setting"),
         pytest.param(replaced("y=(1, 2)", "y=(\n    1,\n    2,\n)"), id="layout"),
         pytest.param(lambda text: text.replace("\n\n\n", "\n\n"), id="blank lines"),
@@ -344,6 +342,7 @@ def plot_of(method: str) -> set[str]:
     ("name", "stages"),
     [
         ("text/chunking.py", {"chunk"}),
+        ("text/chunk_options.py", {"chunk"}),
         ("text/readers.py", {"chunk"}),
         ("text/tokenization.py", {"chunk"}),
         ("text/shuffling.py", {"shuffle"}),

@@ -6,8 +6,9 @@ configuration are generated from these declarations (`study.sections`), and a jo
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from inspect import Parameter, signature
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from id_scaling.errors import InputError, nearest
@@ -22,13 +23,11 @@ class Declaration:
     Parameters
     ----------
     default : object
-        Value of the key where the configuration leaves it out.
+        Of the field and of the key.
     meaning : str
         Description of the key.
     key : str
         The key, dotted inside its sections; empty where it has the name of the field.
-    choices : tuple of str
-        The only values, where these are some words.
     is_execution : bool
         Whether the setting changes no content, so that it is told to the job next to its settings.
     bounds : mapping
@@ -38,35 +37,16 @@ class Declaration:
     default: Any
     meaning: str
     key: str
-    choices: tuple[str, ...]
     is_execution: bool
     bounds: Mapping[str, Any]
 
 
-def setting(
-    default: Any = MISSING,
-    *,
-    meaning: str,
-    unset: Any = MISSING,
-    key: str = "",
-    choices: tuple[str, ...] = (),
-    is_execution: bool = False,
-    **bounds: Any,
-) -> Any:
-    """Return the field of a dataclass that is a key of the configuration too.
+def setting(default: Any, /, *, meaning: str, key: str = "", is_execution: bool = False, **bounds: Any) -> Any:
+    """Return the field of a dataclass that is a key of the configuration too, see `Declaration`.
 
-    Parameters
-    ----------
-    default : object, optional
-        Default of the field and of the key. The code of a job depends on nothing else that is declared here.
-    unset : object, optional
-        Default of the key alone, where the field has none.
-    meaning, key, choices, is_execution, **bounds
-        As in `Declaration`.
+    The fingerprint of the code sees the default, and nothing else of it.
     """
-    of_key = default if unset is MISSING else unset
-    declaration = Declaration(of_key, meaning, key, choices, is_execution, bounds)
-    return field(default=default, metadata={"setting": declaration})
+    return field(default=default, metadata={"setting": Declaration(default, meaning, key, is_execution, bounds)})
 
 
 def declarations(kind: type) -> dict[str, Declaration]:
@@ -74,15 +54,30 @@ def declarations(kind: type) -> dict[str, Declaration]:
     return {each.name: each.metadata["setting"] for each in fields(kind) if "setting" in each.metadata}
 
 
-def check_keys(job: str, values: Mapping[str, Any], keys: Collection[str]) -> None:
+def check_keys(job: str, values: Mapping[str, Any], needed: Iterable[str], known: Iterable[str] = ()) -> None:
     """Raise an InputError where the settings of a job have a key that it does not know, or lack one that it needs.
 
     As where another version of the workflow planned the job: what is ignored would be recorded as if it counted.
     """
-    if unknown := sorted(values.keys() - set(keys)):
-        raise InputError(f"{job}: the setting {unknown[0]!r} is not known; {nearest(unknown[0], keys)}")
-    if missing := sorted(set(keys) - values.keys()):
-        raise InputError(f"{job}: the setting {missing[0]!r} is missing; run snakemake again")
+    names = {*needed, *known}
+    if unknown := sorted(values.keys() - names):
+        raise InputError(f"{job}: found the setting {unknown[0]!r}, which is not known; {nearest(unknown[0], names)}")
+    if missing := sorted({*needed} - values.keys()):
+        raise InputError(f"{job}: the setting {missing[0]!r} is missing; run snakemake again, which plans the job anew")
+
+
+def call_with(function: Callable[..., T], values: Mapping[str, Any], /, **others: Any) -> T:
+    """Return what a function returns, with the settings of a job and others as its arguments.
+
+    Raises
+    ------
+    InputError
+        A setting is no argument of the function, or one that it needs is missing.
+    """
+    arguments = {name: each for name, each in signature(function).parameters.items() if name not in others}
+    needed = [name for name, each in arguments.items() if each.default is Parameter.empty]
+    check_keys(function.__name__.strip("_"), values, needed, arguments)
+    return function(**values, **others)
 
 
 def read_settings(kind: type[T], values: Mapping[str, Any], **made: Any) -> T:

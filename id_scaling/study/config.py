@@ -38,7 +38,7 @@ from id_scaling.study.config_types import (
 )
 from id_scaling.study.consistency import check_consistency
 from id_scaling.study.declared_keys import section_of
-from id_scaling.text.chunking import Chunking
+from id_scaling.text.chunk_options import Chunking
 
 # What all runs of have their correlations tested as one family.
 FAMILIES = ("run", "model", "study")

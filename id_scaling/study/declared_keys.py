@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from functools import reduce
-from typing import Any, Literal, get_type_hints
+from typing import Any, get_type_hints
 
 from pydantic import Field, create_model
 
-from id_scaling.runtime.settings import Declaration, declarations
+from id_scaling.runtime.settings import declarations
 from id_scaling.study.config_types import Name, Section
 
 
@@ -26,15 +26,10 @@ def section_of(settings: type, place: str = "") -> type[Section]:
         section, _, key = (declared.key or name).rpartition(".")
         if section == place:
             field = Field(declared.default, description=declared.meaning, **declared.bounds)
-            keys[key] = _type_of(hints[name], declared), field
+            # Text is without control characters, where no pattern says what it is.
+            is_name = hints[name] is str and "pattern" not in declared.bounds
+            keys[key] = Name if is_name else hints[name], field
     return create_model(f"{settings.__name__}Keys", __base__=Section, **keys)
-
-
-def _type_of(hint: Any, declared: Declaration) -> Any:
-    """Return the type of a key; text is without control characters, where no pattern says what it is."""
-    if declared.choices:
-        return Literal[declared.choices]
-    return Name if hint is str and "pattern" not in declared.bounds else hint
 
 
 def values_of(settings: type, sections: dict[str, Section], is_execution: bool = False) -> dict[str, Any]:

@@ -171,7 +171,7 @@ class _WithoutDeclarations(ast.NodeTransformer):
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
         if isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Name) and node.value.func.id == SETTING:
-            node.value = node.value.args[0] if node.value.args else None
+            node.value = node.value.args[0]
         return node
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST | None:
