@@ -38,7 +38,8 @@ def keys_table() -> str:
     """Return the table of every configuration key: default and meaning."""
     lines = ["| key | default | meaning |", "|---|---|---|"]
     for prefix, section in sections():
-        for name, field in section.model_fields.items():
+        # What a stage declares precedes what the section adds; what has to be given precedes both.
+        for name, field in sorted(section.model_fields.items(), key=lambda item: not item[1].is_required()):
             key = f"{prefix}{field.alias or name}"
             default = "required" if field.is_required() else f"`{_plain(field.get_default(call_default_factory=True))}`"
             default = default.replace("`None`", "").replace("`see below`", "see below")

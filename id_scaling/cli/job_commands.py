@@ -1,6 +1,7 @@
 """The commands that the workflow's rules call: one for each stage, given settings and paths.
 
-What a command needs is imported inside it, so that estimates never import torch and `--help` is quick.
+A setting that a command does not know is an error: it would be recorded, though it changed nothing. What a command
+needs is imported inside it, so that estimates never import torch and `--help` is quick.
 """
 
 from __future__ import annotations
@@ -8,11 +9,61 @@ from __future__ import annotations
 import os
 import socket
 from argparse import Namespace as Arguments
+from collections.abc import Mapping
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from id_scaling.runtime.logging import LOG
+from id_scaling.runtime.settings import call_with, check_keys, read_settings
+from id_scaling.storage.layout import Run
+
+if TYPE_CHECKING:
+    from id_scaling.models.modules import SiteRequest
+
+# What names contexts, and a run, in settings.
+CONTEXTS = ("dataset", "subset", "tokenizer", "control")
+RUN = tuple(field.name for field in fields(Run))
+# Of the commands whose stages take and record their settings as a whole.
+KEYS = {
+    "train-tokenizer": ("vocab_size", "texts", "code"),
+    "train-model": ("config", "steps", "texts", "code"),
+    "shuffle": (*CONTEXTS, "ctx_len", "code"),
+    "estimate": (*RUN, "module", "estimator", "parameters", "views", "clouds", "has_local", "max_seconds", "code"),
+    "estimate-batch": ("run", "estimators", "tables"),
+    "summarize": (
+        "models",
+        "datasets",
+        "lengths",
+        "clouds",
+        "positions",
+        "controls",
+        "group_by",
+        "family_per",
+        "tokenizers",
+        "extractions",
+        "modules",
+        "estimators",
+        "names",
+        "code",
+    ),
+    "plot": ("code",),
+}
+
+
+def check_recorded(verb: str, settings: Mapping[str, Any]) -> None:
+    """Raise an InputError where a command would record a setting that it does not know; others read theirs one by one.
+
+    Parameters
+    ----------
+    verb : str
+        The command.
+    settings : mapping
+        What it was given.
+    """
+    if verb in KEYS:
+        check_keys(verb, settings, KEYS[verb])
 
 
 def prepare_model(arguments: Arguments) -> None:
@@ -58,31 +109,51 @@ def _record_training(folder: Path, settings: dict[str, Any]) -> None:
 
 def fetch_model(arguments: Arguments) -> None:
     """Fetch a checkpoint, check that the study fits it, write its identity."""
-    from id_scaling.models.modules import request_of
+    given = {**arguments.settings, **arguments.execution}
+    call_with(_fetch_model, given, output=arguments.output, settings=arguments.settings)
+
+
+def _fetch_model(
+    model_name: str,
+    checkpoint: str,
+    sites: dict[str, Any],
+    unlike: list[str],
+    add_bos: str,
+    is_own_tokenizer: bool,
+    output: Path,
+    settings: dict[str, Any],
+    ctx_len: int,
+    allow_pickle: bool,
+) -> None:
+    """Fetch a checkpoint, with what it is checked against: sites, others of other weights, and its own tokenizer."""
     from id_scaling.sources import models as fetch
     from id_scaling.text.token_range import check_range
 
-    settings, execution, output = arguments.settings, arguments.execution, arguments.output
-    request = request_of(execution["sites"])
-    others = [output.parent.parent / checkpoint / output.name for checkpoint in execution["unlike"]]
     fetch.fetch_model(
-        settings["model_name"],
-        settings["checkpoint"],
-        request,
-        execution["ctx_len"],
+        model_name,
+        checkpoint,
+        _request(sites),
+        ctx_len,
         output,
-        execution["allow_pickle"],
-        [path for path in others if path != output],
+        allow_pickle,
+        [output.parent.parent / other / output.name for other in unlike if other != output.parent.name],
         settings,
-        partial(check_range, add_bos=execution["add_bos"]) if execution["is_own_tokenizer"] else None,
+        partial(check_range, add_bos=add_bos) if is_own_tokenizer else None,
     )
+
+
+def _request(sites: Mapping[str, Any]) -> SiteRequest:
+    """Return a request for sites from its JSON, in which views that are made at all layers are left out."""
+    from id_scaling.models.modules import SiteRequest
+
+    return read_settings(SiteRequest, {"views": {}, **sites})
 
 
 def fetch_weights(arguments: Arguments) -> None:
     """Bring the weights of a checkpoint of the hub to this machine."""
     from id_scaling.sources.weights import fetch_weights
 
-    fetch_weights(arguments.model, arguments.output, **arguments.execution)
+    call_with(fetch_weights, arguments.execution, identity_path=arguments.model, output=arguments.output)
 
 
 def fetch_tokenizer(arguments: Arguments) -> None:
@@ -90,16 +161,20 @@ def fetch_tokenizer(arguments: Arguments) -> None:
     from id_scaling.sources import models as fetch
     from id_scaling.text.token_range import check_start
 
-    check = partial(check_start, **arguments.execution)
-    fetch.fetch_tokenizer(arguments.settings["model_name"], arguments.output, arguments.settings, check)
+    call_with(
+        fetch.fetch_tokenizer,
+        arguments.settings,
+        output=arguments.output,
+        settings=arguments.settings,
+        check=lambda folder: call_with(check_start, arguments.execution, folder=folder),
+    )
 
 
 def fetch_dataset(arguments: Arguments) -> None:
     """Fetch a shard, write its identity."""
     from id_scaling.sources import datasets as shards
 
-    settings = arguments.settings
-    shards.fetch_dataset(settings["dataset_name"], settings["subset"], arguments.output, settings)
+    call_with(shards.fetch_dataset, arguments.settings, output=arguments.output, settings=arguments.settings)
 
 
 def chunk(arguments: Arguments) -> None:
@@ -107,10 +182,15 @@ def chunk(arguments: Arguments) -> None:
     from id_scaling.sources.datasets import shard_paths
     from id_scaling.sources.models import tokenizer_folder
     from id_scaling.storage.records import read_record
-    from id_scaling.text.chunking import Chunking, chunk_dataset
+    from id_scaling.text.chunk_options import Chunking
+    from id_scaling.text.chunking import chunk_dataset
     from id_scaling.text.documents import check_groups
 
-    shard, tokenizer, execution = read_record(arguments.shard), read_record(arguments.tokenizer), arguments.execution
+    check_keys("chunk", arguments.settings, (*CONTEXTS, "chunking", "code"))
+    refused = dict(arguments.execution)
+    group_by = refused.pop("group_by")
+    chunking = read_settings(Chunking, {**arguments.settings["chunking"], **refused})
+    shard, tokenizer = read_record(arguments.shard), read_record(arguments.tokenizer)
     metadata = {
         "settings": arguments.settings,
         "made_from": {"shard": shard["sha256"], "tokenizer": tokenizer["sha256"]},
@@ -121,11 +201,11 @@ def chunk(arguments: Arguments) -> None:
     chunk_dataset(
         shard_paths(shard),
         tokenizer_folder(tokenizer, arguments.tokenizer),
-        Chunking(**arguments.settings["chunking"], max_broken_share=execution["max_broken_share"]),
+        chunking,
         metadata,
         arguments.output,
     )
-    check_groups(arguments.output, execution["group_by"])
+    check_groups(arguments.output, group_by)
 
 
 def shuffle(arguments: Arguments) -> None:
@@ -142,24 +222,14 @@ def extract(arguments: Arguments) -> None:
     from id_scaling.extraction.compute import Extraction
     from id_scaling.extraction.run import Execution, Inputs, extract
     from id_scaling.models.loading import pick_device
-    from id_scaling.models.modules import request_of
-    from id_scaling.neighbors.views import View
     from id_scaling.sources.models import weights_folder_of
 
     LOG.info("device %s, CUDA_VISIBLE_DEVICES=%s", pick_device(), os.environ.get("CUDA_VISIBLE_DEVICES", ""))
     settings = arguments.settings
-    extraction = Extraction(
-        request=request_of(settings["sites"]),
-        views={name: View(**view) for name, view in settings["views"].items()},
-        ranks=settings["ranks"] and tuple(settings["ranks"]),
-        groups=tuple(settings["groups"]),
-        save_clouds=settings["save_clouds"],
-        save_means=settings["save_means"],
-        save_fp=settings["save_fp"],
-        dtype=settings["dtype"],
-        positions=tuple(settings["positions"]),
-    )
-    execution = Execution(**arguments.execution, n_threads=arguments.threads)
+    named = {*RUN, "layout", "sites", "code"}
+    options = {name: value for name, value in settings.items() if name not in named}
+    extraction = read_settings(Extraction, options, request=_request(settings["sites"]))
+    execution = read_settings(Execution, arguments.execution, n_threads=arguments.threads)
     inputs = Inputs(arguments.contexts, arguments.model, arguments.weights or weights_folder_of(arguments.model))
     extract(extraction, inputs, settings, arguments.output, execution)
 
@@ -184,7 +254,7 @@ def estimate_batch(arguments: Arguments) -> None:
     """Estimate, side by side, the tables of a run that are not finished, and stage each as soon as it is."""
     from id_scaling.cli.batch import Execution, estimate_batch
 
-    execution = Execution(**arguments.execution, is_verbose=arguments.verbose)
+    execution = read_settings(Execution, arguments.execution, is_verbose=arguments.verbose)
     estimate_batch(arguments.settings, arguments.manifest, arguments.logs, execution, arguments.output)
 
 

@@ -103,6 +103,7 @@ def _run(arguments: Arguments) -> int:
         return run(arguments) or 0
     LOG.info("%s", _started(arguments))
     _check_code(arguments)
+    job_commands.check_recorded(arguments.verb, getattr(arguments, "settings", {}))
     if arguments.verb in ALONE:
         for path in _outputs(arguments):
             sweep(path.parent, path.name)

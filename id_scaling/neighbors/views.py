@@ -17,6 +17,8 @@ from typing import Literal
 
 import numpy as np
 
+from id_scaling.runtime.settings import setting
+
 Duplicates = Literal["distinct", "keep", "one_per_token", "matched_subset"]
 NullCloud = Literal["none", "gaussian"]
 RAW = "raw"
@@ -35,30 +37,40 @@ class View:
 
     Parameters
     ----------
-    skip_first_tokens : int
-        Tokens left out at the start of each context.
-    duplicates : {"distinct", "keep", "one_per_token", "matched_subset"}
-        `distinct` counts the first of each set of equal points, `keep` counts them all, `one_per_token` counts of those
-        that `distinct` does the first of each token, and `matched_subset` as many of them at random.
-    decimate : int
-        How many points to draw at random of those that would count; 0 draws none. A cloud with fewer has no estimate.
     draw : int
-        Number of the random draw.
-    preprocess : str
-        How the points are scaled, see `id_scaling.neighbors.transforms`; `raw` leaves them as the model made them.
-    exclude_window : int
-        Points at most so many positions apart are no neighbors (Theiler 1986); 0 excludes none.
-    null_cloud : {"none", "gaussian"}
-        What the points are replaced by: a Gaussian sample with their number, mean and covariance.
+        Number of the random draw. The other fields are keys of the configuration, which say what they mean.
     """
 
-    skip_first_tokens: int = 1
-    duplicates: Duplicates = "distinct"
-    decimate: int = 0
+    skip_first_tokens: int = setting(1, meaning="tokens left out at the start of each context", ge=0)
+    duplicates: Duplicates = setting(
+        "distinct",
+        meaning="which of several points count: the first of each set of equal points (`distinct`); all of them "
+        "(`keep`); of the distinct ones, the first of each token (`one_per_token`), or as many at random as there are "
+        "tokens (`matched_subset`)",
+    )
+    decimate: int = setting(
+        0,
+        meaning="count this many of the points that would count, at random; 0 counts all; a cloud with fewer points "
+        "has no ID",
+        ge=0,
+    )
     draw: int = 0
-    preprocess: str = RAW
-    exclude_window: int = 0
-    null_cloud: NullCloud = "none"
+    preprocess: str = setting(
+        RAW,
+        meaning="how points are scaled: `raw`, as they are; `standardised` or `standardized`, each coordinate to mean "
+        "0 and standard deviation 1 (stored as `standardised`); `unit_norm`; `drop_top_C`, without the C leading "
+        "principal components",
+        pattern=rf"^({PREPROCESS})$",
+    )
+    exclude_window: int = setting(
+        0,
+        meaning="points at most this many positions apart are not neighbors (a Theiler window); 0: all may be",
+        ge=0,
+    )
+    null_cloud: NullCloud = setting(
+        "none",
+        meaning="`gaussian` replaces the points by a Gaussian sample with their number, mean, and covariance",
+    )
 
     @property
     def is_random(self) -> bool:

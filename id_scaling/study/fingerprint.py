@@ -4,11 +4,11 @@ Only the packages of COMPUTING can change a number, so only they count. What sto
 parses is outside: a changed file format is said by `storage.layout.LAYOUT_VERSION`.
 
 The fingerprint of a module is the hash of its syntax tree without docstrings, without the words of its errors and log
-lines, and with each import of a module of the package replaced by the fingerprint of that module. So a module may
-move, be renamed, or have its imports reordered, and two functions of one name in two modules differ. An imported
-folder counts with the files in it, as the templates of pages. `ast.unparse` is stable over Python versions where
-`ast.dump` is not. Imports must be statements: what is imported by name at run time is not followed, so it has to be
-named as a further root (an estimator next to the job that runs it).
+lines, with only the default of a declared setting, and with each import of a module of the package replaced by the
+fingerprint of that module. So a module may move, be renamed, or have its imports reordered, and two functions of one
+name in two modules differ. An imported folder counts with the files in it, as the templates of pages. `ast.unparse` is
+stable over Python versions where `ast.dump` is not. Imports must be statements: what is imported by name at run time is
+not followed, so it has to be named as a further root (an estimator next to the job that runs it).
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
+from id_scaling.runtime import settings
 
 PACKAGE = "id_scaling"
 ROOT = Path(__file__).parent.parent
@@ -41,6 +43,7 @@ ROOTS = {
 
 # What may start with a docstring.
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+SETTING = settings.setting.__name__
 LOGGING_METHODS = {"critical", "debug", "error", "exception", "info", "log", "warn", "warning"}
 
 
@@ -146,7 +149,7 @@ def _parsed(source: str) -> list[tuple[str, list[_Import]]]:
     First the module's text and its imports at the top level, whose order is a matter of taste. Then each import
     statement below that, in order; the text marks its place.
     """
-    tree = _WithoutWords().visit(_WithoutTypes().visit(ast.parse(source)))
+    tree = _WithoutWords().visit(_WithoutDeclarations().visit(_WithoutTypes().visit(ast.parse(source))))
     is_import = [isinstance(node, ast.Import | ast.ImportFrom) for node in tree.body]
     top = [each for node, is_one in zip(tree.body, is_import, strict=True) if is_one for each in _names_of(node)]
     below = _WithoutImports()
@@ -172,6 +175,20 @@ class _WithoutTypes(ast.NodeTransformer):
     def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST | None:
         node.names = [alias for alias in node.names if alias.name != "TYPE_CHECKING"]
         return node if node.names and node.module != "__future__" else None
+
+
+class _WithoutDeclarations(ast.NodeTransformer):
+    """Leaves of a declared setting its default: its meaning and its bounds are those of a key of the configuration."""
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
+        if isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Name) and node.value.func.id == SETTING:
+            node.value = node.value.args[0]
+        return node
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST | None:
+        if node.module == settings.__name__:
+            node.names = [alias for alias in node.names if alias.name != SETTING]
+        return node if node.names else None
 
 
 class _WithoutWords(ast.NodeTransformer):

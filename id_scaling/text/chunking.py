@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from id_scaling.runtime.atomic_files import writing
 from id_scaling.runtime.logging import LOG, Progress
 from id_scaling.storage.context_hashes import RowHash
 from id_scaling.storage.records import seal, table_metadata
+from id_scaling.text.chunk_options import Chunking
 from id_scaling.text.readers import Broken, Document, Shard
 from id_scaling.text.tokenization import MOST_WHOLE, TextTokenizer, bos_token, load_tokenizer, tokenize
 
@@ -43,40 +43,6 @@ SCHEMA = pa.schema(
         ("metadata", pa.string()),
     ]
 )
-
-
-@dataclass(frozen=True)
-class Chunking:
-    """How documents become contexts.
-
-    Parameters
-    ----------
-    ctx_len : int
-        Tokens of a context.
-    min_chunks, max_chunks : int
-        A document with fewer chunks is left out; of a longer one the first `max_chunks` are taken.
-    max_documents, max_contexts : int or None
-        Most documents read from the shard, and most contexts taken from it; nothing beyond is read.
-    text_column, id_column : str
-        Fields of a record; a record without an id is known by its number in the shard.
-    max_broken_share : float
-        Share of the records read that may be broken; above it the run stops.
-    add_bos : str
-        `auto`, `always` or `never`: whether contexts start with the tokenizer's beginning-of-sequence token.
-    allow_special_tokens : bool
-        Whether a string in a text that is spelled as a control token of the tokenizer becomes that token.
-    """
-
-    ctx_len: int
-    min_chunks: int
-    max_chunks: int | None
-    max_documents: int | None
-    max_contexts: int | None = None
-    text_column: str = "text"
-    id_column: str = "id"
-    max_broken_share: float = 0.0
-    add_bos: str = "auto"
-    allow_special_tokens: bool = False
 
 
 class Tally:

@@ -103,6 +103,15 @@ def test_editors_accept_what_is_valid(changes: dict) -> None:
     jsonschema.validate(config, yaml.safe_load((ROOT / SCHEMA).read_text()))
 
 
+def test_editors_accept_either_spelling_of_a_key_but_not_both() -> None:
+    known, config = yaml.safe_load((ROOT / SCHEMA).read_text()), study("m", "t")
+    other = {"caching_config" if key == "cacheing_config" else key: value for key, value in config.items()}
+    jsonschema.validate(other, known)
+    for wrong in ({**config, **other}, {**other, "caching_config": {"save_fp": "float8"}}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(wrong, known)
+
+
 def page(name: str) -> str:
     """Return a page of the documentation."""
     return (ROOT / "docs" / f"{name}.md").read_text()

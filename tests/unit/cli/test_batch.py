@@ -56,7 +56,7 @@ class Batch:
     def command(self, n_threads: int = 2) -> list[str]:
         """Return the arguments of the batch of all tables."""
         settings = self.session.study.batch_settings(self.session.run, TABLES)
-        execution = json.dumps({"n_threads": n_threads, "n_each": 1})
+        execution = json.dumps({"n_threads": n_threads, "n_each": 1, "is_forced": False})
         paths = ["--manifest", str(self.manifest), "--logs", str(self.folder / "logs")]
         named = ["--settings", settings, "--execution", execution, *paths]
         return ["estimate-batch", *named, "--output", str(self.staging / "done")]

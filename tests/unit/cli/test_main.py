@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from id_scaling.cli.status import BAR
 from id_scaling.extraction import run as extract
 from id_scaling.results.columns import COLUMNS
 from id_scaling.runtime.logging import LOG
+from id_scaling.storage.layout import Run
+from id_scaling.study.study import Study
 
 HEAVY = {"torch", "polars", "numpy", "pandas", "snakemake", "transformers", "h5py", "pyarrow", "pydantic", "yaml"}
 
@@ -346,6 +349,102 @@ def test_an_extraction_says_how_far_it_is_wherever_it_ends(
     said, n = capsys.readouterr().err, len(pl.read_parquet(extracted.paths["contexts"]))
     assert f"ended with {n if is_kept else 0} of {n} contexts extracted; the next run goes on there" in said
     assert said.endswith("ended: the system asked for it (SIGTERM), as at the end of a job's time\n")
+
+
+def command_with(made: Study, run: Run, verb: str, change: Callable[[dict[str, Any]], None]) -> list[str]:
+    """Return a job's command whose settings and execution are changed, and whose files are not there."""
+    module, estimator = made.modules[0], made.estimators[0]
+    tokenizer = made.tokenizer_of(run.model)
+    names = (run.dataset, str(run.subset), tokenizer, str(run.ctx_len))
+    settings = {
+        "train-tokenizer": made.train_tokenizer_settings,
+        "train-model": lambda: made.train_model_settings("sotu-neox-64"),
+        "fetch-model": lambda: made.fetch_model_settings(run.model, run.checkpoint),
+        "fetch-weights": lambda: "{}",
+        "fetch-tokenizer": lambda: made.fetch_tokenizer_settings(tokenizer),
+        "fetch-dataset": lambda: made.fetch_dataset_settings(run.dataset, "0"),
+        "chunk": lambda: made.chunk_settings(*names, "none"),
+        "shuffle": lambda: made.shuffle_settings(*names, "shuffle-1"),
+        "extract": lambda: made.extract_settings(run),
+        "estimate": lambda: made.estimate_settings(run, module, estimator),
+        "estimate-batch": lambda: made.batch_settings(run, [(module, estimator)]),
+        "summarize": made.summarize_settings,
+        "plot": made.plot_settings,
+    }[verb]
+    execution = {
+        "fetch-model": lambda: made.fetch_model_execution(run.model),
+        "fetch-weights": made.fetch_weights_execution,
+        "fetch-tokenizer": made.fetch_tokenizer_execution,
+        "chunk": lambda: made.chunk_execution(run.dataset),
+        "extract": lambda: made.extract_execution(run.model),
+        "estimate-batch": lambda: json.dumps({"n_threads": 1, "n_each": 1, "is_forced": False}),
+    }.get(verb, lambda: "{}")
+    told = {"settings": json.loads(settings()), "execution": json.loads(execution())}
+    change(told)
+    given = {option: ["missing/file"] for option in VERBS[verb][1]} | {"--threads": ["1"]}
+    given |= {f"--{name}": [json.dumps(value)] for name, value in told.items()}
+    options = [[option.replace("--outputs", "--output"), *given[option]] for option in VERBS[verb][1]]
+    return [verb, *(part for option in options for part in option)]
+
+
+def put(*path: str) -> Callable[[dict[str, Any]], None]:
+    """Return the change that adds a key, `extra`, inside others."""
+
+    def change(told: dict[str, Any]) -> None:
+        for name in path:
+            told = told[name]
+        told["extra"] = 1
+
+    return change
+
+
+JOBS = [verb for verb, (_, options) in VERBS.items() if "--settings" in options]
+
+
+@pytest.mark.parametrize(
+    ("verb", "path"),
+    [
+        *((verb, ("settings",)) for verb in JOBS),
+        ("chunk", ("settings", "chunking")),
+        ("extract", ("settings", "sites")),
+        ("extract", ("settings", "views", "default")),
+        ("fetch-model", ("execution", "sites")),
+        *((verb, ("execution",)) for verb in ("fetch-model", "fetch-weights", "chunk", "extract", "estimate-batch")),
+    ],
+    ids=str,
+)
+def test_setting_that_a_job_does_not_know_is_refused(
+    verb: str,
+    path: tuple[str, ...],
+    extracted: Session,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(command_with(extracted.study, extracted.run, verb, put(*path))) == 1
+    assert "found the setting 'extra', which is not known" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_setting_that_a_job_needs_is_missed(
+    extracted: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for verb, path, key in (
+        ("chunk", ("settings", "chunking"), "max_chunks"),
+        ("extract", ("settings", "views", "default"), "decimate"),
+        ("fetch-dataset", ("settings",), "subset"),
+        ("summarize", ("settings",), "family_per"),
+    ):
+
+        def remove(told: dict[str, Any], path: tuple[str, ...] = path, key: str = key) -> None:
+            for name in path:
+                told = told[name]
+            del told[key]
+
+        assert main(command_with(extracted.study, extracted.run, verb, remove)) == 1
+        assert f"the setting '{key}' is missing" in capsys.readouterr().err
 
 
 def test_estimates_import_neither_torch_nor_pandas_nor_snakemake(extracted: Session, tmp_path: Path) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import yaml
@@ -12,7 +13,10 @@ from conftest import ROOT, study
 from pydantic import BaseModel, ValidationError
 
 from id_scaling.errors import ConfigError
+from id_scaling.runtime.settings import setting
 from id_scaling.study.config import Config, parse
+from id_scaling.study.declared_keys import section_of, values_of
+from id_scaling.text.chunk_options import Chunking
 
 HEAD = "the configuration cannot be used:\n"
 
@@ -134,6 +138,45 @@ def test_estimator_of_more_points_than_a_context_has_is_meant_for_clouds_of_runs
 
 def test_whole_number_is_taken_where_a_number_is_meant() -> None:
     assert parse(small(dataset_config__max_broken_share=1)).datasets[0].max_broken_share == 1.0
+
+
+def test_key_with_two_spellings_means_the_same_in_both() -> None:
+    config = small(cacheing_config__save_mean_tensors=True)
+    other = {"caching_config" if key == "cacheing_config" else key: value for key, value in config.items()}
+    assert "caching_config" in other
+    assert parse(other) == parse(config)
+    assert parse(other).cacheing_config.save_mean_tensors
+
+
+def test_values_of_declared_keys_are_those_of_the_class_that_declares_them() -> None:
+    """Whatever the names of the keys, and the sections that they are in."""
+    changes = {f"{CHUNKS}__max_chunks_from_a_document": 7, "dataset_config__text_column": "body", "add_bos": "never"}
+    config = parse(small(**changes))
+    (dataset,) = config.datasets
+    sections = {
+        "": config,
+        "dataset_config": dataset,
+    }
+    chunking = values_of(Chunking, sections)
+    assert (chunking["max_chunks"], chunking["text_column"], chunking["add_bos"]) == (7, "body", "never")
+    assert values_of(Chunking, sections, is_execution=True) == {"max_broken_share": 0.0}
+    assert {*chunking, "max_broken_share", "ctx_len"} == {field.name for field in fields(Chunking)}
+
+
+def test_setting_that_a_class_declares_is_a_key() -> None:
+    @dataclass(frozen=True)
+    class Options:
+        ctx_len: int
+        size: int = setting(3, meaning="how large", ge=2)
+        way: Literal["up", "down"] = setting("up", meaning="where to", key="inner.direction")
+
+    outer, inner = section_of(Options), section_of(Options, "inner")
+    assert outer().model_dump() == {"size": 3}
+    assert outer.model_fields["size"].description == "how large"
+    assert inner(direction="down").model_dump() == {"direction": "down"}
+    for section, value in ((outer, {"size": 1}), (inner, {"direction": "left"}), (inner, {"way": "up"})):
+        with pytest.raises(ValidationError):
+            section(**value)
 
 
 def test_parsing_leaves_what_it_is_given_as_it_was() -> None:
@@ -562,6 +605,19 @@ def test_what_yaml_reads_unexpectedly_comes_with_advice(text: str, key: str, adv
     (line,) = problems({**small(), **yaml.safe_load(text)})
     assert line.startswith(f"{key}: found ")
     assert advice in line
+
+
+def test_key_in_both_of_its_spellings_is_one_error() -> None:
+    (line,) = problems({**small(), "caching_config": {}})
+    assert line == "caching_config: found next to cacheing_config, which is the same key; keep one of them"
+
+
+def test_problem_is_named_in_the_spelling_that_was_given() -> None:
+    config = small(cacheing_config__save_fp="float8", cacheing_config__sav="x")
+    config["caching_config"] = config.pop("cacheing_config")
+    lines = sorted(problems(config))
+    assert lines[0].startswith("caching_config.sav is not a key; did you mean ")
+    assert lines[1].startswith("caching_config.save_fp: found 'float8'")
 
 
 def test_all_problems_are_said_at_once() -> None:

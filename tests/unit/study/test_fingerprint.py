@@ -100,6 +100,7 @@ from numpy import mean as center
 from id_scaling.models.first import scale
 from id_scaling.runtime.logging import LOG
 from id_scaling.runtime.atomic_files import sync
+from id_scaling.runtime.settings import setting
 
 LIMIT = 10
 
@@ -124,6 +125,7 @@ class Thing:
     """A thing."""
 
     name: str = "thing"
+    size: int = setting(3, meaning="how large", ge=0)
 '''
 FIRST = "def scale(x):\n    return x + 1\n"
 SECOND = "def scale(x):\n    return x + 2\n"
@@ -157,6 +159,9 @@ def helper(package: Path) -> Path:
         pytest.param(replaced("too large, at most", "too big; the most is"), id="error with values"),
         pytest.param(replaced('"negative"', '"below zero"'), id="error"),
         pytest.param(replaced('"slow"', '"this takes long"'), id="warning"),
+        pytest.param(replaced('"how large"', '"which size"'), id="meaning of a setting"),
+        pytest.param(replaced("ge=0", "ge=1, le=9"), id="bounds of a setting"),
+        pytest.param(replaced('setting(3, meaning="how large", ge=0)', "3"), id="declaration of a setting"),
         pytest.param(replaced("y=(1, 2)", "y=(\n    1,\n    2,\n)"), id="layout"),
         pytest.param(lambda text: text.replace("\n\n\n", "\n\n"), id="blank lines"),
         pytest.param(replaced("LIMIT = 10", "LIMIT = 1_0"), id="spelling of a number"),
@@ -190,6 +195,8 @@ def test_blind_to_what_changes_no_result(change: Callable, helper: Path) -> None
         pytest.param(replaced('"a": x', '"e": x'), id="text that is no docstring"),
         pytest.param(replaced("    return LIMIT", "    return"), id="what is returned"),
         pytest.param(replaced('"thing"', '"other"'), id="attribute of a class"),
+        pytest.param(replaced("setting(3,", "setting(4,"), id="default of a setting"),
+        pytest.param(replaced("    size: int", "    length: int"), id="name of a setting"),
         pytest.param(lambda text: text + "\nLIMIT = 12\n", id="statement added"),
         pytest.param(replaced('ValueError("negative")', 'TypeError("negative")'), id="kind of an error"),
         pytest.param(replaced("import mean as center", "import median as center"), id="another function of a library"),
@@ -335,6 +342,7 @@ def plot_of(method: str) -> set[str]:
     ("name", "stages"),
     [
         ("text/chunking.py", {"chunk"}),
+        ("text/chunk_options.py", {"chunk"}),
         ("text/readers.py", {"chunk"}),
         ("text/tokenization.py", {"chunk"}),
         ("text/shuffling.py", {"shuffle"}),

@@ -273,7 +273,7 @@ def test_the_search_for_numbers_finds_defaults_and_constants() -> None:
 
 def test_a_method_that_settings_leave_out_is_noticed(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     """The comparison above can fail: settings that forget the module of an estimator do not change with it."""
-    monkeypatch.setattr("id_scaling.study.study._estimate_roots", lambda estimator: list(ROOTS["estimate"]))
+    monkeypatch.setattr("id_scaling.study.settings._estimate_roots", lambda estimator: list(ROOTS["estimate"]))
     before = of_estimators()
     edit(package / "estimators" / "mle.py", lambda text: text.replace("20", "21", 1))
     assert of_estimators() == before

@@ -21,7 +21,7 @@ from id_scaling.results.inputs import documents_digest
 from id_scaling.storage.context_hashes import RowHash
 from id_scaling.storage.layout import contexts_path, ids_path, run_folder
 from id_scaling.storage.records import read_record, read_table, write_record, write_table
-from id_scaling.study import study as study_module
+from id_scaling.study import settings as study_settings
 from id_scaling.study.staleness import MISSING, Staleness
 from id_scaling.study.study import Study
 
@@ -436,12 +436,12 @@ def test_going_back_to_a_configuration_makes_its_outputs_fresh(copied: dict[str,
 
 
 def test_code_of_one_estimator_makes_its_tables_stale(copied: dict[str, Any], monkeypatch) -> None:
-    known = study_module.fingerprint
+    known = study_settings.fingerprint
 
     def other(*modules: str) -> str:
         return "other code" if "id_scaling.estimators.twonn" in modules else known(*modules)
 
-    monkeypatch.setattr(study_module, "fingerprint", other)
+    monkeypatch.setattr(study_settings, "fingerprint", other)
     assert stale(copied) == {**BELOW_EXTRACTION, "estimate": MODULES}
     assert reasons(copied)["estimate"] == "made with other code"
 
