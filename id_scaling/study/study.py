@@ -24,8 +24,6 @@ from id_scaling.models.layers import LayerChoice, layers_of
 from id_scaling.models.modules import request_of, with_layers
 from id_scaling.neighbors.cloud_kinds import CLOUDS
 from id_scaling.neighbors.statistics import GROUPS
-from id_scaling.plots.catalog import figures_of, n_sizes
-from id_scaling.results.training_steps import training_step
 from id_scaling.runtime.atomic_files import canonical_json
 from id_scaling.sources import bundled
 from id_scaling.sources.datasets import dataset_files, shard_files
@@ -51,20 +49,12 @@ from id_scaling.sources.models import (
 )
 from id_scaling.sources.safe_files import weight_files
 from id_scaling.sources.untrained import seed_of
-from id_scaling.storage.layout import (
-    LAYOUT_VERSION,
-    Run,
-    contexts_path,
-    extraction_digest,
-    identity_path,
-    ids_path,
-    run_folder,
-    slug,
-)
+from id_scaling.storage.layout import LAYOUT_VERSION, Run, contexts_path, extraction_digest, slug
 from id_scaling.storage.records import read_facts, read_record
 from id_scaling.storage.tokenizers import tokenizer_files
 from id_scaling.study.config import Config, ModelConfig, layers_as_json, parse
 from id_scaling.study.fingerprint import ROOTS, fingerprint
+from id_scaling.study.targets import Targets
 from id_scaling.study.tokenizer_checks import check_tokenizers
 from id_scaling.text.shuffling import NONE
 
@@ -74,7 +64,7 @@ MOST_BYTES = 120_000
 EXTRACT_MINUTES = 720
 
 
-class Study:
+class Study(Targets):
     """A validated configuration and the jobs it asks for.
 
     Parameters
@@ -193,73 +183,6 @@ class Study:
         return architecture_of(
             bundled.config_of(name), folder / "config.json"
         )  # an embedded one that is yet to be made
-
-    # ---- what jobs make ---------------------------------------------------------------------------------------
-
-    def targets(self) -> list[str]:
-        """Return the files that the whole study ends in."""
-        made = [*self.identities(), *self.contexts(), *self.manifests()]
-        if not self.estimators:
-            return made
-        return [*made, *self.tables(), *self.summaries(), *self.figures(), self.report()]
-
-    def summaries(self) -> list[str]:
-        """Return the summary in each format."""
-        return [f"{self.session}/summary.{kind}" for kind in ("parquet", "csv", "txt")]
-
-    def figures(self, *kinds: str) -> list[str]:
-        """Return the figures that the study has, of some kinds of files or of all."""
-        steps = (set(map(training_step, of_model.model_checkpoint)) - {None} for of_model in self.models.values())
-        n_values = {
-            "estimators": len(self.estimators),
-            "views": len(self.config.cacheing_config.drawn_views),
-            "sizes": n_sizes(self.config.cacheing_config.drawn_views),
-            "lengths": len(self.config.ctx_len),
-            "controls": len(self.config.controls),
-            "models": len(self.models),
-            "steps": max(map(len, steps)),
-        }
-        return [
-            f"{self.session}/figures/{figure.name}.{kind}"
-            for figure in figures_of(n_values)
-            for kind in kinds or ("html", "svg", "png")
-        ]
-
-    def report(self) -> str:
-        """Return the page of all figures."""
-        return f"{self.session}/report.html"
-
-    def identity_path(self, model: str, checkpoint: str) -> Path:
-        """Return where a fetched checkpoint, named as in paths, is described."""
-        return identity_path(Path(self.session), "models", model, checkpoint)
-
-    def manifests(self) -> list[str]:
-        """Return the manifests of all runs."""
-        return [str(run_folder(Path(self.session), run) / "manifest.json") for run in self.runs]
-
-    def identities(self) -> list[str]:
-        """Return the identities of all models, tokenizers and shards."""
-        session, paths = Path(self.session), {}
-        for run in self.runs:
-            paths[self.identity_path(run.model, run.checkpoint)] = None
-            paths[identity_path(session, "tokenizers", self.tokenizer_of(run.model))] = None
-            paths[identity_path(session, "datasets", run.dataset, str(run.subset))] = None
-        return list(map(str, paths))
-
-    def contexts(self) -> list[str]:
-        """Return the contexts of all runs, and the plain ones that those of controls are made of."""
-        runs = [replace(run, control=control) for run in self.runs for control in (NONE, run.control)]
-        paths = (contexts_path(Path(self.session), run, self.tokenizer_of(run.model)) for run in runs)
-        return list(dict.fromkeys(map(str, paths)))
-
-    def tables(self) -> list[str]:
-        """Return the ids tables of all runs."""
-        return [
-            str(ids_path(Path(self.session), run, module, estimator))
-            for run in self.runs
-            for module in self.modules
-            for estimator in self.estimators
-        ]
 
     # ---- what local jobs read ---------------------------------------------------------------------------------
 
@@ -617,14 +540,7 @@ class Study:
 
     def _names(self, run: Run) -> dict[str, Any]:
         """Return the names that say which run a setting is of."""
-        return {
-            "model": run.model,
-            "checkpoint": self.checkpoints[run.checkpoint],
-            "dataset": run.dataset,
-            "subset": int(run.subset),
-            "ctx_len": run.ctx_len,
-            "control": run.control,
-        }
+        return {**vars(run), "checkpoint": self.checkpoints[run.checkpoint]}
 
 
 def _is_made_with(table: Path, settings: Mapping[str, Any] | None) -> bool:
