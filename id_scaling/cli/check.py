@@ -11,7 +11,7 @@ import os
 import shlex
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -22,19 +22,11 @@ from id_scaling.neighbors.cloud_kinds import CONTEXT
 from id_scaling.results.text_table import mixture
 from id_scaling.runtime.atomic_files import sha256
 from id_scaling.sources.models import known_identity
-from id_scaling.storage.layout import (
-    ASSEMBLED,
-    Run,
-    contexts_path,
-    figures_manifest_path,
-    identity_path,
-    ids_path,
-    run_folder,
-)
+from id_scaling.storage.layout import ASSEMBLED, EVERY_RUN, Run, ids_path, run_folder
 from id_scaling.storage.records import check_seal, read_note, read_record, read_table
+from id_scaling.study.jobs import job_of
 from id_scaling.study.staleness import MISSING, UNREADABLE, Staleness
 from id_scaling.study.study import Study
-from id_scaling.text.shuffling import NONE
 
 T = TypeVar("T")
 # In the order of their weight: the first three make a session not whole.
@@ -105,7 +97,6 @@ class _Check:
     def __init__(self, study: Study) -> None:
         self.study, self.session = study, Path(study.session)
         self.findings: list[Finding] = []
-        self.checked: set[Path] = set()
         self.made_of: dict[Any, list[Path]] = defaultdict(list)  # weights and contexts -> manifests
         self.staleness = Staleness(study)
         for output, reason in self.staleness.reasons.items():
@@ -114,6 +105,10 @@ class _Check:
                 self._add("stale", path, reason)
             elif reason == MISSING and "resources" not in path.parts[:1]:  # what sessions share is made when needed
                 self._add("missing", path, reason)
+        for path in map(Path, study.identities()):
+            self._read(path, read_record)
+        for path in map(Path, study.contexts()):
+            self._read(path, read_table)
         for run in study.runs:
             try:
                 self._check_run(run)
@@ -134,7 +129,7 @@ class _Check:
         if not reason.startswith("drawn from other"):
             return False
         try:
-            check_seal(self.session / "summary.parquet")
+            check_seal(Path(self.study.summaries()[0]))
         except StoreError:
             return True
         return False
@@ -156,43 +151,32 @@ class _Check:
             self._add("damaged", path, str(error).removeprefix(f"{path}: ").partition("; ")[0], target)
         return None
 
-    def _check_once(self, path: Path, reader: Callable[[Path], Any]) -> None:
-        """Check a file that several runs share."""
-        if path not in self.checked:
-            self.checked.add(path)
-            self._read(path, reader)
-
     def _check_run(self, run: Run) -> None:
-        """Check the files of a run, and what it was made from."""
-        tokenizer, folder = self.study.tokenizer_of(run.model), run_folder(self.session, run)
-        self._check_once(identity_path(self.session, "datasets", run.dataset, str(run.subset)), read_record)
-        self._check_once(identity_path(self.session, "tokenizers", tokenizer), read_record)
-        for control in {NONE, run.control}:
-            self._check_once(contexts_path(self.session, replace(run, control=control), tokenizer), read_table)
-        self._check_once(self.study.identity_path(run.model, run.checkpoint), read_record)
+        """Check the files of a run."""
         model = known_identity(self.study.identity_path(run.model, run.checkpoint))
-        manifest = self._read(folder / "manifest.json", read_record)
+        made, tokens_path = job_of(self.study, "extract_activations", vars(run)).outputs
+        manifest, assembled = self._read(made, read_record), made.with_name(ASSEMBLED)
         if manifest:
-            self.made_of[manifest["weights"], manifest["contexts"]].append(folder / "manifest.json")
-            self._check_layers(folder, manifest["files"])
-            if (folder / ASSEMBLED).is_file():  # of use to an extraction that goes on
-                self._read(folder / ASSEMBLED, read_record, folder / "manifest.json")
-        tokens = self._read(folder / "tokens.parquet", read_table)
+            self.made_of[manifest["weights"], manifest["contexts"]].append(made)
+            self._check_layers(made, manifest["files"])
+            if assembled.is_file():  # of use to an extraction that goes on
+                self._read(assembled, read_record, made)
+        tokens = self._read(tokens_path, read_table)
         if tokens:
-            path = folder / "tokens.parquet"
             if manifest and tokens[1]["digest"] != manifest["digest"]:
-                self._add("stale", path, "made by another extraction than its manifest")
-            self._check_losses(path, tokens[0], model["architecture"]["vocab_size"] if model else math.inf)
+                self._add("stale", tokens_path, "made by another extraction than its manifest")
+            n_tokens = model["architecture"]["vocab_size"] if model else math.inf
+            self._check_losses(tokens_path, tokens[0], n_tokens)
         for module in self.study.modules:
             for estimator in self.study.estimators:
                 self._check_ids(run, module, estimator)
 
-    def _check_layers(self, folder: Path, files: Mapping[str, Any]) -> None:
+    def _check_layers(self, manifest: Path, files: Mapping[str, Any]) -> None:
         """Check the layer files that a manifest names."""
-        manifest = folder / "manifest.json"
         for name, facts in files.items():
-            if self._read(folder / name, sha256, manifest) not in (None, facts["sha256"]):
-                self._add("damaged", folder / name, "its content is not what the manifest says", manifest)
+            path = manifest.with_name(name)
+            if self._read(path, sha256, manifest) not in (None, facts["sha256"]):
+                self._add("damaged", path, "its content is not what the manifest says", manifest)
 
     def _check_losses(self, path: Path, tokens: pl.DataFrame, n_tokens: float) -> None:
         """Find losses that no working model has."""
@@ -225,7 +209,7 @@ class _Check:
 
     def _check_summary(self) -> None:
         """Check the table of the session, and what is written of it as text."""
-        path = self.session / "summary.parquet"
+        path, *as_text = map(Path, self.study.summaries())
         summary = self._read(path, lambda path: read_table(path)[0])
         if summary is None:
             return
@@ -233,13 +217,12 @@ class _Check:
             self._add("suspicious", path, "runs of different library versions, see its column `versions`")
         if words := mixture({kind: set(summary[kind]) for kind in ("dtype", "device") if kind in summary.columns}):
             self._add("suspicious", path, words)
-        self._check_files(path, [path.with_suffix(".csv"), path.with_suffix(".txt")], read_note(path, "files"))
+        self._check_files(path, as_text, read_note(path, "files"))
 
     def _check_figures(self) -> None:
         """Check the figures and the report against the record of them."""
-        path = figures_manifest_path(self.session)
+        path, *figures = job_of(self.study, "plot", {}).outputs
         record = self._read(path, read_record)
-        figures = [*map(Path, self.study.figures()), Path(self.study.report())]
         self._check_files(path, figures, record and record["files"])
 
     def _check_files(self, record: Path, paths: Iterable[Path], files: Mapping[str, str] | None) -> None:
@@ -256,7 +239,7 @@ class _Check:
     def _check_leftovers(self) -> None:
         """Find what killed jobs left, and runs that the study does not ask for."""
         asked = {run_folder(self.session, run) for run in self.study.runs}
-        for path in sorted(self.session.glob("runs/*/*/*/*/*/*/")):
+        for path in sorted(self.session.glob(f"{EVERY_RUN}/")):
             if path not in asked:
                 self._add("suspicious", path, "a run that this study does not ask for")
             elif (path / "parts").is_dir():

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import compress
@@ -23,11 +23,11 @@ from id_scaling.neighbors.cloud_kinds import CONTEXT, clouds_of_run, view_of_run
 from id_scaling.neighbors.statistics import names_of
 from id_scaling.neighbors.views import View, default_ranks, views_at
 from id_scaling.sources import bundled
-from id_scaling.sources.models import RESOURCES
 from id_scaling.storage.layer_writer import RANKS_A_CHUNK
-from id_scaling.storage.layout import Run, contexts_path, file_of, run_folder
+from id_scaling.storage.layout import Run, file_of, run_folder
 from id_scaling.storage.records import read_table
 from id_scaling.study.config import CacheingConfig
+from id_scaling.study.jobs import RULES, Job, jobs_of, plain_contexts_job
 from id_scaling.study.study import Study
 from id_scaling.text.shuffling import NONE
 
@@ -84,7 +84,7 @@ def contexts_of(study: Study, run: Run) -> Contexts | None:
     A control has as many as `none`, which are cut first.
     """
     run, dataset, subset = replace(run, control=NONE), run.dataset, run.subset
-    path = contexts_path(Path(study.session), run, study.tokenizer_of(run.model))
+    (path,) = plain_contexts_job(study, run).outputs
     settings = json.loads(study.contexts_settings(run))
     with contextlib.suppress(StoreError):  # what is not there, or not as it was written, will be cut anew
         table, facts = read_table(path, ["context"])
@@ -167,30 +167,19 @@ def layer_bytes(study: Study, shape: Shape, n_contexts: int, n_tokens: int) -> d
     return files
 
 
-def jobs_of(study: Study) -> dict[str, int]:
-    """Return how many jobs of each rule a study has, when nothing of it is made yet."""
-    runs, is_summed = study.runs, int(bool(study.estimators))
-    named = {study.tokenizers[name] for name in study.tokenizers} | {one.model_name for one in study.config.models}
-    trained = models_to_train(study)
-    texts = {one.dataset_name for one in study.config.datasets} | set(bundled.DATASETS if trained else ())
-    tokenizer = RESOURCES / bundled.TRAINED_TOKENIZER
-    jobs = {
-        "prepare_model": bundled.SMOLLM2 in named and not is_made(bundled.SMOLLM2),
-        "prepare_dataset": sum(not (RESOURCES / name).is_dir() for name in texts & set(bundled.DATASETS)),
-        "train_tokenizer": (tokenizer.name in named or bool(trained)) and not (tokenizer / "tokenizer.json").is_file(),
-        "train_model": len(trained),
-        "fetch_dataset": len({(run.dataset, run.subset) for run in runs}),
-        "fetch_model": len({(run.model, run.checkpoint) for run in runs}),
-        "fetch_weights": sum(study.is_on_hub(run.model, run.checkpoint) for run in runs),
-        "fetch_tokenizer": len(study.tokenizers),
-        "chunk_dataset": len({_key(study, run) for run in runs}),
-        "shuffle_contexts": len({(*_key(study, run), run.control) for run in runs if run.control != NONE}),
-        "extract_activations": len(runs),
-        "estimate_dimension": len(study.tables()),
-        "summarize": is_summed,
-        "plot": is_summed,
-    }
-    return {rule: int(number) for rule, number in jobs.items() if number}
+def count_jobs(study: Study) -> dict[str, int]:
+    """Return how many jobs of each rule a study has, when nothing of it is made yet but bundled models and texts."""
+    jobs = (job for job in jobs_of(study) if job.stage and not _is_prepared(study, job))
+    return dict(Counter(job.rule for job in jobs))
+
+
+def _is_prepared(study: Study, job: Job) -> bool:
+    """Return whether a job makes what comes with the project, and that is there, or not needed any more."""
+    if job.stage != "prepare":
+        return False
+    is_studied = any(dataset.dataset_name in bundled.DATASETS for dataset in study.config.datasets)
+    is_needed = job.rule != "prepare_dataset" or is_studied or bool(models_to_train(study))
+    return not is_needed or all(output.is_file() for output in job.outputs)
 
 
 def models_to_train(study: Study) -> list[str]:
@@ -204,10 +193,8 @@ def n_submissions(study: Study) -> int:
 
     The estimates of a run are one, however many tables they are; what fetches runs where Snakemake does.
     """
-    jobs = jobs_of(study)
-    batches = len(study.runs) if study.tables() else 0
-    submitted = ("train_tokenizer", "train_model", "chunk_dataset", "shuffle_contexts", "extract_activations")
-    return batches + sum(jobs.get(rule, 0) for rule in (*submitted, "summarize", "plot"))
+    jobs = (job for job in jobs_of(study) if not RULES[job.rule].is_local and not _is_prepared(study, job))
+    return sum(1 for _ in jobs)
 
 
 def shortages(to_come: Iterable[tuple[Path, float]]) -> list[tuple[Path, float, float]]:
@@ -269,16 +256,17 @@ class Row:
 
 def rows_of(study: Study) -> list[Row]:
     """Return what the runs of each model take."""
-    counted = {key: contexts_of(study, run) for key, run in {_key(study, run): run for run in study.runs}.items()}
+    plain = {_key(study, run): run for run in study.runs}
+    counted = {key: contexts_of(study, run) for key, run in plain.items()}
     return [_row(study, model, counted) for model in study.models]
 
 
-def _key(study: Study, run: Run) -> tuple[str, int, str, int]:
-    """Return what the contexts of a run are cut from, and their length."""
-    return run.dataset, run.subset, study.tokenizer_of(run.model), run.ctx_len
+def _key(study: Study, run: Run) -> Path:
+    """Return the plain contexts of a run, which say how many it has."""
+    return plain_contexts_job(study, run).outputs[0]
 
 
-def _row(study: Study, model: str, counted: dict[tuple, Contexts | None]) -> Row:
+def _row(study: Study, model: str, counted: dict[Path, Contexts | None]) -> Row:
     """Return what the runs of one model take."""
     name, runs = study.models[model].model_name, [run for run in study.runs if run.model == model]
     lengths, contexts = [run.ctx_len for run in runs], [counted[_key(study, run)] for run in runs]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from textwrap import fill
 
-from id_scaling.cli.costs import Cost, Row, jobs_of, models_to_train, n_submissions, rows_of, shortages
+from id_scaling.cli.costs import Cost, Row, count_jobs, models_to_train, n_submissions, rows_of, shortages
 from id_scaling.estimators.registry import get_estimator
 from id_scaling.sources import bundled
 from id_scaling.study.study import EXTRACT_MINUTES, Study
@@ -36,7 +36,7 @@ def report(study: Study, tflops: float, n_gpus: int) -> str:
     n_gpus : int
         Devices that extract beside each other.
     """
-    rows, jobs = rows_of(study), jobs_of(study)
+    rows, jobs = rows_of(study), count_jobs(study)
     head = f"{study.config.session_name}: {_many(len(study.runs), 'run')}, {_many(sum(jobs.values()), 'job')}"
     whole = [*_work(study, jobs), _weights(rows), *_runs(study, rows, tflops, n_gpus)]
     notes = _notes(study, rows) + _warnings(study, rows, tflops, n_gpus)

@@ -11,32 +11,20 @@ import os
 import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
 from id_scaling.cli.plan import duration
 from id_scaling.runtime.locks import STALE, Holder, read_holder
-from id_scaling.runtime.logging import plain
-from id_scaling.sources import bundled
-from id_scaling.sources.models import RESOURCES
+from id_scaling.runtime.logging import pace, plain
 from id_scaling.storage.layer_writer import CONTEXTS_A_PART
-from id_scaling.storage.layout import (
-    Run,
-    called,
-    contexts_path,
-    figures_manifest_path,
-    identity_path,
-    ids_path,
-    run_folder,
-    staging_folder,
-    weights_folder,
-)
+from id_scaling.storage.layout import called
+from id_scaling.storage.progress import read_progress
+from id_scaling.study.jobs import Job, job_of, jobs_of
 from id_scaling.study.staleness import Staleness
 from id_scaling.study.study import Study
-from id_scaling.text.shuffling import NONE
 
 STAGES = ("prepare", "fetch", "chunk", "extract", "estimate", "summarize", "plot")
 STATES = ("done", "stale", "running", "failed", "to do")
@@ -44,7 +32,7 @@ MOST_ERRORS, MOST_RUNNING = 5, 20
 # With these widths a line has 80 characters, its pace included.
 BAR, WIDTHS = 9, tuple(max(7, len(state) + 1) for state in STATES)
 DAY = 86_400
-# Bytes at the end of a log that are read: its last error, or its last word of progress, is there.
+# Bytes at the end of a log that are read: its last error is there.
 TAIL = 16_384
 
 _ERROR = re.compile(r"^(?:error|ended): .*$", re.MULTILINE)
@@ -53,36 +41,6 @@ _INTERRUPTED = re.compile(r"^ended: interrupted |^error: KeyboardInterrupt")
 _TRACEBACK = re.compile(r"^Traceback \(most recent call last\):$", re.MULTILINE)
 _WROTE = re.compile(r"^\d\d:\d\d:\d\d wrote ")
 _CLOCK = re.compile(r"^(\d\d):(\d\d):(\d\d) ", re.MULTILINE)
-_CONTEXTS = re.compile(r" (?P<total>\d+) contexts of \d+ tokens, ")
-_PROGRESS = re.compile(r" extracted context (?P<done>\d+) of (?P<total>\d+), (?P<pace>.*)$", re.MULTILINE)
-
-
-@dataclass(frozen=True)
-class Job:
-    """One job of a session.
-
-    Parameters
-    ----------
-    stage : str
-        One of `STAGES`.
-    outputs : tuple of Path
-        What is there once it is done.
-    log : Path
-        Its log.
-    run : Run or None
-        What it extracts, if it does.
-    is_timed : bool
-        Whether its outputs say when it ended.
-    leased : Path or None
-        The folder whose lease its process holds, if it does: that of a batch for all estimates of a run.
-    """
-
-    stage: str
-    outputs: tuple[Path, ...]
-    log: Path
-    run: Run | None = None
-    is_timed: bool = True
-    leased: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -119,51 +77,26 @@ class Status:
     holder: Holder | None
 
 
-def jobs_of(study: Study) -> Iterator[Job]:
-    """Yield every job of a study, with the paths that the rules of the workflow name."""
-    session = Path(study.session)
-    yield from _prepared(study)
-    yield from _fetched(study, session)
-    for names, run in _texts(study).items():
-        rule = "chunk_dataset" if run.control == NONE else "shuffle_contexts"
-        contexts = contexts_path(session, run, study.tokenizer_of(run.model))
-        yield Job("chunk", (contexts,), _log(session, rule, *names))
-    for run in study.runs:
-        folder, log = run_folder(session, run), _log(session, "extract_activations", *_names(run))
-        yield Job("extract", (folder / "manifest.json",), log, run, leased=folder)
-    for run in study.runs:
-        for module in study.modules:
-            for estimator in study.estimators:
-                log = _log(session, "estimate_dimension", *_names(run), module, estimator)
-                table = ids_path(session, run, module, estimator)
-                yield Job("estimate", (table,), log, leased=staging_folder(session, run))
-    if study.estimators:
-        yield Job("summarize", tuple(map(Path, study.summaries())), _log(session, "summarize"))
-        drawn = map(Path, [*study.figures(), study.report()])
-        yield Job("plot", (*drawn, figures_manifest_path(session)), _log(session, "plot"))
-
-
 def status_of(study: Study) -> Status:
     """Return how far the session of a study is."""
-    session = Path(study.session)
-    holder, holder_of = _holder(session), cache(_holder)
+    holder, holder_of = _holder(Path(study.session)), cache(_holder)
     counts: Counter[tuple[str, str]] = Counter()
     ends: defaultdict[str, list[tuple[float, Path]]] = defaultdict(list)
     extracting, failures = [], []
     has_lengths = len(study.config.ctx_len) > 1
     stale = Staleness(study).stale
-    for job in jobs_of(study):
-        end = _end(job)
-        by_outputs = "stale" if end and not stale.keys().isdisjoint(map(str, job.outputs)) else "done" if end else ""
-        state, words = _state(job, by_outputs, end, holder, holder_of(job.leased) if job.leased else None)
+    for job in (job for job in jobs_of(study) if job.stage):
+        outputs = _telling_outputs(study, job)
+        end, worker = _end(outputs), holder_of(job.leased) if job.leased else None
+        by_outputs = "stale" if end and not stale.keys().isdisjoint(map(str, outputs)) else "done" if end else ""
+        state, words = _state(job, by_outputs, end, holder, worker)
         counts[job.stage, state] += 1
-        if state == "done" and job.is_timed:
+        if state == "done" and outputs[0] in job.outputs:
             ends[job.stage].append((end, job.log))
         if state == "failed":
             failures.append(Failure(job.log.stat().st_mtime, job.log, words))
-        if state == "running" and job.run:
-            name = called(vars(job.run), has_lengths)
-            extracting.append(f"{name}: {_progress(run_folder(session, job.run), job.log)}")
+        if state == "running" and job.stage == "extract":
+            extracting.append(f"{called(job.wildcards, has_lengths)}: {_progress(job.leased, worker)}")
     since = _seconds(holder.since) if holder else 0.0
     rates = {stage: rate for stage, of in ends.items() if since and (rate := _rate(of, since))}
     return Status(counts, rates, extracting, sorted(failures, key=lambda one: -one.when), holder)
@@ -188,73 +121,24 @@ def report(study: Study, status: Status) -> str:
     )
 
 
-# ---- which jobs there are --------------------------------------------------------------------------------------
-
-
-def _prepared(study: Study) -> Iterator[Job]:
-    """Yield what is made of embedded models and texts, once for all sessions."""
-    named = {*study.tokenizers.values(), *(model.model_name for model in study.config.models)}
-    trained = sorted(named & set(bundled.TRAINED))
-    if bundled.SMOLLM2 in named:
-        folder = RESOURCES / bundled.SMOLLM2
-        outputs: tuple[Path, ...] = (folder / "model.safetensors", folder / "tokenizer.json")
-        yield Job("prepare", outputs, _log(RESOURCES, "prepare_model"))
-    for name in sorted(
-        {*(data.dataset_name for data in study.config.datasets), *(bundled.DATASETS if trained else ())}
-    ):
-        if name in bundled.DATASETS:
-            outputs = tuple(RESOURCES / name / f"{shard:04d}.parquet" for shard in range(len(bundled.SOTU_SHARDS)))
-            yield Job("prepare", outputs, _log(RESOURCES, "prepare_dataset"))
-    if trained or bundled.TRAINED_TOKENIZER in named:
-        outputs = (RESOURCES / bundled.TRAINED_TOKENIZER / "tokenizer.json",)
-        yield Job("prepare", outputs, _log(RESOURCES, "train_tokenizer"))
-    for name in trained:
-        outputs = tuple(RESOURCES / name / f"step{step}/model.safetensors" for step in bundled.TRAINED_STEPS)
-        yield Job("prepare", outputs, _log(RESOURCES, "train_model", name), leased=RESOURCES / name)
-
-
-def _fetched(study: Study, session: Path) -> Iterator[Job]:
-    """Yield what is fetched; weights of a run that is extracted may be gone again."""
-    for dataset, subset in dict.fromkeys((run.dataset, str(run.subset)) for run in study.runs):
-        output = identity_path(session, "datasets", dataset, subset)
-        yield Job("fetch", (output,), _log(session, "fetch_dataset", dataset, subset))
-    for tokenizer in study.tokenizers:
-        output = identity_path(session, "tokenizers", tokenizer)
-        yield Job("fetch", (output,), _log(session, "fetch_tokenizer", tokenizer))
-    for names in dict.fromkeys((run.model, run.checkpoint) for run in study.runs):
-        yield Job("fetch", (identity_path(session, "models", *names),), _log(session, "fetch_model", *names))
-    for run in study.runs:
-        if study.is_on_hub(run.model, run.checkpoint):
-            manifest = run_folder(session, run) / "manifest.json"
-            is_there = not manifest.is_file()
-            output = weights_folder(session, run) if is_there else manifest
-            yield Job("fetch", (output,), _log(session, "fetch_weights", *_names(run)), is_timed=is_there)
-
-
-def _texts(study: Study) -> dict[tuple[str, ...], Run]:
-    """Return what contexts are made from, and a run that reads them; those of a control are made of the plain ones."""
-    runs = [replace(run, control=control) for control in (NONE, *study.config.controls) for run in study.runs]
-    names = [(run.dataset, run.subset, study.tokenizer_of(run.model), run.ctx_len, run.control) for run in runs]
-    return dict(zip((tuple(map(str, one)) for one in names), runs, strict=True))
-
-
-def _names(run: Run) -> tuple[str, ...]:
-    """Return the names of a run in paths."""
-    return tuple(map(str, vars(run).values()))
-
-
-def _log(folder: Path, rule: str, *names: str) -> Path:
-    """Return the log of a job, as its rule names it."""
-    return folder.joinpath("logs", rule, *names[:-1], f"{names[-1]}.log") if names else folder / f"logs/{rule}.log"
-
-
 # ---- how far they are ------------------------------------------------------------------------------------------
 
 
-def _end(job: Job) -> float:
+def _telling_outputs(study: Study, job: Job) -> tuple[Path, ...]:
+    """Return the files that tell whether a job is done: of an extraction the manifest, which is written last.
+
+    The weights of a run that is extracted may be gone again.
+    """
+    if job.rule not in ("extract_activations", "fetch_weights"):
+        return job.outputs
+    manifest = job_of(study, "extract_activations", job.wildcards).outputs[:1]
+    return manifest if job.stage == "extract" or manifest[0].is_file() else job.outputs
+
+
+def _end(outputs: tuple[Path, ...]) -> float:
     """Return when the last output of a job was written; 0 where one is not there."""
     try:
-        return max(os.stat(output).st_mtime for output in job.outputs)
+        return max(os.stat(output).st_mtime for output in outputs)
     except OSError:
         return 0.0
 
@@ -325,7 +209,7 @@ def _state_by_log(job: Job, end: float, holder: Holder | None, worker: Holder | 
 
 def _is_left(job: Job, written: float, worker: Holder | None) -> bool:
     """Return whether an extraction was killed: its log is quiet for long, and nobody holds its run."""
-    return job.run is not None and worker is None and time.time() - written >= STALE
+    return job.stage == "extract" and worker is None and time.time() - written >= STALE
 
 
 def _holder(folder: Path) -> Holder | None:
@@ -371,17 +255,17 @@ def _cut_short(tail: str) -> str:
     return f"error: no output, and no error in the log; its last line: {plain(_last(tail)) or '(empty)'}"
 
 
-def _progress(folder: Path, log: Path) -> str:
-    """Return how many contexts of a run are extracted: by its log, and in the parts that a kill would leave."""
-    tail = _tail(log) if log.is_file() else ""
+def _progress(folder: Path, worker: Holder | None) -> str:
+    """Return how many contexts of a run are extracted: by its own note, and in the parts that a kill would leave."""
     n_kept = CONTEXTS_A_PART * sum(1 for _ in folder.glob("parts/*/contexts_*"))
-    said, begun = list(_PROGRESS.finditer(tail)), _CONTEXTS.search(tail)
-    if said:
-        n_total, done = int(said[-1]["total"]), max(int(said[-1]["done"]), min(n_kept, int(said[-1]["total"])))
-        return f"{done} of {n_total} contexts, {min(n_kept, n_total)} of them kept in parts, {plain(said[-1]['pace'])}"
-    if begun:
-        return f"{min(n_kept, int(begun['total']))} of {begun['total']} contexts, time left unknown"
-    return f"{n_kept} contexts in parts, starting" if n_kept else "starting"
+    note = read_progress(folder / "parts", _seconds(worker.since)) if worker else None
+    if note is None:
+        return f"{n_kept} contexts in parts, starting" if n_kept else "starting"
+    n_kept = min(n_kept, note.total)
+    if note.pace is None:
+        return f"{n_kept} of {note.total} contexts, time left unknown"
+    done, words = max(note.done, n_kept), pace(note.pace, (note.total - note.done) / note.pace)
+    return f"{done} of {note.total} contexts, {n_kept} of them kept in parts, {words}"
 
 
 # ---- words -----------------------------------------------------------------------------------------------------

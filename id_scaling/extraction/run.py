@@ -38,6 +38,7 @@ from id_scaling.storage.layer_writer import (
     writing_part,
 )
 from id_scaling.storage.layout import ASSEMBLED, LAYOUT_VERSION, WEIGHTS_RECORD, file_of, weights_record
+from id_scaling.storage.progress import write_progress
 from id_scaling.storage.records import key_of, read_record, read_table, write_record, write_table
 
 # A part found damaged is computed again; a disk on which that happens so often is not one to go on with.
@@ -262,6 +263,8 @@ def _extract_parts(job: _Job) -> dict[str, Any]:
     missing = _missing(job.parts_folder, len(input_ids))
     n_done = len(input_ids) - sum(map(len, missing))
     LOG.info("%d contexts of %d tokens, %d already extracted", *input_ids.shape, n_done)
+    note = partial(write_progress, job.parts_folder, len(input_ids))
+    note(n_done, None)
     facts_path = job.parts_folder / "facts.json"
     if not missing and facts_path.is_file():
         with contextlib.suppress(StoreError):  # damaged: the model is loaded again to say them
@@ -269,7 +272,7 @@ def _extract_parts(job: _Job) -> dict[str, Any]:
     run = ModelRun(job.extraction, job.identity, job.execution.n_threads, job.execution.use_accelerator, input_ids)
     facts = run.facts()
     write_record(facts_path, facts)
-    _extract_missing(run, input_ids, missing, job, Progress("extracted context", len(input_ids), n_done))
+    _extract_missing(run, input_ids, missing, job, Progress("extracted context", len(input_ids), n_done, note))
     return facts
 
 

@@ -8,6 +8,7 @@ import re
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from types import TracebackType
 
 LOG = logging.getLogger("id_scaling")
@@ -62,12 +63,20 @@ class Progress:
         How many steps there are; where that is not known, each step may say which share of the whole is done.
     n_done : int
         How many were done before.
+    note : callable, optional
+        Is told as often how many steps are done, and how many a second.
     """
 
     SECONDS_BETWEEN = 5.0
 
-    def __init__(self, what: str, n_total: int | None = None, n_done: int = 0) -> None:
-        self.what, self.n_total, self.n_done, self.n_start = what, n_total, n_done, n_done
+    def __init__(
+        self,
+        what: str,
+        n_total: int | None = None,
+        n_done: int = 0,
+        note: Callable[[int, float | None], None] = lambda n_done, rate: None,
+    ) -> None:
+        self.what, self.n_total, self.n_done, self.n_start, self.note = what, n_total, n_done, n_done, note
         self.start = self.said = time.monotonic()
 
     def step(self, n: int = 1, share: float = 0.0) -> None:
@@ -82,12 +91,14 @@ class Progress:
             far, done = f"{self.n_done} ({share:.0%} of the whole)", share
         else:
             far, done = f"{self.n_done} of {self.n_total}", n_here / max(self.n_total - self.n_start, 1)
-        left = f"{elapsed * (1 - done) / done:.0f} s left" if done else "time left unknown"
-        LOG.info("%s %s, %s, %s", self.what, far, _rate(n_here, elapsed), left)
+        rate = n_here / max(elapsed, 1e-9) if n_here else None
+        LOG.info("%s %s, %s", self.what, far, pace(rate, elapsed * (1 - done) / done if done else None))
+        self.note(self.n_done, rate)
 
 
-def _rate(n: int, seconds: float) -> str:
-    """Return how fast `n` steps of some seconds in all were."""
-    if n == 0:
-        return "none yet"
-    return f"{n / max(seconds, 1e-9):.0f} a second" if n >= seconds else f"{seconds / max(n, 1):.2f} s each"
+def pace(rate: float | None, seconds_left: float | None) -> str:
+    """Return in words how many steps a second there are, and how long those that are left take."""
+    left = "time left unknown" if seconds_left is None else f"{seconds_left:.0f} s left"
+    if rate is None:
+        return f"none yet, {left}"
+    return f"{rate:.0f} a second, {left}" if rate >= 1 else f"{1 / rate:.2f} s each, {left}"

@@ -256,14 +256,7 @@ class JobSettings:
 
     def _names(self, run: Run) -> dict[str, Any]:
         """Return the names that say which run a setting is of."""
-        return {
-            "model": run.model,
-            "checkpoint": self.checkpoints[run.checkpoint],
-            "dataset": run.dataset,
-            "subset": int(run.subset),
-            "ctx_len": run.ctx_len,
-            "control": run.control,
-        }
+        return {**vars(run), "checkpoint": self.checkpoints[run.checkpoint]}
 
 
 def _estimate_roots(estimator: str) -> list[str]:

@@ -25,10 +25,11 @@ from id_scaling.sources import bundled
 from id_scaling.sources.datasets import dataset_content
 from id_scaling.sources.derived import is_derived
 from id_scaling.sources.file_hashes import FOLDER, FileHashes
-from id_scaling.sources.models import RESOURCES, WEIGHTS_FOLDER, model_content, tokenizer_content
+from id_scaling.sources.models import WEIGHTS_FOLDER, model_content, tokenizer_content
 from id_scaling.storage.context_hashes import content_of, recipe_of_control
-from id_scaling.storage.layout import Run, contexts_path, figures_manifest_path, identity_path, ids_path, run_folder
+from id_scaling.storage.layout import Run, identity_path, ids_path
 from id_scaling.storage.records import key_of, read_facts, read_footer, read_record, summary_settings
+from id_scaling.study.jobs import contexts_job, job_of, jobs_of, plain_contexts_job
 from id_scaling.study.study import Study
 from id_scaling.text.shuffling import NONE
 
@@ -161,22 +162,18 @@ class Staleness:
 
     def _compare_bundled(self) -> None:
         """Compare what is prepared and trained here, once for all sessions of a clone."""
-        named = {*self.study.tokenizers.values(), *(model.model_name for model in self.study.config.models)}
-        smollm2 = RESOURCES / bundled.SMOLLM2 / "model.safetensors"
-        texts = [RESOURCES / "sotu" / f"{shard:04d}.parquet" for shard in range(len(bundled.SOTU_SHARDS))]
-        for rule, outputs in (("prepare_model", [smollm2]), ("prepare_dataset", texts)):
+        (weights, _), texts = (job_of(self.study, rule, {}).outputs for rule in ("prepare_model", "prepare_dataset"))
+        for rule, outputs in (("prepare_model", [weights]), ("prepare_dataset", texts)):
             if self._is_forced(rule, list(map(str, outputs))):
                 self._forced |= set(map(str, outputs))
-        if not named & {*bundled.TRAINED, bundled.TRAINED_TOKENIZER}:
-            return
-        tokenizer = RESOURCES / bundled.TRAINED_TOKENIZER / "tokenizer.json"
         upstream = {texts[0]: False}
-        settings = self.study.train_tokenizer_settings()
-        self._compare("train_tokenizer", [tokenizer], _training(tokenizer.parent), settings, {}, upstream)
-        for name in sorted(named & set(bundled.TRAINED)):
-            outputs = [RESOURCES / name / f"step{step}/model.safetensors" for step in bundled.TRAINED_STEPS]
-            settings = self.study.train_model_settings(name)
-            self._compare("train_model", outputs, _training(RESOURCES / name), settings, {}, {tokenizer: True})
+        for job in jobs_of(self.study, "train_tokenizer"):
+            (tokenizer,), settings = job.outputs, self.study.train_tokenizer_settings()
+            self._compare(job.rule, job.outputs, _training(tokenizer.parent), settings, {}, upstream)
+            upstream = {tokenizer: True}
+        for job in jobs_of(self.study, "train_model"):
+            settings = self.study.train_model_settings(job.wildcards["model"])
+            self._compare(job.rule, job.outputs, _training(job.leased), settings, {}, upstream)
 
     def _compare_source(
         self,
@@ -263,7 +260,7 @@ class Staleness:
 
     def _tokenizer(self, tokenizer: str) -> Content:
         """Compare the identity of a tokenizer, once; return its content."""
-        path = identity_path(self.session, "tokenizers", tokenizer)
+        (path,) = job_of(self.study, "fetch_tokenizer", {"tokenizer": tokenizer}).outputs
         if path not in self._sources:
             content = tokenizer_content(self.study.tokenizers[tokenizer], self._hashes.sha256)
             settings, files = self.study.fetch_tokenizer_settings(tokenizer), self.study.tokenizer_files(tokenizer)
@@ -272,7 +269,7 @@ class Staleness:
 
     def _shard(self, run: Run) -> Content:
         """Compare the identity of a shard, once; return its content."""
-        path = identity_path(self.session, "datasets", run.dataset, str(run.subset))
+        (path,) = job_of(self.study, "fetch_dataset", vars(run)).outputs
         if path not in self._sources:
             files = self.study.shard_files(run.dataset, run.subset)
             content = dataset_content(list(map(Path, files)), self._hashes)
@@ -282,8 +279,8 @@ class Staleness:
 
     def _contexts_of(self, run: Run) -> Contexts:
         """Compare the contexts of a run, once for all runs that share them; return what is known of them."""
-        tokenizer = self.study.tokenizer_of(run.model)
-        path = contexts_path(self.session, run, tokenizer)
+        job, tokenizer = contexts_job(self.study, run), self.study.tokenizer_of(run.model)
+        (path,) = job.outputs
         if path in self._contexts:
             return self._contexts[path]
         facts, settings = _facts_or_empty(path), self.study.contexts_settings(run)
@@ -292,12 +289,12 @@ class Staleness:
             sources = [("datasets", run.dataset, str(run.subset)), ("tokenizers", tokenizer)]
             upstream = {identity_path(self.session, *names): False for names in sources}
             made_from = self._text_of(run, tokenizer, facts.get("tokenizer_source_sha256"))
-            recipe = key = self._compare("chunk_dataset", [path], read, settings, made_from, upstream)
+            recipe = key = self._compare(job.rule, [path], read, settings, made_from, upstream)
         else:
             plain, noted = self._contexts_of(replace(run, control=NONE)), facts.get("plain")
             content = plain.content(content_of, noted, noted) if facts or plain.facts else None
-            upstream = {contexts_path(self.session, replace(run, control=NONE), tokenizer): False}
-            key = self._compare("shuffle_contexts", [path], read, settings, {"contexts": content}, upstream)
+            upstream = {plain_contexts_job(self.study, run).outputs[0]: False}
+            key = self._compare(job.rule, [path], read, settings, {"contexts": content}, upstream)
             recipe = plain.recipe and recipe_of_control(json.loads(settings), plain.recipe)
         self._contexts[path] = Contexts(key, recipe, _facts_or_empty(path) if str(path) in self.fresh else {})
         return self._contexts[path]
@@ -313,18 +310,15 @@ class Staleness:
 
     def _compare_run(self, run: Run) -> None:
         """Compare the extraction and the tables of a run."""
-        folder = run_folder(self.session, run)
-        contexts = contexts_path(self.session, run, self.study.tokenizer_of(run.model))
-        manifest, identity = folder / "manifest.json", self.study.identity_path(run.model, run.checkpoint)
+        job, (contexts,) = job_of(self.study, "extract_activations", vars(run)), contexts_job(self.study, run).outputs
+        manifest, identity = job.outputs[0], self.study.identity_path(run.model, run.checkpoint)
         record = _read_or_empty(manifest)
         key, recipe, source = (record.get(noted) for noted in ("contexts_key", "contexts_recipe", "source_sha256"))
         tokens = self._contexts_of(run).content(itemgetter("tokens_sha256"), key, recipe)
         made_from = {"contexts": tokens, **self._weights(run, source)}
-        outputs, settings = [manifest, folder / "tokens.parquet"], self.study.extract_settings(run)
-        upstream = {contexts: False, identity: False}
-        extraction = self._compare(
-            "extract_activations", outputs, lambda: _whole_extraction(manifest), settings, made_from, upstream
-        )
+        settings, upstream = self.study.extract_settings(run), {contexts: False, identity: False}
+        read = partial(_whole_extraction, manifest)
+        extraction = self._compare(job.rule, job.outputs, read, settings, made_from, upstream)
         made = record.get("digest")
         for module in self.study.modules:
             for estimator in self.study.estimators:
@@ -343,26 +337,26 @@ class Staleness:
 
     def _compare_summary(self) -> str | None:
         """Compare the summary; return its key."""
-        outputs, tables = list(map(Path, self.study.summaries())), list(map(Path, self.study.tables()))
+        job, tables = job_of(self.study, "summarize", {}), list(map(Path, self.study.tables()))
         made_from = {
             "tables": seals_digest(self._seals) if len(self._seals) == len(tables) else None,
             "documents": self._documents(),
         }
-        read = partial(_summary_record, outputs[0])
+        read = partial(_summary_record, job.outputs[0])
         settings = self.study.summarize_settings()
-        return self._compare("summarize", outputs, read, settings, made_from, dict.fromkeys(tables, True))
+        return self._compare(job.rule, job.outputs, read, settings, made_from, dict.fromkeys(tables, True))
 
     def _documents(self) -> str | None:
         """Return the documents of all contexts as one hash; None where some are yet to be cut."""
-        paths = {contexts_path(self.session, run, self.study.tokenizer_of(run.model)) for run in self.study.runs}
+        paths = {contexts_job(self.study, run).outputs[0] for run in self.study.runs}
         if not all(self._contexts[path].facts for path in paths):
             return None
         return documents_digest(self.session, {path: self._contexts[path].facts for path in paths})
 
     def _compare_figures(self, summary: str | None) -> None:
         """Compare the figures and the report."""
-        record, table = figures_manifest_path(self.session), self.session / "summary.parquet"
-        outputs = [record, *map(Path, [*self.study.figures(), self.study.report()])]
+        job, (table, *_) = job_of(self.study, "plot", {}), map(Path, self.study.summaries())
+        record = job.outputs[0]
 
         def read() -> dict[str, Any]:
             figures = read_record(record)
@@ -371,7 +365,7 @@ class Staleness:
             return figures
 
         settings = self.study.plot_settings()
-        self._compare("plot", outputs, read, settings, {"summary": summary}, {table: True})
+        self._compare(job.rule, job.outputs, read, settings, {"summary": summary}, {table: True})
 
 
 def _unlike(outputs: Sequence[Path], read: Callable[[], Mapping[str, Any]], expected: dict[str, Any]) -> str | None:

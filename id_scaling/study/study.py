@@ -19,8 +19,6 @@ from typing import Any, cast
 from id_scaling.errors import ConfigError, IdScalingError, InputError, StoreError
 from id_scaling.models.layers import LayerChoice, layers_of
 from id_scaling.models.modules import request_of, with_layers
-from id_scaling.plots.catalog import figures_of, n_sizes
-from id_scaling.results.training_steps import training_step
 from id_scaling.sources import bundled
 from id_scaling.sources.datasets import dataset_files, shard_files
 from id_scaling.sources.derived import is_derived, is_gguf
@@ -45,18 +43,12 @@ from id_scaling.sources.models import (
 )
 from id_scaling.sources.safe_files import weight_files
 from id_scaling.sources.untrained import seed_of
-from id_scaling.storage.layout import (
-    Run,
-    contexts_path,
-    identity_path,
-    ids_path,
-    run_folder,
-    slug,
-)
+from id_scaling.storage.layout import Run, contexts_path, slug
 from id_scaling.storage.records import read_facts, read_record
 from id_scaling.storage.tokenizers import tokenizer_files
 from id_scaling.study.config import Config, ModelConfig, layers_as_json, parse
 from id_scaling.study.settings import JobSettings
+from id_scaling.study.targets import Targets
 from id_scaling.study.tokenizer_checks import check_tokenizers
 from id_scaling.text.shuffling import NONE
 
@@ -64,7 +56,7 @@ from id_scaling.text.shuffling import NONE
 EXTRACT_MINUTES = 720
 
 
-class Study(JobSettings):
+class Study(JobSettings, Targets):
     """A validated configuration and the jobs it asks for.
 
     Parameters
@@ -183,74 +175,6 @@ class Study(JobSettings):
         return architecture_of(
             bundled.config_of(name), folder / "config.json"
         )  # an embedded one that is yet to be made
-
-    # ---- what jobs make ---------------------------------------------------------------------------------------
-
-    def targets(self) -> list[str]:
-        """Return the files that the whole study ends in."""
-        made = [*self.identities(), *self.contexts(), *self.manifests()]
-        if not self.estimators:
-            return made
-        return [*made, *self.tables(), *self.summaries(), *self.figures(), self.report()]
-
-    def summaries(self) -> list[str]:
-        """Return the summary in each format."""
-        return [f"{self.session}/summary.{kind}" for kind in ("parquet", "csv", "txt")]
-
-    def figures(self, *kinds: str) -> list[str]:
-        """Return the figures that the study has, of some kinds of files or of all."""
-        steps = (set(map(training_step, of_model.model_checkpoint)) - {None} for of_model in self.models.values())
-        n_values = {
-            "estimators": len(self.estimators),
-            "views": len(self.config.cacheing_config.drawn_views),
-            "sizes": n_sizes(self.config.cacheing_config.drawn_views),
-            "lengths": len(self.config.ctx_len),
-            "controls": len(self.config.controls),
-            "models": len(self.models),
-            "steps": max(map(len, steps)),
-        }
-        return [
-            f"{self.session}/figures/{figure.name}.{kind}"
-            for figure in figures_of(n_values)
-            for kind in kinds or ("html", "svg", "png")
-        ]
-
-    def report(self) -> str:
-        """Return the page of all figures."""
-        return f"{self.session}/report.html"
-
-    def identity_path(self, model: str, checkpoint: str) -> Path:
-        """Return where a fetched checkpoint, named as in paths, is described."""
-        return identity_path(Path(self.session), "models", model, checkpoint)
-
-    def manifests(self) -> list[str]:
-        """Return the manifests of all runs."""
-        return [str(run_folder(Path(self.session), run) / "manifest.json") for run in self.runs]
-
-    def identities(self) -> list[str]:
-        """Return the identities of all models, tokenizers and shards."""
-        session = Path(self.session)
-        paths: dict[Path, None] = {}
-        for run in self.runs:
-            paths[self.identity_path(run.model, run.checkpoint)] = None
-            paths[identity_path(session, "tokenizers", self.tokenizer_of(run.model))] = None
-            paths[identity_path(session, "datasets", run.dataset, str(run.subset))] = None
-        return list(map(str, paths))
-
-    def contexts(self) -> list[str]:
-        """Return the contexts of all runs, and the plain ones that those of controls are made of."""
-        runs = [replace(run, control=control) for run in self.runs for control in (NONE, run.control)]
-        paths = (contexts_path(Path(self.session), run, self.tokenizer_of(run.model)) for run in runs)
-        return list(dict.fromkeys(map(str, paths)))
-
-    def tables(self) -> list[str]:
-        """Return the ids tables of all runs."""
-        return [
-            str(ids_path(Path(self.session), run, module, estimator))
-            for run in self.runs
-            for module in self.modules
-            for estimator in self.estimators
-        ]
 
     # ---- what local jobs read ---------------------------------------------------------------------------------
 

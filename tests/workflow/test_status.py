@@ -15,15 +15,15 @@ from typing import Any
 
 import polars as pl
 import pytest
-import yaml
-from conftest import ROOT, Workflow, save_text, save_tiny_llama, study
+from conftest import Workflow, save_text, save_tiny_llama, study
 
 from id_scaling.cli.main import main
-from id_scaling.cli.status import BAR, MOST_ERRORS, Job, Status, jobs_of, report, status_of
+from id_scaling.cli.status import BAR, MOST_ERRORS, Status, report, status_of
 from id_scaling.runtime.locks import STALE, Lease
 from id_scaling.runtime.logging import LOG
 from id_scaling.storage.layout import ids_path, run_folder
 from id_scaling.storage.records import read_table, write_record, write_table
+from id_scaling.study.jobs import Job, jobs_of
 from id_scaling.study.staleness import Staleness
 from id_scaling.study.study import Study
 
@@ -153,31 +153,6 @@ def test_each_log_begins_with_the_settings_and_ends_with_what_was_written(sessio
     (estimated,) = (lines for log, lines in logs.items() if log.parts[-2:] == ("mlp", "mle.log"))
     assert {"estimate", "module=mlp", "estimator=mle"} <= set(estimated[0].split())
     assert estimated[-1].endswith("/ids/mlp/mle.parquet (66 rows)")  # 11 contexts, two layers, three views
-
-
-@pytest.mark.parametrize("name", ["embedded", "trained", "hub", "controls"])
-def test_jobs_are_those_of_the_workflow(name: str, tmp_path: Path, text_folder: Path, monkeypatch) -> None:
-    if name == "controls":
-        config = study(ROOT / "nothing", text_folder, controls=["shuffle-1", "shuffle-3"])
-        config["model_config"]["model_name"] = "sotu-neox-64"
-        config["model_config"]["model_checkpoint"] = "step0"
-    elif name == "hub":
-        config = study(Path("EleutherAI/pythia-70m"), text_folder, model_config__model_checkpoint=["step0", "step1"])
-    else:
-        file = ROOT / "config" / {"embedded": "config.yaml", "trained": "training.yaml"}[name]
-        config = yaml.safe_load(file.read_text())
-    monkeypatch.chdir(tmp_path)
-    planned = Workflow(tmp_path, config).run("--dry-run")
-    # A batch makes no output that stays: what it is for are the tables of its run.
-    logs = [log for log in re.findall(r"^    log: (\S+)", planned, re.MULTILINE) if "/estimate_batch/" not in log]
-    jobs = list(jobs_of(Study(config)))
-    assert sorted(str(job.log) for job in jobs) == sorted(logs)
-    outputs = {
-        path
-        for line in re.findall(r"^    output: (.+)$", planned, re.MULTILINE)
-        for path in re.sub(r" \(\w+\)", "", line).split(", ")
-    }
-    assert {str(path) for job in jobs for path in job.outputs} <= outputs
 
 
 # ---- how fast it is --------------------------------------------------------------------------------------------
@@ -432,36 +407,42 @@ def test_newest_errors_are_shown_and_the_others_counted(tmp_path: Path, workflow
 # ---- a session that runs ---------------------------------------------------------------------------------------
 
 
-def extracting(session: Workflow, log: str, n_parts: int = 0, seconds_ago: float = 0) -> Path:
-    """Leave an extraction without its manifest, with some parts; return the folder of its run."""
-    leave(job(session, "extract"), log, seconds_ago)
+def extracting(session: Workflow, n_parts: int = 0, note: dict[str, Any] | None = None, seconds_ago: float = 0) -> Path:
+    """Leave an extraction without its manifest, with some parts and its note; return the folder of its run."""
+    leave(job(session, "extract"), "12:00:00 extract model=m\n", seconds_ago)
     folder = run_folder(Path("results/tiny"), Study(session.config).runs[0])
+    parts = folder / "parts/0123456789ab"
     for part in range(n_parts):
-        (folder / f"parts/0123456789ab/contexts_{8 * part:07d}").mkdir(parents=True)
-    (folder / "parts/0123456789ab/.contexts_0000999.tmp-1").mkdir(parents=True)  # half a part
+        (parts / f"contexts_{8 * part:07d}").mkdir(parents=True)
+    (parts / ".contexts_0000999.tmp-1").mkdir(parents=True)  # half a part
+    if note:
+        write_record(parts / "progress.json", note)
     return folder
 
 
-BEGUN = "12:00:00 extract model=m\n12:00:01 200 contexts of 64 tokens, 0 already extracted\n"
-PACE = BEGUN + "".join(f"12:00:0{n} extracted context {n} of 200, 1.25 s each, {250 - n} s left\n" for n in (3, 8, 9))
+BEGUN = {"done": 0, "total": 200, "pace": None, "time": 4e9}
+GOING = {"done": 9, "total": 200, "pace": 0.8, "time": 4e9}
 
 
 @pytest.mark.parametrize(
-    ("log", "n_parts", "words"),
+    ("n_parts", "note", "words"),
     [
-        ("", 0, "starting"),
-        (BEGUN, 0, "0 of 200 contexts, time left unknown"),
-        (BEGUN, 25, "200 of 200 contexts, time left unknown"),
-        (PACE, 1, "9 of 200 contexts, 8 of them kept in parts, 1.25 s each, 241 s left"),
-        (PACE.replace("200", "9"), 2, "9 of 9 contexts, 9 of them kept in parts, 1.25 s each, 241 s left"),
+        (0, None, "starting"),
+        (1, None, "8 contexts in parts, starting"),
+        (0, BEGUN, "0 of 200 contexts, time left unknown"),
+        (25, BEGUN, "200 of 200 contexts, time left unknown"),
+        (1, GOING, "9 of 200 contexts, 8 of them kept in parts, 1.25 s each, 239 s left"),
+        (2, {**GOING, "total": 9}, "9 of 9 contexts, 9 of them kept in parts, 1.25 s each, 0 s left"),
+        # Of the process before, as its time says.
+        (1, {**GOING, "time": 1e9}, "8 contexts in parts, starting"),
+        (1, {**GOING, "x": 1}, "8 contexts in parts, starting"),
     ],
-    ids=["started", "begun", "all parts", "progress", "last part is shorter"],
 )
 def test_extraction_that_runs_says_how_far_it_is(
-    session: Workflow, hold: Callable, capsys: pytest.CaptureFixture, log: str, n_parts: int, words: str
+    session: Workflow, hold: Callable, capsys: pytest.CaptureFixture, n_parts: int, note: dict | None, words: str
 ) -> None:
     hold(session.session)
-    hold(extracting(session, log, n_parts))
+    hold(extracting(session, n_parts, note))
     text = said(session, capsys)
     assert counts(text)["extract"] == [0, 0, 1, 0, 0]
     (line,) = re.findall(r"^extracting\n  .* · main · .* · 0 · none: (.*)$", text, flags=re.MULTILINE)
@@ -469,9 +450,21 @@ def test_extraction_that_runs_says_how_far_it_is(
     assert re.search(rf"^held by    process {os.getpid()} on \S+ since 20", text, flags=re.MULTILINE)
 
 
+@pytest.mark.parametrize("damage", ["", '{"done":9', "[]", "null", "\x00", json.dumps(GOING)])
+def test_damaged_progress_is_no_error(
+    session: Workflow, hold: Callable, capsys: pytest.CaptureFixture, damage: str
+) -> None:
+    hold(session.session)
+    folder = extracting(session, n_parts=1, note=GOING)
+    hold(folder)
+    assert "9 of 200 contexts" in said(session, capsys)
+    next(folder.glob("parts/*/progress.json")).write_text(damage)
+    assert "8 contexts in parts, starting" in said(session, capsys)
+
+
 def test_extraction_whose_process_is_gone_has_failed(session: Workflow, hold: Callable) -> None:
     hold(session.session, seconds_ago=10 * STALE)
-    folder = extracting(session, PACE, seconds_ago=2 * STALE)
+    folder = extracting(session, note=GOING, seconds_ago=2 * STALE)
     assert state_of(session, "extract") == "failed"
     hold(folder)
     assert state_of(session, "extract") == "running"
@@ -479,7 +472,7 @@ def test_extraction_whose_process_is_gone_has_failed(session: Workflow, hold: Ca
 
 def test_extraction_that_has_no_lease_yet_starts(session: Workflow, hold: Callable) -> None:
     hold(session.session)
-    extracting(session, "")
+    extracting(session)
     assert state_of(session, "extract") == "running"
 
 

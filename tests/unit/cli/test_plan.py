@@ -15,7 +15,7 @@ import pytest
 import yaml
 from conftest import NOT_COUNTED, ROOT, Workflow, study
 
-from id_scaling.cli.costs import Contexts, contexts_of, jobs_of, n_submissions, rows_of
+from id_scaling.cli.costs import Contexts, contexts_of, count_jobs, n_submissions, rows_of
 from id_scaling.cli.main import main
 from id_scaling.cli.model_size import shape_of
 from id_scaling.cli.plan import duration, report, scaled
@@ -240,12 +240,12 @@ def test_of_a_model_of_the_hub_the_settings_alone_are_fetched_and_weights_are_as
 @pytest.mark.parametrize("name", ["config", "llama2-7b", "training"])
 def test_jobs_are_those_of_a_dry_run(tmp_path: Path, name: str) -> None:
     config = yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text())
-    assert jobs_of(Study(config)) == Workflow(tmp_path, config).planned()
+    assert count_jobs(Study(config)) == Workflow(tmp_path, config).planned()
 
 
 def test_text_that_a_model_is_trained_on_is_prepared_whatever_is_studied(tmp_path: Path, text_folder: Path) -> None:
     config = study("sotu-neox-64", text_folder, model_config__model_checkpoint=["step0"])
-    jobs = jobs_of(Study(config))
+    jobs = count_jobs(Study(config))
     assert {rule: jobs[rule] for rule in ("prepare_dataset", "train_tokenizer", "train_model")} == dict.fromkeys(
         ("prepare_dataset", "train_tokenizer", "train_model"), 1
     )
@@ -259,7 +259,7 @@ def test_jobs_and_submissions_of_several_runs_are_those_of_a_dry_run(workflow: W
     output = workflow.run("--dry-run")
     table = re.findall(r"^(\w+) +(\d+)$", output, flags=re.MULTILINE)
     jobs = {rule: int(number) for rule, number in table if rule not in NOT_COUNTED}
-    assert jobs_of(Study(workflow.config)) == jobs
+    assert count_jobs(Study(workflow.config)) == jobs
     # What fetches is local, and so is what links the tables of a batch.
     submitted = re.findall(r"^rule (?!fetch_|all:|estimate_dimension:)(\w+):$", output, flags=re.MULTILINE)
     assert submitted.count("estimate_batch") == 2
@@ -269,7 +269,7 @@ def test_jobs_and_submissions_of_several_runs_are_those_of_a_dry_run(workflow: W
 def test_the_estimates_of_a_run_are_one_submission_however_many_tables_they_are(workflow: Workflow) -> None:
     workflow.config["cacheing_config"]["save_IDs_list"] = [f"mle_k{k}" for k in range(4, 33)]
     made = Study(workflow.config)
-    assert jobs_of(made)["estimate_dimension"] == 5 * 29
+    assert count_jobs(made)["estimate_dimension"] == 5 * 29
     # Of cutting, the extraction, its estimates, the summary and the figures.
     assert n_submissions(made) == 1 + 1 + 1 + 1 + 1
 
@@ -280,8 +280,8 @@ def test_jobs_and_submissions_of_controls_are_those_of_a_dry_run(workflow: Workf
     workflow.config["controls"] = ["none", "shuffle-1", "shuffle-5"]
     workflow.write()
     made = Study(workflow.config)
-    assert jobs_of(made) == workflow.planned()
-    assert {rule: jobs_of(made)[rule] for rule in ("chunk_dataset", "shuffle_contexts", "extract_activations")} == {
+    assert count_jobs(made) == workflow.planned()
+    assert {rule: count_jobs(made)[rule] for rule in ("chunk_dataset", "shuffle_contexts", "extract_activations")} == {
         "chunk_dataset": 2,
         "shuffle_contexts": 4,
         "extract_activations": 6,
@@ -294,7 +294,7 @@ def test_jobs_and_submissions_of_controls_are_those_of_a_dry_run(workflow: Workf
 def test_a_control_alone_is_counted_with_the_plain_contexts_it_is_made_of(workflow: Workflow) -> None:
     workflow.config["controls"] = "shuffle-2"
     workflow.write()
-    assert jobs_of(Study(workflow.config)) == workflow.planned()
+    assert count_jobs(Study(workflow.config)) == workflow.planned()
     workflow.run("--until", "chunk_dataset")
     [row] = rows_of(Study(workflow.config))
     assert [one.sign for one in row.contexts] == [""]
@@ -302,7 +302,7 @@ def test_a_control_alone_is_counted_with_the_plain_contexts_it_is_made_of(workfl
 
 def test_study_without_estimates_ends_with_its_runs(tmp_path: Path, tiny_llama: Path, text_folder: Path) -> None:
     config = study(tiny_llama, text_folder, cacheing_config__save_IDs=False)
-    assert jobs_of(Study(config)) == Workflow(tmp_path, config).planned()
+    assert count_jobs(Study(config)) == Workflow(tmp_path, config).planned()
     assert n_submissions(Study(config)) == 2
 
 
@@ -351,7 +351,7 @@ def test_each_length_has_costs_of_its_own_which_are_those_of_it_alone(tiny_llama
 def test_jobs_and_submissions_of_several_lengths_are_those_of_a_dry_run(workflow: Workflow) -> None:
     workflow.config |= {"ctx_len": [48, 64], "controls": ["none", "shuffle-1"]}
     workflow.write()
-    assert jobs_of(Study(workflow.config)) == workflow.planned()
+    assert count_jobs(Study(workflow.config)) == workflow.planned()
     # Of cutting, shuffling, extractions, groups of estimates, the summary and the figures.
     assert n_submissions(Study(workflow.config)) == 2 + 2 + 4 + 4 + 1 + 1
 

@@ -20,6 +20,7 @@ from id_scaling.errors import StoreError
 from id_scaling.extraction import run as module
 from id_scaling.extraction.compute import ModelRun
 from id_scaling.runtime import atomic_files
+from id_scaling.storage.progress import read_progress
 from id_scaling.storage.records import read_record
 
 FLIPS_A_FILE = 20
@@ -147,9 +148,9 @@ def test_states_hold_what_a_kill_leaves(extraction: Extraction) -> None:
         for state in extraction.states
     }
     of_part = {"part.json", "layer_00.h5", "outblock.h5", "tokens.h5"}
-    assert names["parts"] == {*of_part, "facts.json"}
-    assert names["one layer file"] == {*of_part, "facts.json", "assembled.json"}
-    assert names["unpublished"] == {*of_part, "facts.json", "assembled.json"}
+    assert names["parts"] == {*of_part, "facts.json", "progress.json"}
+    assert names["one layer file"] == {*of_part, "facts.json", "progress.json", "assembled.json"}
+    assert names["unpublished"] == {*of_part, "facts.json", "progress.json", "assembled.json"}
 
 
 @pytest.mark.parametrize("state", ["parts", "one layer file", "unpublished"])
@@ -179,7 +180,7 @@ def sound_files(folder: Path) -> set[str]:
     """Return the files of a cut extraction that the next one takes for sound."""
     (parts,) = (folder / "parts").iterdir()
     assembled = module._read_assembled(folder, parts.name)
-    sound = {"facts.json"} if is_sealed(parts / "facts.json") else set()
+    sound = {name for name in ("facts.json", "progress.json") if is_sealed(parts / name)}
     if is_sealed(folder / module.ASSEMBLED):
         sound |= {module.ASSEMBLED, *assembled["files"]}
     for part in parts.glob("contexts_*"):
@@ -224,6 +225,28 @@ def test_cut_and_removed_files_change_no_number(state: str, change: str, extract
         if extraction.extract() != 0 or not are_equal(contents(extraction.folder), extraction.expected):
             wrong.append(str(path.relative_to(extraction.folder)))
     assert wrong == []
+
+
+def test_progress_is_noted_next_to_the_parts_and_goes_with_them(extraction: Extraction) -> None:
+    extraction.restore("parts")
+    note = read_progress(extraction.folder / "parts", since=0)
+    assert (note.done, note.total) == (11, 11)
+    assert note.pace > 0
+    assert read_progress(extraction.folder / "parts", since=note.time + 1) is None
+    assert extraction.extract() == 0
+    assert list(extraction.folder.rglob("progress.json")) == []
+
+
+def test_progress_that_cannot_be_noted_stops_no_extraction(
+    extraction: Extraction, caplog: pytest.LogCaptureFixture
+) -> None:
+    extraction.restore("parts")
+    (parts,) = (extraction.folder / "parts").iterdir()
+    (parts / "progress.json").unlink()
+    (parts / "progress.json").mkdir()
+    assert extraction.extract() == 0
+    assert "progress.json: not written: " in caplog.text
+    assert are_equal(contents(extraction.folder), extraction.expected)
 
 
 def test_damaged_part_is_named_and_only_it_is_computed_again(
