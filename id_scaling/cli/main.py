@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from id_scaling.cli import job_commands, study_commands
 from id_scaling.cli.arguments import OPTIONS
@@ -204,7 +205,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(dest="verb", required=True, title="commands", metavar="COMMAND")
     for name, (run, options) in VERBS.items():
-        listed = {"help": run.__doc__} if run.__module__ == study_commands.__name__ else {}
+        listed: dict[str, Any] = {"help": run.__doc__} if run.__module__ == study_commands.__name__ else {}
         verb = verbs.add_parser(name, description=run.__doc__, **listed)
         verb.add_argument("--verbose", action="store_true", help="log in detail")
         for option in options:

@@ -95,7 +95,7 @@ def status_of(study: Study) -> Status:
             ends[job.stage].append((end, job.log))
         if state == "failed":
             failures.append(Failure(job.log.stat().st_mtime, job.log, words))
-        if state == "running" and job.stage == "extract":
+        if state == "running" and job.stage == "extract" and job.leased:
             extracting.append(f"{called(job.wildcards, has_lengths)}: {_progress(job.leased, worker)}")
     since = _seconds(holder.since) if holder else 0.0
     rates = {stage: rate for stage, of in ends.items() if since and (rate := _rate(of, since))}

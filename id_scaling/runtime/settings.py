@@ -1,7 +1,8 @@
 """Settings of jobs as dataclasses: how a class declares one, and how a job reads it back from JSON.
 
-The class that uses a setting declares it, once: name, type, default, meaning, and which values it takes. Keys of the
-configuration are generated from these declarations (`study.sections`), and a job builds the same class from its JSON.
+The class that uses a setting declares it, once: name, type, default, meaning, and which values it takes. The keys of
+the configuration are generated from these declarations (`study.declared_keys`), and a job builds the same class from
+its JSON.
 """
 
 from __future__ import annotations
@@ -9,11 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from inspect import Parameter, signature
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from id_scaling.errors import InputError, nearest
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 T = TypeVar("T")
+Declared = TypeVar("Declared", bound="DataclassInstance")
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ def call_with(function: Callable[..., T], values: Mapping[str, Any], /, **others
     return function(**values, **others)
 
 
-def read_settings(kind: type[T], values: Mapping[str, Any], **made: Any) -> T:
+def read_settings(kind: type[Declared], values: Mapping[str, Any], **made: Any) -> Declared:
     """Return the settings of a job as the class that declares them.
 
     Parameters
@@ -105,9 +110,9 @@ def read_settings(kind: type[T], values: Mapping[str, Any], **made: Any) -> T:
 def _as_declared(hint: Any, value: Any) -> Any:
     """Return a value of JSON, which has neither tuples nor classes, as the type that a field declares."""
     inner = get_args(hint)
-    if is_dataclass(hint):
+    if isinstance(hint, type) and is_dataclass(hint):
         return read_settings(hint, value)
-    if isinstance(value, Mapping) and len(inner) == 2 and is_dataclass(inner[1]):
+    if isinstance(value, Mapping) and len(inner) == 2 and isinstance(inner[1], type) and is_dataclass(inner[1]):
         return {name: read_settings(inner[1], each) for name, each in value.items()}
     is_tuple = any(get_origin(each) is tuple for each in (hint, *inner))
     return tuple(value) if is_tuple and isinstance(value, list) else value

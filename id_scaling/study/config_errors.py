@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -38,19 +39,21 @@ def as_sentences(error: ValidationError, config: dict[str, Any], root: type[Sect
     return [*(shortened(plain(line).replace("\n", "\\n"), MOST_OF_A_LINE) for line in lines), *more]
 
 
-def _by_place(problems: list[dict[str, Any]], config: dict[str, Any]) -> list[tuple[Place, list[dict[str, Any]]]]:
+def _by_place(
+    problems: Sequence[Mapping[str, Any]], config: dict[str, Any]
+) -> list[tuple[Place, list[Mapping[str, Any]]]]:
     """Return problems grouped by key: a key that takes one of two types has a problem for each.
 
     Of a key and something inside it, only the inside is wrong: the key is of the type that has an inside.
     """
-    places: dict[Place, list[dict[str, Any]]] = {}
+    places: dict[Place, list[Mapping[str, Any]]] = {}
     for problem in problems:
         places.setdefault(_place(problem, config), []).append(problem)
     outsides = {place[:depth] for place in places for depth in range(1, len(place))}
     return [(place, found) for place, found in places.items() if place not in outsides]
 
 
-def _line(place: Place, problems: list[dict[str, Any]], root: type[Section]) -> str:
+def _line(place: Place, problems: Sequence[Mapping[str, Any]], root: type[Section]) -> str:
     """Return the problems of one key as: where, what was found, what is allowed."""
     # Of several types that a key takes, the one whose own rule is broken is the one that was meant.
     problem = next((each for each in problems if each["type"] == "value_error"), problems[0])
@@ -67,7 +70,7 @@ def _line(place: Place, problems: list[dict[str, Any]], root: type[Section]) -> 
     return f"{where}: found {shown(problem['input'])}, expected {allowed}{_advice(problem)}"
 
 
-def _allowed(problem: dict[str, Any]) -> str:
+def _allowed(problem: Mapping[str, Any]) -> str:
     """Return what one problem says is allowed."""
     kind, context = problem["type"], problem.get("ctx", {})
     if kind == "string_pattern_mismatch":
@@ -86,7 +89,7 @@ def _allowed(problem: dict[str, Any]) -> str:
     return words.get(kind, problem["msg"].removeprefix("Input should be ").removeprefix("a valid "))
 
 
-def _place(problem: dict[str, Any], config: dict[str, Any]) -> Place:
+def _place(problem: Mapping[str, Any], config: dict[str, Any]) -> Place:
     """Return where a problem is in the configuration as it was given.
 
     A location also names branches of types, and indices into lists made of one value: neither is in the configuration.
@@ -137,7 +140,7 @@ def _description(location: tuple, root: type[Section]) -> str:
     return next((f.description or "" for name, f in fields.items() if location[-1] in (name, f.alias)), "a value")
 
 
-def _advice(problem: dict[str, Any]) -> str:
+def _advice(problem: Mapping[str, Any]) -> str:
     """Return what to do about a value whose type YAML chose unexpectedly."""
     value, is_text_meant = problem["input"], problem["type"] == "string_type"
     if isinstance(value, bool):

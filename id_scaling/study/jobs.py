@@ -35,7 +35,7 @@ from id_scaling.storage.layout import (
 from id_scaling.text.shuffling import NONE
 
 if TYPE_CHECKING:
-    from id_scaling.study.study import Study
+    from id_scaling.study.targets import Targets
 
 Wildcards = Mapping[str, Any]
 
@@ -61,7 +61,7 @@ class Rule:
     """
 
     stage: str
-    jobs: Callable[[Study], Iterable[Wildcards]]
+    jobs: Callable[[Targets], Iterable[Wildcards]]
     outputs: tuple[str, ...]
     leased: str | None = None
     is_of_session: bool = True
@@ -103,17 +103,17 @@ class Job:
     def leased(self) -> Path | None:
         """The folder whose lease its process holds, if it does: that of a batch for all estimates of a run."""
         leased = RULES[self.rule].leased
-        return leased and self.folder / leased.format(**self.wildcards)
+        return self.folder / leased.format(**self.wildcards) if leased else None
 
 
-def jobs_of(study: Study, *rules: str) -> Iterator[Job]:
+def jobs_of(study: Targets, *rules: str) -> Iterator[Job]:
     """Yield every job of a study, or of some rules only, upstream first."""
     for rule in rules or RULES:
         for wildcards in RULES[rule].jobs(study):
             yield job_of(study, rule, wildcards)
 
 
-def job_of(study: Study, rule: str, wildcards: Wildcards) -> Job:
+def job_of(study: Targets, rule: str, wildcards: Wildcards) -> Job:
     """Return one job of a study."""
     folder = Path(study.session) if RULES[rule].is_of_session else RESOURCES
     outputs: list[Path] = []
@@ -122,12 +122,12 @@ def job_of(study: Study, rule: str, wildcards: Wildcards) -> Job:
     return Job(rule, wildcards, folder, tuple(outputs))
 
 
-def contexts_job(study: Study, run: Run) -> Job:
+def contexts_job(study: Targets, run: Run) -> Job:
     """Return the job that makes the contexts of a run."""
     return job_of(study, "chunk_dataset" if run.control == NONE else "shuffle_contexts", _text(study, run))
 
 
-def plain_contexts_job(study: Study, run: Run) -> Job:
+def plain_contexts_job(study: Targets, run: Run) -> Job:
     """Return the job that makes the contexts which those of a run are, or are shuffled from."""
     return contexts_job(study, replace(run, control=NONE))
 
@@ -135,7 +135,7 @@ def plain_contexts_job(study: Study, run: Run) -> Job:
 # ---- which jobs there are of each rule ---------------------------------------------------------------------------
 
 
-def _named(study: Study) -> set[str]:
+def _named(study: Targets) -> set[str]:
     """Return the models and tokenizers of a study, as the configuration names them."""
     return {*study.tokenizers.values(), *(model.model_name for model in study.config.models)}
 
@@ -145,16 +145,16 @@ def _once(is_asked: bool) -> list[Wildcards]:
     return [{}] if is_asked else []
 
 
-def _trained(study: Study) -> list[Wildcards]:
+def _trained(study: Targets) -> list[Wildcards]:
     return [{"model": name} for name in sorted(_named(study) & set(bundled.TRAINED))]
 
 
-def _texts_asked(study: Study) -> bool:
+def _texts_asked(study: Targets) -> bool:
     """Return whether bundled texts are studied, or a model is trained on them."""
     return bool(_trained(study)) or any(data.dataset_name in bundled.DATASETS for data in study.config.datasets)
 
 
-def _tokenizer_asked(study: Study) -> bool:
+def _tokenizer_asked(study: Targets) -> bool:
     return bool(_trained(study)) or bundled.TRAINED_TOKENIZER in _named(study)
 
 
@@ -163,43 +163,43 @@ def _different(names: Iterable[Wildcards]) -> list[Wildcards]:
     return list({tuple(each.values()): each for each in names}.values())
 
 
-def _shards(study: Study) -> list[Wildcards]:
+def _shards(study: Targets) -> list[Wildcards]:
     return _different({"dataset": run.dataset, "subset": run.subset} for run in study.runs)
 
 
-def _checkpoints(study: Study) -> list[Wildcards]:
+def _checkpoints(study: Targets) -> list[Wildcards]:
     return _different({"model": run.model, "checkpoint": run.checkpoint} for run in study.runs)
 
 
-def _runs(study: Study) -> list[Wildcards]:
+def _runs(study: Targets) -> list[Wildcards]:
     return list(map(vars, study.runs))
 
 
-def _runs_of_hub(study: Study) -> list[Wildcards]:
+def _runs_of_hub(study: Targets) -> list[Wildcards]:
     return [vars(run) for run in study.runs if study.is_on_hub(run.model, run.checkpoint)]
 
 
-def _batches(study: Study) -> list[Wildcards]:
+def _batches(study: Targets) -> list[Wildcards]:
     return _runs(study) if study.modules and study.estimators else []
 
 
-def _tables(study: Study) -> Iterator[Wildcards]:
+def _tables(study: Targets) -> Iterator[Wildcards]:
     for run in study.runs:
         for module in study.modules:
             for estimator in study.estimators:
                 yield {**vars(run), "module": module, "estimator": estimator}
 
 
-def _text(study: Study, run: Run) -> Wildcards:
+def _text(study: Targets, run: Run) -> Wildcards:
     names = {**vars(run), "tokenizer": study.tokenizer_of(run.model)}
     return {axis: names[axis] for axis in TEXT_AXES}
 
 
-def _plain_texts(study: Study) -> list[Wildcards]:
+def _plain_texts(study: Targets) -> list[Wildcards]:
     return _different(_text(study, replace(run, control=NONE)) for run in study.runs)
 
 
-def _shuffled_texts(study: Study) -> list[Wildcards]:
+def _shuffled_texts(study: Targets) -> list[Wildcards]:
     return _different(_text(study, run) for run in study.runs if run.control != NONE)
 
 

@@ -8,7 +8,7 @@ refuses, is its `execution`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
@@ -19,7 +19,7 @@ from id_scaling.neighbors.statistics import GROUPS
 from id_scaling.runtime.atomic_files import canonical_json
 from id_scaling.sources import bundled
 from id_scaling.storage.layout import LAYOUT_VERSION, Run, extraction_digest, slug
-from id_scaling.study.config import Config, DatasetConfig, ModelConfig
+from id_scaling.study.axes import Axes
 from id_scaling.study.config_types import Section
 from id_scaling.study.declared_keys import values_of
 from id_scaling.study.fingerprint import ROOTS, fingerprint
@@ -30,21 +30,8 @@ from id_scaling.text.shuffling import NONE
 MOST_BYTES = 120_000
 
 
-class JobSettings:
+class JobSettings(Axes):
     """The settings and the execution of each job, of what `Study` knows of a configuration."""
-
-    config: Config
-    models: Mapping[str, ModelConfig]
-    datasets: Mapping[str, DatasetConfig]
-    tokenizers: Mapping[str, str]
-    checkpoints: Mapping[str, str]
-    runs: list[Run]
-    modules: list[str]
-    estimators: list[str]
-    tokenizer_of: Callable[[str], str]
-    sites: Callable[[str], dict[str, Any]]
-    is_own_tokenizer: Callable[[ModelConfig], bool]
-    allow_special_tokens: set[bool]
 
     # ---- settings: what can change an output ------------------------------------------------------------------
 

@@ -173,7 +173,7 @@ class Staleness:
             upstream = {tokenizer: True}
         for job in jobs_of(self.study, "train_model"):
             settings = self.study.train_model_settings(job.wildcards["model"])
-            self._compare(job.rule, job.outputs, _training(job.leased), settings, {}, upstream)
+            self._compare(job.rule, job.outputs, _training(job.outputs[0].parents[1]), settings, {}, upstream)
 
     def _compare_source(
         self,

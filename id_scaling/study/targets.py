@@ -7,10 +7,11 @@ from pathlib import Path
 from id_scaling.plots.catalog import figures_of, n_sizes
 from id_scaling.results.training_steps import training_step
 from id_scaling.storage.layout import FIGURE, REPORT, SUMMARIES, identity_path
+from id_scaling.study.axes import Axes
 from id_scaling.study.jobs import jobs_of
 
 
-class Targets:
+class Targets(Axes):
     """The files of a study; `Study` has its axes."""
 
     def targets(self) -> list[str]:
