@@ -40,6 +40,8 @@ class _Plain(logging.Formatter):
 def start_logging(is_verbose: bool) -> None:
     """Send the package's log to standard error, with details when `is_verbose`; and what ends the process, as plain."""
     handler = logging.StreamHandler(sys.stderr)
+    for earlier in [each for each in LOG.handlers if isinstance(each.formatter, _Plain)]:
+        LOG.removeHandler(earlier)  # of a command before in this process: each line is said once
     handler.setFormatter(_Plain("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     LOG.addHandler(handler)
     LOG.setLevel(logging.DEBUG if is_verbose else logging.INFO)

@@ -12,6 +12,9 @@ import pytest
 import yaml
 from conftest import ROOT, Workflow, save_text, save_tiny_llama, study
 
+from id_scaling.cli.costs import jobs_of
+from id_scaling.study.study import Study
+
 WHOLE = {
     "fetch_dataset": 1,
     "fetch_model": 1,
@@ -27,20 +30,31 @@ WHOLE = {
 def test_a_dry_run_of_the_embedded_default_shows_every_job(tmp_path: Path):
     """Nothing is fetched yet, so the embedded model and texts are prepared too."""
     workflow = Workflow(tmp_path, yaml.safe_load((ROOT / "config" / "config.yaml").read_text()))
-    assert workflow.planned() == {**WHOLE, "prepare_model": 1, "prepare_dataset": 1}
+    planned = workflow.planned()
+    assert planned == {**WHOLE, "prepare_model": 1, "prepare_dataset": 1}
+    assert jobs_of(Study(workflow.config)) == planned
 
 
 def test_the_documented_example_dry_runs_without_network_or_weights(tmp_path: Path):
     """Llama-2-7B, 4 modules x 4 estimators."""
     workflow = Workflow(tmp_path, yaml.safe_load((ROOT / "config" / "llama2-7b.yaml").read_text()))
-    assert workflow.planned() == {**WHOLE, "fetch_weights": 1, "estimate_dimension": 16}
+    planned = workflow.planned()
+    assert planned == {**WHOLE, "fetch_weights": 1, "estimate_dimension": 16}
+    assert jobs_of(Study(workflow.config)) == planned
 
 
-def test_the_sweep_over_size_and_training_dry_runs_without_network_or_weights(tmp_path: Path):
-    """Pythia: 8 sizes x 154 checkpoints x 4 modules x 4 estimators."""
+@pytest.mark.parametrize("n_checkpoints", [2, pytest.param(154, marks=pytest.mark.workflow)])
+def test_the_sweep_over_size_and_training_dry_runs_without_network_or_weights(tmp_path: Path, n_checkpoints: int):
+    """Pythia: 8 sizes x 154 checkpoints x 4 modules x 4 estimators; and some of its checkpoints."""
     workflow = Workflow(tmp_path, yaml.safe_load((ROOT / "config" / "pythia.yaml").read_text()))
-    n_runs = 8 * 154
-    assert workflow.planned() == {
+    for model in workflow.config["model_config"]:
+        assert len(model["model_checkpoint"]) == 154
+        model["model_checkpoint"] = model["model_checkpoint"][:n_checkpoints]
+    workflow.write()
+    n_runs = 8 * n_checkpoints
+    planned = workflow.planned()
+    assert jobs_of(Study(workflow.config)) == planned
+    assert planned == {
         **WHOLE,
         "fetch_model": n_runs,
         "fetch_weights": n_runs,
@@ -49,6 +63,13 @@ def test_the_sweep_over_size_and_training_dry_runs_without_network_or_weights(tm
         "extract_activations": n_runs,
         "estimate_dimension": n_runs * 16,
     }
+
+
+@pytest.fixture(scope="module")
+def dry_run(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path, text_folder: Path) -> str:
+    """What a dry run of a small study prints, with the command of each job."""
+    workflow = Workflow(tmp_path_factory.mktemp("dry-run"), study(tiny_llama, text_folder))
+    return workflow.run("--dry-run", "--printshellcmds")
 
 
 def modules_loaded(folder: Path, command: list[str]) -> set[str]:
@@ -91,15 +112,15 @@ def test_lists_multiply_into_runs(tmp_path: Path, text_folder: Path):
 
 def test_stage_targets_stop_at_their_stage(workflow: Workflow):
     assert "estimate_dimension" not in workflow.planned("extract_all")
-    assert workflow.planned("estimate_all")["estimate_dimension"] == 15
-    assert "summarize" not in workflow.planned("estimate_all")
+    planned = workflow.planned("estimate_all")
+    assert planned["estimate_dimension"] == 15
+    assert "summarize" not in planned
 
 
-def test_a_configuration_of_ones_own_is_not_merged_into_the_default(workflow: Workflow):
+def test_a_configuration_of_ones_own_is_not_merged_into_the_default(dry_run: str):
     """The default names 12 documents and 1024 tokens; a key left out takes the documented default instead."""
-    output = workflow.run("--dry-run", "--printshellcmds")
-    assert '"max_documents":null' in output
-    assert '"max_documents":12' not in output
+    assert '"max_documents":null' in dry_run
+    assert '"max_documents":12' not in dry_run
 
 
 def rule_blocks(output: str) -> dict[str, str]:
@@ -178,10 +199,10 @@ def test_a_workflow_runs_from_any_folder_without_an_activated_environment(tmp_pa
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_extractions_queue_for_the_one_gpu_of_a_local_machine(workflow: Workflow):
+def test_extractions_queue_for_the_one_gpu_of_a_local_machine(dry_run: str):
     """The local profile counts one, and every extraction takes it."""
     profile = yaml.safe_load((ROOT / "profiles" / "local" / "profile.yaml").read_text())
     assert "gpu=1" in profile["resources"]
-    blocks = rule_blocks(workflow.run("--dry-run"))
+    blocks = rule_blocks(dry_run)
     taking = [rule for rule, block in blocks.items() if re.search(r"\bgpu=1\b", block)]
     assert taking == ["extract_activations"]

@@ -25,9 +25,11 @@ from id_scaling.runtime import workers as children
 from id_scaling.runtime.workers import ChildError, ask_child
 
 VIEWS = [View(0), View(4)]
+# Starting children takes longer than what they compute: the others share theirs.
+OWN_CHILDREN = pytest.mark.usefixtures("own_children")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def own_children(monkeypatch: pytest.MonkeyPatch) -> None:
     """Children that other tests do not meet."""
     monkeypatch.setattr(children, "_OF_THREAD", threading.local())
@@ -63,6 +65,7 @@ def test_neighbors_are_those_found_here(dtype: torch.dtype, n_processes: int) ->
                 np.testing.assert_equal(dict(one.statistics), dict(expected.statistics))
 
 
+@OWN_CHILDREN
 def test_what_goes_wrong_in_a_process_is_said() -> None:
     clouds, questions = clouds_of(2, 60, 4, torch.float32), questions_of(2, 60)
     find = Searchers(2).find
@@ -82,6 +85,7 @@ class Deadly:
         return signal.raise_signal, (signal.SIGKILL,)
 
 
+@OWN_CHILDREN
 def test_processes_end_with_whoever_started_them(tmp_path: Path) -> None:
     code = (
         "import os\n"
@@ -105,10 +109,12 @@ def is_running(pid: int) -> bool:
         return False
 
 
+@OWN_CHILDREN
 def test_one_child_answers_all_questions_of_a_function() -> None:
     assert ask_child(os.getpid) == ask_child(os.getpid) != os.getpid()
 
 
+@OWN_CHILDREN
 def test_a_file_under_the_number_of_another_is_not_taken_for_it() -> None:
     clouds, questions = clouds_of(2, 60, 4, torch.float32), questions_of(2, 60)
     room = searchers._Room()
@@ -124,6 +130,7 @@ def test_a_file_under_the_number_of_another_is_not_taken_for_it() -> None:
         np.testing.assert_array_equal(found.r1, expected.r1)
 
 
+@OWN_CHILDREN
 def test_a_busy_process_ends_with_whoever_started_it() -> None:
     code = (
         "import os, threading, time\n"
@@ -151,6 +158,7 @@ def say_and_spin() -> None:
 
 
 @pytest.mark.parametrize("n_processes", [1, 2])
+@OWN_CHILDREN
 def test_a_search_without_memory_is_one_clear_error(n_processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     clouds, questions = clouds_of(2, 60, 4, torch.float32), questions_of(2, 60)
     monkeypatch.setattr(searchers, "find_neighbors", out_of_memory)
@@ -164,5 +172,6 @@ def out_of_memory(*_: object, **__: object) -> None:
     raise MemoryError("no room")
 
 
+@OWN_CHILDREN
 def test_a_child_computes_in_one_thread() -> None:
     assert ask_child(os.getenv, "OMP_NUM_THREADS") == "1"

@@ -35,7 +35,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for model, n_layers in zip(models, (2, 3), strict=True):
         for seed, step in enumerate(("step0", "step10")):
             save_tiny_llama(model / step, seed, n_layers)
-    steps, text = ["step0", "step10"], save_text(folder / "text", n_documents=24)
+    steps, text = ["step0", "step10"], save_text(folder / "text", n_documents=20)
     lines = (text / "00.jsonl").read_text().splitlines()
     lines[3] = json.dumps({**json.loads(lines[3]), "id": HOSTILE})
     (text / "00.jsonl").write_text("\n".join(lines) + "\n")
@@ -44,6 +44,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Path:
         text,
         model_config=[{"model_name": str(model), "model_checkpoint": steps} for model in models],
         session_path=str(folder / "session"),
+        batch_size=20,
         ctx_len=[96, 64],  # under `default` 95 points, and 63, fewer than were simulated for equivalents
         controls=["none", "shuffle-1"],
         cacheing_config__views=VIEWS,
@@ -205,12 +206,12 @@ def test_names_are_text(opened: Page) -> None:
 
 def test_the_page_says_what_was_run_and_what_to_doubt(opened: Page, session: Path) -> None:
     what, trust = opened.locator("#what").inner_text(), opened.locator("#trust").inner_text()
-    for words in ("step0, step10", "none, shuffle-1", "24 contexts of 24 documents", "decimate 30, draw 1"):
+    for words in ("step0, step10", "none, shuffle-1", "20 contexts of 20 documents", "decimate 30, draw 1"):
         assert words in what, words
     summary = load_summary(session).filter(view="default", estimator="mle")
     n_clouds = summary["n_contexts"].sum()
     assert f"mle: 0 of {n_clouds:,} clouds have no estimate." in trust
-    assert "Rows are of 24 documents at least; intervals: bootstrap." in trust
+    assert "Rows are of 20 documents at least; intervals: bootstrap." in trust
     # Of both estimators, at contexts of 96 tokens; those of 64 have too few points for an equivalent.
     means, equivalent = load_summary(session).filter(view="default"), pl.col("value_gaussian_equivalent")
     known, unknown = (means.filter(ctx_len=length) for length in (96, 64))

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from id_scaling.runtime.logging import LOG, Progress
+from id_scaling.runtime.logging import LOG, Progress, start_logging
 
 
 class Clock:
@@ -54,3 +54,13 @@ def test_loop_of_unknown_length_says_how_much_of_the_whole_is_done(
         "cut context 600 (10% of the whole), 30 a second, 180 s left",
         "cut context 4000 (75% of the whole), 133 a second, 10 s left",
     ]
+
+
+def test_a_line_is_said_once_however_many_commands_ran_in_this_process(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.excepthook", None)
+    for _ in range(3):
+        start_logging(is_verbose=False)
+    LOG.info("a line")
+    assert capsys.readouterr().err.count("a line") == 1
