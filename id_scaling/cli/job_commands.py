@@ -63,7 +63,7 @@ def check_recorded(verb: str, settings: Mapping[str, Any]) -> None:
         What it was given.
     """
     if verb in KEYS:
-        check_keys(verb, settings, KEYS[verb])
+        check_keys(verb, settings, needed=(), known=KEYS[verb])
 
 
 def prepare_model(arguments: Arguments) -> None:

@@ -435,7 +435,6 @@ def test_setting_that_a_job_needs_is_missed(
         ("chunk", ("settings", "chunking"), "max_chunks"),
         ("extract", ("settings", "views", "default"), "decimate"),
         ("fetch-dataset", ("settings",), "subset"),
-        ("summarize", ("settings",), "family_per"),
     ):
 
         def remove(told: dict[str, Any], path: tuple[str, ...] = path, key: str = key) -> None:
