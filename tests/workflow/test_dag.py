@@ -12,7 +12,7 @@ import pytest
 import yaml
 from conftest import ROOT, Workflow, save_text, save_tiny_llama, study
 
-from id_scaling.cli.costs import jobs_of
+from id_scaling.cli.costs import count_jobs
 from id_scaling.study.study import Study
 
 WHOLE = {
@@ -32,7 +32,7 @@ def test_a_dry_run_of_the_embedded_default_shows_every_job(tmp_path: Path):
     workflow = Workflow(tmp_path, yaml.safe_load((ROOT / "config" / "config.yaml").read_text()))
     planned = workflow.planned()
     assert planned == {**WHOLE, "prepare_model": 1, "prepare_dataset": 1}
-    assert jobs_of(Study(workflow.config)) == planned
+    assert count_jobs(Study(workflow.config)) == planned
 
 
 def test_the_documented_example_dry_runs_without_network_or_weights(tmp_path: Path):
@@ -40,7 +40,7 @@ def test_the_documented_example_dry_runs_without_network_or_weights(tmp_path: Pa
     workflow = Workflow(tmp_path, yaml.safe_load((ROOT / "config" / "llama2-7b.yaml").read_text()))
     planned = workflow.planned()
     assert planned == {**WHOLE, "fetch_weights": 1, "estimate_dimension": 16}
-    assert jobs_of(Study(workflow.config)) == planned
+    assert count_jobs(Study(workflow.config)) == planned
 
 
 @pytest.mark.parametrize("n_checkpoints", [2, pytest.param(154, marks=pytest.mark.workflow)])
@@ -53,7 +53,7 @@ def test_the_sweep_over_size_and_training_dry_runs_without_network_or_weights(tm
     workflow.write()
     n_runs = 8 * n_checkpoints
     planned = workflow.planned()
-    assert jobs_of(Study(workflow.config)) == planned
+    assert count_jobs(Study(workflow.config)) == planned
     assert planned == {
         **WHOLE,
         "fetch_model": n_runs,
