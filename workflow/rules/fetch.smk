@@ -1,8 +1,11 @@
 """From names to files on this machine; local, so that compute nodes need no network."""
 
-IDENTITY = "<session>/models/{model}/{checkpoint}/identity.json"
-TOKENIZER = "<session>/tokenizers/{tokenizer}/identity.json"
-SHARD = "<session>/datasets/{dataset}/{subset}/identity.json"
+IDENTITY = outputs_of("fetch_model")[0]
+TOKENIZER = outputs_of("fetch_tokenizer")[0]
+SHARD = outputs_of("fetch_dataset")[0]
+WEIGHTS = outputs_of("fetch_weights")[0]
+BUNDLED_MODEL = outputs_of("prepare_model")
+BUNDLED_TEXTS = outputs_of("prepare_dataset")
 
 
 localrules:
@@ -16,10 +19,10 @@ localrules:
 
 rule prepare_model:
     output:
-        weights="<resources>/smollm2-135m-instruct/model.safetensors",
-        tokenizer="<resources>/smollm2-135m-instruct/tokenizer.json",
+        weights=BUNDLED_MODEL[0],
+        tokenizer=BUNDLED_MODEL[1],
     log:
-        "<resources>/logs/prepare_model.log",
+        log_of("prepare_model"),
     conda:
         "../../environment.yml"
     shell:
@@ -32,11 +35,11 @@ rule prepare_model:
 
 rule prepare_dataset:
     output:
-        since_1946="<resources>/sotu/0000.parquet",
-        since_1900="<resources>/sotu/0001.parquet",
-        since_1790="<resources>/sotu/0002.parquet",
+        since_1946=BUNDLED_TEXTS[0],
+        since_1900=BUNDLED_TEXTS[1],
+        since_1790=BUNDLED_TEXTS[2],
     log:
-        "<resources>/logs/prepare_dataset.log",
+        log_of("prepare_dataset"),
     conda:
         "../../environment.yml"
     shell:
@@ -54,7 +57,7 @@ rule fetch_model:
     output:
         IDENTITY,
     log:
-        "<session>/logs/fetch_model/{model}/{checkpoint}.log",
+        log_of("fetch_model"),
     conda:
         "../../environment.yml"
     params:
@@ -77,13 +80,9 @@ rule fetch_weights:
         # Not read; but before there are contexts weights are of no use.
         contexts=get_contexts,
     output:
-        unless_kept(
-            directory(
-                "<session>/weights/{model}/{checkpoint}/{dataset}/{subset}/{ctx_len}/{control}"
-            )
-        ),
+        unless_kept(directory(WEIGHTS)),
     log:
-        "<session>/logs/fetch_weights/{model}/{checkpoint}/{dataset}/{subset}/{ctx_len}/{control}.log",
+        log_of("fetch_weights"),
     conda:
         "../../environment.yml"
     # As many as an extraction, which goes first: on one machine weights come when nothing is left to extract.
@@ -107,7 +106,7 @@ rule fetch_tokenizer:
     output:
         TOKENIZER,
     log:
-        "<session>/logs/fetch_tokenizer/{tokenizer}.log",
+        log_of("fetch_tokenizer"),
     conda:
         "../../environment.yml"
     params:
@@ -130,7 +129,7 @@ rule fetch_dataset:
     output:
         SHARD,
     log:
-        "<session>/logs/fetch_dataset/{dataset}/{subset}.log",
+        log_of("fetch_dataset"),
     conda:
         "../../environment.yml"
     params:

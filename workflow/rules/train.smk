@@ -3,12 +3,9 @@
 The text of 1946 and later is held out for their evaluation.
 """
 
-HELD_IN = ["<resources>/sotu/0001.parquet", "<resources>/sotu/0002.parquet"]
-TRAINED_TOKENIZER = f"<resources>/{bundled.TRAINED_TOKENIZER}/tokenizer.json"
-TRAINED_MODELS = [
-    f"<resources>/{{model}}/step{step}/model.safetensors"
-    for step in bundled.TRAINED_STEPS
-]
+HELD_IN = outputs_of("prepare_dataset")[1:]
+TRAINED_TOKENIZER = outputs_of("train_tokenizer")[0]
+TRAINED_MODELS = outputs_of("train_model")
 
 
 rule train_tokenizer:
@@ -18,9 +15,9 @@ rule train_tokenizer:
     output:
         TRAINED_TOKENIZER,
     log:
-        "<resources>/logs/train_tokenizer.log",
+        log_of("train_tokenizer"),
     benchmark:
-        "<resources>/benchmarks/train_tokenizer.tsv"
+        benchmark_of("train_tokenizer")
     conda:
         "../../environment.yml"
     resources:
@@ -46,9 +43,9 @@ rule train_model:
     output:
         TRAINED_MODELS,
     log:
-        "<resources>/logs/train_model/{model}.log",
+        log_of("train_model"),
     benchmark:
-        "<resources>/benchmarks/train_model/{model}.tsv"
+        benchmark_of("train_model")
     wildcard_constraints:
         model=one_of(bundled.TRAINED),
     conda:
