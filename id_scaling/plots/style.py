@@ -11,6 +11,7 @@ import polars as pl
 from id_scaling.neighbors.cloud_kinds import CONTEXT
 from id_scaling.neighbors.views import leading_view
 from id_scaling.results.text_table import mixture
+from id_scaling.storage.layout import AXES
 
 T = TypeVar("T")
 # A figure, or a part of one, as Vega-Lite has it; data stand at the top, under their names.
@@ -28,7 +29,9 @@ SHOWN = ["view", "layer", "module", "estimator", "mean", "sd", "n_contexts", "n_
 SHOWN += ["mean_entropy", "spearman_loss", "spearman_loss_low", "spearman_loss_high", "partial_loss", "p_loss"]
 SHOWN += ["q_loss", "n_parameters", "n_embedding_parameters", "training_step", "dtype", "device"]
 PRECISION = ("dtype", "device")
-RUN = ["model", "checkpoint", "dataset", "subset", "ctx_len", "control"]
+RUN = list(AXES)
+# What tells the texts of runs apart.
+TEXT = [axis for axis in RUN if axis not in ("model", "checkpoint")]
 ID = "intrinsic dimension"
 CONFIG = {
     "view": {"continuousWidth": 300, "continuousHeight": 300, "stroke": None},

@@ -96,7 +96,7 @@ def id_by_size(summary: pl.DataFrame) -> style.Specification:
     )
     losses = table.unique("run", maintain_order=True)
     law = scaling_law(losses["n_counted"].to_numpy(), losses["mean_loss"].cast(pl.Float64).to_numpy())
-    text = table.select(style.called(summary, ["dataset", "subset", "ctx_len", "control"]))[0].item()
+    text = table.select(style.called(summary, style.TEXT))[0].item()
     subtitle = f"the largest mean of all layers, which is chosen by looking; last checkpoint of each model, {text}"
     panel = partial(_against_size, title=f"largest {style.ID} of a layer", by="module")
     titles = "Size of the model", subtitle
@@ -152,8 +152,7 @@ def _over_training(summary: pl.DataFrame) -> pl.DataFrame:
     """Return the rows of one control, shard, length and module at checkpoints whose step is known, of a few models."""
     table = style.of_all_contexts(style.leading(summary))
     table = table.with_columns(style.called(summary, ["dataset", "subset", "ctx_len"]).alias("text"))
-    of_text = ("dataset", "subset", "ctx_len", "control")
-    same = {key: value for key, value in style.leading_run(table).items() if key in of_text}
+    same = {key: value for key, value in style.leading_run(table).items() if key in style.TEXT}
     table = table.filter(**same, module=style.modules_of(table)[0])
     n_unknown = pl.col("checkpoint").filter(pl.col("training_step").is_null()).n_unique().over("model")
     table = table.with_columns(n_unknown=n_unknown).filter(pl.col("training_step").is_not_null())

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from id_scaling.results.run_tables import SITE
+from id_scaling.storage.layout import AXES
 
-RUN_AXES = ["model", "checkpoint", "dataset", "subset", "ctx_len", "control"]
+RUN_AXES = list(AXES)
 GROUP = ["group", "group_value"]
 KEYS = [*GROUP, *SITE]
 # Mean properties of the clouds of a row, next to their ID.

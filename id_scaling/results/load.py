@@ -13,11 +13,10 @@ from id_scaling.errors import ConfigError, StoreError, made_anew
 from id_scaling.neighbors.cloud_kinds import CONTEXT
 from id_scaling.results.inputs import check_current
 from id_scaling.results.run_tables import SCORES, token_scores
-from id_scaling.storage.layout import Run, contexts_path, ids_path, run_folder, runs_of
+from id_scaling.storage.layout import AXES, Run, contexts_path, ids_path, names_of, run_folder, runs_of
 from id_scaling.storage.records import read_record, read_table, read_unverified, table_facts
 from id_scaling.text.documents import check_contexts
 
-RUN_AXES = ("model", "checkpoint", "dataset", "subset", "ctx_len", "control")
 ROW_AXES = ("view", "layer")
 OF_CONTEXT = ["context", "document", "document_id", "chunk", "token_start", "token_stop", "metadata"]
 
@@ -145,7 +144,7 @@ def load_tokens(
     (0, 0, None)
     """
     if others := axes.keys() & {"module", "estimator", *ROW_AXES}:
-        raise ConfigError(f"{others.pop()} is no axis of tokens; expected some of {', '.join(RUN_AXES)}")
+        raise ConfigError(f"{others.pop()} is no axis of tokens; expected some of {', '.join(AXES)}")
     return _of_runs(Path(session_path), axes, _tokens_of_run, verify)
 
 
@@ -157,7 +156,7 @@ def _of_runs(
     summary = read_table(_summary_path(session), [*ROW_AXES, "level"], verify)[0].filter(level=CONTEXT)
     chosen, tables = _chosen(axes, settings, summary), []
     for run in runs_of(settings):
-        of_run = _names_of(run, settings)
+        of_run = names_of(run, settings)
         if all(of_run[key] in chosen.get(key, {of_run[key]}) for key in of_run):
             rows = rows_of(session, run, settings, chosen, verify)
             tables.append(rows.select(*(pl.lit(value).alias(key) for key, value in of_run.items()), pl.all()))
@@ -170,14 +169,9 @@ def run_named(session: Path, names: Mapping[str, str | int]) -> Run:
     """Return the run of a session that the summary calls by these names."""
     settings = _settings_of(session)
     for run in runs_of(settings):
-        if _names_of(run, settings) == dict(names):
+        if names_of(run, settings) == dict(names):
             return run
     raise ConfigError(f"the session has no run {', '.join(map(str, names.values()))}")
-
-
-def _names_of(run: Run, settings: Mapping[str, Any]) -> dict[str, str | int]:
-    """Return what the configuration, and so the summary, calls a run."""
-    return {key: settings["names"].get(key, {}).get(value, value) for key, value in vars(run).items()}
 
 
 def _summary_path(session_path: str | Path) -> Path:
@@ -199,8 +193,8 @@ def _settings_of(session: Path, verify: bool = True) -> dict[str, Any]:
 
 def _chosen(axes: Mapping[str, Any], settings: Mapping[str, Any], summary: pl.DataFrame) -> dict[str, set]:
     """Return the values of each axis that are asked for, once the session is known to have them."""
-    named = [_names_of(run, settings) for run in runs_of(settings)]
-    has = {key: {of_run[key] for of_run in named} for key in RUN_AXES}
+    named = [names_of(run, settings) for run in runs_of(settings)]
+    has = {key: {of_run[key] for of_run in named} for key in AXES}
     has |= {"module": set(settings["modules"]), "estimator": {name for name, _ in settings["estimators"]}}
     has |= {axis: set(summary[axis]) for axis in ROW_AXES}
     chosen = {}

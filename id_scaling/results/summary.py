@@ -29,7 +29,7 @@ from id_scaling.results.text_table import mixture, readable
 from id_scaling.results.training_steps import training_step, training_tokens
 from id_scaling.runtime.atomic_files import sha256, writing_all
 from id_scaling.runtime.logging import LOG, Progress
-from id_scaling.storage.layout import Run, runs_of
+from id_scaling.storage.layout import Run, names_of, runs_of
 from id_scaling.storage.records import write_table
 
 # Of the runs of a family, see `family_per`.
@@ -101,20 +101,15 @@ def _summarize_run(
     # Rows of all contexts first, then those of each key, as if all sites had been read at once.
     table = pl.concat(tables).sort(pl.col("group").replace_strict(run.order, default=0), maintain_order=True)
     of_groups = _grouped(scores, run.groups).group_by(GROUP, maintain_order=True).agg(map(_mean, SCORES))
-    names, of = settings["names"], run.run
-    model, checkpoint = (names[key].get(getattr(of, key), getattr(of, key)) for key in ("model", "checkpoint"))
+    names = names_of(run.run, settings)
+    model, checkpoint = str(names["model"]), str(names["checkpoint"])
     return (
         table.join(certain.table(), on=KEYS, how="left", nulls_equal=True, maintain_order="left")
         .join(of_groups, on=GROUP, how="left", nulls_equal=True, maintain_order="left")
         .join(_views(manifest), on="view", how="left", maintain_order="left")
         .with_columns(_of_levels(run.documents["document"].n_unique()))
         .with_columns(
-            pl.lit(model).alias("model"),
-            pl.lit(checkpoint).alias("checkpoint"),
-            pl.lit(names["dataset"].get(of.dataset, of.dataset)).alias("dataset"),
-            pl.lit(of.subset).alias("subset"),
-            pl.lit(of.ctx_len).alias("ctx_len"),
-            pl.lit(of.control).alias("control"),
+            *(pl.lit(name).alias(axis) for axis, name in names.items()),
             pl.lit(manifest["n_layers"]).alias("n_layers"),
             _relative_depth(manifest["n_layers"]),
             *(pl.lit(manifest[name], pl.Int64).alias(name) for name in ("n_parameters", "n_embedding_parameters")),

@@ -135,109 +135,120 @@ def plain_contexts_job(study: Targets, run: Run) -> Job:
 # ---- which jobs there are of each rule ---------------------------------------------------------------------------
 
 
-def _named(study: Targets) -> set[str]:
+def _names(study: Targets) -> set[str]:
     """Return the models and tokenizers of a study, as the configuration names them."""
     return {*study.tokenizers.values(), *(model.model_name for model in study.config.models)}
 
 
-def _once(is_asked: bool) -> list[Wildcards]:
-    """Return the wildcards of a job without any, if it is asked for."""
-    return [{}] if is_asked else []
+def _once(is_needed: bool) -> list[Wildcards]:
+    """Return the wildcards of a rule that has none, if its one job is needed."""
+    return [{}] if is_needed else []
 
 
-def _trained(study: Targets) -> list[Wildcards]:
-    return [{"model": name} for name in sorted(_named(study) & set(bundled.TRAINED))]
+def _bundled_model(study: Targets) -> list[Wildcards]:
+    """Return whether the bundled model is studied, or its tokenizer used."""
+    return _once(bundled.SMOLLM2 in _names(study))
 
 
-def _texts_asked(study: Targets) -> bool:
+def _bundled_texts(study: Targets) -> list[Wildcards]:
     """Return whether bundled texts are studied, or a model is trained on them."""
-    return bool(_trained(study)) or any(data.dataset_name in bundled.DATASETS for data in study.config.datasets)
+    is_studied = any(dataset.dataset_name in bundled.DATASETS for dataset in study.config.datasets)
+    return _once(is_studied or bool(_trained_models(study)))
 
 
-def _tokenizer_asked(study: Targets) -> bool:
-    return bool(_trained(study)) or bundled.TRAINED_TOKENIZER in _named(study)
+def _trained_tokenizer(study: Targets) -> list[Wildcards]:
+    """Return whether the tokenizer that is trained here is used."""
+    return _once(bundled.TRAINED_TOKENIZER in _names(study) or bool(_trained_models(study)))
 
 
-def _different(names: Iterable[Wildcards]) -> list[Wildcards]:
-    """Return wildcards without repetition."""
-    return list({tuple(each.values()): each for each in names}.values())
+def _trained_models(study: Targets) -> list[Wildcards]:
+    """Return the models that are trained here."""
+    return [{"model": name} for name in sorted(_names(study) & set(bundled.TRAINED))]
 
 
 def _shards(study: Targets) -> list[Wildcards]:
-    return _different({"dataset": run.dataset, "subset": run.subset} for run in study.runs)
+    """Return the shards of a study."""
+    return _distinct({"dataset": run.dataset, "subset": run.subset} for run in study.runs)
 
 
 def _checkpoints(study: Targets) -> list[Wildcards]:
-    return _different({"model": run.model, "checkpoint": run.checkpoint} for run in study.runs)
+    """Return the checkpoints of a study."""
+    return _distinct({"model": run.model, "checkpoint": run.checkpoint} for run in study.runs)
 
 
-def _runs(study: Targets) -> list[Wildcards]:
-    return list(map(vars, study.runs))
+def _tokenizers(study: Targets) -> list[Wildcards]:
+    """Return the tokenizers of a study."""
+    return [{"tokenizer": name} for name in study.tokenizers]
 
 
 def _runs_of_hub(study: Targets) -> list[Wildcards]:
+    """Return the runs whose weights are fetched."""
     return [vars(run) for run in study.runs if study.is_on_hub(run.model, run.checkpoint)]
 
 
-def _batches(study: Targets) -> list[Wildcards]:
+def _plain_texts(study: Targets) -> list[Wildcards]:
+    """Return the contexts that are cut from shards, also where only those of controls are studied."""
+    return _distinct(_text(study, replace(run, control=NONE)) for run in study.runs)
+
+
+def _shuffled_texts(study: Targets) -> list[Wildcards]:
+    """Return the contexts of controls."""
+    return _distinct(_text(study, run) for run in study.runs if run.control != NONE)
+
+
+def _text(study: Targets, run: Run) -> Wildcards:
+    """Return the wildcards of the contexts of a run."""
+    names = {**vars(run), "tokenizer": study.tokenizer_of(run.model)}
+    return {axis: names[axis] for axis in TEXT_AXES}
+
+
+def _runs(study: Targets) -> list[Wildcards]:
+    """Return all runs."""
+    return list(map(vars, study.runs))
+
+
+def _runs_with_tables(study: Targets) -> list[Wildcards]:
+    """Return the runs that are estimated."""
     return _runs(study) if study.modules and study.estimators else []
 
 
 def _tables(study: Targets) -> Iterator[Wildcards]:
+    """Yield the tables of all runs."""
     for run in study.runs:
         for module in study.modules:
             for estimator in study.estimators:
                 yield {**vars(run), "module": module, "estimator": estimator}
 
 
-def _text(study: Targets, run: Run) -> Wildcards:
-    names = {**vars(run), "tokenizer": study.tokenizer_of(run.model)}
-    return {axis: names[axis] for axis in TEXT_AXES}
+def _summary(study: Targets) -> list[Wildcards]:
+    """Return whether there are estimates to summarize."""
+    return _once(bool(study.estimators))
 
 
-def _plain_texts(study: Targets) -> list[Wildcards]:
-    return _different(_text(study, replace(run, control=NONE)) for run in study.runs)
-
-
-def _shuffled_texts(study: Targets) -> list[Wildcards]:
-    return _different(_text(study, run) for run in study.runs if run.control != NONE)
+def _distinct(wildcards: Iterable[Wildcards]) -> list[Wildcards]:
+    """Return wildcards without repetition."""
+    return list({tuple(values.values()): values for values in wildcards}.values())
 
 
 _SMOLLM2 = tuple(f"{bundled.SMOLLM2}/{name}" for name in ("model.safetensors", "tokenizer.json"))
 _SOTU = tuple(f"{name}/{shard:04d}.parquet" for name in bundled.DATASETS for shard in range(len(bundled.SOTU_SHARDS)))
+_TOKENIZER = (f"{bundled.TRAINED_TOKENIZER}/tokenizer.json",)
 _STEPS = tuple(f"{{model}}/step{step}/model.safetensors" for step in bundled.TRAINED_STEPS)
+# Upstream first.
 RULES = {
-    "prepare_model": Rule(
-        "prepare",
-        lambda study: _once(bundled.SMOLLM2 in _named(study)),
-        _SMOLLM2,
-        is_of_session=False,
-        is_local=True,
-    ),
-    "prepare_dataset": Rule(
-        "prepare", lambda study: _once(_texts_asked(study)), _SOTU, is_of_session=False, is_local=True
-    ),
-    "train_tokenizer": Rule(
-        "prepare",
-        lambda study: _once(_tokenizer_asked(study)),
-        (f"{bundled.TRAINED_TOKENIZER}/tokenizer.json",),
-        is_of_session=False,
-    ),
-    "train_model": Rule("prepare", _trained, _STEPS, leased="{model}", is_of_session=False),
+    "prepare_model": Rule("prepare", _bundled_model, _SMOLLM2, is_of_session=False, is_local=True),
+    "prepare_dataset": Rule("prepare", _bundled_texts, _SOTU, is_of_session=False, is_local=True),
+    "train_tokenizer": Rule("prepare", _trained_tokenizer, _TOKENIZER, is_of_session=False),
+    "train_model": Rule("prepare", _trained_models, _STEPS, leased="{model}", is_of_session=False),
     "fetch_dataset": Rule("fetch", _shards, (IDENTITIES["datasets"],), is_local=True),
     "fetch_model": Rule("fetch", _checkpoints, (IDENTITIES["models"],), is_local=True),
     "fetch_weights": Rule("fetch", _runs_of_hub, (WEIGHTS,), is_local=True),
-    "fetch_tokenizer": Rule(
-        "fetch",
-        lambda study: [{"tokenizer": name} for name in study.tokenizers],
-        (IDENTITIES["tokenizers"],),
-        is_local=True,
-    ),
+    "fetch_tokenizer": Rule("fetch", _tokenizers, (IDENTITIES["tokenizers"],), is_local=True),
     "chunk_dataset": Rule("chunk", _plain_texts, (CONTEXTS,)),
     "shuffle_contexts": Rule("chunk", _shuffled_texts, (CONTEXTS,)),
     "extract_activations": Rule("extract", _runs, (MANIFEST, TOKENS), leased=RUN),
-    "estimate_batch": Rule("", _batches, (BATCH,)),
+    "estimate_batch": Rule("", _runs_with_tables, (BATCH,)),
     "estimate_dimension": Rule("estimate", _tables, (TABLE,), leased=STAGING, is_local=True),
-    "summarize": Rule("summarize", lambda study: _once(bool(study.estimators)), SUMMARIES),
-    "plot": Rule("plot", lambda study: _once(bool(study.estimators)), (FIGURES_MANIFEST, FIGURE, REPORT)),
+    "summarize": Rule("summarize", _summary, SUMMARIES),
+    "plot": Rule("plot", _summary, (FIGURES_MANIFEST, FIGURE, REPORT)),
 }

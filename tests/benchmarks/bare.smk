@@ -1,20 +1,37 @@
 # The same jobs as a study's, by file name alone: what they cost the engine without anything of ours.
-MODELS = [model["model_name"].replace("/", "--") for model in config["model_config"]]
+from itertools import product
+
+from id_scaling.storage import layout
+
+MODELS = [
+    (model["model_name"].replace("/", "--"), checkpoint)
+    for model in config["model_config"]
+    for checkpoint in model["model_checkpoint"]
+]
+TEXTS = product(
+    [config["dataset_config"]["dataset_name"]],
+    config["dataset_config"]["dataset_subset"],
+)
 RUNS = [
-    f"{model}/{checkpoint}/{config['dataset_config']['dataset_name']}/{subset}/{config['ctx_len']}/none"
-    for model, entry in zip(MODELS, config["model_config"])
-    for checkpoint in entry["model_checkpoint"]
-    for subset in config["dataset_config"]["dataset_subset"]
+    dict(zip(layout.AXES, (*model, *text, config["ctx_len"], "none")))
+    for model, text in product(MODELS, TEXTS)
 ]
 CACHEING = config["cacheing_config"]
 MODULES = CACHEING["module_inblock_keys"] + CACHEING["module_outblock_keys"]
-MANIFESTS = [f"results/runs/{run}/manifest.json" for run in RUNS]
+MANIFESTS = [f"results/{layout.MANIFEST}".format(**run) for run in RUNS]
 TABLES = [
-    f"results/runs/{run}/ids/{module}/{estimator}.parquet"
+    f"results/{layout.TABLE}".format(**run, module=module, estimator=estimator)
     for run in RUNS
     for module in MODULES
     for estimator in CACHEING["save_IDs_list"]
 ]
+MANIFEST, TABLE, BATCH, TOKENS = (
+    f"results/{path}"
+    for path in (layout.MANIFEST, layout.TABLE, layout.BATCH, layout.TOKENS)
+)
+IDENTITIES = {kind: f"results/{path}" for kind, path in layout.IDENTITIES.items()}
+CONTEXTS, WEIGHTS = f"results/{layout.CONTEXTS}", f"results/{layout.WEIGHTS}"
+CONTEXTS_OF_RUN = CONTEXTS.replace("{tokenizer}", "{model}")
 
 
 rule all:
@@ -27,72 +44,72 @@ rule all:
 
 rule fetch_model:
     output:
-        "results/models/{model}/{checkpoint}/identity.json",
+        IDENTITIES["models"],
     shell:
         "touch {output}"
 
 
 rule fetch_weights:
     input:
-        "results/models/{model}/{checkpoint}/identity.json",
-        "results/contexts/{dataset}/{subset}/{model}/{ctx_len}/{control}/contexts.parquet",
+        IDENTITIES["models"],
+        CONTEXTS_OF_RUN,
     output:
-        directory("results/weights/{model}/{checkpoint}/{dataset}/{subset}/{ctx_len}/{control}"),
+        directory(WEIGHTS),
     shell:
         "mkdir -p {output}"
 
 
 rule fetch_tokenizer:
     output:
-        "results/tokenizers/{tokenizer}/identity.json",
+        IDENTITIES["tokenizers"],
     shell:
         "touch {output}"
 
 
 rule fetch_dataset:
     output:
-        "results/datasets/{dataset}/{subset}/identity.json",
+        IDENTITIES["datasets"],
     shell:
         "touch {output}"
 
 
 rule chunk_dataset:
     input:
-        "results/datasets/{dataset}/{subset}/identity.json",
-        "results/tokenizers/{tokenizer}/identity.json",
+        IDENTITIES["datasets"],
+        IDENTITIES["tokenizers"],
     output:
-        "results/contexts/{dataset}/{subset}/{tokenizer}/{ctx_len}/{control}/contexts.parquet",
+        CONTEXTS,
     shell:
         "touch {output}"
 
 
 rule extract_activations:
     input:
-        "results/contexts/{dataset}/{subset}/{model}/{ctx_len}/{control}/contexts.parquet",
-        "results/models/{model}/{checkpoint}/identity.json",
-        "results/weights/{model}/{checkpoint}/{dataset}/{subset}/{ctx_len}/{control}",
+        CONTEXTS_OF_RUN,
+        IDENTITIES["models"],
+        WEIGHTS,
     output:
-        "results/runs/{model}/{checkpoint}/{dataset}/{subset}/{ctx_len}/{control}/manifest.json",
-        "results/runs/{model}/{checkpoint}/{dataset}/{subset}/{ctx_len}/{control}/tokens.parquet",
+        MANIFEST,
+        TOKENS,
     shell:
         "touch {output}"
 
 
 rule estimate_batch:
     input:
-        "results/runs/{model}/{checkpoint}/{dataset}/{subset}/{ctx_len}/{control}/manifest.json",
+        MANIFEST,
     output:
-        temp("results/runs/{model}/{checkpoint}/{dataset}/{subset}/{ctx_len}/{control}/staged/done"),
+        temp(BATCH),
     shell:
         "touch {output}"
 
 
 rule estimate_dimension:
     input:
-        "results/runs/{model}/{checkpoint}/{dataset}/{subset}/{ctx_len}/{control}/manifest.json",
-        "results/runs/{model}/{checkpoint}/{dataset}/{subset}/{ctx_len}/{control}/staged/done",
+        MANIFEST,
+        BATCH,
     output:
-        "results/runs/{model}/{checkpoint}/{dataset}/{subset}/{ctx_len}/{control}/ids/{module}/{estimator}.parquet",
+        TABLE,
     shell:
         "touch {output}"
 

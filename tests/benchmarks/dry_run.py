@@ -25,8 +25,8 @@ import yaml
 
 from id_scaling.runtime.atomic_files import sha256
 from id_scaling.sources.model_config import Architecture
-from id_scaling.storage.layout import identity_path
 from id_scaling.storage.records import key_of, read_footer, write_record, write_table
+from id_scaling.study.jobs import jobs_of
 from id_scaling.study.staleness import Staleness
 from id_scaling.study.study import Study
 
@@ -157,20 +157,15 @@ def build(folder: Path, config: Path) -> None:
     os.chdir(folder)
     try:
         study = Study(yaml.safe_load(config.read_text()))
-        session = Path(study.session)
-        for run in study.runs:
-            tokenizer = study.tokenizer_of(run.model)
-            identities = {
-                study.identity_path(run.model, run.checkpoint): study.fetch_model_settings(run.model, run.checkpoint),
-                identity_path(session, "tokenizers", tokenizer): study.fetch_tokenizer_settings(tokenizer),
-                identity_path(session, "datasets", run.dataset, str(run.subset)): study.fetch_dataset_settings(
-                    run.dataset, str(run.subset)
-                ),
-            }
-            for path, settings in identities.items():
-                if not path.is_file():
-                    content = {name: str(path) for name in ("weights_sha256", "config_sha256", "sha256")}
-                    write_record(path, {**FETCHED, **content, "settings": json.loads(settings)})
+        settings_of = {
+            "fetch_model": study.fetch_model_settings,
+            "fetch_tokenizer": study.fetch_tokenizer_settings,
+            "fetch_dataset": study.fetch_dataset_settings,
+        }
+        for job in jobs_of(study, *settings_of):
+            (path,), settings = job.outputs, settings_of[job.rule](**job.wildcards)
+            content = {name: str(path) for name in ("weights_sha256", "config_sha256", "sha256")}
+            write_record(path, {**FETCHED, **content, "settings": json.loads(settings)})
         _Builder(study)
     finally:
         os.chdir(before)

@@ -6,13 +6,16 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from conftest import ROOT, Workflow, save_text, save_tiny_llama, study
 
 from id_scaling.cli.costs import count_jobs
+from id_scaling.study.jobs import RULES, jobs_of
 from id_scaling.study.study import Study
 
 WHOLE = {
@@ -158,6 +161,54 @@ def test_the_estimates_of_a_run_are_one_submission_that_asks_for_what_its_tables
         assert f"threads: {n_cores}\n" in batch
         assert f"mem_mb={2000 * n_cores}," in batch
         assert re.search(rf"\bruntime={30 * n_rounds}\b", batch)
+
+
+def planned_jobs(output: str) -> Counter:
+    """Return every job of a dry run: its rule, its wildcards, its outputs and its log."""
+    blocks = re.split(r"^(?:local)?rule (\w+):$", output, flags=re.MULTILINE)[1:]
+    jobs: Counter = Counter()
+    for rule, block in zip(blocks[::2], blocks[1::2], strict=True):
+        said = dict(re.findall(r"^    (output|log|wildcards): (.+)$", block.split("\n\n")[0], flags=re.MULTILINE))
+        outputs = re.sub(r" \(\w+\)", "", said.get("output", "")).split(", ")
+        wildcards = said["wildcards"].split(", ") if "wildcards" in said else []
+        jobs[rule, frozenset(wildcards), frozenset(outputs), said.get("log")] += rule != "all"
+    return +jobs
+
+
+def every_rule(folder: Path, text: Path) -> dict[str, Any]:
+    """Return a study that has jobs of every rule: models of all sources, two texts, lengths, and a control."""
+    config = study(save_tiny_llama(folder / "model"), text, ctx_len=[48, 64], controls=["none", "shuffle-1"])
+    local, texts = config["model_config"], config["dataset_config"]
+    others = ("sotu-neox-64", "smollm2-135m-instruct", "EleutherAI/pythia-70m")
+    config["model_config"] = [local, *({"model_name": name} for name in others)]
+    config["model_config"][1]["model_checkpoint"] = ["step0", "step4"]
+    config["dataset_config"] = [{**texts, "dataset_subset": [0, 1]}, {**texts, "dataset_name": "sotu"}]
+    config["cacheing_config"] |= {"module_inblock_keys": ["mlp"], "save_IDs_list": ["mle"]}
+    return config
+
+
+@pytest.mark.parametrize("has_estimates", [True, False])
+def test_the_table_of_jobs_is_what_snakemake_plans(
+    has_estimates: bool, tmp_path: Path, text_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Rules, wildcards, outputs and logs of all jobs."""
+    config = every_rule(tmp_path, text_folder)
+    config["cacheing_config"]["save_IDs"] = has_estimates
+    monkeypatch.chdir(tmp_path)
+    table = list(jobs_of(Study(config)))
+    in_table = Counter(
+        (
+            job.rule,
+            frozenset(f"{name}={value}" for name, value in job.wildcards.items()),
+            frozenset(map(str, job.outputs)),
+            str(job.log),
+        )
+        for job in table
+    )
+    assert set(in_table.values()) == {1}
+    assert in_table == planned_jobs(Workflow(tmp_path, config).run("--dry-run"))
+    of_estimates = {"estimate_batch", "estimate_dimension", "summarize", "plot"}
+    assert {job.rule for job in table} == RULES.keys() - (set() if has_estimates else of_estimates)
 
 
 @pytest.mark.parametrize("argument", ["--dag", "--rulegraph"])

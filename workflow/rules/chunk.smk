@@ -1,6 +1,6 @@
 """From a shard to contexts, plain and of each control; one file for all checkpoints that share a tokenizer."""
 
-CONTEXTS = "<session>/contexts/{dataset}/{subset}/{tokenizer}/{ctx_len}/{control}/contexts.parquet"
+CONTEXTS = outputs_of("chunk_dataset")[0]
 
 
 rule chunk_dataset:
@@ -12,9 +12,9 @@ rule chunk_dataset:
     output:
         CONTEXTS,
     log:
-        "<session>/logs/chunk_dataset/{dataset}/{subset}/{tokenizer}/{ctx_len}/{control}.log",
+        log_of("chunk_dataset"),
     benchmark:
-        "<session>/benchmarks/chunk_dataset/{dataset}/{subset}/{tokenizer}/{ctx_len}/{control}.tsv"
+        benchmark_of("chunk_dataset")
     wildcard_constraints:
         control=NONE,
     conda:
@@ -41,16 +41,13 @@ rule chunk_dataset:
 rule shuffle_contexts:
     input:
         start=since(CONTEXTS, START),
-        contexts=since(
-            CONTEXTS,
-            f"<session>/contexts/{{dataset}}/{{subset}}/{{tokenizer}}/{{ctx_len}}/{NONE}/contexts.parquet",
-        ),
+        contexts=since(CONTEXTS, CONTEXTS.replace("{control}", NONE)),
     output:
         CONTEXTS,
     log:
-        "<session>/logs/shuffle_contexts/{dataset}/{subset}/{tokenizer}/{ctx_len}/{control}.log",
+        log_of("shuffle_contexts"),
     benchmark:
-        "<session>/benchmarks/shuffle_contexts/{dataset}/{subset}/{tokenizer}/{ctx_len}/{control}.tsv"
+        benchmark_of("shuffle_contexts")
     wildcard_constraints:
         control=one_of(name for name in STUDY.config.controls if name != NONE),
     conda:

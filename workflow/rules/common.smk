@@ -19,8 +19,10 @@ from id_scaling.errors import IdScalingError
 from id_scaling.runtime.logging import plain
 from id_scaling.runtime.atomic_files import canonical_json, read_json, writing
 from id_scaling.runtime.slurm import outlast_controller
-from id_scaling.storage.layout import Run, staging_folder
+from id_scaling.storage import layout
+from id_scaling.storage.layout import run_of, staging_folder
 from id_scaling.storage.staging import clear_staging, publish, staged_table
+from id_scaling.study.jobs import RULES
 from id_scaling.study.staleness import FORCED
 from id_scaling.study.study import EXTRACT_MINUTES, Study
 
@@ -50,7 +52,6 @@ PACKAGE = Path(id_scaling.__file__).parents[1]
 PYTHON = ["env", f"PYTHONPATH={PACKAGE}", "python"] if IS_CONDA else [sys.executable]
 VERBOSITY = "--verbose" if STUDY.config.verbose else ""
 
-RUN = "{model}/{checkpoint}/{dataset}/{subset}/{ctx_len}/{control}"
 PLAN, PLANNED = Path(STUDY.session) / ".planned_estimates.json", {}
 # What one estimate asks for at first, and cores of a batch where no profile says how many one job may have.
 ESTIMATE_MB, ESTIMATE_MINUTES, BATCH_CORES, EXTRACT_CORES = 2000, 30, 8, 8
@@ -72,9 +73,9 @@ shell.prefix(
 
 # Snakemake's plugin for Slurm loses sight of its jobs where the controller is away for a moment.
 if workflow.is_main_process:
-    RULES = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).resolve()
+    FOLDER = Path(workflow.current_basedir.get_path_or_uri(secret_free=True)).resolve()
     outlast_controller(
-        RULES.parents[1] / "profiles" / "slurm" / "bin",
+        FOLDER.parents[1] / "profiles" / "slurm" / "bin",
         Path(".snakemake/slurm_config.txt"),
     )
 
@@ -104,15 +105,24 @@ wildcard_constraints:
     estimator=r"[A-Za-z0-9_]+",
 
 
+def placed(rule, template):
+    return f"<{'session' if RULES[rule].is_of_session else 'resources'}>/{template}"
+
+
+def outputs_of(rule):
+    return [placed(rule, template) for template in RULES[rule].outputs]
+
+
+def log_of(rule):
+    return placed(rule, layout.log_of(rule))
+
+
+def benchmark_of(rule):
+    return placed(rule, layout.benchmark_of(rule))
+
+
 def get_run(wildcards):
-    return Run(
-        wildcards.model,
-        wildcards.checkpoint,
-        wildcards.dataset,
-        int(wildcards.subset),
-        int(wildcards.ctx_len),
-        wildcards.control,
-    )
+    return run_of(dict(wildcards.items()))
 
 
 def get_model_files(wildcards):
@@ -133,7 +143,7 @@ def get_text_sources(wildcards):
 
 def get_weights(wildcards):
     if STUDY.is_on_hub(wildcards.model, wildcards.checkpoint):
-        return "<session>/weights/{model}/{checkpoint}/{dataset}/{subset}/{ctx_len}/{control}"
+        return WEIGHTS
     return []
 
 
@@ -151,7 +161,7 @@ def get_shard_files(wildcards):
 
 def get_contexts(wildcards):
     tokenizer = STUDY.tokenizer_of(wildcards.model)
-    return f"<session>/contexts/{{dataset}}/{{subset}}/{tokenizer}/{{ctx_len}}/{{control}}/contexts.parquet"
+    return CONTEXTS.replace("{tokenizer}", tokenizer)
 
 
 def get_train_tokenizer_settings(wildcards):
@@ -245,7 +255,7 @@ def name_of(rule):
 
 
 def key_of(wildcards):
-    return "/".join(map(str, vars(get_run(wildcards)).values()))
+    return layout.RUN_NAMES.format(**wildcards)
 
 
 def get_planned_tables(wildcards):
@@ -272,7 +282,8 @@ def get_batch_execution(wildcards, resources, threads):
 
 
 def get_batch_logs(wildcards):
-    return f"{STUDY.session}/logs/estimate_dimension/{key_of(wildcards)}"
+    of_run = Path(layout.log_of("estimate_dimension")).parents[1]
+    return f"{STUDY.session}/{str(of_run).format(**wildcards)}"
 
 
 def get_batch_threads(wildcards):
@@ -347,7 +358,7 @@ def end_batches():
         staged = Path(f"{get_staged(job.wildcards, None)}.parquet")
         publish(staged, Path(job.output[0]), Path(job.input.manifest))
     for key in planned_batches():
-        clear_staging(session / "runs" / key / "staged")
+        clear_staging(session / layout.STAGING.replace(layout.RUN_NAMES, key))
     PLAN.unlink(missing_ok=True)
 
 

@@ -5,9 +5,9 @@ it, as soon as it is finished, and a table's own rule, local and quick, links it
 settings and this manifest, that rule computes it itself.
 """
 
-TABLE = f"<session>/runs/{RUN}/ids/{{module}}/{{estimator}}.parquet"
+TABLE = outputs_of("estimate_dimension")[0]
 # Made when a table of its run is stale only, and gone when these are linked.
-BATCH = f"<session>/runs/{RUN}/staged/done"
+BATCH = outputs_of("estimate_batch")[0]
 
 
 rule estimate_batch:
@@ -18,9 +18,9 @@ rule estimate_batch:
     output:
         temp(BATCH),
     log:
-        f"<session>/logs/estimate_batch/{RUN}.log",
+        log_of("estimate_batch"),
     benchmark:
-        f"<session>/benchmarks/estimate_batch/{RUN}.tsv"
+        benchmark_of("estimate_batch")
     conda:
         "../../environment.yml"
     threads: get_batch_threads
@@ -52,7 +52,7 @@ rule estimate_dimension:
         # Kept until it is replaced, also where the job fails.
         update(TABLE),
     log:
-        f"<session>/logs/estimate_dimension/{RUN}/{{module}}/{{estimator}}.log",
+        log_of("estimate_dimension"),
     # Its batch's tables are linked before more is computed.
     priority: 2
     localrule: True

@@ -4,7 +4,7 @@ They are not declared outputs: which there are is known only with the model, and
 them with a failed job. The extraction goes on from the parts that a killed one left.
 """
 
-MANIFEST = "<session>/runs/{model}/{checkpoint}/{dataset}/{subset}/{ctx_len}/{control}/manifest.json"
+MANIFEST, TOKENS = outputs_of("extract_activations")
 
 
 rule extract_activations:
@@ -16,11 +16,11 @@ rule extract_activations:
         sources=since(MANIFEST, get_model_sources),
     output:
         manifest=MANIFEST,
-        tokens="<session>/runs/{model}/{checkpoint}/{dataset}/{subset}/{ctx_len}/{control}/tokens.parquet",
+        tokens=TOKENS,
     log:
-        "<session>/logs/extract_activations/{model}/{checkpoint}/{dataset}/{subset}/{ctx_len}/{control}.log",
+        log_of("extract_activations"),
     benchmark:
-        "<session>/benchmarks/extract_activations/{model}/{checkpoint}/{dataset}/{subset}/{ctx_len}/{control}.tsv"
+        benchmark_of("extract_activations")
     # Before more weights are brought: those of what is extracted go.
     priority: 1
     conda:

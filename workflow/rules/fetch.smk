@@ -1,8 +1,9 @@
 """From names to files on this machine; local, so that compute nodes need no network."""
 
-IDENTITY = "<session>/models/{model}/{checkpoint}/identity.json"
-TOKENIZER = "<session>/tokenizers/{tokenizer}/identity.json"
-SHARD = "<session>/datasets/{dataset}/{subset}/identity.json"
+IDENTITY = outputs_of("fetch_model")[0]
+TOKENIZER = outputs_of("fetch_tokenizer")[0]
+SHARD = outputs_of("fetch_dataset")[0]
+WEIGHTS = outputs_of("fetch_weights")[0]
 
 
 rule fetch_model:
@@ -12,7 +13,7 @@ rule fetch_model:
     output:
         IDENTITY,
     log:
-        "<session>/logs/fetch_model/{model}/{checkpoint}.log",
+        log_of("fetch_model"),
     localrule: True
     conda:
         "../../environment.yml"
@@ -36,13 +37,9 @@ rule fetch_weights:
         # Not read; but before there are contexts weights are of no use.
         contexts=get_contexts,
     output:
-        unless_kept(
-            directory(
-                "<session>/weights/{model}/{checkpoint}/{dataset}/{subset}/{ctx_len}/{control}"
-            )
-        ),
+        unless_kept(directory(WEIGHTS)),
     log:
-        "<session>/logs/fetch_weights/{model}/{checkpoint}/{dataset}/{subset}/{ctx_len}/{control}.log",
+        log_of("fetch_weights"),
     localrule: True
     conda:
         "../../environment.yml"
@@ -67,7 +64,7 @@ rule fetch_tokenizer:
     output:
         TOKENIZER,
     log:
-        "<session>/logs/fetch_tokenizer/{tokenizer}.log",
+        log_of("fetch_tokenizer"),
     localrule: True
     conda:
         "../../environment.yml"
@@ -91,7 +88,7 @@ rule fetch_dataset:
     output:
         SHARD,
     log:
-        "<session>/logs/fetch_dataset/{dataset}/{subset}.log",
+        log_of("fetch_dataset"),
     localrule: True
     conda:
         "../../environment.yml"

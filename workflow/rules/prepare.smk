@@ -4,20 +4,19 @@ Models with checkpoints are trained here: minutes of one core, so submitted on a
 held out for their evaluation.
 """
 
-HELD_IN = ["<resources>/sotu/0001.parquet", "<resources>/sotu/0002.parquet"]
-TRAINED_TOKENIZER = f"<resources>/{bundled.TRAINED_TOKENIZER}/tokenizer.json"
-TRAINED_MODELS = [
-    f"<resources>/{{model}}/step{step}/model.safetensors"
-    for step in bundled.TRAINED_STEPS
-]
+BUNDLED_MODEL = outputs_of("prepare_model")
+BUNDLED_TEXTS = outputs_of("prepare_dataset")
+HELD_IN = BUNDLED_TEXTS[1:]
+TRAINED_TOKENIZER = outputs_of("train_tokenizer")[0]
+TRAINED_MODELS = outputs_of("train_model")
 
 
 rule prepare_model:
     output:
-        weights="<resources>/smollm2-135m-instruct/model.safetensors",
-        tokenizer="<resources>/smollm2-135m-instruct/tokenizer.json",
+        weights=BUNDLED_MODEL[0],
+        tokenizer=BUNDLED_MODEL[1],
     log:
-        "<resources>/logs/prepare_model.log",
+        log_of("prepare_model"),
     localrule: True
     conda:
         "../../environment.yml"
@@ -31,11 +30,11 @@ rule prepare_model:
 
 rule prepare_dataset:
     output:
-        since_1946="<resources>/sotu/0000.parquet",
-        since_1900="<resources>/sotu/0001.parquet",
-        since_1790="<resources>/sotu/0002.parquet",
+        since_1946=BUNDLED_TEXTS[0],
+        since_1900=BUNDLED_TEXTS[1],
+        since_1790=BUNDLED_TEXTS[2],
     log:
-        "<resources>/logs/prepare_dataset.log",
+        log_of("prepare_dataset"),
     localrule: True
     conda:
         "../../environment.yml"
@@ -54,9 +53,9 @@ rule train_tokenizer:
     output:
         TRAINED_TOKENIZER,
     log:
-        "<resources>/logs/train_tokenizer.log",
+        log_of("train_tokenizer"),
     benchmark:
-        "<resources>/benchmarks/train_tokenizer.tsv"
+        benchmark_of("train_tokenizer")
     conda:
         "../../environment.yml"
     resources:
@@ -82,9 +81,9 @@ rule train_model:
     output:
         TRAINED_MODELS,
     log:
-        "<resources>/logs/train_model/{model}.log",
+        log_of("train_model"),
     benchmark:
-        "<resources>/benchmarks/train_model/{model}.tsv"
+        benchmark_of("train_model")
     wildcard_constraints:
         model=one_of(bundled.TRAINED),
     conda:

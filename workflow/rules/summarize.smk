@@ -1,7 +1,7 @@
 """One table of the whole session, and its figures."""
 
-SUMMARY = "<session>/summary.parquet"
-FIGURES = "<session>/figures/manifest.json"
+SUMMARY, SUMMARY_CSV, SUMMARY_TEXT = outputs_of("summarize")
+FIGURES = outputs_of("plot")[0]
 
 
 rule summarize:
@@ -13,15 +13,15 @@ rule summarize:
         # Kept until all are replaced, also where the job fails.
         parquet=update(SUMMARY),
         csv=report(
-            update(ensure("<session>/summary.csv", non_empty=True)),
+            update(ensure(SUMMARY_CSV, non_empty=True)),
             caption="../report/summary.rst",
             category="Summary",
         ),
-        text=update("<session>/summary.txt"),
+        text=update(SUMMARY_TEXT),
     log:
-        "<session>/logs/summarize.log",
+        log_of("summarize"),
     benchmark:
-        "<session>/benchmarks/summarize.tsv"
+        benchmark_of("summarize")
     conda:
         "../../environment.yml"
     resources:
@@ -59,9 +59,9 @@ rule plot:
         ),
         manifest=update(FIGURES),
     log:
-        "<session>/logs/plot.log",
+        log_of("plot"),
     benchmark:
-        "<session>/benchmarks/plot.tsv"
+        benchmark_of("plot")
     conda:
         "../../environment.yml"
     resources:
