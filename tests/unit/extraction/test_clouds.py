@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from conftest import save_text, study
+from conftest import save_text, save_tiny_llama, study
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_info, threadpool_limits
 from transformers import AutoModelForCausalLM
@@ -26,6 +26,7 @@ from id_scaling.neighbors.find import find_neighbors
 from id_scaling.neighbors.views import View
 from id_scaling.results.estimates import SCHEMA
 from id_scaling.storage.layer_writer import assemble, writing_part
+from id_scaling.storage.records import read_record
 from id_scaling.study.study import Study
 
 CTX_LEN = 64
@@ -61,8 +62,8 @@ def config_of(model: Path, text: Path, **changes: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of documents that give 79 contexts."""
-    return save_text(tmp_path_factory.mktemp("texts") / "many", n_documents=40)
+    """A folder of documents that give 59 contexts."""
+    return save_text(tmp_path_factory.mktemp("texts") / "many", n_documents=30)
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +158,7 @@ def test_a_cloud_that_does_not_fit_in_memory_is_one_error(
     monkeypatch.setattr("id_scaling.results.estimates.find_neighbors", full)
     assert main(session.estimate("block", "mle", tmp_path / "ids.parquet")) == 1
     (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert "layer_00.h5: all products of 79 contexts (mean) do not fit in memory; give the job more" in said
+    assert "layer_00.h5: all products of 59 contexts (mean) do not fit in memory; give the job more" in said
 
 
 # ---- which rows ------------------------------------------------------------------------------------------------
@@ -167,7 +168,7 @@ def test_a_cloud_of_the_run_has_a_row_for_each_view_that_makes_sense_of_contexts
     table = table_of(session, "block", "mle")
     assert table.columns == list(SCHEMA)
     n_contexts = table["context"].max() + 1
-    assert n_contexts == 79
+    assert n_contexts == 59
     rows = table.filter(pl.col("context").is_null()).select("layer", "cloud", "position", "view").rows()
     clouds = [("mean", None), ("position", 5), ("position", CTX_LEN - 1)]
     expected = {
@@ -221,7 +222,7 @@ def test_estimates_are_those_of_the_stored_points(
             found = [np.nan if row[name] is None else row[name] for name in ("value", "stderr")]
             np.testing.assert_allclose(found[0], expected.value, rtol=1e-6)
             np.testing.assert_allclose(found[1], expected.stderr, rtol=1e-5)
-            assert (row["n_points"], row["n_distinct"]) == (79, len(np.unique(points, axis=0)))
+            assert (row["n_points"], row["n_distinct"]) == (59, len(np.unique(points, axis=0)))
 
 
 @pytest.mark.parametrize(("module", "layer", "number"), SITES)
@@ -311,7 +312,7 @@ def test_any_estimator_and_rank_serves_clouds_of_the_run_alone(estimator: str, s
 def test_local_ids_of_a_cloud_of_the_run_are_one_a_context(session: Session) -> None:
     made = alone(session, "mom_k10")
     row = of_run(made, "block", "mom_k10", 1, cloud="mean", view="default")
-    assert len(row["local"]) == 79
+    assert len(row["local"]) == 59
     assert np.mean(row["local"]) == pytest.approx(row["value"], rel=1e-12)
 
 
@@ -332,7 +333,7 @@ def test_a_context_that_is_no_number_makes_the_cloud_nonfinite(session: Session,
     block = Block(path, "block", 1, "default", "mean", range(len(points)))
     files = {path.name: assemble([tmp_path / "part"], path.name, path, {})}
     manifest = {"settings": {"views": {"default": vars(View())}}, "files": files}
-    row = _estimate_block(get_estimator("mle"), manifest, {"has_local": False}, np.zeros((79, CTX_LEN), int), block)
+    row = _estimate_block(get_estimator("mle"), manifest, {"has_local": False}, np.zeros((59, CTX_LEN), int), block)
     assert row.select("status", "n_nonfinite").row(0) == ("nonfinite", 1)
 
 
@@ -371,10 +372,21 @@ def test_a_view_of_some_layers_is_what_it_is_at_all_and_leaves_the_others_as_the
             np.testing.assert_array_equal(here, overlap[name])
 
 
+def test_neighbors_overlap_with_those_of_the_layer_before_where_that_is_read(tmp_path: Path, text_folder: Path) -> None:
+    """Of layers 0, 2 and 3 two have none before."""
+    model = save_tiny_llama(tmp_path / "deep", n_layers=4)
+    options = {"layer_idx_list": [0, 2, 3], "module_outblock_keys": [], "views": {"default": {}}}
+    options |= {"clouds": ["context"], "save_positions": [], "save_mean_tensors": False}
+    gaps = Session(tmp_path, config_of(model, text_folder, **options))
+    column = read_record(Path(gaps.paths["manifest"]))["statistics"].index("nn_overlap")
+    overlaps = {layer: stored(gaps, "block", layer, "default/statistics")[:, column] for layer in (0, 2, 3)}
+    assert np.isnan(overlaps[0]).all()
+    assert np.isnan(overlaps[2]).all()
+    assert np.isfinite(overlaps[3]).all()
+
+
 def overlaps_of(session: Session) -> tuple[list[str], list[np.ndarray]]:
     """Return the views of the last block, and of each `nn_overlap`."""
-    from id_scaling.storage.records import read_record
-
     column = read_record(Path(session.paths["manifest"]))["statistics"].index("nn_overlap")
     names = list(session.study.config.cacheing_config.drawn_views)
     return names, [stored(session, "block", 1, f"{name}/statistics")[:, column] for name in names]

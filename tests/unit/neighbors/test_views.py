@@ -200,6 +200,27 @@ def test_equal_points_within_a_window_are_no_neighbors_and_others_are_at_zero(dt
     assert three == (0, np.inf)  # 200 has three equals beyond the window, 13 has one
 
 
+@pytest.mark.parametrize(("gap", "is_equal_neighbor"), [(5, False), (6, True)])
+def test_an_equal_point_at_the_edge_of_the_window_is_no_neighbor(gap: int, is_equal_neighbor: bool) -> None:
+    points = cloud()
+    points[100 + gap] = points[100]
+    r1 = of(points, View(0, "keep", exclude_window=5)).r1
+    with np.errstate(divide="ignore", invalid="ignore"):  # of ratios to distances of zero
+        expected = direct(points, np.arange(N), 5)[0]
+    np.testing.assert_allclose(r1, expected, rtol=1e-10)
+    assert (r1[100] == 0) == (r1[100 + gap] == 0) == is_equal_neighbor
+
+
+def test_ranks_end_where_the_first_point_has_no_more_neighbors() -> None:
+    """Of 40 points those in the midst have 40 - 1 - 2 x 5 neighbors."""
+    ranks = tuple(range(1, 40))
+    found = of(cloud()[:40], View(0, "keep", exclude_window=5), ranks)
+    assert [rank for rank, values in zip(ranks, found.log_ratio.T, strict=True) if np.isfinite(values).all()] == [
+        *range(1, 30)
+    ]
+    assert np.isnan(found.log_ratio[:, 29:]).all()
+
+
 def test_a_window_over_all_leaves_no_neighbors() -> None:
     found = of(cloud(), View(0, "keep", exclude_window=N // 2))
     assert np.isnan(found.r1).all()

@@ -303,6 +303,23 @@ def test_intervals_of_partial_correlations_cover(n_documents: int, n_sources: in
     assert least <= n_covered / 1000 <= 0.97
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_error_of_a_partial_correlation_is_that_of_the_jackknife(seed: int) -> None:
+    """Of 300 documents of one context, with covariates that make nearly all of value and score, of unlike signs."""
+    random = np.random.default_rng(seed)
+    n, covariates = 300, random.standard_normal((2, 300))
+    covariates[1] += 0.7 * covariates[0]
+    common = random.standard_normal(n)
+    score = 3 * (covariates[0] - covariates[1]) + common
+    value = 3 * (covariates[1] - 0.5 * covariates[0]) + 0.7 * common + 0.7 * random.standard_normal(n)
+    (rho,), (low,), (high,), _ = correlations_of(value[None], score, np.ones(n, int), covariates)
+    error = (np.arctanh(high) - np.arctanh(low)) / (2 * 1.96) * (1 - rho**2)
+    without = [partial(*(np.delete(row, left_out) for row in (value, score, *covariates))) for left_out in range(n)]
+    expected = np.std(without) * np.sqrt(n - 1)
+    # Two covariates take two of 299 degrees of freedom; the jackknife is within some per cent of such an error.
+    assert error == pytest.approx(expected, rel=0.03)
+
+
 @pytest.mark.parametrize(("n_documents", "n_sources"), [(20, 1), (30, 4)])
 @pytest.mark.parametrize("n_draws", [500, pytest.param(2000, marks=pytest.mark.slow)])
 def test_nothing_but_covariates_and_sources_is_rejected_as_often_as_is_said(

@@ -14,6 +14,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,7 +25,7 @@ from id_scaling.errors import InputError
 from id_scaling.runtime.logging import LOG, Progress
 from id_scaling.text import readers as records
 from id_scaling.text import tokenization as tokens
-from id_scaling.text.chunking import Chunking, _batches, chunk_dataset
+from id_scaling.text.chunking import Chunking, _batches, chunk_dataset, cut
 from id_scaling.text.readers import Document
 from id_scaling.text.tokenization import MOST_WHOLE
 
@@ -270,6 +271,13 @@ def test_context_starts_with_the_token_that_the_tokenizer_puts_before_a_text(doc
         [bos, 9, 10, 11, 12],
     ]
     assert places(contexts) == [(1, 0, 0, 4), (1, 1, 4, 8), (2, 0, 0, 4), (4, 0, 0, 4), (4, 1, 4, 8), (4, 2, 8, 12)]
+
+
+@pytest.mark.parametrize(("bos", "expected"), [(None, [7, 8, 9]), (0, [0, 7, 8]), (5, [5, 7, 8])])
+def test_the_token_before_a_context_may_have_any_number(bos: int | None, expected: list[int]) -> None:
+    (context, *_) = cut(Document(0, "d", "", None), np.arange(7, 20), bos, Chunking(3, 1, None, None))
+    assert context["input_ids"].tolist() == expected
+    assert context["token_stop"] == 3 - (bos is not None)
 
 
 def test_token_that_a_tokenizer_only_knows_is_not_put_before_a_text(documents: Path, tmp_path: Path) -> None:

@@ -272,6 +272,32 @@ def test_vocabulary_and_merges_without_the_file_keep_working(tmp_path: Path) -> 
     assert check_tokenizer(tmp_path) == loaded.read_from
 
 
+def test_a_first_token_with_number_zero_is_one_where_transformers_makes_the_tokenizer(tmp_path: Path) -> None:
+    byte_level().model.save(str(tmp_path))
+    config = {"tokenizer_class": "GPT2Tokenizer", "bos_token": SPECIAL[0], "add_bos_token": True}
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    loaded = load_tokenizer(tmp_path)
+    assert loaded.read_from.endswith("by transformers as GPT2Tokenizer")
+    assert (loaded.bos, loaded.adds_bos, bos_token(loaded, "auto")) == (0, True, 0)
+
+
+def test_a_first_token_with_number_zero_is_one_of_sentencepiece(tmp_path: Path) -> None:
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(TRAINED_ON),
+        model_prefix=str(tmp_path / "tokenizer"),
+        vocab_size=200,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        bos_id=0,
+        unk_id=1,
+        eos_id=2,
+    )
+    loaded = load_tokenizer(tmp_path)
+    assert loaded.read_from == "tokenizer.model"
+    assert (loaded.bos, loaded.adds_bos, bos_token(loaded, "auto")) == (0, True, 0)
+
+
 @pytest.fixture(scope="module", params=["bpe", "unigram"])
 def sentencepiece(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of SentencePiece, as Llama 2 has it or as T5."""
