@@ -15,8 +15,8 @@ from id_scaling.storage import layout
 from id_scaling.storage.layout import AXES, Run, run_of
 
 PACKAGE = Path(id_scaling.__file__).parent
-# Where axes are told: what they are; their values by the configuration; what their columns mean.
-TOLD = {"storage/layout.py", "study/study.py", "results/columns.py"}
+# Where axes are told: what they are; their values by the configuration, and for the summary; what their columns mean.
+TOLD = {"storage/layout.py", "study/axes.py", "study/settings.py", "results/columns.py"}
 # Of the six, as many as one place may name for a reason of its own: contexts are cut by three, and a control.
 MAX_AXES = 3
 
