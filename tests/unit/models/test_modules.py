@@ -210,3 +210,41 @@ def test_preset_reads_what_its_keys_mean(model_type: str) -> None:
         for layer in (1,) if model_type == "rwkv" else (0, 1):
             added = [read[key, layer].reshape(entered[layer].shape) for key in ("attn", "mlp") if (key, layer) in read]
             close(entered[layer] + sum(added), read["block", layer])
+
+
+@pytest.mark.parametrize("model_type", [name for name, preset in PRESETS.items() if {"attn", "mlp"} <= preset.keys()])
+def test_attention_alone_reads_other_tokens(model_type: str) -> None:
+    """Their sum is the same where the paths of `attn` and `mlp` are swapped; what they depend on is not."""
+    import torch
+
+    from id_scaling.models.loading import first_of
+
+    model = build(model_type, "cpu")
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.data.normal_(0, 0.3)
+    attn, mlp = (model.get_submodule(PRESETS[model_type][key].format(layer=0)) for key in ("attn", "mlp"))
+    tokens = torch.arange(3, 13)[None]
+    others = torch.cat([torch.tensor([[2]]), tokens[:, 1:]], dim=1)
+
+    def last_of(module: torch.nn.Module) -> list[torch.Tensor]:
+        """Return what a module gives at the last of some tokens, and where the first of them is another."""
+        read: list[torch.Tensor] = []
+        handle = module.register_forward_hook(
+            lambda _module, _given, output: read.append(first_of(output).reshape(10, -1)[-1].clone())
+        )
+        with torch.inference_mode():
+            model(tokens)
+            model(others)
+        handle.remove()
+        return read
+
+    def silence(_module: torch.nn.Module, _given: tuple, output: object) -> object:
+        zeros = torch.zeros_like(first_of(output))
+        return (zeros, *output[1:]) if isinstance(output, tuple) else zeros
+
+    here, there = last_of(attn)
+    assert (here - there).abs().max() > 1e-3
+    attn.register_forward_hook(silence)
+    here, there = last_of(mlp)
+    torch.testing.assert_close(here, there, rtol=1e-5, atol=1e-5)
