@@ -1,1 +1,1 @@
-"""Tables: estimates, the summary of a session, and how to load them; imports no plot and no study."""
+"""Tables: estimates, the summary of a session, and functions that load them; imports neither plots nor study."""

@@ -1,4 +1,4 @@
-"""The columns of the summary: name, unit and meaning of each, told once for tables, loaders, figures and docs."""
+"""The columns of the summary: name, unit, and meaning, defined once for tables, loaders, figures, and docs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from id_scaling.storage.layout import AXES
 RUN_AXES = list(AXES)
 GROUP = ["group", "group_value"]
 KEYS = [*GROUP, *SITE]
-# Mean properties of the clouds of a row, next to their ID.
+# Properties of clouds, averaged like their IDs.
 COMPANIONS = (
     "n_points",
     "n_distinct",
@@ -27,172 +27,199 @@ COMPANIONS = (
 )
 
 
-def _of_score(score: str) -> tuple[tuple[str, str, str], ...]:
-    """Return the columns of the correlations of the ID with a score: name, unit and meaning."""
-    fisher = "Fisher's z ± 1.96 standard errors between documents of its influence function (Croux and Dehon 2010)"
-    share = (
-        "two-sided p-value of `{}`: (b + 1)/(m + 1) of m permutations (Phipson and Smyth 2010; how many: "
-        "docs/statistics.md) of"
+def _correlation_columns(score: str) -> tuple[tuple[str, str, str], ...]:
+    """Return name, unit, and meaning of the columns about correlations of the ID with a score."""
+    fisher = (
+        "Fisher's z ± 1.96 standard errors, which come from the influence function, summed by document (Croux and "
+        "Dehon 2010)"
     )
-    few = "empty where there are fewer than 20 of these"
+    share = (
+        "two-sided p-value of `{}`: (b + 1)/(m + 1), where b of m permutations give at least this correlation in "
+        "absolute value (Phipson and Smyth 2010; docs/statistics.md gives the number of permutations). A permutation "
+        "exchanges"
+    )
+    few = "empty if fewer than 20 different permutations exist"
     plain, partial = f"spearman_{score}", f"partial_{score}"
-    of_columns = (
+    meanings = (
         (
             plain,
-            f"Spearman's rank correlation, over contexts with status `ok`, of the ID with the mean {score} of a "
-            "context's tokens, the first left out; empty under 5 documents, and where all values are equal",
+            f"Spearman's rank correlation of the ID with the mean {score} of the context, over contexts with status "
+            "`ok`; the mean leaves out the first token; empty with fewer than 5 documents, or if all values are equal",
         ),
-        (f"{plain}_low", f"lower end of its 95 % interval: {fisher}; empty under 20 documents"),
-        (f"{plain}_high", "its upper end"),
-        (f"p_{score}", f"{share.format(plain)} whole documents among those with equally many contexts; {few}"),
-        *_of_family(score, plain),
+        (f"{plain}_low", f"lower end of the 95 % interval of `{plain}`: {fisher}; empty with fewer than 20 documents"),
+        (f"{plain}_high", "upper end of that interval"),
+        (f"p_{score}", f"{share.format(plain)} whole documents that have equally many contexts; {few}"),
+        *_adjustment_columns(score, plain),
         (
             partial,
-            "Spearman's partial rank correlation of the same: that of what a linear regression leaves of both ranks, "
-            "on the ranks of how many different tokens a context has, the first left out, and of where in its document "
-            "it starts, and, in the rows of all contexts, on its document's value of the first key of `group_by`; "
-            "empty under 20 documents, and one more for each such value but the first",
+            f"Spearman's partial rank correlation of the ID with the mean {score}: the correlation of the residuals of "
+            "a linear regression of both ranks on the covariates. Covariates are the ranks of the number of different "
+            "tokens in the context (without the first token) and of its start in the document and, in rows of all "
+            "contexts, the document's value of the first key of `group_by`. Empty with fewer than 20 documents, plus "
+            "one for each such value after the first",
         ),
-        (f"{partial}_low", f"lower end of its 95 % interval: {fisher}, less a degree of freedom for each covariate"),
-        (f"{partial}_high", "its upper end"),
+        (
+            f"{partial}_low",
+            f"lower end of the 95 % interval of `{partial}`: {fisher}, with one degree of freedom less for each "
+            "covariate",
+        ),
+        (f"{partial}_high", "upper end of that interval"),
         (
             f"p_{partial}",
-            f"{share.format(partial)} the residuals of whole documents (Freedman and Lane 1983) among those with "
-            f"equally many contexts and the same value of the first key of `group_by`; {few}",
+            f"{share.format(partial)} the residuals of whole documents (Freedman and Lane 1983) that have equally many "
+            f"contexts and the same value of the first key of `group_by`; {few}",
         ),
-        *_of_family(partial, partial),
+        *_adjustment_columns(partial, partial),
     )
-    return tuple((name, "", meaning) for name, meaning in of_columns)
+    return tuple((name, "", meaning) for name, meaning in meanings)
 
 
-def _of_family(tested: str, statistic: str) -> tuple[tuple[str, str], ...]:
-    """Return the columns that say what a p-value is worth among all of its family: name and meaning."""
+def _adjustment_columns(tested: str, statistic: str) -> tuple[tuple[str, str], ...]:
+    """Return name and meaning of the columns that adjust a p-value for its whole family of tests."""
     return (
         (
             f"q_{tested}",
-            f"`p_{tested}` adjusted for the false discovery rate (Benjamini and Hochberg 1995); a family is all rows "
-            "of one `group`, `view`, `cloud` and `estimator` of a run, or of what `family_per` says",
+            f"`p_{tested}` adjusted for the false discovery rate (Benjamini and Hochberg 1995). A family is all rows "
+            "with the same `group`, `view`, `cloud`, and `estimator` in one run, or in the runs `family_per` joins",
         ),
         (
             f"p_{tested}_maxt",
-            f"`p_{tested}` adjusted for the family-wise error rate: the share of permutations whose largest absolute "
-            f"`{statistic}` of the family, times √(contexts − 1), is at least this row's (single-step max-T, Westfall "
-            "and Young 1993), which counts how rows resemble each other",
+            f"`p_{tested}` adjusted for the family-wise error rate: the share of permutations in which the largest "
+            f"absolute value of `{statistic}` × √(contexts − 1) in the family is at least that of this row "
+            "(single-step max-T, Westfall and Young 1993); it accounts for the dependence between rows",
         ),
         (
             f"q_{tested}_floor",
-            f"the smallest `q_{tested}` that a single effect in the family could have, from how many permutations "
-            "there are: above 0.05 no single effect can be significant, whatever its size",
+            f"the smallest `q_{tested}` that a single effect in the family can reach with the available permutations; "
+            "if it is above 0.05, no single effect can be significant, whatever its size",
         ),
     )
 
 
-# (column, unit, meaning): the documentation of the table, and its order.
+# (column, unit, meaning): the order of the columns, and their documentation.
 COLUMNS = (
     ("model", "", "`model_name` of the configuration"),
-    ("checkpoint", "", "training checkpoint: revision, folder or `main`"),
+    ("checkpoint", "", "training checkpoint: revision, folder, or `main`"),
     ("dataset", "", "`dataset_name` of the configuration"),
     ("subset", "", "index of the shard"),
-    ("ctx_len", "tokens", "tokens of a context"),
+    ("ctx_len", "tokens", "number of tokens in each context"),
     (
         "control",
         "",
-        "what was done to the text: `none`, or `shuffle-S`: up to 4^S blocks of a context permuted",
+        "change to the text: `none`, or `shuffle-S`, which permutes up to 4^S blocks of each context",
     ),
     (
         "group",
         "",
-        "key of `group_by` whose value the contexts of this row have in common; empty: all contexts of the run",
+        "key of `group_by` whose value all contexts of this row share; empty if the row is of all contexts of the run",
     ),
-    ("group_value", "", "that value; empty where the documents have none"),
-    ("view", "", "name of the view: which points count"),
+    ("group_value", "", "the value of that key; empty if the documents have none"),
+    ("view", "", "name of the view, which says which points count"),
     (
         "skip_first_tokens",
         "tokens",
-        "tokens left out at the start of each context by the view; empty where points are contexts",
+        "tokens that the view leaves out at the start of each context; empty if `level` is `run`",
     ),
     (
         "duplicates",
         "",
-        "what the view does with equal points: `distinct` or `keep`; `one_per_token` counts the first of each token, "
-        "`matched_subset` as many at random",
+        "how the view treats equal points: `distinct` counts them once, `keep` counts all; `one_per_token` counts the "
+        "first occurrence of each token, `matched_subset` as many points at random",
     ),
-    ("decimate", "points", "how many points the view draws at random; 0: it counts all"),
+    ("decimate", "points", "number of points that the view draws at random; 0 if it counts all"),
     ("draw", "", "number of the view's random draw"),
     (
         "preprocess",
         "",
         "how the view scales points: `raw`, `standardised`, `unit_norm`, or `drop_top_C` leading principal components",
     ),
-    ("exclude_window", "positions", "points at most this far apart are not neighbors under the view; 0: all may be"),
-    ("null_cloud", "", "`gaussian`: points replaced by a Gaussian sample with their number, mean and covariance"),
+    (
+        "exclude_window",
+        "positions",
+        "points at most this many positions apart are not neighbors under the view; 0 if all can be",
+    ),
+    ("null_cloud", "", "`gaussian` if a Gaussian sample with the same size, mean, and covariance replaces the points"),
     (
         "cloud",
         "",
-        "`context`: the tokens of one context at one site; `mean`: the centers of all contexts of a run; `position`: "
-        "the tokens at one position of all",
+        "`context`: the tokens of one context at one site; `mean`: the mean points of all contexts of a run; "
+        "`position`: the tokens at one position in all contexts of a run",
     ),
-    ("position", "", "that position, from 0; empty for other clouds"),
+    ("position", "", "position of the tokens of a `position` cloud, from 0; empty for other clouds"),
     (
         "level",
         "",
-        "what each estimate of the row is of: `context`, and the row is over contexts; `run`, one cloud of all "
-        "contexts: its ID is `mean` and `median` alike, `stderr` is its own, and `sd` is empty",
+        "`context` if the row summarizes one ID per context; `run` if it has the ID of one cloud of all contexts, "
+        "which is then both `mean` and `median`, with its own `stderr` and an empty `sd`",
     ),
-    ("layer", "", "index of the block; empty outside the blocks"),
+    ("layer", "", "index of the transformer block; empty outside the blocks"),
     ("module", "", "module key"),
-    ("estimator", "", "name of the estimator, its whole definition"),
+    ("estimator", "", "name of the estimator, which defines it completely"),
     ("mean", "", "mean ID over contexts with status `ok`"),
     ("median", "", "median ID over contexts with status `ok`"),
     ("sd", "", "standard deviation of the ID over contexts with status `ok`"),
-    ("n_documents", "documents", "documents of the contexts with status `ok`; of all where points are contexts"),
+    (
+        "n_documents",
+        "documents",
+        "number of documents that have a context with status `ok`; of all documents if `level` is `run`",
+    ),
     (
         "ci_low",
         "",
-        "lower end of the 95 % interval of `mean`, with documents as the unit; empty under 5 documents",
+        "lower end of the 95 % interval of `mean`, with documents as the unit; empty with fewer than 5 documents",
     ),
-    ("ci_high", "", "its upper end"),
+    ("ci_high", "", "upper end of that interval"),
     (
         "interval",
         "",
-        "`t`, with 5 to 19 documents: `mean` ± Student's quantile of one degree of freedom less than documents × the "
-        "standard error of the jackknife over documents (Efron and Stein 1981); `bootstrap`, from 20: percentiles of "
-        "2000 draws of whole documents (Davison and Hinkley 1997); `too_few_documents`; `one_cloud`, which has none",
+        "kind of that interval. `t`, with 5 to 19 documents: `mean` ± Student's quantile (number of documents − 1 "
+        "degrees of freedom) × the jackknife standard error over documents (Efron and Stein 1981). `bootstrap`, with "
+        "20 or more: percentiles of 2000 draws of whole documents (Davison and Hinkley 1997). `too_few_documents`, or "
+        "`one_cloud` for a row of one cloud: no interval",
     ),
-    ("stderr", "", "median standard error within a cloud: the asymptotic formula times a simulated factor"),
+    (
+        "stderr",
+        "",
+        "median over contexts of the standard error of one estimate: the asymptotic formula times a simulated factor",
+    ),
     (
         "value_gaussian_equivalent",
         "",
-        "not an estimate: the dimension of the normal distribution whose clouds of `n_used` points give this `mean`, "
-        "from simulations of 1 to 200 dimensions and 64 to 4096 points",
+        "not an estimate: the dimension of the Gaussian distribution whose clouds of `n_used` points give this `mean`, "
+        "from simulations with 1 to 200 dimensions and 64 to 4096 points",
     ),
-    ("value_ball_equivalent", "", "the same of the uniform distribution in a ball"),
-    ("value_sphere_equivalent", "", "the same of that on a sphere, of the dimension of its surface"),
+    ("value_ball_equivalent", "", "the same for the uniform distribution in a ball"),
+    (
+        "value_sphere_equivalent",
+        "",
+        "the same for the uniform distribution on a sphere; it is the dimension of the surface",
+    ),
     (
         "equivalent_status",
         "",
-        "of the first: `ok`; `rejected`, by the estimators of the cloud, see `equivalents_rejected`; `out_of_range`, "
-        "above or below all that was simulated; `not_calibrated`, an estimator that was not",
+        "status of `value_gaussian_equivalent`: `ok`; `rejected`, if `equivalents_rejected` has `gaussian`; "
+        "`out_of_range`, if `mean` or `n_used` is outside the simulated range; `not_calibrated`, if the estimator was "
+        "not simulated",
     ),
     (
         "equivalents_rejected",
         "",
-        "which of `gaussian`, `ball`, `sphere` the cloud is not like: by one of them its estimators have equivalents "
-        "that differ by more than a factor of 1.5, where those of such a cloud would agree; empty: none, or only one "
-        "estimator that is calibrated",
+        "which of `gaussian`, `ball`, `sphere` do not describe the cloud: the equivalents of its estimators differ by "
+        "more than a factor of 1.5, but would agree for a cloud of that distribution; empty if none is rejected, or if "
+        "fewer than two estimators are calibrated",
     ),
-    ("n_contexts", "contexts", "clouds estimated"),
+    ("n_contexts", "contexts", "number of clouds, with any status"),
     (
         "n_failed",
         "contexts",
-        "clouds whose status is not `ok`: in none of this row's means, medians, intervals and correlations",
+        "number of clouds whose status is not `ok`; means, medians, intervals, and correlations leave them out",
     ),
-    ("statuses", "", "count of each status that is not `ok`"),
+    ("statuses", "", "number of clouds with each status that is not `ok`"),
     (
         "n_points",
         "points",
-        "mean number of points under the view, before duplicates are dropped; this and what follows of clouds, over "
-        "contexts with status `ok`",
+        "mean number of points under the view, before equal points are dropped; this mean, and the means of cloud "
+        "properties below, are over contexts with status `ok`",
     ),
     ("n_distinct", "points", "mean number of different points"),
     ("n_used", "points", "mean number of points that entered the estimate"),
@@ -200,52 +227,69 @@ COLUMNS = (
     (
         "tiny_r1",
         "share",
-        "share of points whose nearest neighbor is at no distance, or below a hundredth of the usual one, the median "
-        "distance past any jump by a factor of a hundred",
+        "share of points whose nearest neighbor is at distance zero, or nearer than a hundredth of the typical "
+        "distance: the median of the distances above any jump by a factor of a hundred",
     ),
     (
         "top_share",
         "share",
-        "share of the mean over points that the tenth of the points with the largest local dimensions makes; empty for "
-        "estimators that are not such a mean",
+        "share of the estimate that the tenth of the points with the largest local dimensions contributes; empty for "
+        "estimators that are not a mean of local dimensions",
     ),
     ("median_norm", "activation", "mean over contexts of the median norm of a point"),
-    ("participation_ratio", "", "mean of trace(G)²/‖G‖² of the centered Gram matrix G"),
-    ("participation_ratio_corrected", "", "the same from unbiased estimates of its parts, for samples of few points"),
+    ("participation_ratio", "", "mean of trace(G)²/‖G‖², where G is the centered Gram matrix"),
+    (
+        "participation_ratio_corrected",
+        "",
+        "the same with unbiased estimates of numerator and denominator, for clouds of few points",
+    ),
     (
         "effective_rank",
         "",
-        "mean exponential of the entropy of the covariance spectrum (Roy and Vetterli 2007); empty unless "
-        "`cloud_statistics` has `spectrum`, and for clouds of a run",
+        "mean exponential of the entropy of the covariance spectrum (Roy and Vetterli 2007); empty for clouds of all "
+        "contexts of a run, and unless `cloud_statistics` has `spectrum`",
     ),
     ("mean_cosine", "", "mean cosine similarity of two different points"),
     ("nn_same_token", "share", "share of points whose nearest neighbor is the same token"),
     ("nn_within_5", "share", "share of points whose nearest neighbor is at most 5 positions away"),
-    ("nn_overlap", "share", "share of the 10 nearest points that are also so at the same module one layer down"),
-    ("n_layers", "blocks", "blocks of the model"),
+    (
+        "nn_overlap",
+        "share",
+        "share of the 10 nearest neighbors that are also among the 10 nearest at the same module one layer below",
+    ),
+    ("n_layers", "blocks", "number of transformer blocks of the model"),
     (
         "relative_depth",
         "",
-        "(`layer` + 1) / `n_layers`: the share of the blocks that a token has been through; 0 for `emb`, 1 for `unemb`",
+        "(`layer` + 1) / `n_layers`: the share of the blocks up to this site; 0 for `emb`, 1 for `unemb`",
     ),
-    ("n_parameters", "", "parameters of the model, shared ones counted once"),
-    ("n_embedding_parameters", "", "those of them that embed tokens and positions or map to the vocabulary"),
+    ("n_parameters", "", "number of parameters of the model; shared parameters count once"),
+    (
+        "n_embedding_parameters",
+        "",
+        "number of those parameters that embed tokens or positions, or map to the vocabulary",
+    ),
     (
         "training_step",
         "updates",
-        "as the checkpoint's name says it (`step1000`, `checkpoint-500`); 0 for `random-init`",
+        "number of training updates, from the name of the checkpoint (`step1000`, `checkpoint-500`); 0 for "
+        "`random-init`",
     ),
     (
         "training_tokens",
         "tokens",
-        "as the checkpoint's name says it (`step1000-tokens4B`), or 2,097,152 an update for Pythia (Biderman et al. "
-        "2023) and 2,048 for the embedded `sotu-neox`",
+        "number of training tokens, from the name of the checkpoint (`step1000-tokens4B`); or 2,097,152 per update for "
+        "Pythia (Biderman et al. 2023) and 2,048 per update for the bundled `sotu-neox` models",
     ),
-    ("mean_loss", "nats/token", "mean cross-entropy of the run's tokens, first token of a context left out"),
+    (
+        "mean_loss",
+        "nats/token",
+        "mean cross-entropy over the tokens of the row's contexts, without the first token of each context",
+    ),
     ("mean_entropy", "nats/token", "mean entropy of the predictions of the same tokens"),
-    *_of_score("loss"),
-    *_of_score("entropy"),
-    ("dtype", "", "precision of the model's weights"),
-    ("device", "", "where the model ran"),
-    ("versions", "", "library versions of extraction and estimate"),
+    *_correlation_columns("loss"),
+    *_correlation_columns("entropy"),
+    ("dtype", "", "data type of the model's weights"),
+    ("device", "", "device on which the model ran"),
+    ("versions", "", "library versions of the extraction and of the estimate"),
 )

@@ -1,11 +1,11 @@
-"""The dimension of a simple distribution whose clouds give what was found: a mean with its sample size reckoned with.
+"""Equivalents: the dimension of a simple distribution whose clouds, with as many points, give the same mean estimate.
 
-About a thousand points of a Gaussian of 50 dimensions give a `mle` of 27. Read the other way round, 27 from as many
-points is what a Gaussian of 50 dimensions gives: its equivalent. That is no estimate, as representations are no
-Gaussian; it says how much of a difference between clouds of different sizes, or of large dimension, is one of size.
+About 1000 points of a 50-dimensional Gaussian give a `mle` of 27. So the Gaussian equivalent of a `mle` of 27 from 1000
+points is 50. An equivalent is not an estimate, because representations are not Gaussian. It shows how much of the
+difference between clouds of different sizes, or of large dimension, comes from the number of points.
 
-`python -m tests.simulations.tabulate_equivalents` simulated mean estimates over DIMENSION and N_POINTS. Between them
-a mean is linear in log n, and log d in the log of the mean.
+`python -m tests.simulations.tabulate_equivalents` simulated mean estimates on the grid of DIMENSION and N_POINTS.
+Between grid points, the mean is interpolated linearly in log n, and log d linearly in the log of the mean.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ DIMENSION = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50, 65, 80, 100, 1
 N_POINTS = (64, 128, 256, 512, 1024, 2048, 4096)
 DISTRIBUTIONS = ("gaussian", "ball", "sphere")
 OK, OUT_OF_RANGE, NOT_CALIBRATED, REJECTED = "ok", "out_of_range", "not_calibrated", "rejected"
-# Two estimators of a cloud of one of these distributions have equivalents within a few percent of each other, as means
-# over contexts; a factor of 1.5 is no noise, and no shape between ball and sphere.
+# For clouds of one of these distributions, mean equivalents of two estimators differ by a few percent. Neither noise
+# nor a shape between ball and sphere explains a factor of 1.5.
 MAX_RATIO = 1.5
 
 
 def equivalent(mean: float, n_points: float, estimator: str, distribution: str) -> tuple[float, str]:
-    """Return the dimension of a distribution whose clouds of as many points give a mean, and a status.
+    """Return the dimension of the distribution whose clouds of `n_points` points give this mean, and a status.
 
     Parameters
     ----------
     mean, n_points : float
-        Mean estimate, and points that entered it.
+        Mean estimate, and the number of points of each cloud.
     estimator : str
-        Its name.
+        Name of the estimator.
     distribution : {"gaussian", "ball", "sphere"}
-        Standard normal, uniform in a ball, or uniform on a sphere; the latter's dimension is that of its surface.
+        Standard normal, uniform in a ball, or uniform on a sphere, whose dimension is that of its surface.
 
     Returns
     -------
     (float, str)
-        NaN with `not_calibrated` for an estimator that was not simulated, and with `out_of_range` for a mean below that
-        of 1 dimension or above that of 200, and for n below 64 or above 4096; else `ok`.
+        The dimension with `ok`; NaN with `not_calibrated` if the estimator was not simulated; NaN with `out_of_range`
+        if the mean is outside the simulated means of 1 to 200 dimensions, or `n_points` is below 64 or above 4096.
 
     Examples
     --------
@@ -62,9 +62,9 @@ def equivalent(mean: float, n_points: float, estimator: str, distribution: str) 
 
 
 def nearest_equivalent(mean: float, n_points: float, estimator: str, distribution: str) -> float | None:
-    """Return the equivalent of a mean, or where it is out of range the end of DIMENSION next to it.
+    """Return the equivalent of a mean, clipped to the range of DIMENSION.
 
-    None for an estimator that was not simulated, and for n below 64 or above 4096.
+    Return None for an estimator that was not simulated, and for `n_points` below 64 or above 4096.
     """
     if estimator not in TABLES or not N_POINTS[0] <= n_points <= N_POINTS[-1]:
         return None
@@ -74,9 +74,9 @@ def nearest_equivalent(mean: float, n_points: float, estimator: str, distributio
 
 @cache
 def _log_means(n_points: int, estimator: str, distribution: str) -> np.ndarray:
-    """Return the logarithm of the mean at each of DIMENSION; it never falls, as simulated means may by their noise."""
+    """Return the log of the mean estimate at each DIMENSION, made monotone because simulation noise can reverse it."""
     table = np.array(TABLES[estimator][distribution])
-    place = np.interp(np.log(n_points), np.log(N_POINTS), np.arange(len(N_POINTS)))
-    below = min(int(place), len(N_POINTS) - 2)
-    share = place - below
-    return np.log(np.maximum.accumulate((1 - share) * table[below] + share * table[below + 1]))
+    position = np.interp(np.log(n_points), np.log(N_POINTS), np.arange(len(N_POINTS)))
+    below = min(int(position), len(N_POINTS) - 2)
+    weight = position - below
+    return np.log(np.maximum.accumulate((1 - weight) * table[below] + weight * table[below + 1]))

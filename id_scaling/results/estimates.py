@@ -1,8 +1,8 @@
 """The table of intrinsic dimensions of one run, module and estimator: one row per layer, view and cloud.
 
-Reads the store alone: of contexts, a few of which are in memory at a time, neighbors where the estimator needs no more,
-saved clouds where it does. Of a cloud of all contexts of a run the points are stored, and neighbors are found here.
-Never imports torch.
+This module reads only stored files. For clouds of contexts, it reads neighbors, and saved clouds only if the estimator
+needs them, a few contexts at a time. For a cloud of all contexts of a run, points are stored, and the neighbor search
+runs here. It never imports torch.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from id_scaling.storage.layer_reader import read_neighbors, reading, verified
 from id_scaling.storage.records import key_of, read_record, read_table, write_table
 
 CONTEXTS_AT_ONCE = 32
-# Contexts stand in no order that says which are near; a spectrum is of its estimators alone.
-LEFT_OUT_OF_RUN = ("nn_within_5", "effective_rank")
-# Groups of statistics of a cloud of a run that are columns; tokens are those of its points at a position alone.
-OF_RUN = {"mean": ("moments", "cosine"), "position": ("moments", "cosine", "shares")}
+# The order of contexts does not say which are near, and a spectrum is computed only for estimators that use it.
+OMITTED_FOR_RUN = ("nn_within_5", "effective_rank")
+# Statistic sets that fill columns of a cloud of a run; only a cloud at one position has one token per point.
+STATISTICS_OF_RUN = {"mean": ("moments", "cosine"), "position": ("moments", "cosine", "shares")}
 
 SCHEMA = {
     "view": pl.String,
@@ -74,20 +74,20 @@ SCHEMA = {
 
 @dataclass(frozen=True)
 class Block:
-    """Clouds of one site under one view: of some contexts, or one of all contexts of a run.
+    """Clouds of one site under one view: one cloud per context, or a single cloud of all contexts of a run.
 
     Parameters
     ----------
     path : Path
         The layer file.
     module, layer, view : str, int or None, str
-        The site, and the view by name.
+        The site, and the name of the view.
     cloud : {"context", "mean", "position"}
-        Whose points they are.
+        Kind of the clouds.
     contexts : range
-        Contexts that the clouds are of.
+        Contexts of the clouds.
     position : int, optional
-        The position of the tokens that are points of one of a run.
+        Position of the tokens in a `position` cloud.
     """
 
     path: Path
@@ -100,18 +100,18 @@ class Block:
 
     @property
     def is_of_run(self) -> bool:
-        """Whether there is one cloud, of all contexts."""
+        """Whether this is a single cloud of all contexts."""
         return self.cloud != CONTEXT
 
     def __len__(self) -> int:
-        """Return how many clouds there are."""
+        """Return the number of clouds."""
         return 1 if self.is_of_run else len(self.contexts)
 
 
 def estimate_run(
     manifest_path: Path, module: str, estimator: Estimator, settings: Mapping[str, Any], output: Path, n_threads: int
 ) -> None:
-    """Estimate every cloud of one module of a run by one estimator and write the table.
+    """Estimate every cloud of one module of a run with one estimator and write the table.
 
     Raises
     ------
@@ -123,16 +123,16 @@ def estimate_run(
     tokens = None
     if any(block.is_of_run for block in blocks):
         tokens = _tokens(manifest_path.parent / "tokens.parquet", manifest)
-        kernels_of(np.empty((0, 0)))  # loads their BLAS before its threads are limited
-    # Threads share what is read; estimators of points have a process of their own for each thread. How many threads
-    # BLAS has would change last bits of what is found of a run.
+        kernels_of(np.empty((0, 0)))  # loads BLAS, so that the limit of threads below applies to it
+    # Threads share the data. Estimators of points use one worker process per thread. The number of BLAS threads would
+    # change the last bits of results for a cloud of a run.
     with ending_children(), threadpool_limits(1, user_api="blas"):
         tables = joblib.Parallel(n_jobs=n_threads, prefer="threads")(
             joblib.delayed(_estimate_block)(estimator, manifest, settings, tokens, block)
             for block in blocks
             if not block.is_of_run
         )
-        # One after another, as the products of many contexts take memory.
+        # One after another, because the products of many contexts take much memory.
         tables += [_estimate_block(estimator, manifest, settings, tokens, block) for block in blocks if block.is_of_run]
     table = pl.concat(tables)
     facts = {
@@ -154,11 +154,13 @@ def estimate_run(
 
 
 def _blocks(folder: Path, manifest: Mapping[str, Any], module: str, settings: Mapping[str, Any]) -> Iterator[Block]:
-    """Yield every block of clouds of a module."""
-    made, n_contexts = manifest["settings"], manifest["n_contexts"]
-    of_run = clouds_of_run(settings["clouds"], made.get("positions", ()))
-    # With layers, a choice of them is a list of numbers.
-    view_layers = cast("Mapping[str, list[int]]", with_layers(request_of(made["sites"]), manifest["n_layers"]).views)
+    """Yield the clouds of a module in blocks."""
+    extraction_settings, n_contexts = manifest["settings"], manifest["n_contexts"]
+    run_clouds = clouds_of_run(settings["clouds"], extraction_settings.get("positions", ()))
+    # `with_layers` turns each choice of layers into a list of numbers.
+    view_layers = cast(
+        "Mapping[str, list[int]]", with_layers(request_of(extraction_settings["sites"]), manifest["n_layers"]).views
+    )
     for key, layer, _ in manifest["sites"]:
         if key == module:
             path = verified(folder, manifest, layer)
@@ -167,9 +169,9 @@ def _blocks(folder: Path, manifest: Mapping[str, Any], module: str, settings: Ma
                 for start in range(0, n_contexts, CONTEXTS_AT_ONCE):
                     contexts = range(start, min(start + CONTEXTS_AT_ONCE, n_contexts))
                     yield Block(path, module, layer, view, CONTEXT, contexts)
-            for cloud, position in of_run:
+            for cloud, position in run_clouds:
                 for view in views:
-                    if view_of_run(View(**made["views"][view])):
+                    if view_of_run(View(**extraction_settings["views"][view])):
                         yield Block(path, module, layer, view, cloud, range(n_contexts), position)
 
 
@@ -188,28 +190,28 @@ def _estimate_block(
     tokens: np.ndarray | None,
     block: Block,
 ) -> pl.DataFrame:
-    """Return the table of a block of clouds; `local`, if asked for, is one value a point."""
+    """Return the table of a block of clouds; `local`, if requested, has one value per point."""
     if block.is_of_run:
         neighbors, points, precisions = _of_run(estimator, manifest, tokens, block)
     else:
         neighbors, points, precisions = _of_contexts(estimator, manifest, block)
     if not {*estimator.ranks} <= {*neighbors.ranks}:
-        found = no_estimates(estimator, neighbors, settings["has_local"])
+        estimates = no_estimates(estimator, neighbors, settings["has_local"])
     elif points is None:
-        found = estimate_from_neighbors(estimator, neighbors, settings["has_local"])
+        estimates = estimate_from_neighbors(estimator, neighbors, settings["has_local"])
     else:
-        found = estimate_from_points(estimator, points, neighbors, settings["max_seconds"], settings["has_local"])
-    table = _table(estimator, block, neighbors, found, precisions)
-    if found.local is None:
+        estimates = estimate_from_points(estimator, points, neighbors, settings["max_seconds"], settings["has_local"])
+    table = _table(estimator, block, neighbors, estimates, precisions)
+    if estimates.local is None:
         return table
-    local = pl.Series("local", found.local.tolist(), dtype=pl.List(pl.Float64))
+    local = pl.Series("local", estimates.local.tolist(), dtype=pl.List(pl.Float64))
     return table.with_columns(local.list.eval(pl.element().fill_nan(None)))
 
 
 def _of_contexts(
     estimator: Estimator, manifest: Mapping[str, Any], block: Block
 ) -> tuple[Neighbors, Any, list[str | None]]:
-    """Return the stored neighbors of some contexts; where the estimator needs them, their clouds and precisions."""
+    """Return the stored neighbors of contexts, and their clouds and precisions if the estimator needs points."""
     rows = block.contexts
     with reading(block.path, manifest) as file:
         path = f"{block.module}/{block.view}"
@@ -217,15 +219,18 @@ def _of_contexts(
         if estimator.needs != "points":
             return neighbors, None, [None] * len(block)
         clouds = file.read(f"{block.module}/activations", rows)
-    made = manifest["settings"]
-    view = View(**made["views"][block.view])
-    is_wide, save_fp = exceeds(clouds, made["save_fp"]), {False: made["save_fp"], True: str(clouds.dtype)}
-    return neighbors, _scaled(clouds, neighbors, view), [save_fp[is_so] for is_so in is_wide.tolist()]
+    extraction_settings = manifest["settings"]
+    view = View(**extraction_settings["views"][block.view])
+    is_wide, save_fp = (
+        exceeds(clouds, extraction_settings["save_fp"]),
+        {False: extraction_settings["save_fp"], True: str(clouds.dtype)},
+    )
+    return neighbors, _scaled(clouds, neighbors, view), [save_fp[is_wide_cloud] for is_wide_cloud in is_wide.tolist()]
 
 
 def _ranks_of(estimator: Estimator, manifest: Mapping[str, Any]) -> tuple[int, ...]:
-    """Return the stored ranks that an estimate reads: the estimator's own, and those that show near copies."""
-    # Ranks that contexts are too short for are not stored; clouds of all contexts may have them.
+    """Return the stored ranks that an estimate reads: those of the estimator, and those that reveal near copies."""
+    # Contexts store no rank beyond their length, but a cloud of all contexts can have it.
     own = estimator.ranks if {*estimator.ranks} <= {*manifest["ranks"]} else ()
     return (*own, *(rank for rank in manifest["ranks"] if rank <= K))
 
@@ -233,29 +238,31 @@ def _ranks_of(estimator: Estimator, manifest: Mapping[str, Any]) -> tuple[int, .
 def _of_run(
     estimator: Estimator, manifest: Mapping[str, Any], tokens: np.ndarray | None, block: Block
 ) -> tuple[Neighbors, Any, list[str | None]]:
-    """Return the neighbors of one cloud of a run; where the estimator needs them, its points and their precision.
+    """Return the neighbors of one cloud of a run, and its points and their precision if the estimator needs points.
 
-    What is random is drawn by the tokens at its position, or by all, so that it is the same at all sites.
+    Tokens seed the random choices (those at the position of the cloud, or all), so the choices agree between sites.
     """
     with reading(block.path, manifest) as file:
         points = file.read(f"{block.module}/{stored_as(block.cloud, block.position)}", block.contexts)
     view = view_of_run(View(**manifest["settings"]["views"][block.view]))
     if tokens is None or view is None:
-        raise ValueError(f"{block.view}: one cloud of a run is of its tokens and a view that may be of contexts")
+        raise ValueError(
+            f"{block.view}: a cloud of all contexts of a run needs the tokens, and a view that applies to contexts"
+        )
     token_ids = tokens[:, block.position] if block.cloud == POSITION else tokens
-    groups = dict.fromkeys([*OF_RUN[block.cloud], *map(group_of, estimator.statistics)])
+    groups = dict.fromkeys([*STATISTICS_OF_RUN[block.cloud], *map(group_of, estimator.statistics)])
     ranks = sorted({*range(1, K + 1), *estimator.ranks})
     memory.require(
         8 * len(points) ** 2,
         f"{block.path}: one cloud of {len(points):,} contexts ({block.cloud})",
-        "give the job more, take fewer contexts (max_contexts), or leave the cloud out",
+        "give the job more memory, use fewer contexts (max_contexts), or leave out this cloud",
     )
     try:
         neighbors = stacked(find_neighbors(points, [view], ranks, list(groups), token_ids))
     except MemoryError as error:
         raise ResourceError(
             f"{block.path}: all products of {len(points)} contexts ({block.cloud}) do not fit in memory; give the job "
-            "more, take fewer contexts (max_contexts), or leave the cloud out"
+            "more memory, use fewer contexts (max_contexts), or leave out this cloud"
         ) from error
     if estimator.needs != "points":
         return neighbors, None, [None]
@@ -263,10 +270,10 @@ def _of_run(
 
 
 def _table(
-    estimator: Estimator, block: Block, neighbors: Neighbors, found: Estimates, precisions: list[str | None]
+    estimator: Estimator, block: Block, neighbors: Neighbors, estimates: Estimates, precisions: list[str | None]
 ) -> pl.DataFrame:
-    """Return the rows of a block of clouds; what there is no number of is null."""
-    n_clouds, left_out = len(block), LEFT_OUT_OF_RUN if block.is_of_run else ()
+    """Return the rows of a block of clouds; missing numbers are null."""
+    n_clouds, omitted = len(block), OMITTED_FOR_RUN if block.is_of_run else ()
     columns: dict[str, Any] = {
         "view": [block.view] * n_clouds,
         "cloud": [block.cloud] * n_clouds,
@@ -275,13 +282,13 @@ def _table(
         "layer": [block.layer] * n_clouds,
         "module": [block.module] * n_clouds,
         "estimator": [estimator.name] * n_clouds,
-        "value": found.value,
-        "stderr": found.stderr,
-        "status": [str(word) for word in found.status],
+        "value": estimates.value,
+        "stderr": estimates.stderr,
+        "status": [str(word) for word in estimates.status],
         "save_fp": precisions,
         "median_r1": _medians(neighbors.r1),
         "tiny_r1": tiny_share(neighbors),
-        **{name: values for name, values in neighbors.statistics.items() if name in SCHEMA.keys() - left_out},
+        **{name: values for name, values in neighbors.statistics.items() if name in SCHEMA.keys() - omitted},
     }
     if {"gram_trace", "gram_frobenius"} <= neighbors.statistics.keys():
         moments = neighbors.statistic("gram_trace"), neighbors.statistic("gram_frobenius")
@@ -289,18 +296,18 @@ def _table(
         columns["participation_ratio_corrected"] = participation_ratio_corrected(
             *moments, neighbors.statistic("n_used")
         )
-    if found.top_share is not None:
-        columns["top_share"] = pl.Series(found.top_share).fill_nan(None)
-    nothing = [None] * n_clouds
-    series = {name: pl.Series(name, columns.get(name, nothing)).cast(kind) for name, kind in SCHEMA.items()}
-    # What there is no number of is null: `status` says why there is no value, and a mean over NaN would be none.
+    if estimates.top_share is not None:
+        columns["top_share"] = pl.Series(estimates.top_share).fill_nan(None)
+    nulls = [None] * n_clouds
+    series = {name: pl.Series(name, columns.get(name, nulls)).cast(kind) for name, kind in SCHEMA.items()}
+    # Null, because a mean skips it; `status` says why a value is missing.
     return pl.DataFrame(series).fill_nan(None)
 
 
 def _scaled(
     clouds: np.ndarray, neighbors: Neighbors, view: View, token_ids: np.ndarray | None = None
 ) -> np.ndarray | list[np.ndarray]:
-    """Return saved clouds as a view scales them, or as the null that it puts in the place of one."""
+    """Return saved clouds as a view scales them, or the null clouds with which it replaces them."""
     if view.is_as_made:
         return clouds
     selections = map(np.flatnonzero, np.isfinite(neighbors.r1))
@@ -308,6 +315,6 @@ def _scaled(
 
 
 def _medians(r1: np.ndarray) -> list[float]:
-    """Return the median of each row over the points that count."""
+    """Return the median of each row over its finite values, which belong to the points that count."""
     rows = [row[np.isfinite(row)] for row in r1]
     return [float(np.median(row)) if len(row) else np.nan for row in rows]

@@ -1,4 +1,4 @@
-"""What a session has measured, as polars tables: its summary, and the rows behind it, one for each context."""
+"""Load the results of a session as polars tables: its summary, its contexts, and its tokens."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from id_scaling.storage.records import read_record, read_table, read_unverified,
 from id_scaling.text.documents import check_contexts
 
 ROW_AXES = ("view", "layer")
-OF_CONTEXT = ["context", "document", "document_id", "chunk", "token_start", "token_stop", "metadata"]
+CONTEXT_COLUMNS = ["context", "document", "document_id", "chunk", "token_start", "token_stop", "metadata"]
 
 
 def load_summary(session_path: str | Path, verify: bool = True) -> pl.DataFrame:
@@ -29,21 +29,21 @@ def load_summary(session_path: str | Path, verify: bool = True) -> pl.DataFrame:
     session_path : path
         The folder a session was saved in, `results/<session_name>` by default.
     verify : bool
-        Hold every file that is read against the checksum in it. Without, numbers that changed since they were written
-        are not seen, and tables without a checksum (of older versions) are read.
+        Compare every file with the checksum in it. If False, changed numbers go unnoticed, and tables without a
+        checksum (from older versions) are read too.
 
     Returns
     -------
     polars.DataFrame
-        One row per model, checkpoint, dataset, subset, ctx_len, control, group and its value, view, cloud, position,
-        layer, module and estimator; rows without a group are of all contexts. `level` says whether a row is over
-        contexts, or of one cloud of a run. What there is no number of is null.
+        One row per model, checkpoint, dataset, subset, ctx_len, control, group, group_value, view, cloud, position,
+        layer, module, and estimator. Rows without a group are of all contexts. `level` says whether a row summarizes
+        contexts or is one cloud of a run. A missing number is null.
 
     Raises
     ------
     StoreError
-        The session has no summary yet, or it is damaged, cut short or without a checksum, or stale: its tables were
-        computed again since.
+        The session has no summary yet, or the summary is damaged, truncated, without a checksum, or stale: its tables
+        were recomputed after it was written.
 
     Examples
     --------
@@ -65,7 +65,7 @@ def load_summary(session_path: str | Path, verify: bool = True) -> pl.DataFrame:
 def load_contexts(
     session_path: str | Path, verify: bool = True, **axes: str | int | Collection[str | int | None] | None
 ) -> pl.DataFrame:
-    """Return the estimates of single contexts, beside their documents, losses and entropies.
+    """Return the estimates of single contexts, next to their documents, losses, and entropies.
 
     Parameters
     ----------
@@ -74,25 +74,25 @@ def load_contexts(
     verify : bool
         As in `load_summary`.
     **axes
-        What to read alone, a value or a list of values each: `model`, `checkpoint`, `dataset`, `subset`, `ctx_len`,
-        `control`, `module`, `estimator`, `view` and `layer` as in the summary; the layer of what is outside the blocks
-        is None.
+        Read only these values, one or a list for each axis: `model`, `checkpoint`, `dataset`, `subset`, `ctx_len`,
+        `control`, `module`, `estimator`, `view`, and `layer`, as in the summary. The layer of a site outside the
+        blocks is None.
 
     Returns
     -------
     polars.DataFrame
-        One row per model, checkpoint, dataset, subset, ctx_len, control, module, estimator, layer, view and context:
-        `value`, `stderr`, `status` and the companions of the estimate; `loss` and `entropy`, means of the context's
-        tokens without the first (nats/token); `document`, `document_id`, `chunk`, `token_start`, `token_stop`, and the
-        document's `metadata` as JSON. What there is no number of is null. Clouds of all contexts of a run are no rows
-        here but of the summary; estimates at single tokens, `local`, are in the tables of `ids` alone.
+        One row per model, checkpoint, dataset, subset, ctx_len, control, module, estimator, layer, view, and context:
+        `value`, `stderr`, `status`, and the properties of the cloud; `loss` and `entropy`, means over the tokens of the
+        context without the first (nats/token); `document`, `document_id`, `chunk`, `token_start`, `token_stop`, and the
+        `metadata` of the document as JSON. A missing number is null. Clouds of all contexts of a run are only in the
+        summary; estimates at single tokens, `local`, are only in the tables in `ids`.
 
     Raises
     ------
     StoreError
         The session has no summary yet, or a table is missing or damaged.
     ConfigError
-        An axis is none of these, or the session has nothing of that name, or nothing of all of them at once.
+        An axis is unknown, the session does not have a value, or no row has all values.
 
     Examples
     --------
@@ -103,10 +103,10 @@ def load_contexts(
     """
     if CONTEXT not in _settings_of(Path(session_path), verify)["clouds"]:
         raise ConfigError(
-            "the session has no cloud of one context (cacheing_config.clouds); those of all contexts of a run are rows "
-            "of its summary, of the level 'run'"
+            "the session has no cloud of one context (cacheing_config.clouds); load_summary has its clouds of all "
+            "contexts of a run, as rows of level 'run'"
         )
-    return _of_runs(Path(session_path), axes, _contexts_of_run, verify)
+    return _rows_of_runs(Path(session_path), axes, _contexts_of_run, verify)
 
 
 def load_tokens(
@@ -121,15 +121,15 @@ def load_tokens(
     verify : bool
         As in `load_summary`.
     **axes
-        What to read alone, a value or a list of values each: `model`, `checkpoint`, `dataset`, `subset`, `ctx_len` and
-        `control` as in the summary.
+        Read only these values, one or a list for each axis: `model`, `checkpoint`, `dataset`, `subset`, `ctx_len`, and
+        `control`, as in the summary.
 
     Returns
     -------
     polars.DataFrame
-        One row per model, checkpoint, dataset, subset, ctx_len, control, context and position: `token`, and `loss` and
-        `entropy` (nats) of the prediction of that token, so those of the first of a context are null. One that came out
-        of the model as no number is NaN, and so is a mean over it.
+        One row per model, checkpoint, dataset, subset, ctx_len, control, context, and position: `token`, and `loss` and
+        `entropy` (nats) of the prediction of that token. They are null for the first token of a context. They are NaN
+        where the model returned NaN, and so is a mean over them.
 
     Raises
     ------
@@ -143,30 +143,32 @@ def load_tokens(
     >>> tokens.select("context", "position", "loss").rows()[0]
     (0, 0, None)
     """
-    if others := axes.keys() & {"module", "estimator", *ROW_AXES}:
-        raise ConfigError(f"{others.pop()} is no axis of tokens; expected some of {', '.join(AXES)}")
-    return _of_runs(Path(session_path), axes, _tokens_of_run, verify)
+    if unknown_axes := axes.keys() & {"module", "estimator", *ROW_AXES}:
+        raise ConfigError(f"{unknown_axes.pop()} is not an axis of tokens; expected some of {', '.join(AXES)}")
+    return _rows_of_runs(Path(session_path), axes, _tokens_of_run, verify)
 
 
-def _of_runs(
+def _rows_of_runs(
     session: Path, axes: Mapping[str, Any], rows_of: Callable[..., pl.DataFrame], verify: bool
 ) -> pl.DataFrame:
-    """Return the rows of the runs that are asked for, each with the names of its run."""
+    """Return the rows of the requested runs, each with the names of its run."""
     settings = _settings_of(session, verify)
     summary = read_table(_summary_path(session), [*ROW_AXES, "level"], verify)[0].filter(level=CONTEXT)
-    chosen, tables = _chosen(axes, settings, summary), []
+    chosen, tables = _requested_values(axes, settings, summary), []
     for run in runs_of(settings):
-        of_run = names_of(run, settings)
-        if all(of_run[key] in chosen.get(key, {of_run[key]}) for key in of_run):
+        names = names_of(run, settings)
+        if all(names[key] in chosen.get(key, {names[key]}) for key in names):
             rows = rows_of(session, run, settings, chosen, verify)
-            tables.append(rows.select(*(pl.lit(value).alias(key) for key, value in of_run.items()), pl.all()))
+            tables.append(rows.select(*(pl.lit(value).alias(key) for key, value in names.items()), pl.all()))
     if not any(map(len, tables)):
-        raise ConfigError(f"the session has nothing of {', '.join(f'{axis} {axes[axis]!r}' for axis in axes)} at once")
+        raise ConfigError(
+            f"the session has no row with {', '.join(f'{axis} {axes[axis]!r}' for axis in axes)}; request fewer axes"
+        )
     return pl.concat(tables)
 
 
 def run_named(session: Path, names: Mapping[str, str | int]) -> Run:
-    """Return the run of a session that the summary calls by these names."""
+    """Return the run of a session that has these names in the summary."""
     settings = _settings_of(session)
     for run in runs_of(settings):
         if names_of(run, settings) == dict(names):
@@ -175,7 +177,7 @@ def run_named(session: Path, names: Mapping[str, str | int]) -> Run:
 
 
 def _summary_path(session_path: str | Path) -> Path:
-    """Return the summary of a session, once it is there."""
+    """Return the path of the summary of a session, which must exist."""
     path = Path(session_path) / "summary.parquet"
     if not path.is_file():
         raise StoreError(f"{path}: not there; run snakemake on the session, or name the folder that holds it")
@@ -183,7 +185,7 @@ def _summary_path(session_path: str | Path) -> Path:
 
 
 def _settings_of(session: Path, verify: bool = True) -> dict[str, Any]:
-    """Return the axes of a session, and what its rows are made of."""
+    """Return the settings of a session, which its summary stores."""
     path = _summary_path(session)
     settings = table_facts(path, verify)
     if "lengths" not in settings:
@@ -191,31 +193,31 @@ def _settings_of(session: Path, verify: bool = True) -> dict[str, Any]:
     return settings
 
 
-def _chosen(axes: Mapping[str, Any], settings: Mapping[str, Any], summary: pl.DataFrame) -> dict[str, set]:
-    """Return the values of each axis that are asked for, once the session is known to have them."""
-    named = [names_of(run, settings) for run in runs_of(settings)]
-    has = {key: {of_run[key] for of_run in named} for key in AXES}
-    has |= {"module": set(settings["modules"]), "estimator": {name for name, _ in settings["estimators"]}}
-    has |= {axis: set(summary[axis]) for axis in ROW_AXES}
+def _requested_values(axes: Mapping[str, Any], settings: Mapping[str, Any], summary: pl.DataFrame) -> dict[str, set]:
+    """Return the requested values of each axis; raise a ConfigError if the session lacks one."""
+    run_names = [names_of(run, settings) for run in runs_of(settings)]
+    available = {key: {names[key] for names in run_names} for key in AXES}
+    available |= {"module": set(settings["modules"]), "estimator": {name for name, _ in settings["estimators"]}}
+    available |= {axis: set(summary[axis]) for axis in ROW_AXES}
     chosen = {}
     for axis, wanted in axes.items():
-        if axis not in has:
-            raise ConfigError(f"{axis} is no axis of a session; expected one of {', '.join(has)}")
-        is_one = isinstance(wanted, str) or not isinstance(wanted, Collection)
-        chosen[axis] = {wanted} if is_one else set(wanted)
+        if axis not in available:
+            raise ConfigError(f"{axis} is not an axis of a session; expected one of {', '.join(available)}")
+        is_single = isinstance(wanted, str) or not isinstance(wanted, Collection)
+        chosen[axis] = {wanted} if is_single else set(wanted)
         if axis == "estimator":
             chosen[axis] = {_canonical(name) for name in chosen[axis]}
         if not chosen[axis]:
             raise ConfigError(f"{axis}: found an empty list, expected values to read")
-        if missing := chosen[axis] - has[axis]:
-            listed = ", ".join(map(str, sorted(has[axis], key=lambda value: (value is None, value))))
-            raise ConfigError(f"the session has no {axis} {missing.pop()!r}; it has {listed}")
+        if missing_values := chosen[axis] - available[axis]:
+            listed = ", ".join(map(str, sorted(available[axis], key=lambda value: (value is None, value))))
+            raise ConfigError(f"the session has no {axis} {missing_values.pop()!r}; it has {listed}")
     return chosen
 
 
 def _canonical(name: Any) -> Any:
-    """Return the name under which an estimator is stored; what is no estimator's name as it is."""
-    # Not a statement: figures use this module, and a new estimator makes no figure stale.
+    """Return the name under which an estimator is stored; an unknown name stays as it is."""
+    # An import statement would make figures depend on the registry, and a new estimator would make all figures stale.
     registry = importlib.import_module("id_scaling.estimators.registry")
     try:
         return registry.canonical_name(name)
@@ -232,37 +234,37 @@ def _contexts_of_run(
     path = contexts_path(session, run, settings["tokenizers"][run.model])
     if verify:
         check_contexts(path, manifest["contexts"])
-    contexts, _ = read_table(path, OF_CONTEXT, verify)
+    contexts, _ = read_table(path, CONTEXT_COLUMNS, verify)
     _check_extraction(folder / "tokens.parquet", "digest", manifest, verify)
     scores = token_scores(folder / "tokens.parquet").select("context", *SCORES)
     contexts = contexts.join(scores.fill_nan(None), on="context", how="left", maintain_order="left")
-    rows = [pl.col(axis).is_in(list(chosen[axis]), nulls_equal=True) for axis in ROW_AXES if axis in chosen]
+    filters = [pl.col(axis).is_in(list(chosen[axis]), nulls_equal=True) for axis in ROW_AXES if axis in chosen]
     tables = [
-        _of_extraction(ids_path(session, run, module, estimator), "manifest", manifest, verify, *rows)
+        _read_checked(ids_path(session, run, module, estimator), "manifest", manifest, verify, *filters)
         for module in settings["modules"]
         for estimator, _ in settings["estimators"]
         if module in chosen.get("module", {module}) and estimator in chosen.get("estimator", {estimator})
     ]
-    of_contexts = pl.concat(tables).filter(cloud=CONTEXT).drop("position").fill_nan(None)
-    return of_contexts.join(contexts, on="context", how="left", maintain_order="left")
+    estimates = pl.concat(tables).filter(cloud=CONTEXT).drop("position").fill_nan(None)
+    return estimates.join(contexts, on="context", how="left", maintain_order="left")
 
 
 def _tokens_of_run(session: Path, run: Run, _: Mapping[str, Any], __: Mapping[str, set], verify: bool) -> pl.DataFrame:
     """Return the rows of the tokens of one run."""
     folder = run_folder(session, run)
     manifest = read_record(folder / "manifest.json", verify)
-    return _of_extraction(folder / "tokens.parquet", "digest", manifest, verify)
+    return _read_checked(folder / "tokens.parquet", "digest", manifest, verify)
 
 
 def _check_extraction(path: Path, key: str, manifest: Mapping[str, Any], verify: bool) -> None:
-    """Raise a StoreError where a table is not of the run's extraction."""
+    """Raise a StoreError if a table is not from the extraction of its run."""
     if table_facts(path, verify).get(key) != manifest["digest"]:
         raise StoreError(f"{path}: of another extraction than its run's; {made_anew(path)}")
 
 
-def _of_extraction(path: Path, key: str, manifest: Mapping[str, Any], verify: bool, *rows: pl.Expr) -> pl.DataFrame:
-    """Return some rows of a table without its lists, once it is known to be of the run's extraction."""
+def _read_checked(path: Path, key: str, manifest: Mapping[str, Any], verify: bool, *filters: pl.Expr) -> pl.DataFrame:
+    """Return the matching rows of a table, without its list columns, after checking its extraction."""
     _check_extraction(path, key, manifest, verify)
-    table = pl.scan_parquet(path, glob=False)  # `read_parquet_schema` takes a path for a pattern
+    table = pl.scan_parquet(path, glob=False)  # `read_parquet_schema` would read the path as a pattern
     columns = [name for name, kind in table.collect_schema().items() if kind != pl.List]
-    return table.filter(*rows).select(columns).collect()
+    return table.filter(*filters).select(columns).collect()

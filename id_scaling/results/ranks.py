@@ -1,4 +1,4 @@
-"""Ranks of the values in each row of a table, and how each value takes part in the ranks of the others."""
+"""Ranks of the values in each row of a table, and the influence of each value on the ranks of the others."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Ranking(NamedTuple):
-    """The order of each row's values, and of each place in it the first and the last place of an equal value."""
+    """The sorted order of each row, and for each place in it the first and last place of an equal value."""
 
     order: np.ndarray
     first: np.ndarray
@@ -16,7 +16,7 @@ class Ranking(NamedTuple):
 
 
 def ranking_of(values: np.ndarray) -> Ranking:
-    """Return the order of each row's values, equal ones together.
+    """Return the sorted order of each row, with the extent of ties.
 
     Examples
     --------
@@ -34,7 +34,7 @@ def ranking_of(values: np.ndarray) -> Ranking:
 
 
 def standardized(ranking: Ranking) -> np.ndarray:
-    """Return mid-ranks with mean 0 and mean square 1 in each row; NaN where all values are equal.
+    """Return mid-ranks scaled to mean 0 and mean square 1 in each row; NaN if all values are equal.
 
     Examples
     --------
@@ -49,9 +49,9 @@ def standardized(ranking: Ranking) -> np.ndarray:
 
 
 def influence_of_ranks(ranking: Ranking, residuals: np.ndarray) -> np.ndarray:
-    """Return what each context does to the correlation by its part in the ranks of the others.
+    """Return the influence of each context on the correlation through the ranks of the other contexts.
 
-    That is Σ_j s(x_i, x_j) e_j / sd(ranks) with s = 1 where x_j > x_i, ½ where they are equal and 0 elsewhere.
+    It is Σ_j s(x_i, x_j) e_j / sd(ranks), with s = 1 if x_j > x_i, ½ if they are equal, and 0 otherwise.
     """
     order = np.broadcast_to(ranking.order, residuals.shape)
     cumulative = np.cumsum(np.take_along_axis(residuals, order, axis=1), axis=1)

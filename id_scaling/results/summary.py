@@ -1,8 +1,8 @@
-"""One table from many: the intrinsic dimensions of a session beside loss and entropy of the same tokens.
+"""The summary of a session: one table with intrinsic dimensions, and loss and entropy of the same tokens.
 
-Refuses to mix estimates made by different code of one estimator, or of different extractions; mixed
-library versions are a column and a warning. Only estimates with status `ok` enter mean, median and sd, and what
-`intervals` adds of their uncertainty.
+It refuses to mix estimates from different code of an estimator or from different extractions. Mixed library versions
+give a warning, and a column lists them. Only estimates with status `ok` enter mean, median, sd, and the statistics of
+`id_scaling.results.uncertainty`.
 """
 
 from __future__ import annotations
@@ -32,30 +32,30 @@ from id_scaling.runtime.logging import LOG, Progress
 from id_scaling.storage.layout import Run, names_of, runs_of
 from id_scaling.storage.records import write_table
 
-# Of the runs of a family, see `family_per`.
+# Rows that agree in these columns form a family; `family_per` says which runs it joins.
 FAMILY = ["group", "view", "cloud", "estimator"]
 _FAMILY_OF = {"run": lambda run: run, "model": lambda run: run.model, "study": lambda run: None}
-# Of the values of sites, in memory at once: 32 MB.
+# Values of sites in memory at once: 32 MB.
 ELEMENTS = 2**22
-# The largest statistic of each permutation, by test, group, view, cloud and estimator.
+# The largest statistic of each permutation, by test, group, view, cloud, and estimator.
 Maxima = dict[tuple, np.ndarray]
 
 
 def summarize(session: Path, settings: Mapping[str, Any], parquet: Path, csv: Path, text: Path) -> None:
-    """Write the summary of a session as parquet, csv and readable text, all three or none.
+    """Write the summary of a session as parquet, CSV, and readable text: all three files or none.
 
-    Memory does not grow with contexts × rows: tables are read some sites at a time (`id_scaling.results.run_tables`).
+    Memory does not grow with contexts × rows, because `id_scaling.results.run_tables` reads a few sites at a time.
 
     Raises
     ------
     StoreError
-        A table was made by other code or of another extraction than the session's.
+        A table was made by other code, or from another extraction, than the session expects.
     ConfigError
-        The documents of a run do not have a field that `group_by` names, or it has too many values.
+        Documents of a run lack a field that `group_by` names, or the field has too many values.
     """
     runs, families = list(runs_of(settings)), []
     progress = Progress("summarized run", len(runs))
-    # How many threads BLAS has would change last bits, and so once in a while a count of permutations.
+    # The number of BLAS threads changes last bits, and so can change a count of permutations.
     with threadpool_limits(1, user_api="blas"):
         for _, members in groupby(runs, key=_FAMILY_OF[settings["family_per"]]):
             families.append(_summarize_family(session, list(members), settings, progress))
@@ -77,7 +77,7 @@ def summarize(session: Path, settings: Mapping[str, Any], parquet: Path, csv: Pa
 
 
 def _summarize_family(session: Path, runs: list[Run], settings: Mapping[str, Any], progress: Progress) -> pl.DataFrame:
-    """Return the rows of runs whose correlations are tested as one family."""
+    """Return the rows of the runs whose correlations are tested as one family."""
     sizes: Counter[str | None] = Counter()
     for run in runs:
         sizes.update(open_run(session, run, settings).n_tested())
@@ -92,20 +92,20 @@ def _summarize_family(session: Path, runs: list[Run], settings: Mapping[str, Any
 def _summarize_run(
     run: OpenRun, settings: Mapping[str, Any], sizes: Mapping[str | None, int], maxima: Maxima
 ) -> pl.DataFrame:
-    """Return the rows of one run but for what is of its family, whose largest statistics are gathered in `maxima`."""
+    """Return the rows of one run without family adjustments; collect the largest statistics in `maxima`."""
     manifest, scores = run.manifest, run.scores()
-    tables, certain = [], _Uncertainty(run, scores, sizes, maxima)
+    tables, statistics = [], _Uncertainty(run, scores, sizes, maxima)
     for ids in run.sites(settings, ["value", "stderr", "status", *COMPANIONS]):
         tables.append(_aggregated(_grouped(ids, run.groups)))
-        certain.add(ids.filter(cloud=CONTEXT))
-    # Rows of all contexts first, then those of each key, as if all sites had been read at once.
+        statistics.add(ids.filter(cloud=CONTEXT))
+    # Rows of all contexts come first, then those of each key, whatever the number of sites read at a time.
     table = pl.concat(tables).sort(pl.col("group").replace_strict(run.order, default=0), maintain_order=True)
-    of_groups = _grouped(scores, run.groups).group_by(GROUP, maintain_order=True).agg(map(_mean, SCORES))
+    group_scores = _grouped(scores, run.groups).group_by(GROUP, maintain_order=True).agg(map(_mean, SCORES))
     names = names_of(run.run, settings)
     model, checkpoint = str(names["model"]), str(names["checkpoint"])
     return (
-        table.join(certain.table(), on=KEYS, how="left", nulls_equal=True, maintain_order="left")
-        .join(of_groups, on=GROUP, how="left", nulls_equal=True, maintain_order="left")
+        table.join(statistics.table(), on=KEYS, how="left", nulls_equal=True, maintain_order="left")
+        .join(group_scores, on=GROUP, how="left", nulls_equal=True, maintain_order="left")
         .join(_views(manifest), on="view", how="left", maintain_order="left")
         .with_columns(_of_levels(run.documents["document"].n_unique()))
         .with_columns(
@@ -122,7 +122,7 @@ def _summarize_run(
 
 
 def _of_levels(n_documents: int) -> list[pl.Expr]:
-    """Return the level of each row, and what a row of one cloud of all contexts has in place of what contexts have."""
+    """Return the level of each row, and the columns that differ in a row of one cloud of all contexts."""
     is_of_run = pl.col("cloud") != CONTEXT
     return [
         pl.when(is_of_run).then(pl.lit("run")).otherwise(pl.lit("context")).alias("level"),
@@ -133,24 +133,24 @@ def _of_levels(n_documents: int) -> list[pl.Expr]:
 
 
 def _relative_depth(n_layers: int) -> pl.Expr:
-    """Return the share of the blocks that a token has been through at a site."""
+    """Return the share of the blocks up to a site."""
     outside = pl.col("module").replace_strict({"emb": 0.0, "unemb": 1.0}, default=None, return_dtype=pl.Float64)
     return pl.coalesce((pl.col("layer") + 1) / n_layers, outside).alias("relative_depth")
 
 
 def _grouped(table: pl.DataFrame, groups: list[pl.DataFrame]) -> pl.DataFrame:
-    """Return a table of contexts with its rows again for each group that their context is in."""
-    of_all = table.with_columns(pl.lit(None, pl.String).alias(name) for name in GROUP)
-    return pl.concat([of_all, *(table.join(group, on="context", maintain_order="left") for group in groups)])
+    """Return the rows of a table of contexts, repeated for each key of `group_by` with the value of their context."""
+    all_contexts = table.with_columns(pl.lit(None, pl.String).alias(name) for name in GROUP)
+    return pl.concat([all_contexts, *(table.join(group, on="context", maintain_order="left") for group in groups)])
 
 
 def _mean(score: str) -> pl.Expr:
-    """Return the mean of a score of the tokens of some contexts."""
+    """Return the mean of a score over all tokens of several contexts."""
     return (pl.col(f"sum_{score}").sum() / pl.col(f"n_{score}").sum()).alias(f"mean_{score}")
 
 
 def _aggregated(ids: pl.DataFrame) -> pl.DataFrame:
-    """Return a row for each value of a group, view, cloud, layer, module and estimator of a run."""
+    """Return one row for each group, view, cloud, layer, module, and estimator of a run."""
     is_ok = pl.col("status") == "ok"
     value = pl.col("value").filter(is_ok)
     failures = pl.col("status").filter(~is_ok)
@@ -176,7 +176,7 @@ def _aggregated(ids: pl.DataFrame) -> pl.DataFrame:
 
 
 class _Uncertainty:
-    """Intervals and rank correlations of the rows of a run, some sites at a time."""
+    """Intervals and rank correlations of the rows of a run, computed for a few sites at a time."""
 
     def __init__(self, run: OpenRun, scores: pl.DataFrame, sizes: Mapping[str | None, int], maxima: Maxima) -> None:
         self.sizes, self.maxima = sizes, maxima
@@ -192,22 +192,22 @@ class _Uncertainty:
         self.tables: list[pl.DataFrame] = []
 
     def add(self, ids: pl.DataFrame) -> None:
-        """Take the estimates of some whole sites, and have what was taken computed once it is much."""
+        """Add the estimates of complete sites; compute statistics once many values are pending."""
         self.held.append(_table(ids, self.contexts["context"]))
         if sum(values.size for _, values in self.held) >= ELEMENTS:
             self._compute()
 
     def table(self) -> pl.DataFrame:
-        """Return the statistics of all rows, null where there are too few documents."""
+        """Return the statistics of all rows; null if there are too few documents."""
         self._compute()
         return pl.concat(self.tables).fill_nan(None).with_columns(_interval())
 
     def _compute(self) -> None:
-        """Compute the statistics of what was taken."""
+        """Compute the statistics of the pending sites."""
         if not self.held:
             return
-        sites = pl.concat([of_held for of_held, _ in self.held])
-        values = np.concatenate([of_held for _, of_held in self.held])
+        sites = pl.concat([pending for pending, _ in self.held])
+        values = np.concatenate([pending for _, pending in self.held])
         self.held = []
         for names, members in self.parts:
             is_in = self.contexts["context"].is_in(members.implode()).to_numpy()
@@ -216,7 +216,7 @@ class _Uncertainty:
     def _of_part(
         self, names: tuple[str | None, str | None], is_in: np.ndarray, sites: pl.DataFrame, values: np.ndarray
     ) -> pl.DataFrame:
-        """Return the statistics of some sites over the contexts of a group, or over all."""
+        """Return the statistics of sites over the contexts of a group, or over all contexts."""
         group, group_value = names
         contexts, family = self.contexts.filter(is_in), sites.select(["view", "cloud", "estimator"])
         scores = {score: contexts[score].cast(pl.Float64).fill_null(float("nan")).to_numpy() for score in SCORES}
@@ -225,31 +225,31 @@ class _Uncertainty:
         kinds = family.unique(maintain_order=True).with_row_index("family")
         families = family.join(kinds, on=family.columns, how="left", maintain_order="left")["family"].to_numpy()
         family_sizes = np.full(len(sites), self.sizes[group])
-        found = uncertainty.of_rows(
+        statistics = uncertainty.of_rows(
             values, contexts["document"].to_numpy(), scores, covariates, sources, family_sizes, families
         )
-        for test, largest in found.maxima.items():
+        for test, maxima_of_rows in statistics.maxima.items():
             for place, key in enumerate(kinds.drop("family").iter_rows()):
-                # Rows of the same contexts have maxima of the families up to the last that they are of.
-                statistics = [of_rows[place] for of_rows in largest if place < len(of_rows)]
-                _gather(self.maxima, (test, group, *key), statistics)
+                # An array of maxima ends with the last family that has a row of the same contexts.
+                family_maxima = [row_maxima[place] for row_maxima in maxima_of_rows if place < len(row_maxima)]
+                _gather(self.maxima, (test, group, *key), family_maxima)
         names_of_part = {"group": pl.lit(group, pl.String), "group_value": pl.lit(group_value, pl.String)}
         return sites.with_columns(
-            **names_of_part, **{name: pl.Series(column) for name, column in found.columns.items()}
+            **names_of_part, **{name: pl.Series(column) for name, column in statistics.columns.items()}
         )
 
 
 def _gather(maxima: Maxima, key: tuple, statistics: list[np.ndarray]) -> None:
-    """Take in the largest statistics of some rows of a family; of fewer permutations, where some rows have fewer."""
+    """Merge the largest statistics of rows of a family; keep only permutations that all rows have."""
     known = [maxima[key]] if key in maxima else []
-    every = [largest for largest in (*known, *statistics) if len(largest)]
-    if every:
-        n = min(map(len, every))
-        maxima[key] = np.max([largest[:n] for largest in every], axis=0)
+    arrays = [array for array in (*known, *statistics) if len(array)]
+    if arrays:
+        n = min(map(len, arrays))
+        maxima[key] = np.max([array[:n] for array in arrays], axis=0)
 
 
 def _sources(contexts: pl.DataFrame, groups: list[pl.DataFrame]) -> np.ndarray:
-    """Return the number of each context's value of the first key of `group_by`, 0 where there is none."""
+    """Return the number of each context's value of the first key of `group_by`; 0 if it has none."""
     if not groups:
         return np.zeros(len(contexts))
     values = contexts.join(groups[0], on="context", how="left", maintain_order="left")["group_value"]
@@ -257,18 +257,19 @@ def _sources(contexts: pl.DataFrame, groups: list[pl.DataFrame]) -> np.ndarray:
 
 
 def _table(ids: pl.DataFrame, contexts: pl.Series) -> tuple[pl.DataFrame, np.ndarray]:
-    """Return the sites of a run, and the estimate of each and each context, NaN where it is not ok."""
+    """Return the sites of a run, and the estimates of (sites, contexts); NaN if the status is not `ok`."""
     value = pl.when(pl.col("status") == "ok").then("value").otherwise(float("nan"))
-    found = ids.group_by(SITE, maintain_order=True).agg("context", value)
+    grouped = ids.group_by(SITE, maintain_order=True).agg("context", value)
     columns = pl.DataFrame({"context": contexts}).with_row_index()
-    at = found["context"].explode().to_frame().join(columns, on="context", how="left", maintain_order="left")["index"]
-    values = np.full((len(found), len(contexts)), np.nan)
-    values[np.repeat(np.arange(len(found)), found["context"].list.len()), at] = found["value"].explode()
-    return found.select(SITE), values
+    contexts_in_order = grouped["context"].explode().to_frame()
+    places = contexts_in_order.join(columns, on="context", how="left", maintain_order="left")["index"]
+    values = np.full((len(grouped), len(contexts)), np.nan)
+    values[np.repeat(np.arange(len(grouped)), grouped["context"].list.len()), places] = grouped["value"].explode()
+    return grouped.select(SITE), values
 
 
 def _interval() -> pl.Expr:
-    """Return what kind of interval a number of documents allows."""
+    """Return the kind of interval that the number of documents allows."""
     n = pl.col("n_documents")
     is_few, is_resampled = n < uncertainty.LEAST_DOCUMENTS, n >= uncertainty.LEAST_RESAMPLED
     kind = pl.when(is_few).then(pl.lit("too_few_documents")).when(is_resampled).then(pl.lit("bootstrap"))
@@ -276,28 +277,28 @@ def _interval() -> pl.Expr:
 
 
 def _equivalents(summary: pl.DataFrame) -> list[pl.Series]:
-    """Return the dimensions of simple distributions whose clouds give the means of rows; null where there is none."""
+    """Return the equivalents of the mean of each row, with their status; null if there are none."""
     columns: dict[str, list[float | None]] = {f"value_{name}_equivalent": [] for name in DISTRIBUTIONS}
     statuses = []
     for mean, n_points, estimator in summary.select("mean", "n_used", "estimator").iter_rows():
-        found = [
+        equivalents = [
             (None, None) if mean is None else equivalent(mean, n_points, estimator, name) for name in DISTRIBUTIONS
         ]
-        statuses.append(found[DISTRIBUTIONS.index("gaussian")][1])
-        for values, (value, _) in zip(columns.values(), found, strict=True):
+        statuses.append(equivalents[DISTRIBUTIONS.index("gaussian")][1])
+        for values, (value, _) in zip(columns.values(), equivalents, strict=True):
             values.append(value)
-    made = [pl.Series(name, values, pl.Float64).fill_nan(None) for name, values in columns.items()]
+    equivalent_columns = [pl.Series(name, values, pl.Float64).fill_nan(None) for name, values in columns.items()]
     rejected = _rejected(summary)
     status = pl.Series("equivalent_status", statuses, pl.String)
     is_rejected = rejected.str.contains("gaussian") & (status == "ok")
     status = pl.select(pl.when(is_rejected.fill_null(False)).then(pl.lit(REJECTED)).otherwise(status)).to_series()
-    return [*made, status.alias("equivalent_status"), rejected]
+    return [*equivalent_columns, status.alias("equivalent_status"), rejected]
 
 
 def _rejected(summary: pl.DataFrame) -> pl.Series:
-    """Return which distributions the estimators of each row's cloud do not agree about, null where of none."""
+    """Return the distributions on which the estimators of the cloud of each row disagree; null if none."""
     cloud = [*RUN_AXES, *GROUP, *(key for key in SITE if key != "estimator")]
-    bounded = summary.select(
+    clipped = summary.select(
         *cloud,
         *(
             pl.Series(
@@ -311,18 +312,20 @@ def _rejected(summary: pl.DataFrame) -> pl.Series:
             for name in DISTRIBUTIONS
         ),
     )
-    words = [
+    rejected_names = [
         pl.when(pl.col(name).max().over(cloud) > MAX_RATIO * pl.col(name).min().over(cloud)).then(pl.lit(name))
         for name in DISTRIBUTIONS
     ]
-    listed = bounded.select(pl.concat_str(words, separator=", ", ignore_nulls=True).alias("equivalents_rejected"))
+    listed = clipped.select(
+        pl.concat_str(rejected_names, separator=", ", ignore_nulls=True).alias("equivalents_rejected")
+    )
     return listed.to_series().replace("", None)
 
 
 def _adjusted(rows: pl.DataFrame, maxima: Maxima) -> pl.DataFrame:
-    """Return the rows of a family with what their p-values are worth among all of it."""
+    """Return the rows of a family with p-values adjusted for the whole family."""
     tests = [*SCORES, *(f"partial_{score}" for score in SCORES)]
-    of_family = [
+    adjustments = [
         expression
         for test in tests
         for expression in (
@@ -330,14 +333,14 @@ def _adjusted(rows: pl.DataFrame, maxima: Maxima) -> pl.DataFrame:
             (pl.col(f"p_{test}_floor") * pl.col(f"p_{test}").count().over(FAMILY)).clip(upper_bound=1),
         )
     ]
-    rows = rows.with_columns(of_family).rename({f"p_{test}_floor": f"q_{test}_floor" for test in tests})
+    rows = rows.with_columns(adjustments).rename({f"p_{test}_floor": f"q_{test}_floor" for test in tests})
     return rows.with_columns(_family_wise(rows, test, maxima) for test in tests)
 
 
 def _false_discovery(name: str) -> pl.Expr:
     """Return the p-values of a family, adjusted for the false discovery rate."""
     p = pl.col(name).fill_null(float("nan"))
-    return p.map_batches(lambda of: pl.Series(uncertainty.adjusted(of.to_numpy())), pl.Float64).fill_nan(None)
+    return p.map_batches(lambda values: pl.Series(uncertainty.adjusted(values.to_numpy())), pl.Float64).fill_nan(None)
 
 
 def _family_wise(rows: pl.DataFrame, test: str, maxima: Maxima) -> pl.Series:
@@ -351,7 +354,7 @@ def _family_wise(rows: pl.DataFrame, test: str, maxima: Maxima) -> pl.Series:
 
 
 def _counted(statuses: Mapping[str, list[str]]) -> str:
-    """Return `degenerate: 3, nonfinite: 1` for a list of statuses."""
+    """Return text such as `degenerate: 3, nonfinite: 1` for a list of statuses."""
     return ", ".join(f"{word}: {statuses['_failures'].count(word)}" for word in statuses["_words"])
 
 

@@ -1,4 +1,4 @@
-"""How far a checkpoint is in its training, as far as its name says it."""
+"""Training steps and tokens of a checkpoint, read from its name."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import re
 
 from id_scaling.sources.untrained import seed_of
 
-# `step_50k`, `step1.5` and `checkpoint-2024-05-01` say no step.
+# `step_50k`, `step1.5`, and `checkpoint-2024-05-01` do not give a step.
 STEP = re.compile(r"(?:^|[^a-z])(?:step|checkpoint|iter)[-_]?(\d+)(?![\w.]|-\d)", re.IGNORECASE)
-# Steps and tokens of a later stage count from its start.
+# A later stage counts its steps and tokens from its own start, so the total is unknown.
 LATER_STAGE = re.compile(r"stage[-_]?(?!0*1(?:\D|$))\d", re.IGNORECASE)
-# OLMo's revisions say their tokens: `step1000-tokens4B`.
+# Revisions of OLMo name their tokens: `step1000-tokens4B`.
 TOKENS = re.compile(r"tokens(\d+)([MBT])")
 UNITS = {"M": 10**6, "B": 10**9, "T": 10**12}
-# Tokens of an update: 1024 sequences of 2048 (Biderman et al. 2023); 8 of 256 of the models that are trained here.
-OF_UPDATE = {"EleutherAI/pythia-": 1024 * 2048, "sotu-neox-": 8 * 256}
+# Tokens per update: 1024 sequences of 2048 tokens (Biderman et al. 2023); 8 sequences of 256 for the bundled models.
+TOKENS_PER_UPDATE = {"EleutherAI/pythia-": 1024 * 2048, "sotu-neox-": 8 * 256}
 
 
 def training_step(checkpoint: str) -> int | None:
-    """Return the updates that a checkpoint has had; 0 for untrained weights, None where its name does not say it.
+    """Return the number of training updates of a checkpoint; 0 for untrained weights, None if its name does not say.
 
     Examples
     --------
@@ -28,12 +28,12 @@ def training_step(checkpoint: str) -> int | None:
     if seed_of(checkpoint) is not None:
         return 0
     name = checkpoint.rstrip("/").split("/")[-1]
-    found = None if LATER_STAGE.search(name) else STEP.search(name)
-    return found and int(found[1])
+    match = None if LATER_STAGE.search(name) else STEP.search(name)
+    return match and int(match[1])
 
 
 def training_tokens(model_name: str, checkpoint: str) -> int | None:
-    """Return the tokens that a checkpoint has been trained on, as its name or its model's says; else None.
+    """Return the number of training tokens of a checkpoint, from its name or the name of its model, or None.
 
     Examples
     --------
@@ -42,10 +42,12 @@ def training_tokens(model_name: str, checkpoint: str) -> int | None:
     >>> training_tokens("allenai/OLMo-2-0425-1B", "stage1-step10000-tokens21B")
     21000000000
     """
-    step, said = training_step(checkpoint), TOKENS.search(checkpoint)
-    if said and step is not None:
-        return int(said[1]) * UNITS[said[2]]
-    of_update = next((n_tokens for family, n_tokens in OF_UPDATE.items() if model_name.startswith(family)), None)
+    step, tokens = training_step(checkpoint), TOKENS.search(checkpoint)
+    if tokens and step is not None:
+        return int(tokens[1]) * UNITS[tokens[2]]
+    tokens_per_update = next(
+        (n_tokens for family, n_tokens in TOKENS_PER_UPDATE.items() if model_name.startswith(family)), None
+    )
     if not step:
         return step
-    return of_update and step * of_update
+    return tokens_per_update and step * tokens_per_update

@@ -1,8 +1,8 @@
-"""Uncertainty that respects documents: intervals of means, rank correlations, partial ones too, and tests of these.
+"""Uncertainty with documents as the unit: intervals of means, rank correlations, partial correlations, and their tests.
 
-Contexts of one document resemble each other, so the document, with all its contexts, is the unit that is resampled,
-permuted and counted. Draws depend on how many documents there are, and permutations on how many contexts each has, not
-on the order in which rows or contexts stand in a table. Rows of equal contexts are computed together.
+Contexts of one document resemble each other. So resampling, permutation, and counts treat a document, with all its
+contexts, as one unit. Draws depend only on the number of documents, and permutations on the number of contexts of each
+document; neither depends on the order of rows or contexts in a table. Rows of the same contexts are computed together.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from id_scaling.results.ranks import Ranking, influence_of_ranks, ranking_of, st
 
 LEAST_DOCUMENTS, LEAST_RESAMPLED = 5, 20
 N_DRAWS, SEED = 2000, 0
-# Elements of arrays that are in memory at once: 4 MB, of which some twenty are needed.
+# Elements of one array in memory: 4 MB; about twenty such arrays exist at once.
 ELEMENTS = 2**19
-# What is smaller, beside ranks of variance one, is rounding.
+# Ranks have variance one; a smaller residual is rounding.
 RESOLVED = 1e-9
 
-# Of a distribution, what is below the upper end of a 95 % interval. Its quantiles come from scipy.special, which is
-# imported where an interval is computed: the constants above are read where none is.
+# Probability below the upper end of a 95 % interval. Quantiles come from scipy.special, which is imported only where an
+# interval is computed, because some modules need only the constants above.
 UPPER_END = 0.975
 
 
 class Residuals(NamedTuple):
-    """What covariates leave of each row, with mean square 1; what that was, and the slopes on each, before."""
+    """Residuals of each row, scaled to mean square 1; the scale before, and the slope on each covariate."""
 
     values: np.ndarray
     scale: np.ndarray
@@ -37,14 +37,14 @@ class Residuals(NamedTuple):
 
 
 class RowStatistics(NamedTuple):
-    """Statistics of rows by name, and of each test the largest statistic of each family in each permutation."""
+    """Statistics of rows by name, and for each test the largest statistic of each family in each permutation."""
 
     columns: dict[str, np.ndarray]
     maxima: dict[str, list[np.ndarray]]
 
 
 class Correlations(NamedTuple):
-    """Rank correlations of rows with a score, and their intervals; what a test of them takes."""
+    """Rank correlations of rows with a score, their intervals, and the input of their test."""
 
     rho: np.ndarray
     low: np.ndarray
@@ -61,51 +61,53 @@ def of_rows(
     family_sizes: np.ndarray | None = None,
     families: np.ndarray | None = None,
 ) -> RowStatistics:
-    """Return the statistics of each row of a table of contexts, NaN where there are too few documents.
+    """Return the statistics of each row of a table of contexts; NaN if there are too few documents.
 
     Parameters
     ----------
     values : numpy.ndarray
-        Rows × contexts; NaN where a context does not count. Contexts of one document stand together.
+        Rows × contexts; NaN if a context does not count. Contexts of one document are next to each other.
     documents : numpy.ndarray
         The document of each context.
     scores : mapping of numpy.ndarray
-        Scores of each context, by name; NaN where there is none.
+        Scores of each context, by name; NaN if missing.
     covariates : numpy.ndarray
-        What partial correlations hold fixed: covariates × contexts, all finite.
+        Covariates of partial correlations: covariates × contexts, all finite.
     sources : numpy.ndarray
-        What they hold fixed too: the source of each context.
+        The source of each context, which partial correlations hold fixed too.
     family_sizes, families : numpy.ndarray, optional
-        Of each row: how many rows are tested together at most, and the number of its family, from 0; default: all rows
-        are one family.
+        For each row: the maximal number of rows tested together, and the number of its family, from 0. By default, all
+        rows are one family.
 
     Returns
     -------
     RowStatistics
-        `n_documents`, `ci_low`, `ci_high`, and of each score `spearman_…`, `spearman_…_low`, `spearman_…_high`, `p_…`,
-        `p_…_floor`, `n_…` (contexts that have both), and the same of `partial_…`. The partial ones are NaN under
-        `LEAST_RESAMPLED` documents, and one more for each source but the first.
+        `n_documents`, `ci_low`, `ci_high`, and for each score `spearman_…`, `spearman_…_low`, `spearman_…_high`, `p_…`,
+        `p_…_floor`, `n_…` (contexts with value and score), and the same for `partial_…`. Partial correlations are NaN
+        with fewer than `LEAST_RESAMPLED` documents, plus one for each source after the first.
     """
     family_sizes = np.full(len(values), len(values)) if family_sizes is None else family_sizes
     families = np.zeros(len(values), np.int64) if families is None else families
     names = ["ci_low", "ci_high", *chain.from_iterable(map(_names, scores))]
-    found = RowStatistics({name: np.full(len(values), np.nan) for name in names}, {})
-    found.columns["n_documents"] = np.zeros(len(values), np.int64)
-    for rows, is_there in _patterns(np.isfinite(values)):
-        part, of_part = values[np.ix_(rows, is_there)], documents[is_there]
-        sizes = _sizes(of_part)
-        found.columns["n_documents"][rows] = len(sizes)
+    statistics = RowStatistics({name: np.full(len(values), np.nan) for name in names}, {})
+    statistics.columns["n_documents"] = np.zeros(len(values), np.int64)
+    for rows, is_present in _patterns(np.isfinite(values)):
+        part, part_documents = values[np.ix_(rows, is_present)], documents[is_present]
+        sizes = _sizes(part_documents)
+        statistics.columns["n_documents"][rows] = len(sizes)
         if len(sizes) < LEAST_DOCUMENTS:
             continue
-        found.columns["ci_low"][rows], found.columns["ci_high"][rows] = mean_interval(part, sizes)
-        given = {name: score[is_there] for name, score in scores.items()}
+        statistics.columns["ci_low"][rows], statistics.columns["ci_high"][rows] = mean_interval(part, sizes)
+        part_scores = {name: score[is_present] for name, score in scores.items()}
         family = family_sizes[rows], families[rows]
-        _correlate(found, rows, part, of_part, given, covariates[:, is_there], sources[is_there], family)
-    return found
+        _correlate(
+            statistics, rows, part, part_documents, part_scores, covariates[:, is_present], sources[is_present], family
+        )
+    return statistics
 
 
 def _correlate(
-    found: RowStatistics,
+    statistics: RowStatistics,
     rows: np.ndarray,
     values: np.ndarray,
     documents: np.ndarray,
@@ -114,45 +116,45 @@ def _correlate(
     sources: np.ndarray,
     family: tuple[np.ndarray, np.ndarray],
 ) -> None:
-    """Fill in the correlations of rows that have the same contexts; tests of one kind share their permutations."""
-    of_kinds: dict[tuple, list[tuple[str, Pair]]] = {}
+    """Fill in the correlations of rows with the same contexts; tests of the same documents share permutations."""
+    pairs_by_kinds: dict[tuple, list[tuple[str, Pair]]] = {}
     for name, score in scores.items():
         has_score = np.isfinite(score)
-        given, sizes = (values[:, has_score], score[has_score]), _sizes(documents[has_score])
+        scored, sizes = (values[:, has_score], score[has_score]), _sizes(documents[has_score])
         if len(sizes) < LEAST_DOCUMENTS:
             continue
-        of_context, fixed = sources[has_score], covariates[:, has_score]
+        context_sources, context_covariates = sources[has_score], covariates[:, has_score]
         options: dict[str, tuple[str, np.ndarray | None, np.ndarray | None]] = {f"spearman_{name}": (name, None, None)}
-        if len(sizes) - len(np.unique(of_context)) + 1 >= LEAST_RESAMPLED:
-            options[f"partial_{name}"] = (f"partial_{name}", fixed, of_context)
-        for statistic, (test, *held) in options.items():
-            correlations = correlations_of(*given, sizes, *held)
+        if len(sizes) - len(np.unique(context_sources)) + 1 >= LEAST_RESAMPLED:
+            options[f"partial_{name}"] = (f"partial_{name}", context_covariates, context_sources)
+        for statistic, (test, *adjustment) in options.items():
+            correlations = correlations_of(*scored, sizes, *adjustment)
             for end, column in zip(("", "_low", "_high"), correlations[:3], strict=True):
-                found.columns[f"{statistic}{end}"][rows] = column
-            found.columns[f"n_{test}"][rows] = len(given[1])
-            of_kinds.setdefault(_kinds(sizes, held[1]), []).append((test, correlations.pair))
-    for kinds, named in of_kinds.items():
+                statistics.columns[f"{statistic}{end}"][rows] = column
+            statistics.columns[f"n_{test}"][rows] = len(scored[1])
+            pairs_by_kinds.setdefault(_kinds(sizes, adjustment[1]), []).append((test, correlations.pair))
+    for kinds, named in pairs_by_kinds.items():
         results = tested([pair for _, pair in named], kinds, *family)
         for (test, _), result in zip(named, results, strict=True):
-            found.columns[f"p_{test}"][rows], found.columns[f"p_{test}_floor"][rows] = result.p, result.floor
-            found.maxima.setdefault(test, []).append(result.maxima)
+            statistics.columns[f"p_{test}"][rows], statistics.columns[f"p_{test}_floor"][rows] = result.p, result.floor
+            statistics.maxima.setdefault(test, []).append(result.maxima)
 
 
 def mean_interval(values: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the 95 % interval of the mean over contexts of each row.
 
-    From `LEAST_RESAMPLED` documents the percentile interval of `N_DRAWS` draws of documents with replacement, each with
-    all its contexts (Davison and Hinkley 1997, §3.8). Below, mean ± t √v with G − 1 degrees of freedom for G
-    documents and v = (G−1)/G Σ(mean without document g − mean)², the jackknife (Efron and Stein 1981): with one
-    context a document, Student's interval. Of unequal documents it covers more nearly what it should than the
-    linearised variance does.
+    With `LEAST_RESAMPLED` documents or more, it is the percentile interval of `N_DRAWS` draws of documents with
+    replacement, each with all its contexts (Davison and Hinkley 1997, §3.8). With fewer, it is mean ± t √v with G − 1
+    degrees of freedom for G documents and v = (G−1)/G Σ(mean without document g − mean)², the jackknife (Efron and
+    Stein 1981). With one context per document, this is Student's interval. For documents of unequal size, its coverage
+    is closer to 95 % than that of the linearized variance.
 
     Parameters
     ----------
     values : numpy.ndarray
-        Rows × contexts, all finite, contexts of one document side by side.
+        Rows × contexts, all finite; contexts of one document are next to each other.
     sizes : numpy.ndarray
-        How many contexts each document has, `LEAST_DOCUMENTS` documents or more.
+        Number of contexts of each document, for at least `LEAST_DOCUMENTS` documents.
 
     Examples
     --------
@@ -182,7 +184,7 @@ def rank_correlation(
     covariates: np.ndarray | None = None,
     sources: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return of each row, as if there were no other, Spearman's correlation with a score, its interval and p-value.
+    """Return Spearman's correlation of each row with a score, its interval, and its p-value, each row a family of one.
 
     See `correlations_of` and `id_scaling.results.permutations.tested`.
 
@@ -208,30 +210,30 @@ def correlations_of(
     covariates: np.ndarray | None = None,
     sources: np.ndarray | None = None,
 ) -> Correlations:
-    """Return of each row Spearman's correlation with a score, its 95 % interval, and what a test of it takes.
+    """Return Spearman's correlation of each row with a score, its 95 % interval, and the input of its test.
 
-    Given covariates or sources it is the partial one: of the residuals of both ranks in their regression on the ranks
-    of the covariates and a constant of each source; NaN where these leave nothing of one.
+    With covariates or sources, it is the partial correlation: that of the residuals of both ranks, regressed on the
+    ranks of the covariates and one constant per source. It is NaN if a residual vanishes.
 
-    The interval is tanh(artanh ρ ± 1.96 s / (1 − ρ²)) with s the standard error between documents of the influence
-    function of ρ (Croux and Dehon 2010), which counts that all ranks are estimated too; NaN under `LEAST_RESAMPLED`
-    documents. Given covariates or sources s² is of as many degrees of freedom less as there are of these.
+    The interval is tanh(artanh ρ ± 1.96 s / (1 − ρ²)). Here s is the standard error, between documents, of the
+    influence function of ρ (Croux and Dehon 2010), which includes that all ranks are estimated. The interval is NaN
+    with fewer than `LEAST_RESAMPLED` documents. Each covariate and source costs s² one degree of freedom.
 
-    A test exchanges the scores of whole documents among documents with equally many contexts: what is exchanged then
-    has one distribution when score and value are independent between documents, however contexts depend on each other
-    within one. Given covariates or sources it exchanges residuals of scores, among documents of one source, and takes
-    residuals of them again (Freedman and Lane 1983).
+    A test exchanges the scores of whole documents among documents with equally many contexts. If score and value are
+    independent between documents, all exchanges are equally likely, whatever the dependence within a document. With
+    covariates or sources, the test exchanges residuals of scores among documents of one source and takes residuals
+    again (Freedman and Lane 1983).
 
     Parameters
     ----------
     values, score : numpy.ndarray
-        Rows × contexts, and contexts; all finite, contexts of one document side by side.
+        Rows × contexts, and contexts; all finite; contexts of one document are next to each other.
     sizes : numpy.ndarray
-        How many contexts each document has.
+        Number of contexts of each document.
     covariates : numpy.ndarray, optional
-        Covariates × contexts, all finite. A constant one explains nothing.
+        Covariates × contexts, all finite. A constant covariate is ignored.
     sources : numpy.ndarray, optional
-        The source of each context, one for all contexts of a document; far fewer sources than documents.
+        The source of each context, the same for all contexts of a document; far fewer sources than documents.
 
     Examples
     --------
@@ -240,41 +242,45 @@ def correlations_of(
     [1.0, -1.0]
     """
     sources = np.zeros(len(score)) if sources is None else sources
-    others = [ranking_of(row[None]) for row in ([] if covariates is None else covariates) if np.ptp(row)]
+    covariate_rankings = [ranking_of(row[None]) for row in ([] if covariates is None else covariates) if np.ptp(row)]
     is_source = sources == np.unique(sources)[:, None]
-    design = np.vstack([*map(standardized, others), is_source - is_source.mean(axis=1, keepdims=True)])
+    design = np.vstack([*map(standardized, covariate_rankings), is_source - is_source.mean(axis=1, keepdims=True)])
     basis, weights = _basis(design)
-    theirs = ranking_of(score[None])
-    of_y = _residuals(standardized(theirs), basis, weights)
+    score_ranking = ranking_of(score[None])
+    score_residuals = _residuals(standardized(score_ranking), basis, weights)
     rho, low, high = np.full((3, len(values)), np.nan)
-    pair = Pair(np.empty(values.shape), of_y.values[0], basis, rho)
+    pair = Pair(np.empty(values.shape), score_residuals.values[0], basis, rho)
     for rows in np.array_split(np.arange(len(values)), -(-values.size // ELEMENTS)):
-        ours = ranking_of(values[rows])
-        of_x = _residuals(standardized(ours), basis, weights)
-        rho[rows] = (of_x.values @ of_y.values[0]) / len(score)
-        pair.values[rows] = of_x.values
+        value_rankings = ranking_of(values[rows])
+        value_residuals = _residuals(standardized(value_rankings), basis, weights)
+        rho[rows] = (value_residuals.values @ score_residuals.values[0]) / len(score)
+        pair.values[rows] = value_residuals.values
         if len(sizes) >= LEAST_RESAMPLED:
-            influence = _influence(rho[rows, None], (ours, of_x), (theirs, of_y), others)
+            influence = _influence(
+                rho[rows, None], (value_rankings, value_residuals), (score_ranking, score_residuals), covariate_rankings
+            )
             low[rows], high[rows] = _interval(rho[rows], influence, sizes, len(basis))
     return Correlations(rho, low, high, pair)
 
 
 def _influence(
-    r: np.ndarray, x: tuple[Ranking, Residuals], y: tuple[Ranking, Residuals], others: list[Ranking]
+    r: np.ndarray, x: tuple[Ranking, Residuals], y: tuple[Ranking, Residuals], covariate_rankings: list[Ranking]
 ) -> np.ndarray:
-    """Return the influence function of rows' correlations at each context."""
-    (ours, of_x), (theirs, of_y) = x, y
-    of_ours = (of_y.values - r * of_x.values) / of_x.scale
-    of_theirs = (of_x.values - r * of_y.values) / of_y.scale
-    influence = of_x.values * of_y.values - r * (of_x.values**2 + of_y.values**2) / 2
-    influence += influence_of_ranks(ours, of_ours) + influence_of_ranks(theirs, of_theirs)
-    for ranking, of_x_on, of_y_on in zip(others, of_x.slopes.T, of_y.slopes.T, strict=False):
-        influence -= influence_of_ranks(ranking, of_x_on[:, None] * of_ours + of_y_on * of_theirs)
+    """Return the influence function of the correlation of each row at each context."""
+    (x_ranking, x_residuals), (y_ranking, y_residuals) = x, y
+    x_weights = (y_residuals.values - r * x_residuals.values) / x_residuals.scale
+    y_weights = (x_residuals.values - r * y_residuals.values) / y_residuals.scale
+    influence = x_residuals.values * y_residuals.values - r * (x_residuals.values**2 + y_residuals.values**2) / 2
+    influence += influence_of_ranks(x_ranking, x_weights) + influence_of_ranks(y_ranking, y_weights)
+    for ranking, x_slopes, y_slopes in zip(
+        covariate_rankings, x_residuals.slopes.T, y_residuals.slopes.T, strict=False
+    ):
+        influence -= influence_of_ranks(ranking, x_slopes[:, None] * x_weights + y_slopes * y_weights)
     return influence
 
 
 def _interval(rho: np.ndarray, influence: np.ndarray, sizes: np.ndarray, n_fixed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the 95 % intervals of rows' correlations from their influence functions."""
+    """Return the 95 % intervals of correlations from their influence functions."""
     from scipy.special import ndtri
 
     sums = _sums(influence - influence.mean(axis=1, keepdims=True), sizes)
@@ -285,7 +291,7 @@ def _interval(rho: np.ndarray, influence: np.ndarray, sizes: np.ndarray, n_fixed
 
 
 def adjusted(p: np.ndarray) -> np.ndarray:
-    """Return p-values of one family adjusted for the false discovery rate; NaN is of no family.
+    """Return p-values of one family adjusted for the false discovery rate; NaN values do not count.
 
     The i-th smallest of m becomes min over j ≥ i of m p_j / j, at most 1 (Benjamini and Hochberg 1995).
 
@@ -295,14 +301,14 @@ def adjusted(p: np.ndarray) -> np.ndarray:
     [0.03, 0.04, 0.04, nan]
     """
     order = np.argsort(p)[: np.isfinite(p).sum()]
-    steps = p[order] * len(order) / np.arange(1, len(order) + 1)
-    found = np.full(len(p), np.nan)
-    found[order] = np.minimum(np.minimum.accumulate(steps[::-1])[::-1], 1)
-    return found
+    scaled_p = p[order] * len(order) / np.arange(1, len(order) + 1)
+    q = np.full(len(p), np.nan)
+    q[order] = np.minimum(np.minimum.accumulate(scaled_p[::-1])[::-1], 1)
+    return q
 
 
 def _names(score: str) -> list[str]:
-    """Return the names of what there is of a score."""
+    """Return the names of the statistics of a score."""
     kinds = {"spearman": score, "partial": f"partial_{score}"}
     return [
         name
@@ -317,50 +323,50 @@ def _names(score: str) -> list[str]:
 
 
 def _kinds(sizes: np.ndarray, sources: np.ndarray | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the size and the number of the source of each document."""
+    """Return the size of each document, and the number of its source."""
     if sources is None:
         return tuple(sizes.tolist()), (0,) * len(sizes)
-    of_context = np.unique(sources, return_inverse=True)[1].ravel()
-    return tuple(sizes.tolist()), tuple(of_context[np.cumsum(sizes) - 1].tolist())
+    source_numbers = np.unique(sources, return_inverse=True)[1].ravel()
+    return tuple(sizes.tolist()), tuple(source_numbers[np.cumsum(sizes) - 1].tolist())
 
 
-def _patterns(is_there: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return the numbers of the rows that have the same contexts, and which contexts these are."""
-    packed, which = np.unique(np.packbits(is_there, axis=1), axis=0, return_inverse=True)
-    rows = [np.flatnonzero(which.ravel() == number) for number in range(len(packed))]
-    return [(of_pattern, is_there[of_pattern[0]]) for of_pattern in rows]
+def _patterns(is_present: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the row numbers of each set of rows with the same contexts, and a mask of these contexts."""
+    packed, pattern = np.unique(np.packbits(is_present, axis=1), axis=0, return_inverse=True)
+    rows = [np.flatnonzero(pattern.ravel() == number) for number in range(len(packed))]
+    return [(pattern_rows, is_present[pattern_rows[0]]) for pattern_rows in rows]
 
 
 def _sizes(documents: np.ndarray) -> np.ndarray:
-    """Return how many contexts each document has."""
+    """Return the number of contexts of each document."""
     starts = np.flatnonzero(np.diff(documents, prepend=documents[:1] - 1))
     return np.diff(starts, append=len(documents))
 
 
 def _sums(values: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Return the sum of each document in each row."""
+    """Return the sum over each document in each row."""
     return np.add.reduceat(values, np.cumsum(sizes) - sizes, axis=1)
 
 
 def _counts(n_documents: int) -> Iterator[np.ndarray]:
-    """Yield how often each document is in each draw of as many documents with replacement, some draws at a time."""
+    """Yield, in batches of draws, how often a draw of `n_documents` with replacement contains each document."""
     random, at_once = np.random.default_rng((SEED, n_documents)), max(1, ELEMENTS // n_documents)
     for start in range(0, N_DRAWS, at_once):
         n_draws = min(at_once, N_DRAWS - start)
         yield random.multinomial(n_documents, np.full(n_documents, 1 / n_documents), n_draws).astype(np.float64)
 
 
-def _basis(given: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return an orthonormal basis of some rows' span, and what makes slopes on the rows of coordinates in it."""
-    left, sizes, basis = np.linalg.svd(given, full_matrices=False)
-    is_kept = sizes > RESOLVED * np.sqrt(given.shape[1])
-    return basis[is_kept], (left[:, is_kept] / sizes[is_kept]).T
+def _basis(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return an orthonormal basis of the span of rows, and the matrix from coordinates in it to slopes on the rows."""
+    left_vectors, singular_values, basis = np.linalg.svd(rows, full_matrices=False)
+    is_kept = singular_values > RESOLVED * np.sqrt(rows.shape[1])
+    return basis[is_kept], (left_vectors[:, is_kept] / singular_values[is_kept]).T
 
 
 def _residuals(rows: np.ndarray, basis: np.ndarray, weights: np.ndarray) -> Residuals:
-    """Return what is left of rows that have mean square 1; NaN where it is nothing."""
+    """Return the residuals of rows with mean square 1; NaN if they vanish."""
     coordinates = rows @ basis.T
-    left = rows - coordinates @ basis
-    scale = np.sqrt((left**2).mean(axis=1, keepdims=True))
+    residuals = rows - coordinates @ basis
+    scale = np.sqrt((residuals**2).mean(axis=1, keepdims=True))
     scale = np.where(scale > RESOLVED, scale, np.nan)
-    return Residuals(left / scale, scale, coordinates @ weights)
+    return Residuals(residuals / scale, scale, coordinates @ weights)

@@ -342,7 +342,7 @@ def test_rows_of_several_dtypes_and_devices_are_suspicious(session: Workflow):
     table, facts = read_table(path)
     of_first = [pl.when(checkpoint="step0").then(pl.lit(value)).otherwise(key).alias(key) for key, value in GPU.items()]
     write_table(path, table.with_columns(of_first), facts, files=read_note(path, "files"))
-    words = "mixed dtype bfloat16, float32; device cpu, cuda: differences between these may be of precision"
+    words = "mixed dtype bfloat16, float32; device cpu, cuda: differences between rows may come from precision"
     assert found(session, "suspicious")[str(path)].startswith(words)
 
 

@@ -114,19 +114,19 @@ def test_rows_of_contexts_are_read_of_some_axes_alone(workflow: Workflow) -> Non
         load_contexts(workflow.session, view="orign")
     with pytest.raises(ConfigError, match=r"the session has no layer 2; it has 0, 1, None$"):
         load_contexts(workflow.session, layer=[0, 2])
-    with pytest.raises(ConfigError, match=r"the session has nothing of module 'unemb', layer 1 at once"):
+    with pytest.raises(ConfigError, match=r"the session has no row with module 'unemb', layer 1; request fewer"):
         load_contexts(workflow.session, module="unemb", layer=1)
     with pytest.raises(ConfigError, match=r"the session has no module 'mpl'; it has mlp, unemb"):
         load_contexts(workflow.session, module="mpl")
-    with pytest.raises(ConfigError, match=r"layers is no axis of a session; expected one of model, checkpoint"):
+    with pytest.raises(ConfigError, match=r"layers is not an axis of a session; expected one of model, checkpoint"):
         load_contexts(workflow.session, layers=3)
     with pytest.raises(ConfigError, match=r"module: found an empty list"):
         load_contexts(workflow.session, module=[])
-    with pytest.raises(ConfigError, match=r"the session has nothing of dataset .*texts', subset 1 at once"):
+    with pytest.raises(ConfigError, match=r"the session has no row with dataset .*texts', subset 1; request fewer"):
         load_contexts(workflow.session, dataset=str(workflow.folder / "texts"), subset=1)
-    with pytest.raises(ConfigError, match=r"module is no axis of tokens; expected some of model"):
+    with pytest.raises(ConfigError, match=r"module is not an axis of tokens; expected some of model"):
         load_tokens(workflow.session, module="mlp")
-    with pytest.raises(ConfigError, match=r"layer is no axis of tokens; expected some of model"):
+    with pytest.raises(ConfigError, match=r"layer is not an axis of tokens; expected some of model"):
         load_tokens(workflow.session, layer=1)
     with pytest.raises(StoreError, match=r"summary\.parquet: not there; run snakemake"):
         load_contexts(workflow.folder)
