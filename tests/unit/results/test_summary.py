@@ -953,7 +953,7 @@ def test_rows_are_the_same_however_many_are_read_at_once(
 def test_rows_of_a_site_that_do_not_stand_together_are_an_error(session: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_documents(session)
     monkeypatch.setattr("id_scaling.results.run_tables.ROWS_AT_ONCE", 10)
-    with pytest.raises(StoreError, match="rows with the same .* are not next to each other; remove it"):
+    with pytest.raises(StoreError, match=r"rows with the same .* are not next to each other; remove it"):
         summary_of(session)
 
 
