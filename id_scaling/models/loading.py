@@ -1,4 +1,4 @@
-"""A causal language model in memory, and one forward pass over contexts with a look at its sites."""
+"""A causal language model in memory, and forward passes over contexts that hand over the activations of its sites."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from id_scaling.runtime.logging import LOG
 
 TOKENS_A_CHUNK = 128
 PROBE_TOKENS = 32
-# Up to here `dtype: auto` is float32 on a GPU: 2e9 parameters are 8 GB, which leaves room on a GPU of 16 GB, and no
-# common family has a size near it (SmolLM2 1.7e9, Qwen 1.8e9; gemma-2b 2.5e9, Pythia 2.8e9). It does not depend on the
-# GPU or its free memory, so that one configuration gives one dtype on every GPU.
+# Up to this size `dtype: auto` is float32 on a GPU: 2e9 parameters take 8 GB, which leaves room on a GPU of 16 GB, and
+# common models are not close to it (SmolLM2 1.7e9, Qwen 1.8e9; gemma-2b 2.5e9, Pythia 2.8e9). It does not depend on the
+# GPU or its free memory, so that a configuration gives the same dtype on every GPU.
 MAX_FLOAT32_PARAMETERS = 2_000_000_000
 
 Visit = Callable[[Site, torch.Tensor], None]
 
 
 def pick_device() -> torch.device:
-    """Return the GPU when there is one, else the CPU."""
+    """Return the GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def pick_dtype(name: str, device: torch.device, n_parameters: int) -> torch.dtype:
-    """Return the weights' dtype; `auto` is bfloat16 for a large model on a GPU, else float32.
+    """Return the dtype of the weights; `auto` is bfloat16 for a large model on a GPU, else float32.
 
-    On a CPU half precision is slower. On a GPU it is the model's size alone that decides, see
+    On a CPU half precision is slower. On a GPU `auto` depends only on the size of the model, see
     `MAX_FLOAT32_PARAMETERS`.
     """
     if name != "auto":
@@ -49,13 +49,13 @@ def pick_dtype(name: str, device: torch.device, n_parameters: int) -> torch.dtyp
 def load_model(
     folder: Path, dtype: torch.dtype, device: torch.device, use_accelerator: bool, is_pickled: bool = False
 ) -> Any:
-    """Load a model for inference, placed on one device, or by accelerate over all there are.
+    """Load a model for inference onto one device, or with accelerate onto all devices.
 
     Raises
     ------
     InputError
-        The weights are damaged, are not those of the config, or need a package that is not installed; or pickled
-        weights hold more than tensors.
+        The weights are damaged, do not fit the config, or need a package that is not installed; or pickled weights
+        hold objects other than tensors.
     ResourceError
         There is too little memory for the model.
     """
@@ -63,7 +63,7 @@ def load_model(
     transformers_logging.disable_progress_bar()
     placement = {"device_map": "auto"} if use_accelerator else {}
     if is_pickled:
-        LOG.warning("%s: loading pickled weights, as tensors alone", folder)
+        LOG.warning("%s: loading pickled weights, only tensors", folder)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -77,7 +77,7 @@ def load_model(
         )
         model, report = loaded
         model = model if use_accelerator else model.to(device)
-    except Exception as error:  # other packages' code may raise anything: it becomes words
+    except Exception as error:  # code of other packages may raise any class
         raise _loading_error(folder, error) from error
     unexpected = report.get("unexpected_keys") or ()
     check_report(folder, model, report, read_tensors(folder, is_pickled, unexpected) if unexpected else {})
@@ -87,20 +87,20 @@ def load_model(
 
 
 def check_report(folder: Path, model: Any, report: Mapping[str, Any], stored: Mapping[str, torch.Tensor]) -> None:
-    """Raise an InputError where the tensors of some files are not those of a model.
+    """Raise an InputError if the tensors of the weight files do not match the model.
 
-    Tensors that the model does not have are no mismatch where they are constants that it computes itself.
+    Tensors that the model lacks are allowed if they are constants that it computes itself.
 
     Parameters
     ----------
     folder : Path
-        Where the files are.
+        Folder of the files.
     model : PreTrainedModel
-        The model that they were loaded into.
+        The model into which they were loaded.
     report : mapping
-        What transformers says of the loading.
+        The loading report of transformers.
     stored : mapping of str to Tensor
-        Tensors of the files, those that were unexpected at least; on the `meta` device they are judged by their shapes.
+        At least the unexpected tensors of the files; on the `meta` device only their shapes are compared.
     """
     buffers = dict(model.named_buffers())
     unexpected = [
@@ -108,26 +108,26 @@ def check_report(folder: Path, model: Any, report: Mapping[str, Any], stored: Ma
         for name in report.get("unexpected_keys") or ()
         if (key := key_in_file(name, stored)) is None or not is_constant(name, stored[key], buffers)
     ]
-    wrong = {key: _listed(names) for key, names in {**report, "unexpected_keys": unexpected}.items() if names}
-    if wrong:
-        said = "; ".join(f"{key}: {names}" for key, names in wrong.items())
+    mismatches = {key: _tensor_list(names) for key, names in {**report, "unexpected_keys": unexpected}.items() if names}
+    if mismatches:
+        message = "; ".join(f"{key}: {names}" for key, names in mismatches.items())
         raise InputError(
-            f"{folder}: the weights are not those of its config.json: {said}; fetch or save the checkpoint again"
+            f"{folder}: the weights are not those of its config.json: {message}; fetch or save the checkpoint again"
         )
 
 
-def _listed(names: Any) -> str:
-    """Return the names, or names with the shapes in the file and in the model, of tensors, in one short text."""
-    pairs = [name if isinstance(name, tuple) else (name,) for name in names]
-    listed = sorted(
-        f"{pair[0]} {list(pair[1])} instead of {list(pair[2])}" if len(pair) == 3 else " ".join(map(str, pair))
-        for pair in pairs
+def _tensor_list(names: Any) -> str:
+    """Return tensor names, with the shapes in the file and in the model if they differ, as one short text."""
+    entries = [name if isinstance(name, tuple) else (name,) for name in names]
+    descriptions = sorted(
+        f"{entry[0]} {list(entry[1])} instead of {list(entry[2])}" if len(entry) == 3 else " ".join(map(str, entry))
+        for entry in entries
     )
-    return shortened(", ".join(listed))
+    return shortened(", ".join(descriptions))
 
 
 def _loading_error(folder: Path, error: Exception) -> Exception:
-    """Return what to say of a model that could not be loaded."""
+    """Return the error for users when a model cannot be loaded."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return ResourceError(
             f"{folder}: too little memory for the model ({shortened(str(error))}); use_accelerator: true spreads it "
@@ -135,8 +135,8 @@ def _loading_error(folder: Path, error: Exception) -> Exception:
         )
     if isinstance(error, pickle.UnpicklingError):
         return InputError(
-            f"{folder}: its pickled weights are damaged or hold more than tensors, which could run code and is not "
-            "read; convert them with transformers' save_pretrained where that can do no harm"
+            f"{folder}: its pickled weights are damaged or hold objects other than tensors, which could run code and "
+            "are not read; convert them with transformers' save_pretrained on a machine where that is safe"
         )
     return of_a_disk(error) or InputError(
         f"{folder}: transformers cannot load this model ({type(error).__name__}: {shortened(str(error))}); install "
@@ -145,17 +145,17 @@ def _loading_error(folder: Path, error: Exception) -> Exception:
 
 
 def _check_rotary(folder: Path, model: Any) -> None:
-    """Raise an InputError where the rotary frequencies that a config makes are not numbers."""
+    """Raise an InputError if the config gives rotary frequencies that are not finite."""
     for name, buffer in model.named_buffers():
         if name.endswith("inv_freq") and not buffer.isfinite().all():
             raise InputError(
-                f"{folder}: config.json makes rotary frequencies that are not finite ({name}); correct rope_theta and "
+                f"{folder}: config.json gives rotary frequencies that are not finite ({name}); correct rope_theta and "
                 "rope_scaling there, or fetch the model again"
             )
 
 
 def _give_plain_outputs(model: Any) -> None:
-    """Have a model and its parts return their hidden states by name, and nothing more, whatever its config asks for."""
+    """Set the configs of a model and its parts so that outputs have names and contain no extra states."""
     configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
     for config in configs.values():
         for key, value in (("return_dict", True), ("output_hidden_states", False), ("output_attentions", False)):
@@ -164,10 +164,10 @@ def _give_plain_outputs(model: Any) -> None:
 
 
 def decoder_of(model: Any) -> Any:
-    """Return the part of a causal language model that makes its last hidden states.
+    """Return the part of a causal language model that computes its last hidden states.
 
-    It is the model's `base_model`. Some classes name no such part, as that of Llama 4's text model: there it is the
-    one child that is itself a model.
+    This is the model's `base_model`. Some classes, such as Llama 4's text model, define none: there it is the only
+    child that is itself a model.
     """
     if model.base_model is not model:
         return model.base_model
@@ -176,10 +176,12 @@ def decoder_of(model: Any) -> Any:
 
 
 def n_embedding_parameters(model: Any) -> int:
-    """Return how many parameters embed tokens and positions or map to the vocabulary, shared ones once."""
+    """Return the number of parameters of embeddings and of the output embedding; shared ones count once."""
     embeddings = [module for module in model.modules() if isinstance(module, torch.nn.Embedding)]
     embeddings += filter(None, [model.get_output_embeddings()])
-    return sum({id(one): one.numel() for module in embeddings for one in module.parameters()}.values())
+    return sum(
+        {id(parameter): parameter.numel() for module in embeddings for parameter in module.parameters()}.values()
+    )
 
 
 @contextmanager
@@ -187,10 +189,10 @@ def watching(model: Any, sites: Sequence[Site], visit: Visit) -> Iterator[None]:
     """Call `visit(site, activations)` with (contexts, tokens, d) when the forward pass leaves each site."""
 
     def hook(site: Site) -> Callable:
-        def leave(_module: torch.nn.Module, _inputs: tuple, output: Any) -> None:
+        def call_visit(_module: torch.nn.Module, _inputs: tuple, output: Any) -> None:
             visit(site, first_of(output))
 
-        return leave
+        return call_visit
 
     handles = [model.get_submodule(site.path).register_forward_hook(hook(site)) for site in sites]
     try:
@@ -201,106 +203,108 @@ def watching(model: Any, sites: Sequence[Site], visit: Visit) -> Iterator[None]:
 
 
 def first_of(output: Any) -> Any:
-    """Return the hidden states of what a module returns: most return them alone, others first of several things."""
+    """Return the hidden states in a module's output, which is a tensor, or a tuple that starts with it."""
     return output[0] if isinstance(output, tuple | list) else output
 
 
 class LossHead:
-    """Loss and entropy of each token from the last hidden states, a few tokens' logits at a time.
+    """Loss and entropy of each token from the last hidden states, with the logits of a few tokens in memory at a time.
 
-    The model's own forward pass makes the logits, whatever it does to them (a scale, a cap): its decoder is replaced
-    by one that returns a chunk of hidden states that are there already, so that tokens x vocabulary is never held.
-    Whether that gives the model's own logits is tried on a few tokens once. Where it does not, the whole
-    forward pass is run again, one context at a time.
+    The model's own forward pass computes the logits, including a scale or a cap. Its decoder is replaced by a function
+    that returns a chunk of the known hidden states, so that tokens x vocabulary values are never in memory. A probe
+    of a few tokens shows once whether this gives the model's own logits. If not, the whole forward pass is run again,
+    one context at a time.
     """
 
     def __init__(self, model: Any, probe: torch.Tensor) -> None:
         self._model = model
         self._decoder = self._find_decoder(probe[:1, :PROBE_TOKENS])
         if self._decoder is None:
-            LOG.warning("the model makes its logits of more than its last hidden states: it is run twice")
+            LOG.warning("the model computes its logits from more than its last hidden states: it is run twice")
 
     def __call__(self, input_ids: torch.Tensor, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return loss and entropy in nats, (contexts, tokens) float32 on the host.
 
-        Both are of the prediction of that token from those before it, so the first is NaN.
+        Both belong to the prediction of a token from the tokens before it, so those of the first token are NaN.
         """
         losses = torch.full(input_ids.shape, torch.nan)
         entropies = torch.full(input_ids.shape, torch.nan)
         for row, ids in enumerate(input_ids):
             chunks = zip(self._logits(ids, hidden[row]), ids[1:].split(TOKENS_A_CHUNK), strict=True)
-            scores = [_score(logits, following) for logits, following in chunks]
+            scores = [_score(logits, next_ids) for logits, next_ids in chunks]
             losses[row, 1:] = torch.cat([loss for loss, _ in scores]).cpu()
             entropies[row, 1:] = torch.cat([entropy for _, entropy in scores]).cpu()
         return losses, entropies
 
     def _logits(self, ids: torch.Tensor, hidden: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Yield the logits of all tokens but the last, in chunks, in float32."""
+        """Yield the logits of all tokens except the last, in chunks, in float32."""
         if self._decoder is None:
             yield from self._model(ids[None], use_cache=False).logits[0, :-1].float().split(TOKENS_A_CHUNK)
             return
-        for part, of_part in zip(ids[:-1].split(TOKENS_A_CHUNK), hidden[:-1].split(TOKENS_A_CHUNK), strict=True):
-            yield self._logits_of(self._decoder, part[None], of_part[None])[0]
+        for ids_chunk, hidden_chunk in zip(
+            ids[:-1].split(TOKENS_A_CHUNK), hidden[:-1].split(TOKENS_A_CHUNK), strict=True
+        ):
+            yield self._logits_of(self._decoder, ids_chunk[None], hidden_chunk[None])[0]
 
     def _logits_of(self, decoder: torch.nn.Module, ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-        """Return what the model's forward pass makes of these last hidden states of its decoder, in float32."""
-        with _returning(decoder, self._kind(last_hidden_state=hidden)):
+        """Return the logits of the model's forward pass for given last hidden states, in float32."""
+        with _fixed_output(decoder, self._kind(last_hidden_state=hidden)):
             return self._model(ids, use_cache=False).logits.float()
 
     def _find_decoder(self, probe: torch.Tensor) -> torch.nn.Module | None:
-        """Return the module that the forward pass calls for its hidden states, if it makes its logits of them alone."""
-        base = decoder_of(self._model)
-        # Rounding of a product whose rows are fewer: a bfloat16 has 8 bits.
-        allowed = 1e-3 if next(base.parameters()).dtype in (torch.float32, torch.float64) else 0.1
-        for decoder in filter(None, (base, getattr(base, "decoder", None))):
+        """Return the module that computes the last hidden states; None if the logits depend on anything else."""
+        base_decoder = decoder_of(self._model)
+        # A product with fewer rows rounds differently; bfloat16 has 8 bits.
+        tolerance = 1e-3 if next(base_decoder.parameters()).dtype in (torch.float32, torch.float64) else 0.1
+        for decoder in filter(None, (base_decoder, getattr(base_decoder, "decoder", None))):
             outputs: list[Any] = []
             handle = decoder.register_forward_hook(lambda _module, _inputs, output, seen=outputs: seen.append(output))
-            own = self._model(probe, use_cache=False).logits.float()
+            expected = self._model(probe, use_cache=False).logits.float()
             handle.remove()
             if len(outputs) == 1 and isinstance(outputs[0], ModelOutput):
                 output: Any = outputs[0]
                 self._kind = type(output)
-                # In two parts, so that what depends on a token's place in its chunk is noticed.
-                parts = zip(probe.tensor_split(2, 1), output.last_hidden_state.tensor_split(2, 1), strict=True)
-                ours = torch.cat([self._logits_of(decoder, *part) for part in parts], dim=1)
-                if (own - ours).abs().max() <= allowed * own.std():
+                # In two halves, so that a dependence on a token's place in its chunk is noticed.
+                halves = zip(probe.tensor_split(2, 1), output.last_hidden_state.tensor_split(2, 1), strict=True)
+                computed = torch.cat([self._logits_of(decoder, *half) for half in halves], dim=1)
+                if (expected - computed).abs().max() <= tolerance * expected.std():
                     return decoder
         return None
 
 
 @contextmanager
-def _returning(decoder: torch.nn.Module, output: ModelOutput) -> Iterator[None]:
-    """Let a decoder return an output, whatever it is called with."""
-    before = decoder.__dict__.get("forward")  # accelerate puts its own there
+def _fixed_output(decoder: torch.nn.Module, output: ModelOutput) -> Iterator[None]:
+    """Let a decoder return a fixed output within the block, for any arguments."""
+    own_forward = decoder.__dict__.get("forward")  # accelerate sets one on the instance
     decoder.forward = lambda *_, **__: output
     try:
         yield
     finally:
         del decoder.forward
-        if before is not None:
-            decoder.forward = before
+        if own_forward is not None:
+            decoder.forward = own_forward
 
 
 def last_hidden(model: Any, input_ids: torch.Tensor) -> torch.Tensor:
-    """Run the model without its output embedding: (contexts, tokens, d).
+    """Return the last hidden states of the model, (contexts, tokens, d), without computing logits.
 
     Raises
     ------
     InputError
-        It gives no such hidden states.
+        The model gives no such hidden states.
     """
     output = decoder_of(model)(input_ids, use_cache=False)
     hidden = getattr(output, "last_hidden_state", None)
     if not isinstance(hidden, torch.Tensor) or hidden.shape[:2] != input_ids.shape:
         raise InputError(
-            f"a model of class {type(model).__name__} gives no last hidden states of each token, which the loss is "
-            "made of; study another model, or convert it to an architecture of transformers that does"
+            f"a model of class {type(model).__name__} gives no last hidden states of each token, from which the "
+            "loss is computed; study another model, or convert it to an architecture of transformers that does"
         )
     return hidden
 
 
-def _score(logits: torch.Tensor, following: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return cross-entropy with the tokens that follow, and entropy of the prediction, in nats."""
+def _score(logits: torch.Tensor, next_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the cross-entropy with the next tokens, and the entropy of the prediction, in nats."""
     log_p = torch.log_softmax(logits, dim=-1)
-    loss = -log_p.gather(-1, following.to(logits.device)[:, None])[:, 0]
+    loss = -log_p.gather(-1, next_ids.to(logits.device)[:, None])[:, 0]
     return loss, torch.special.entr(log_p.exp()).sum(-1)

@@ -1,4 +1,4 @@
-"""What has to be done before the vector library in PyTorch's wheels gives the numbers it should."""
+"""A workaround for the vector library in PyTorch's wheels, whose first call by several threads loses accuracy."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ VECTOR_FUNCTIONS = ("cos", "sin", "tan", "exp", "expm1", "log", "log1p", "log2",
 
 
 def settle_vector_functions() -> None:
-    """Call every function that PyTorch gives to MKL's vector library once, from this thread alone.
+    """Call each function that PyTorch delegates to MKL's vector library once, from a single thread.
 
-    MKL 2024, which PyTorch's wheels hold, looks for a function's kernel at its first call. Of several threads that
-    make it at once, one may get the kernel of lowest accuracy for its share (PyTorch's issue 188792, 2026). Cosines,
-    and with them the activations of a first forward pass, were off by 1e-4 in 34 of 20,000 processes on two busy cores;
-    after this call in none of 20,000.
+    MKL 2024, which PyTorch's wheels contain, selects the kernel of a function at the first call. If several threads
+    make this call at once, one thread may get the kernel of lowest accuracy for its share (PyTorch issue 188792, 2026).
+    Without this function, cosines, and with them the activations of the first forward pass, had errors of 1e-4 in 34
+    of 20,000 processes on two busy cores; with it, in none of 20,000.
     """
     for dtype in (torch.float32, torch.float64):
         for name in VECTOR_FUNCTIONS:

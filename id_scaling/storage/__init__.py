@@ -2,6 +2,6 @@
 
 import os
 
-# HDF5 reads it once, when it is loaded, and lets it override what a caller asks for. Leases keep writers apart, so
-# locks are not needed, and NFS and Lustre may have none.
+# HDF5 reads this variable once, when it is loaded, and it overrides the arguments of callers. Locks are not needed,
+# since leases exclude a second writer, and NFS and Lustre may not support them.
 os.environ["HDF5_USE_FILE_LOCKING"] = "FALSE"

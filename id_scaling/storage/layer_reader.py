@@ -1,4 +1,4 @@
-"""The layer files of a run, read by what estimates and what draws once they are known to be its manifest's."""
+"""Reads the layer files of a run for estimates and figures, after checking them against the manifest."""
 
 from __future__ import annotations
 
@@ -18,62 +18,65 @@ from id_scaling.storage.layout import LAYOUT_VERSION, file_of
 def neighbors_at(
     folder: Path, manifest: Mapping[str, Any], layer: int | None, module: str, view: str, rows: range, ranks: tuple
 ) -> Neighbors:
-    """Return the stored neighbors of some contexts of a run at one site under one view, as `read_neighbors` does.
+    """Return the stored neighbors of contexts of a run at one site under one view, as `read_neighbors` does.
 
     Raises
     ------
     StoreError
-        The layer file is missing, is not the one the manifest names, or fails its checksums.
+        The layer file is missing, is not the one in the manifest, or does not match its checksums.
     """
     with reading(verified(folder, manifest, layer), manifest) as file:
         return read_neighbors(file, f"{module}/{view}", manifest, rows, ranks)
 
 
 def verified(folder: Path, manifest: Mapping[str, Any], layer: int | None) -> Path:
-    """Return a layer file, once it is known to be the one the manifest names."""
+    """Return the path of a layer file after checking that it is the one in the manifest."""
     name = file_of(layer)
     path = folder / name
-    mend = made_anew(folder / "manifest.json")
+    remedy = made_anew(folder / "manifest.json")
     if manifest.get("layout") != LAYOUT_VERSION:
         layout = manifest.get("layout", "none")
         raise StoreError(
             f"{folder / 'manifest.json'}: found storage layout {layout}, expected {LAYOUT_VERSION}: written by another "
-            f"version of id_scaling; {mend}"
+            f"version of id_scaling; {remedy}"
         )
     if not path.is_file():
-        raise StoreError(f"{path}: missing, though the manifest names it; {mend}")
-    found, expected = path.stat().st_size, manifest["files"][name]["bytes"]
-    if found != expected:
-        raise StoreError(f"{path}: found {found} bytes, the manifest says {expected}; {mend}")
+        raise StoreError(f"{path}: missing, though the manifest names it; {remedy}")
+    n_bytes, n_bytes_expected = path.stat().st_size, manifest["files"][name]["bytes"]
+    if n_bytes != n_bytes_expected:
+        raise StoreError(f"{path}: found {n_bytes} bytes, the manifest says {n_bytes_expected}; {remedy}")
     with _opened(path) as file:
         if file.attrs.get("digest") != manifest["digest"] or file.attrs.get("layout") != str(LAYOUT_VERSION):
-            raise StoreError(f"{path}: made by another extraction than its manifest; {mend}")
-        foreign = next(_foreign(file), None)
-        if foreign:
-            raise StoreError(f"{path}: {foreign} stands in another file, which no extraction writes; {mend}")
+            raise StoreError(f"{path}: made by another extraction than its manifest; {remedy}")
+        external_name = next(_external_names(file), None)
+        if external_name:
+            raise StoreError(
+                f"{path}: {external_name} is a link, or its data is in another file; no extraction writes such a file; "
+                f"{remedy}"
+            )
     return path
 
 
-def _foreign(group: h5py.Group) -> Iterator[str]:
-    """Yield the names in a group whose values HDF5 would take from another file."""
+def _external_names(group: h5py.Group) -> Iterator[str]:
+    """Yield the names in a group whose values HDF5 would read through a link or from another file."""
     for name in group:
         item = group[name] if isinstance(group.get(name, getlink=True), h5py.HardLink) else None
         if isinstance(item, h5py.Group):
-            yield from _foreign(item)
+            yield from _external_names(item)
         elif not isinstance(item, h5py.Dataset) or item.external or item.is_virtual:
             yield f"{group.name}/{name}"
 
 
 @contextmanager
 def reading(path: Path, manifest: Mapping[str, Any]) -> Iterator[LayerFile]:
-    """Open a layer file whose values are verified as they are read; whatever damage is in it is one error."""
+    """Yield a layer file whose values are verified when they are read; any damage raises a StoreError."""
     with _opened(path) as file:
         yield LayerFile(file, manifest["files"][path.name]["checksums"])
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[h5py.File]:
-    """Open a layer file; whatever damage HDF5 finds in it is one error."""
+    """Yield an open layer file; any damage that HDF5 detects raises a StoreError."""
     try:
         with open_hdf5(path) as file:
             yield file
@@ -84,7 +87,7 @@ def _opened(path: Path) -> Iterator[h5py.File]:
 def read_neighbors(
     file: LayerFile, group: str, manifest: Mapping[str, Any], rows: range, ranks: tuple[int, ...]
 ) -> Neighbors:
-    """Return the stored neighbors of some contexts under one view, from the first to the last rank asked."""
+    """Return the stored neighbors of contexts under one view, from the smallest to the largest requested rank."""
     stored = list(manifest["ranks"])
     columns = slice(stored.index(min(ranks)), stored.index(max(ranks)) + 1) if ranks else slice(0)
     values = file.read(f"{group}/statistics", rows).T

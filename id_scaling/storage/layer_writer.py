@@ -1,16 +1,16 @@
-"""The HDF5 store of one run: its layout, and how it grows part by part into whole layer files.
+"""Writes the HDF5 files of a run: part by part, and then assembled into layer files.
 
-`layer_00.h5`, … and `outblock.h5` hold a group per module key, in it
+`layer_00.h5`, … and `outblock.h5` hold an HDF5 group per module key, with the datasets
 
 - `<view>/r1` (contexts, tokens) float64, `<view>/log_ratio` (contexts, tokens, ranks) float32 and
   `<view>/statistics` (contexts, names) float64, as `id_scaling.neighbors.find` defines them;
-- `mean` and `positions/<position>` (contexts, d) float32, and `activations` (contexts, tokens, d), when they are saved.
+- `mean` and `positions/<position>` (contexts, d) float32, and `activations` (contexts, tokens, d), if they are saved.
 
-Every dataset is chunked by context, `log_ratio` by some ranks too (an estimator reads few), and carries Fletcher-32
-checksums, which HDF5 verifies on reading, and the stronger ones of `id_scaling.storage.checksums`. Contexts are
-computed in parts of a fixed number, one folder a part, complete once it has its final name; each layer file is then put
-together from all parts. A kill loses the part in hand and nothing else. A part holds a sealed record with the SHA-256
-of each of its files: a part that is not as it was written is never assembled.
+Every dataset is chunked by context, and `log_ratio` also by ranks, since an estimator reads few of them. It has
+Fletcher-32 checksums, which HDF5 verifies on reading, and the stronger ones of `id_scaling.storage.checksums`. Contexts
+are computed in parts of a fixed number. A part is a folder, which is complete if it has its final name. Layer files are
+then assembled from all parts. A kill loses only the current part. A part holds a sealed record with the SHA-256 of each
+of its files: a part that is not as it was written is never assembled.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from id_scaling.storage.layout import file_of
 from id_scaling.storage.records import read_record, write_record
 
 CONTEXTS_A_PART = 8
-# Bytes of free room beyond what values take: a file that meets the end of the disk can take HDF5 with it.
+# Bytes of free room in addition to the values: HDF5 can crash if the disk becomes full while it writes.
 MARGIN = 2**20
 RANKS_A_CHUNK = 12
 TOKENS_FILE = "tokens.h5"
@@ -55,7 +55,7 @@ def plan_parts(n_contexts: int) -> list[range]:
 
 @contextmanager
 def writing_part(folder: Path, n_contexts: int) -> Iterator[PartWriter]:
-    """Yield the writer of a part of some contexts, which is there, with its record, once the block ends without error.
+    """Yield the writer of a part; the part and its record exist once the block ends without an error.
 
     Parameters
     ----------
@@ -64,32 +64,32 @@ def writing_part(folder: Path, n_contexts: int) -> Iterator[PartWriter]:
     n_contexts : int
         Contexts in the part.
     """
-    with writing_folder(folder) as aside:
-        writer = PartWriter(aside, n_contexts)
+    with writing_folder(folder) as temporary:
+        writer = PartWriter(temporary, n_contexts)
         try:
             yield writer
         finally:
             writer.close()
-        files = {path.name: sha256(path) for path in sorted(aside.iterdir())}
-        write_record(aside / PART_RECORD, {"part": folder.name, "files": files})
+        files = {path.name: sha256(path) for path in sorted(temporary.iterdir())}
+        write_record(temporary / PART_RECORD, {"part": folder.name, "files": files})
 
 
 class PartWriter:
     """Writes the files of one part into a folder."""
 
-    def __init__(self, aside: Path, n_contexts: int) -> None:
-        self._aside, self._n_contexts = aside, n_contexts
+    def __init__(self, folder: Path, n_contexts: int) -> None:
+        self._folder, self._n_contexts = folder, n_contexts
         self._files: dict[str, h5py.File] = {}
-        self._n_bytes_to_come = 0  # of datasets that are begun
+        self._n_bytes_pending = 0  # of datasets that are created but not complete
 
     def close(self) -> None:
-        """Close all files, whatever the disk says of one."""
+        """Close all files, even if closing one of them fails."""
         with ExitStack() as files:
             for file in self._files.values():
                 files.callback(file.close)
 
     def write_site(self, site: Site, first: int, arrays: dict[str, np.ndarray]) -> None:
-        """Write the arrays of a site for the contexts from `first` on, each with contexts in front."""
+        """Write the arrays of a site for the contexts from `first` on; contexts are their first axis."""
         for name, values in arrays.items():
             self._write(file_of(site.layer), f"{site.module}/{name}", first, values)
 
@@ -100,28 +100,29 @@ class PartWriter:
 
     def _write(self, file_name: str, path: str, first: int, values: np.ndarray) -> None:
         if file_name not in self._files:
-            self._files[file_name] = open_hdf5(self._aside / file_name, "w")
+            self._files[file_name] = open_hdf5(self._folder / file_name, "w")
         file = self._files[file_name]
         if path not in file:
-            self._n_bytes_to_come += self._n_contexts * values[0].nbytes
-            require_room(self._aside / file_name, self._n_bytes_to_come + MARGIN, "finished parts are kept")
+            self._n_bytes_pending += self._n_contexts * values[0].nbytes
+            require_room(self._folder / file_name, self._n_bytes_pending + MARGIN, "finished parts are kept")
             _create(file, path, (self._n_contexts, *values.shape[1:]), values.dtype)
         elif np.promote_types(file[path].dtype, values.dtype) != file[path].dtype:
             _widen(file, path, values.dtype)
         file[path][first : first + len(values)] = values
-        self._n_bytes_to_come -= values.nbytes
+        self._n_bytes_pending -= values.nbytes
 
 
 def find_damage(part: Path, without: Collection[str] = (), only: str | None = None) -> str | None:
-    """Return how a part differs from what was written, in words; None where it does not.
+    """Return a description of the damage of a part; None if it is as it was written.
 
     Parameters
     ----------
     part : Path
+        Folder of the part.
     without : collection of str
         Names of files that are no longer needed.
     only : str, optional
-        The one file to look at.
+        The only file to check.
     """
     try:
         record = read_record(part / PART_RECORD)
@@ -134,93 +135,93 @@ def find_damage(part: Path, without: Collection[str] = (), only: str | None = No
 
 
 def _find_damage_of_file(path: Path, expected: str | None) -> str | None:
-    """Return how a file of a part differs from what was written, in words; None where it does not."""
+    """Return a description of the damage of a file of a part; None if it is as it was written."""
     if expected is None or not path.is_file():
         return f"{path.name} is not there"
     return None if sha256(path) == expected else f"{path.name} is not as it was written"
 
 
 def assemble(parts: list[Path], name: str, output: Path, attributes: dict[str, Any]) -> dict[str, Any]:
-    """Put the parts' files of one name together as `output`; return what the manifest says of it.
+    """Assemble the files with one name in all parts as `output`; return the manifest's entry for it.
 
     Raises
     ------
     DamagedPartError
-        A part's file is not as it was written.
+        A file of a part is not as it was written.
     """
     for part in parts:
         if damage := find_damage(part, only=name):
             raise DamagedPartError(part, damage)
     n_bytes = sum((part / name).stat().st_size for part in parts)
     require_room(output, n_bytes + MARGIN, "what was extracted is kept")
-    with writing(output) as aside:
-        # The format of HDF5 1.10 and later checks its structure too, not the data alone.
-        with open_hdf5(aside, "w", libver="latest") as target:
+    with writing(output) as temporary:
+        # The format of HDF5 1.10 and later has checksums of its structure, and not only of the data.
+        with open_hdf5(temporary, "w", libver="latest") as target:
             _concatenate([part / name for part in parts], target)
             for key, value in attributes.items():
-                target.attrs[key] = _attribute(value)
+                target.attrs[key] = _attribute_text(value)
             checksums = write_index(target)
-        return {"bytes": aside.stat().st_size, "sha256": sha256(aside), "checksums": checksums}
+        return {"bytes": temporary.stat().st_size, "sha256": sha256(temporary), "checksums": checksums}
 
 
 def drop_pieces(parts: list[Path], name: str) -> None:
-    """Remove the parts' files of one name, which are assembled."""
+    """Remove the files with one name from all parts after they are assembled."""
     for part in parts:
         (part / name).unlink(missing_ok=True)
 
 
 def is_as_recorded(path: Path, record: Mapping[str, Any]) -> bool:
-    """Return whether an assembled file is there to the last bit."""
+    """Return whether an assembled file exists and equals its manifest entry to the last bit."""
     return path.is_file() and path.stat().st_size == record["bytes"] and sha256(path) == record["sha256"]
 
 
 def read_tokens(path: Path) -> dict[str, np.ndarray]:
-    """Return the per-token arrays of an assembled file, (contexts, tokens) each."""
+    """Return the per-token arrays of an assembled file, each (contexts, tokens)."""
     with open_hdf5(path) as file:
         return {name: file[name][:] for name in file}
 
 
 def drop_parts(folder: Path) -> None:
-    """Remove the parts of a run: out of sight in one step, then one by one."""
+    """Remove the parts of a run; first rename their folder, so that an interruption leaves no part of it visible."""
     if folder.is_dir():
-        aside = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
-        os.replace(folder, aside)
-        shutil.rmtree(aside)
+        hidden = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
+        os.replace(folder, hidden)
+        shutil.rmtree(hidden)
 
 
 def _concatenate(sources: list[Path], target: h5py.File) -> None:
-    """Write the datasets of several files one after another along contexts, one chunk in memory, with checksums."""
+    """Concatenate the datasets of files along contexts, with checksums and with one context in memory at a time."""
     with ExitStack() as stack:
-        opened = [stack.enter_context(open_hdf5(path)) for path in sources]
-        paths: list[str] = []
-        opened[0].visititems(lambda path, item: paths.append(path) if isinstance(item, h5py.Dataset) else None)
-        for path in paths:
-            pieces = [file[path] for file in opened]
+        files = [stack.enter_context(open_hdf5(path)) for path in sources]
+        dataset_paths: list[str] = []
+        files[0].visititems(lambda path, item: dataset_paths.append(path) if isinstance(item, h5py.Dataset) else None)
+        for path in dataset_paths:
+            pieces = [file[path] for file in files]
             dtype = np.result_type(*(piece.dtype for piece in pieces))
             n_contexts = sum(len(piece) for piece in pieces)
-            whole = _create(target, path, (n_contexts, *pieces[0].shape[1:]), dtype)
+            dataset = _create(target, path, (n_contexts, *pieces[0].shape[1:]), dtype)
             checksums = []
             for row, values in enumerate(piece[row] for piece in pieces for row in range(len(piece))):
                 widened = values.astype(dtype, copy=False)
-                whole[row] = widened
-                checksums.append(row_checksums(widened[None], whole.chunks[-1]))
-            whole.attrs[CHECKSUMS] = np.concatenate(checksums)
+                dataset[row] = widened
+                checksums.append(row_checksums(widened[None], dataset.chunks[-1]))
+            dataset.attrs[CHECKSUMS] = np.concatenate(checksums)
 
 
 def _create(file: h5py.File, path: str, shape: tuple[int, ...], dtype: np.dtype) -> h5py.Dataset:
-    """Create a dataset chunked by context, with checksums."""
+    """Return a new dataset, chunked by context, with Fletcher-32 checksums."""
     *cloud, last = shape[1:]
     chunks = (1, *cloud, min(last, RANKS_A_CHUNK) if path.endswith("/log_ratio") else last)
     return file.create_dataset(path, shape, dtype, chunks=chunks, fletcher32=True)
 
 
 def _widen(file: h5py.File, path: str, dtype: np.dtype) -> None:
-    """Replace a dataset by one of a wider type with the same values."""
+    """Replace a dataset with one that has the same values in a wider type."""
     values = file[path][:]
     del file[path]
     _create(file, path, values.shape, np.promote_types(values.dtype, dtype))[:] = values
 
 
-def _attribute(value: Any) -> str:
-    """Return how a value stands in an attribute: text as it is, the rest as canonical JSON."""
+def _attribute_text(value: Any) -> str:
+    """Return the text of an attribute: a string unchanged, any other value as canonical JSON."""
     return value if isinstance(value, str) else canonical_json(value)

@@ -96,7 +96,7 @@ def test_a_branch_alone_is_compared_with_the_others_that_the_mapping_knows() -> 
     found = meaning(model_of("llama"), LLAMA, inblock=("attn",))
     assert found["attn"]["verdict"] == "checked"
     alone = {"block": LLAMA["block"], "attn": LLAMA["attn"]}
-    assert "attn alone" in meaning(model_of("llama"), alone)["attn"]["reason"]
+    assert "the mapping has only attn of attn and mlp" in meaning(model_of("llama"), alone)["attn"]["reason"]
     assert "no block" in meaning(model_of("llama"), {"attn": LLAMA["attn"], "mlp": LLAMA["mlp"]})["mlp"]["reason"]
 
 

@@ -546,10 +546,10 @@ def by_a_view_of_another_file(store: Store) -> None:
 @pytest.mark.parametrize(
     ("damage", "what"),
     [
-        (by_a_link(h5py.ExternalLink("other.h5", "r1")), "/block/default/r1 stands in another file"),
-        (by_a_link(h5py.SoftLink("/elsewhere")), "/block/default/r1 stands in another file"),
-        (by_raw_bytes_of_another_file, "/block/default/r1 stands in another file"),
-        (by_a_view_of_another_file, "/block/default/r1 stands in another file"),
+        (by_a_link(h5py.ExternalLink("other.h5", "r1")), "/block/default/r1 is a link, or its data is in another file"),
+        (by_a_link(h5py.SoftLink("/elsewhere")), "/block/default/r1 is a link, or its data is in another file"),
+        (by_raw_bytes_of_another_file, "/block/default/r1 is a link, or its data is in another file"),
+        (by_a_view_of_another_file, "/block/default/r1 is a link, or its data is in another file"),
         (cut_short, r"found \d+ bytes, the manifest says \d+"),
         (lambda store: store.path.unlink(), "missing, though the manifest names it"),
         (of_another_extraction, "made by another extraction than its manifest"),
