@@ -1,1 +1,1 @@
-"""Points to neighbor distances and statistics: knows no file and no model, imports no torch at module level."""
+"""From points to neighbor distances and statistics; uses no files and no model, imports no torch at module level."""

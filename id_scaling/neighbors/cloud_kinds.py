@@ -1,7 +1,7 @@
-"""Clouds: the points that one ID is of.
+"""Kinds of clouds: which points have one ID together.
 
-`context` is the tokens of one context at one site. The others are of all contexts of a run, one point a context: `mean`
-of their centres, `position` of the token at one position.
+A `context` cloud is the tokens of one context at one site. The other kinds have one point per context of a run: `mean`
+has the mean of each context, `position` the token at one position of each.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ CLOUDS = (CONTEXT, MEAN, POSITION)
 
 
 def clouds_of_run(clouds: Sequence[str], positions: Sequence[int]) -> list[tuple[str, int | None]]:
-    """Return the clouds of all contexts of a run, each with its position if it has one.
+    """Return the clouds over all contexts of a run, each with its position or None.
 
     Examples
     --------
@@ -28,7 +28,7 @@ def clouds_of_run(clouds: Sequence[str], positions: Sequence[int]) -> list[tuple
 
 
 def stored_as(cloud: str, position: int | None) -> str:
-    """Return where the points of a cloud of a run stand in the group of a module.
+    """Return the path of the points of a cloud over a run, within the HDF5 group of a module.
 
     Examples
     --------
@@ -39,10 +39,10 @@ def stored_as(cloud: str, position: int | None) -> str:
 
 
 def view_of_run(view: View) -> View | None:
-    """Return a view as it is of points that are contexts; None where it makes no sense of them.
+    """Return the view for clouds whose points are contexts; None if the view does not apply to them.
 
-    Such points have no place in a context, so none are skipped, and no window is about them. Neither is it said which
-    of them to draw, or which are of one token.
+    Such points have no position in a context, so none are skipped. A view with a window, with a random subset, or with
+    a selection by token does not apply.
     """
     is_of_tokens = view.exclude_window > 0 or view.decimate > 0 or view.duplicates not in ("distinct", "keep")
     return None if is_of_tokens else replace(view, skip_first_tokens=0)

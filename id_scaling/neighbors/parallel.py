@@ -1,7 +1,7 @@
-"""The neighbors of several clouds at once on the CPU, in a process for each core.
+"""Find the neighbors of several clouds at once on the CPU, with one process per core.
 
-Threads would do, but for a quarter of the time they wait for one another to leave the interpreter. Clouds are handed
-over in memory that all processes share; a single cloud, or a single core, is dealt with in place.
+Threads would spend a quarter of the time waiting for the interpreter lock. Processes read clouds from shared memory. A
+single cloud, or a single core, is processed in the calling process.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ if TYPE_CHECKING:
 
 
 class Searchers:
-    """Processes that find neighbors.
+    """A pool of processes that find neighbors.
 
     Parameters
     ----------
     n_processes : int
-        How many clouds are searched at once.
+        Number of clouds that are searched at once.
     """
 
     def __init__(self, n_processes: int) -> None:
-        self._is_alone, self._room = n_processes == 1, _Room()
-        self._askers = ThreadPoolExecutor(n_processes)
+        self._is_single, self._room = n_processes == 1, _Room()
+        self._threads = ThreadPoolExecutor(n_processes)
 
     def find(self, clouds: torch.Tensor, questions: Sequence[Mapping[str, Any]]) -> list[list[Neighbors]]:
-        """Return what `find_neighbors` returns for each cloud (clouds, tokens, d) and its other arguments."""
+        """Return the result of `find_neighbors` for each of the clouds (clouds, tokens, d) with its arguments."""
         is_on_cpu = clouds.device.type == "cpu"
         try:
-            if is_on_cpu and not self._is_alone and len(clouds) > 1:
+            if is_on_cpu and not self._is_single and len(clouds) > 1:
                 with ending_children():
-                    return list(self._askers.map(self._ask, self._room.hold(clouds), questions))
+                    return list(self._threads.map(self._ask, self._room.hold(clouds), questions))
             points = on_host(clouds) if is_on_cpu else clouds
             return [find_neighbors(cloud, **question) for cloud, question in zip(points, questions, strict=True)]
         except (ChildError, MemoryError) as error:
@@ -55,28 +55,28 @@ class Searchers:
             ) from error
 
     def _ask(self, place: tuple, question: Mapping[str, Any]) -> list[Neighbors]:
-        """Return the neighbors that a process finds for the cloud at a place of the room."""
+        """Return the neighbors of the cloud at a place in shared memory, computed by a worker process."""
         return ask_child(find_in_room, place, question, files=(self._room.file,))
 
 
 def on_host(clouds: torch.Tensor) -> np.ndarray:
-    """Return activations as numpy, exactly: bfloat16, which numpy lacks, as float32."""
+    """Return activations as numpy without rounding: bfloat16, which numpy lacks, becomes float32."""
     import torch
 
     return (clouds.float() if clouds.dtype == torch.bfloat16 else clouds).cpu().numpy()
 
 
 class _Room:
-    """Memory that child processes read, as an open file without a name: it is gone with the last of them."""
+    """Memory shared with worker processes: an open file without a name, which disappears with its last process."""
 
     def __init__(self) -> None:
         is_linux = hasattr(os, "memfd_create")
-        self._opened = open(os.memfd_create("clouds"), "r+b") if is_linux else tempfile.TemporaryFile()  # noqa: SIM115
-        self.file = self._opened.fileno()
+        self._handle = open(os.memfd_create("clouds"), "r+b") if is_linux else tempfile.TemporaryFile()  # noqa: SIM115
+        self.file = self._handle.fileno()
         self._memory: mmap.mmap | None = None
 
     def hold(self, clouds: torch.Tensor) -> list[tuple]:
-        """Copy clouds in, bfloat16 as float32, and return the place of each: file, dtype, shape and first byte."""
+        """Copy clouds in, bfloat16 as float32, and return the place of each: file, dtype, shape, and first byte."""
         import torch
 
         dtype = torch.float32 if clouds.dtype == torch.bfloat16 else clouds.dtype

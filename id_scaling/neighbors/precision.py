@@ -1,4 +1,4 @@
-"""In which precision clouds are saved: the one that is asked for, or a wider one for those that it cannot hold."""
+"""Precision of saved clouds: the configured one, or a wider one if a cloud exceeds its range."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def exceeds(clouds: np.ndarray, save_fp: str) -> np.ndarray:
-    """Return of each cloud whether it has a finite value that a precision would turn infinite: above 65,504 in float16.
+    """Return which clouds have a finite value that becomes infinite in a precision: above 65,504 in float16.
 
     Parameters
     ----------
@@ -28,9 +28,9 @@ def exceeds(clouds: np.ndarray, save_fp: str) -> np.ndarray:
 
 
 def rounded(clouds: np.ndarray, save_fp: str) -> np.ndarray:
-    """Return clouds in the precision to save, or all in float32 with only those rounded that the precision can hold.
+    """Return clouds in the precision to save, or all in float32 if one exceeds it: then the other clouds are rounded.
 
-    What is rounded depends on each cloud only, so neither the batch nor the part that a cloud is in changes it.
+    Rounding depends on each cloud only, so neither its batch nor its part changes its values.
 
     Examples
     --------

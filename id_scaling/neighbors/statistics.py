@@ -1,10 +1,11 @@
-"""What is stored of each cloud beside its neighbor distances, from the same inner products: named groups of statistics.
+"""Statistics of each cloud that are stored next to its neighbor distances, computed from the same inner products.
 
-The set is an extraction's own setting and never follows from the estimators asked for, so that adding an estimator
-extracts nothing. Sums are float64 wherever the products are float32. What comes of float32 products is right to 1e-5;
-pairs within a radius are right but for those on its edge, a few in ten thousand, and so is `corrint`; its error is
-right to a hundredth. Where float32 would not do for that, sums and pairs are of float64 products of points about their
-own mean, and where those would not do, pairs are not counted.
+Statistics come in named sets. An extraction has its own setting for these sets, independent of the estimators, so
+adding an estimator extracts nothing. Sums are float64 even where products are float32. Statistics from float32 products
+are accurate to 1e-5. Counts of pairs within a radius are wrong only for pairs at its edge, a few in ten thousand, and
+`corrint` is as accurate as the counts; its standard error is accurate to 1 %. Where float32 is not accurate enough,
+sums and pairs come from float64 products of points about their own mean. Where float64 is not enough either, pairs are
+not counted.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from id_scaling.neighbors.kernels.dispatch import kernels_of
 from id_scaling.neighbors.points import Centred, Cloud, centred_on
 from id_scaling.neighbors.search import Nearest, beyond_window
 
-# group -> (statistic, meaning)
+# statistic set -> (statistic, meaning)
 GROUPS: dict[str, tuple[tuple[str, str], ...]] = {
     "counts": (
         ("n_points", "points of the view, before equal ones are dropped"),
@@ -67,23 +68,23 @@ GROUPS: dict[str, tuple[tuple[str, str], ...]] = {
 ALWAYS = ("counts",)
 DEFAULT_GROUPS = ("moments", "cosine", "shares", "correlation", "overlap")
 N_OVERLAP = 10
-# In the place of the nearest neighbors of a point that several others equal.
+# Marks the nearest neighbors of a point that equals several others.
 ARBITRARY = -2
 CORRELATION_RANKS = (10, 20)
-# Shares of the variance that differ by less are equal.
+# Shares of the variance that differ by less than this are equal.
 ROUNDING = 1e-12
-# Products in float32 do where a squared radius is off by less, and where centring the points that count on their mean
-# leaves more of the sum of their squared norms.
+# Float32 products are accurate enough if the relative error of a squared radius is below EDGE, and if centering the
+# selected points on their own mean leaves more than LEFT of the sum of their squared norms.
 EDGE, LEFT = 1e-4, 0.01
-# Squared distances nearer to a squared radius than this share of it, or than so many deviations of their error, are
-# equal to it, so not within.
+# A squared distance that differs from a squared radius by less than TIE of it, or by less than TIE_SIGMAS standard
+# deviations of its error, is equal to it, so the pair is not within the radius.
 TIE, TIE_SIGMAS = 1e-9, 3.0
-# Neighbors that statistics look at, so that they are found whatever the ladder.
+# Neighbors that statistics need, whatever ranks are stored.
 N_LISTED = 20
 
 
 def names_of(groups: Sequence[str]) -> tuple[str, ...]:
-    """Return the statistics of some groups and of those always stored, in the order in which they are stored.
+    """Return the names of the statistics in the given sets and in those always stored, in storage order.
 
     Examples
     --------
@@ -94,7 +95,7 @@ def names_of(groups: Sequence[str]) -> tuple[str, ...]:
 
 
 def group_of(statistic: str) -> str:
-    """Return the group that a statistic belongs to.
+    """Return the set that a statistic belongs to.
 
     Examples
     --------
@@ -118,7 +119,7 @@ def participation_ratio(trace: np.ndarray, frobenius: np.ndarray) -> np.ndarray:
 
 
 def participation_ratio_corrected(trace: np.ndarray, frobenius: np.ndarray, n_used: np.ndarray) -> np.ndarray:
-    """Return ((n + 1) (tr G)² - 2 ‖G‖²) / (n ‖G‖² - (tr G)²) with n = n_used - 1; NaN where that is no ratio.
+    """Return ((n + 1) (tr G)² - 2 ‖G‖²) / (n ‖G‖² - (tr G)²) with n = n_used - 1; NaN where it is undefined.
 
     Examples
     --------
@@ -131,7 +132,7 @@ def participation_ratio_corrected(trace: np.ndarray, frobenius: np.ndarray, n_us
 
 
 def participation_ratio_slope(ratio: np.ndarray, n_used: np.ndarray) -> np.ndarray:
-    """Return the derivative of the corrected participation ratio by the plain one.
+    """Return the derivative of the corrected participation ratio with respect to the plain one.
 
     Examples
     --------
@@ -144,17 +145,17 @@ def participation_ratio_slope(ratio: np.ndarray, n_used: np.ndarray) -> np.ndarr
 
 
 def jackknife_error(influences: np.ndarray, noise: np.ndarray | float) -> float:
-    """Return the standard error of a logarithm from what the weight of each point changes it by, (n,).
+    """Return the standard error of a logarithm from the influence of each point's weight on it.
 
-    Where a statistic is at its maximum, single points change it by noise, pairs of them by what counts: the sum of the
-    squares of influences then holds the noise twice, so that is taken off once; half of the noise is left at least.
+    At the maximum of a statistic, single points change it only by noise, and pairs carry the signal. The sum of squared
+    influences then contains the noise twice, so it is subtracted once; at least half of the noise remains.
 
     Parameters
     ----------
     influences : (n,) array
-        They sum to zero.
+        Derivative of the logarithm with respect to the weight of each point; the sum is zero.
     noise : float
-        The variance at the maximum.
+        Variance of the logarithm at the maximum.
 
     Examples
     --------
@@ -165,24 +166,24 @@ def jackknife_error(influences: np.ndarray, noise: np.ndarray | float) -> float:
 
 
 def noise_of_equal_variances(ratio: np.ndarray | float, n_used: int) -> np.ndarray:
-    """Return the variance of log PR over clouds of a normal distribution whose variances are equal, at a PR."""
+    """Return the variance of log PR over clouds of a normal distribution with equal variances, at the given PR."""
     n = n_used - 1
     with np.errstate(invalid="ignore", divide="ignore"):
-        left = 1 - np.minimum(ratio / n, 1)
-        return (2 * left / n) ** 2 * (1 - 1 / ratio) * (1 + 2 / ratio)
+        free_share = 1 - np.minimum(ratio / n, 1)
+        return (2 * free_share / n) ** 2 * (1 - 1 / ratio) * (1 + 2 / ratio)
 
 
 @dataclass(frozen=True)
 class Context:
-    """What statistics see of a cloud beside its points.
+    """Inputs of statistics other than the points of the cloud.
 
     Parameters
     ----------
     token_ids : (n_points,) array of int, or None
-        Token of each point.
+        Token ID of each point.
     below : (n_points, N_OVERLAP) array of int, or None
-        The nearest neighbors of each point at the site one layer down under the same view, -1 for none, ARBITRARY
-        where several points equal it.
+        Nearest neighbors of each point at the site one layer down, under the same view; -1 for none, ARBITRARY
+        where several points equal the point.
     """
 
     token_ids: np.ndarray | None = None
@@ -190,49 +191,50 @@ class Context:
 
 
 def statistics_of(
-    groups: Sequence[str], cloud: Cloud, selection: np.ndarray, found: Nearest, context: Context
+    groups: Sequence[str], cloud: Cloud, selection: np.ndarray, neighbors: Nearest, context: Context
 ) -> dict[str, float]:
-    """Return the statistics of some groups, without the counts, for the selected points of a cloud."""
+    """Return the statistics in the given sets, without the counts, for the selected points of a cloud."""
     values: dict[str, float] = {}
     for group in groups:
-        values |= _COMPUTE[group](cloud, selection, found, context)
+        values |= _COMPUTE[group](cloud, selection, neighbors, context)
     return values
 
 
-def _moments(cloud: Cloud, selection: np.ndarray, found: Nearest, _: Context) -> dict[str, float]:
-    """Return the trace and the Frobenius norm of the Gram matrix of the selected points, centred on their own mean."""
-    if _are_equal(selection, cloud):
+def _moments(cloud: Cloud, selection: np.ndarray, neighbors: Nearest, _: Context) -> dict[str, float]:
+    """Return trace and Frobenius norm of the Gram matrix of the selected points, centered on their own mean."""
+    if _are_all_equal(selection, cloud):
         return dict(zip((name for name, _ in GROUPS["moments"]), (0.0, 0.0, np.nan), strict=True))
-    centred = found.centred if found.centred.shifts is None else cloud.about_mean(np.float32)
+    centred = neighbors.centred if neighbors.centred.shifts is None else cloud.about_mean(np.float32)
     moments = _moments_of(centred, selection, cloud)
-    if not moments[0] > LEFT * centred.squared_norms[selection].sum():  # the cloud's centre is far from theirs
+    if not moments[0] > LEFT * centred.squared_norms[selection].sum():  # the cloud's center is far from theirs
         moments = _moments_of(_about_own_mean(selection, cloud), selection, cloud)
     scale = cloud.scale * cloud.scale
     units = (scale, scale, 1.0)
     return {name: moment * unit for (name, _), moment, unit in zip(GROUPS["moments"], moments, units, strict=True)}
 
 
-def _are_equal(selection: np.ndarray, cloud: Cloud) -> bool:
-    """Return whether the selected points are all equal: what rounding would make of them is no variance."""
+def _are_all_equal(selection: np.ndarray, cloud: Cloud) -> bool:
+    """Return whether the selected points are all equal: then any variance would be rounding error."""
     return bool((cloud.first[selection] == cloud.first[selection[0]]).all())
 
 
 def _about_own_mean(selection: np.ndarray, cloud: Cloud) -> Centred:
-    """Return points less the mean of the selected ones, in float64."""
+    """Return points minus the mean of the selected ones, in float64."""
     mean = cloud.kernels.mean_of(cloud.points, selection)
-    one_group = np.zeros(len(cloud.first), np.int32)
-    return centred_on(cloud.kernels, cloud.points, one_group, np.float64, cloud.probes, mean[None])
+    labels = np.zeros(len(cloud.first), np.int32)
+    return centred_on(cloud.kernels, cloud.points, labels, np.float64, cloud.probes, mean[None])
 
 
 def _moments_of(centred: Centred, selection: np.ndarray, cloud: Cloud) -> tuple[float, float, float]:
-    """Return trace and Frobenius norm of C = H G H, G the products of points centred anywhere and H = 1 - 11ᵀ / n.
+    """Return trace and Frobenius norm of C = H G H, and the standard error of PR = (tr C)² / ‖C‖².
 
-    The standard error of PR = (tr C)² / ‖C‖² is its infinitesimal jackknife, less the noise of equal variances: a
-    point's weight changes log PR by 2 (C_ii / tr C - q_i / ‖C‖²) with q_i the sum of squares of row i of C.
+    G are the products of points about any center, and H = 1 - 11ᵀ / n. The standard error is the infinitesimal
+    jackknife minus the noise of equal variances: the weight of point i changes log PR by
+    2 (C_ii / tr C - q_i / ‖C‖²) with q_i the sum of squares of row i of C.
     """
     n, squared_norms = len(selection), centred.squared_norms
-    found = cloud.kernels.gram_sums(centred.gram, _mask(cloud, selection))
-    sums, squares, products = (values[selection] for values in found)
+    sums_of_all = cloud.kernels.gram_sums(centred.gram, _mask(cloud, selection))
+    sums, squares, products = (values[selection] for values in sums_of_all)
     means, total = sums / n, sums.sum()
     shifts = means - total / n**2
     diagonal = squared_norms[selection] - means - shifts
@@ -259,47 +261,48 @@ def _cosine(cloud: Cloud, selection: np.ndarray, _: Nearest, __: Context) -> dic
     return {"mean_cosine": (total @ total - n) / (n * (n - 1))}
 
 
-def _shares(_: Cloud, selection: np.ndarray, found: Nearest, context: Context) -> dict[str, float]:
+def _shares(_: Cloud, selection: np.ndarray, neighbors: Nearest, context: Context) -> dict[str, float]:
     """Return the shares of nearest neighbors with the same token, and within five positions.
 
-    Among several equal points which is the nearest is arbitrary: of positions nothing can be said then, and of tokens
-    only where equal points are of one token, as at an embedding.
+    Among several equal points, the nearest neighbor is arbitrary. Then the share within five positions is NaN, and so
+    is the share with the same token unless equal points have one token, as at an embedding.
     """
-    nearest, token_ids = found.indices[:, 0], context.token_ids
-    same, near, is_tied = np.nan, np.mean(np.abs(selection - nearest) <= 5), has_several_equals(found.squares)
-    if token_ids is not None and _is_of_one_token(found, is_tied, token_ids):
-        same = np.mean(token_ids[selection] == token_ids[nearest])
-    return {"nn_same_token": float(same), "nn_within_5": np.nan if is_tied.any() else float(near)}
+    nearest, token_ids = neighbors.indices[:, 0], context.token_ids
+    within_5, is_tied = np.mean(np.abs(selection - nearest) <= 5), has_several_equals(neighbors.squares)
+    same_token = np.nan
+    if token_ids is not None and _is_of_one_token(neighbors, is_tied, token_ids):
+        same_token = np.mean(token_ids[selection] == token_ids[nearest])
+    return {"nn_same_token": float(same_token), "nn_within_5": np.nan if is_tied.any() else float(within_5)}
 
 
 def has_several_equals(squares: np.ndarray) -> np.ndarray:
-    """Return which points have several others at no distance, from ascending squared distances (n, m)."""
+    """Return which points have several neighbors at distance zero, from ascending squared distances (n, m)."""
     return squares[:, 1] == 0 if squares.shape[1] > 1 else np.zeros(len(squares), bool)
 
 
-def _is_of_one_token(found: Nearest, is_tied: np.ndarray, token_ids: np.ndarray) -> bool:
-    """Return whether the points at no distance from a point, as far as they are listed, are all of one token."""
-    tokens, is_equal = token_ids[found.indices[is_tied]], found.squares[is_tied] == 0
+def _is_of_one_token(neighbors: Nearest, is_tied: np.ndarray, token_ids: np.ndarray) -> bool:
+    """Return whether, for each tied point, all listed neighbors at distance zero have the same token."""
+    tokens, is_equal = token_ids[neighbors.indices[is_tied]], neighbors.squares[is_tied] == 0
     return bool((~is_equal | (tokens == tokens[:, :1])).all())
 
 
-def _correlation(cloud: Cloud, selection: np.ndarray, found: Nearest, _: Context) -> dict[str, float]:
-    """Return the medians of two neighbor distances and how many pairs are nearer than each.
+def _correlation(cloud: Cloud, selection: np.ndarray, neighbors: Nearest, _: Context) -> dict[str, float]:
+    """Return the median distances to two neighbors, and how many pairs are nearer than each.
 
-    NaN for too few points, and where products in float64 do not tell which pairs are nearer.
+    NaN for too few points, and where float64 products are not accurate enough to count pairs.
     """
     names = [name for name, _ in GROUPS["correlation"]]
-    if found.squares.shape[1] < CORRELATION_RANKS[-1]:
+    if neighbors.squares.shape[1] < CORRELATION_RANKS[-1]:
         return dict.fromkeys(names, np.nan)
-    radii = np.array([np.median(np.sqrt(found.squares[:, rank - 1])) for rank in CORRELATION_RANKS])
-    centred, off = found.centred, _off_at(radii[0], found.centred, selection)
-    if off > EDGE:  # then many a pair near the edge would be on its wrong side
+    radii = np.array([np.median(np.sqrt(neighbors.squares[:, rank - 1])) for rank in CORRELATION_RANKS])
+    centred, deviation = neighbors.centred, _relative_deviation(radii[0], neighbors.centred, selection)
+    if deviation > EDGE:  # many pairs near the edge would be on the wrong side
         centred = _about_own_mean(selection, cloud)
-        off = _off_at(radii[0], centred, selection)
-    if not off <= EDGE:
+        deviation = _relative_deviation(radii[0], centred, selection)
+    if not deviation <= EDGE:
         return dict.fromkeys(names, np.nan)
-    limits = radii**2 * (1 - max(TIE, TIE_SIGMAS * off))
-    product = beyond_window(centred.gram, found.window)
+    limits = radii**2 * (1 - max(TIE, TIE_SIGMAS * deviation))
+    product = beyond_window(centred.gram, neighbors.window)
     within = cloud.kernels.n_within(product, centred.squared_norms, _mask(cloud, selection), limits)
     pairs = within.sum(axis=1) // 2
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -307,24 +310,24 @@ def _correlation(cloud: Cloud, selection: np.ndarray, found: Nearest, _: Context
     return dict(zip(names, [*(radii * cloud.scale).tolist(), *map(float, pairs), float(error)], strict=True))
 
 
-def _off_at(radius: float, centred: Centred, selection: np.ndarray) -> float:
-    """Return how far squared distances of about a radius are off, as a share, at a point like most."""
+def _relative_deviation(radius: float, centred: Centred, selection: np.ndarray) -> float:
+    """Return the relative standard deviation of squared distances near a radius, at a point of median norm."""
     with np.errstate(invalid="ignore", divide="ignore"):
         norm = np.median(centred.guard_norms[selection])
         return float(deviations(radius**2, norm, centred.error) / radius**2)
 
 
 def log_ratio_error(within: np.ndarray, pairs: np.ndarray) -> float:
-    """Return the standard error of log(N_2 / N_1), numbers of pairs within two radii, N_1 of them within both.
+    """Return the standard error of log(N_2 / N_1), where N_1 and N_2 are the numbers of pairs within two radii.
 
-    A point's pairs move together: with c_i of N pairs at point i its projection is c_i2 / N_2 - c_i1 / N_1. The sum of
-    their squares counts twice what is each pair's own, 1 / N_1 - 1 / N_2, so that is taken off once; half of the sum
-    is left at least.
+    The pairs of a point are correlated: with c_i of the N pairs at point i, its projection is c_i2 / N_2 - c_i1 / N_1.
+    The sum of squared projections counts the part of each single pair, 1 / N_1 - 1 / N_2, twice, so it is subtracted
+    once; at least half of the sum remains.
 
     Parameters
     ----------
     within : (2, n) array of int
-        Points within each radius of each point.
+        Number of points within each radius of each point.
     pairs : (2,) array of int
         N_1 and N_2.
     """
@@ -332,27 +335,27 @@ def log_ratio_error(within: np.ndarray, pairs: np.ndarray) -> float:
     return np.sqrt(np.maximum(square - (1 / pairs[0] - 1 / pairs[1]), square / 2))
 
 
-def _overlap(_: Cloud, selection: np.ndarray, found: Nearest, context: Context) -> dict[str, float]:
-    """Return the mean share of common members of two lists of neighbors, over points that have both."""
-    if context.below is None or found.indices.shape[1] < N_OVERLAP:
+def _overlap(_: Cloud, selection: np.ndarray, neighbors: Nearest, context: Context) -> dict[str, float]:
+    """Return the share of neighbors that two lists have in common, averaged over points that have both lists."""
+    if context.below is None or neighbors.indices.shape[1] < N_OVERLAP:
         return {"nn_overlap": np.nan}
-    here, below = found.indices[:, :N_OVERLAP], context.below[selection]
-    if has_several_equals(found.squares).any() or (below == ARBITRARY).any():
+    own, below = neighbors.indices[:, :N_OVERLAP], context.below[selection]
+    if has_several_equals(neighbors.squares).any() or (below == ARBITRARY).any():
         return {"nn_overlap": np.nan}
     has_both = below[:, 0] >= 0
-    common = kernels_of(here).share_in_common(here, below)
+    common = kernels_of(own).share_in_common(own, below)
     return {"nn_overlap": float(common[has_both].mean()) if has_both.any() else np.nan}
 
 
-def _spectrum(cloud: Cloud, selection: np.ndarray, found: Nearest, _: Context) -> dict[str, float]:
-    """Return what the covariance spectrum tells; its eigenvalues are those of the centred Gram matrix, in float64.
+def _spectrum(cloud: Cloud, selection: np.ndarray, neighbors: Nearest, _: Context) -> dict[str, float]:
+    """Return the statistics of the covariance spectrum, from the eigenvalues of the centered Gram matrix in float64.
 
-    The standard error of exp(H), H = -sum_k p_k log p_k, is its infinitesimal jackknife, less the noise of equal
+    The standard error of exp(H), H = -sum_k p_k log p_k, is the infinitesimal jackknife minus the noise of equal
     variances: the weight of point i changes H by -sum_k p_k (log p_k + H) u_ik² with u_k the eigenvectors. Near equal
-    variances H changes by half of what log PR does.
+    variances, H changes half as much as log PR.
     """
     names = [name for name, _ in GROUPS["spectrum"]]
-    if _are_equal(selection, cloud):
+    if _are_all_equal(selection, cloud):
         return dict.fromkeys(names, np.nan)
     gram = _about_own_mean(selection, cloud).gram
     eigenvalues, eigenvectors = cloud.kernels.centred_spectrum(cloud.kernels.submatrix(gram, selection))
@@ -369,7 +372,7 @@ def _spectrum(cloud: Cloud, selection: np.ndarray, found: Nearest, _: Context) -
 
 
 def _mask(cloud: Cloud, selection: np.ndarray) -> np.ndarray:
-    """Return which points of a cloud are selected."""
+    """Return the boolean mask of the selected points of a cloud."""
     mask = np.zeros(len(cloud.first), dtype=bool)
     mask[selection] = True
     return mask

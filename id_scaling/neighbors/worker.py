@@ -1,4 +1,4 @@
-"""What a worker process does: find neighbors of a cloud in shared memory. It imports no torch, so it starts fast."""
+"""The task of a worker process: find neighbors of a cloud in shared memory. Imports no torch, so workers start fast."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 
 from id_scaling.neighbors.find import Neighbors, find_neighbors
 
-# The memory behind each file that the worker was given.
+# The mapped memory of each file that the worker received.
 _MEMORIES: dict[int, mmap.mmap] = {}
 
 
 def find_in_room(place: tuple[int, str, tuple[int, ...], int], question: Mapping[str, Any]) -> list[Neighbors]:
-    """Return what `find_neighbors` returns for the cloud at a place of shared memory."""
+    """Return the result of `find_neighbors` for the cloud at a place in shared memory."""
     file, name, shape, start = place
     count = int(np.prod(shape))
     if file not in _MEMORIES or len(_MEMORIES[file]) < start + count * np.dtype(name).itemsize:

@@ -1,4 +1,4 @@
-"""Which kernels serve an array: one module for each array library, the same functions in each."""
+"""Choose the kernels for an array: one module per array library, with the same functions in each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import array_api_compat
 
 
 def kernels_of(points: Any) -> ModuleType:
-    """Return the kernels for an array: compiled loops for numpy, torch's own functions for torch."""
+    """Return the kernels for an array: compiled loops for numpy, torch functions for torch."""
     if array_api_compat.is_torch_array(points):
         from id_scaling.neighbors.kernels import torch_kernels
 

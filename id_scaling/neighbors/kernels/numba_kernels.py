@@ -1,7 +1,7 @@
-"""Kernels for numpy: loops compiled by numba, and the symmetric product of BLAS, which does half the work of a product.
+"""Kernels for numpy: loops compiled by numba, and the symmetric product of BLAS, half the work of a general product.
 
-A cloud is read as it is, float16 too, in few passes over memory, and the nearest are selected by a limit, as a sort
-would do more than is asked for. Loops run without the interpreter's lock, so clouds can be shared out over threads.
+Points are read in their own dtype, including float16, in few passes over memory. The nearest neighbors are selected by
+a limit, which is cheaper than a sort. Loops release the interpreter lock, so several threads can process clouds.
 """
 
 from __future__ import annotations
@@ -19,43 +19,43 @@ from scipy.linalg.blas import dsyrk, ssyrk
 from id_scaling.neighbors.clusters import Shifts
 from id_scaling.neighbors.kernels.survey import Survey
 
-# Column j is compared within lane j mod LANES, not a power of two: twins stand a power of two apart more often.
+# Column j is in lane j mod LANES. Not a power of two, because equal points are often a power of two apart.
 LANES = 208
-# The part of a row that is copied at once: a line of the cache.
+# Number of entries of a row that are copied at once: one cache line.
 TILE = 16
-# The range of the minima is halved so often at the most, or until no more than FEW are too many.
+# The range of the minima is halved at most this often, or until at most FEW minima too many are below the limit.
 HALVINGS, FEW = 24, 2
-# Rows that are sorted where a cache holds them.
+# Number of rows that are sorted at once, so that they fit in a cache.
 SORTED_AT_ONCE = 128
-# So many squares of differences are summed before the sum is widened.
+# Number of squares of differences that are summed before the sum becomes float64.
 SUMMED = 256
-# Every x86 processor since 2013 widens halves itself; on others numpy does.
+# x86 processors since 2013 convert float16 in hardware; on older ones numpy converts.
 HAS_HALVES = machine() not in ("x86_64", "AMD64") or get_host_cpu_features().get("f16c", False)
 _loop = njit(nogil=True, cache=True)
-# Sums may be formed in any order (so in vectors), nothing else is relaxed.
+# Sums may be reordered, so that they use vector instructions; nothing else is relaxed.
 _sum = njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
 
 
 def in_order(points: np.ndarray) -> np.ndarray:
-    """Return points with rows contiguous and bytes in this machine's order; wider than float64 they become float64."""
+    """Return points with contiguous rows in native byte order; a dtype wider than float64 becomes float64."""
     dtype = np.dtype(np.float64) if points.dtype.itemsize > 8 else points.dtype.newbyteorder("=")
     return np.ascontiguousarray(points, dtype=dtype)
 
 
 def widened(points: np.ndarray) -> np.ndarray:
-    """Return points in the narrowest dtype that is computed in, float32 or float64, rows contiguous."""
+    """Return points in float64 if they are float64, else in float32, with contiguous rows."""
     return np.ascontiguousarray(points, dtype=np.float64 if points.dtype.itemsize > 4 else np.float32)
 
 
 def _readable(points: np.ndarray) -> np.ndarray:
-    """Return points as loops read them by `_value`: float32 or float64, or the bits of float16, which numba lacks."""
+    """Return points as `_value` reads them in loops: float32, float64, or the bits of float16, which numba lacks."""
     if points.dtype == np.float16 and HAS_HALVES:
         return points.view(np.uint16)
     return widened(points)
 
 
 def _value(number):
-    """Return a coordinate as `_readable` gives it as a float; the CPU widens halves in vectors."""
+    """Return a coordinate of `_readable` points as a float; the CPU converts float16 with vector instructions."""
     raise NotImplementedError
 
 
@@ -73,63 +73,63 @@ def _widened_half(typing_context, bits):
 
 
 def means(points: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return the mean of each group's finite points, in the narrowest dtype that is computed in; zero for none.
+    """Return the mean of the finite points of each cluster, in float64 or float32; zero for no points.
 
-    Differences from a point of the group are summed: a coordinate that is constant has itself for a mean, exactly, so
-    that nothing is left of it, however large it is.
+    Sums differences from a point of the cluster, so the mean of a constant coordinate is exactly its value, and
+    centering leaves zero, however large the value is.
     """
     points, n_groups = _readable(points), labels.max(initial=0) + 1
     totals = np.zeros((n_groups, points.shape[1]), np.float64 if points.dtype == np.float64 else np.float32)
-    numbers, origins = np.zeros((n_groups, 1), totals.dtype), np.zeros_like(totals)
-    _add_finite(points, labels, origins, totals, numbers)
-    return origins + totals / np.maximum(numbers, 1)
+    n_members, origins = np.zeros((n_groups, 1), totals.dtype), np.zeros_like(totals)
+    _add_finite(points, labels, origins, totals, n_members)
+    return origins + totals / np.maximum(n_members, 1)
 
 
 @_sum
-def _add_finite(points, labels, origins, totals, numbers):
-    """Add the finite points, less the first of them, to the totals of their groups, and count them."""
+def _add_finite(points, labels, origins, totals, n_members):
+    """Add the finite points, minus the first of each cluster, to the totals of their clusters, and count them."""
     for i in range(len(points)):
-        size = totals.dtype.type(0)
+        absolute_sum = totals.dtype.type(0)
         for c in range(points.shape[1]):
-            size += abs(_value(points[i, c]))
-        if size < np.inf:
+            absolute_sum += abs(_value(points[i, c]))
+        if absolute_sum < np.inf:
             total, origin = totals[labels[i]], origins[labels[i]]
-            if numbers[labels[i], 0] == 0:
+            if n_members[labels[i], 0] == 0:
                 for c in range(points.shape[1]):
                     origin[c] = _value(points[i, c])
-            numbers[labels[i], 0] += 1
+            n_members[labels[i], 0] += 1
             for c in range(points.shape[1]):
                 total[c] += _value(points[i, c]) - origin[c]
 
 
-def survey(points: np.ndarray, centres: np.ndarray, labels: np.ndarray, dtype: type, some: np.ndarray) -> Survey:
-    """Return what one look at each coordinate gives, centred points in a dtype."""
+def survey(points: np.ndarray, centres: np.ndarray, labels: np.ndarray, dtype: type, probes: np.ndarray) -> Survey:
+    """Return the results of one pass over the coordinates, with centered points in the given dtype."""
     n, d = points.shape
-    found = Survey(np.empty(n), np.empty(n), np.empty((n, d), dtype), np.empty(n), np.empty((len(some), n), dtype))
-    _survey(_readable(points), _key_weights(d), centres.astype(dtype), labels, some, *found)
-    return found
+    result = Survey(np.empty(n), np.empty(n), np.empty((n, d), dtype), np.empty(n), np.empty((len(probes), n), dtype))
+    _survey(_readable(points), _key_weights(d), centres.astype(dtype), labels, probes, *result)
+    return result
 
 
 @cache
 def _key_weights(d: int) -> np.ndarray:
-    """Return the weights of coordinates in a key."""
+    """Return the weight of each coordinate in a key."""
     return np.random.default_rng(0).standard_normal(d)
 
 
 @_loop
-def _survey(points, weights, centres, labels, some, squared_norms, keys, centred, centred_norms, products):
-    for i in some:
+def _survey(points, weights, centres, labels, probes, squared_norms, keys, centred, centred_norms, products):
+    for i in probes:
         _survey_row(points[i], weights, centres[labels[i]], centred[i])
     for i in range(len(points)):
         row = _survey_row(points[i], weights, centres[labels[i]], centred[i])
         squared_norms[i], keys[i], centred_norms[i] = row
-        for p in range(len(some)):
-            products[p, i] = _product(centred[some[p]], centred[i])
+        for p in range(len(probes)):
+            products[p, i] = _product(centred[probes[p]], centred[i])
 
 
 @_sum
 def _survey_row(point, weights, centre, centred):
-    """Write a point less the centre; return its squared norm, its key, and its squared norm less the centre."""
+    """Write the centered point; return the squared norm and key of the point, and the centered squared norm."""
     square, key, centred_square = 0.0, 0.0, 0.0
     for c in range(len(point)):
         value = _value(point[c])
@@ -153,14 +153,15 @@ def _product(x, y):
 
 
 def projections(centred: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """Return the inner products of rows with all centres, in float64."""
+    """Return the inner products of rows with all centers, in float64."""
     return centred.astype(np.float64) @ centres.astype(np.float64).T
 
 
 def gram(centred: np.ndarray, shifts: Shifts | None = None) -> np.ndarray:
-    """Return all inner products of rows, less what stands between groups."""
-    room = np.empty((len(centred), len(centred)), centred.dtype, order="F")  # else it would be filled with zeros
-    product = (ssyrk if centred.dtype == np.float32 else dsyrk)(1.0, centred.T, trans=1, c=room, overwrite_c=True).T
+    """Return all inner products of rows, minus the corrections between clusters."""
+    # Without an output array, BLAS would fill one with zeros.
+    out = np.empty((len(centred), len(centred)), centred.dtype, order="F")
+    product = (ssyrk if centred.dtype == np.float32 else dsyrk)(1.0, centred.T, trans=1, c=out, overwrite_c=True).T
     if shifts is not None:
         _shift(product, shifts.labels, shifts.table, np.ascontiguousarray(shifts.table.T))
     _mirror(product)
@@ -168,17 +169,17 @@ def gram(centred: np.ndarray, shifts: Shifts | None = None) -> np.ndarray:
 
 
 @_loop
-def _shift(product, labels, table, columns):
-    """Take the shifts off the triangle below the diagonal."""
+def _shift(product, labels, table, transposed):
+    """Subtract the shifts from the triangle below the diagonal."""
     for i in range(len(product)):
-        own, column = table[i], columns[labels[i]]
+        row, column = table[i], transposed[labels[i]]
         for j in range(i):
-            product[i, j] -= own[labels[j]] + column[j]
+            product[i, j] -= row[labels[j]] + column[j]
 
 
 @_loop
 def _mirror(matrix):
-    """Copy the triangle below the diagonal to the one above, a tile at a time."""
+    """Copy the triangle below the diagonal to the one above, one tile at a time."""
     n = matrix.shape[0]
     for top in range(0, n, TILE):
         bottom = min(top + TILE, n)
@@ -194,9 +195,9 @@ def _mirror(matrix):
 def nearest(
     product: np.ndarray, squared_norms: np.ndarray, counts: np.ndarray, n_nearest: int, further: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return squares (n, n_nearest) and indices of the nearest, ascending, and the squares at some further ranks.
+    """Return squares (n, n_nearest) and indices of the nearest, ascending, and the squares at further ranks.
 
-    Rows and columns that do not count are left out; where there are too few, squares are infinite and indices -1.
+    Only rows and columns in `counts` are used. Where there are too few, squares are infinite and indices -1.
     """
     n = len(product)
     squares, indices = np.full((n, n_nearest), np.inf), np.full((n, n_nearest), -1, np.int32)
@@ -210,34 +211,37 @@ def nearest(
     return squares, indices, beyond
 
 
-# |x_j - x_i|² = |x_i|² + 2 (|x_j|² / 2 - x_i·x_j): the bracket, here a key, orders a row. Rounding to float32 does not
-# change the order.
+# |x_j - x_i|² = |x_i|² + 2 (|x_j|² / 2 - x_i·x_j): the bracket, called the key, orders a row. Rounding to float32 does
+# not change the order.
 
 
 def _keys_at_ranks(product: np.ndarray, half: np.ndarray, ranks: list[int]) -> np.ndarray:
-    """Return each row's keys at some ranks, its own being infinite; numpy sorts in vectors, some rows at a time."""
+    """Return the keys of each row at the given ranks; numpy sorts several rows at a time with vector instructions.
+
+    The key of a point with itself is infinite.
+    """
     n, columns = len(product), np.array(ranks) - 1
-    found, room = np.empty((n, len(ranks)), product.dtype), np.empty((SORTED_AT_ONCE, n), product.dtype)
+    at_ranks, buffer = np.empty((n, len(ranks)), product.dtype), np.empty((SORTED_AT_ONCE, n), product.dtype)
     for start in range(0, n, SORTED_AT_ONCE):
-        keys = np.subtract(half, product[start : start + SORTED_AT_ONCE], out=room[: n - start])
+        keys = np.subtract(half, product[start : start + SORTED_AT_ONCE], out=buffer[: n - start])
         own = np.arange(len(keys))
         keys[own, start + own] = np.inf
         keys.sort(axis=1)
-        found[start : start + len(keys)] = keys[:, columns]
-    return found
+        at_ranks[start : start + len(keys)] = keys[:, columns]
+    return at_ranks
 
 
 @_loop
 def _select(product, squared_norms, half, counts, limits, squares, indices):
-    """Write squares and indices of each row's nearest, ascending: those whose keys are below a limit are looked at.
+    """Write squares and indices of each row's nearest, ascending. Only keys below a limit are candidates.
 
-    Where no limit is given it comes from the minima over LANES disjoint sets of columns, as many different keys: what
-    m minima are below, m keys are.
+    If no limit is given, it comes from the minima over LANES disjoint sets of columns. The minima are different keys,
+    so a limit above m minima is above at least m keys.
     """
     n, n_nearest = indices.shape
     keys = np.full((n + LANES - 1) // LANES * LANES, np.inf, np.float32)
     minima, folded, lanes = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES + 1, np.int32)
-    below, found = np.empty(n + 1, np.int32), np.empty(n)
+    candidates, candidate_squares = np.empty(n + 1, np.int32), np.empty(n)
     for i in range(n):
         if not counts[i]:
             continue
@@ -250,36 +254,41 @@ def _select(product, squared_norms, half, counts, limits, squares, indices):
             for lane in range(LANES):
                 minima[lane] = min(keys[start + lane], minima[lane])
         limit = _limit(minima, n_nearest, folded) if np.isnan(limits[i]) else limits[i]
-        n_found = _indices_below(keys, minima, limit, lanes, below)
-        for p in range(n_found):
-            found[p] = squared_norms[i] + squared_norms[below[p]] - 2.0 * np.float64(product[i, below[p]])
-        _place(found[:n_found], below, squares[i], indices[i])
+        n_candidates = _indices_below(keys, minima, limit, lanes, candidates)
+        for p in range(n_candidates):
+            candidate_squares[p] = (
+                squared_norms[i] + squared_norms[candidates[p]] - 2.0 * np.float64(product[i, candidates[p]])
+            )
+        _place(candidate_squares[:n_candidates], candidates, squares[i], indices[i])
 
 
 @_loop
-def _place(values, sources, squares, indices):
-    """Write the least values, ascending, and their sources, as many as there is room for."""
-    if len(values) > 4 * len(squares):  # a limit that ties with many
-        for place, p in enumerate(np.argsort(values)[: len(squares)]):
-            squares[place], indices[place] = values[p], sources[p]
+def _place(values, points, squares, indices):
+    """Write the smallest values, ascending, and their points, as many as fit into the output."""
+    if len(values) > 4 * len(squares):  # many values tie at the limit
+        for rank, p in enumerate(np.argsort(values)[: len(squares)]):
+            squares[rank], indices[rank] = values[p], points[p]
         return
     for p in range(len(values)):
-        place = int(_n_below(values, values[p]))
-        while place < len(squares) and indices[place] >= 0:  # taken by an equal one
-            place += 1
-        if place < len(squares):
-            squares[place], indices[place] = values[p], sources[p]
+        rank = int(_n_below(values, values[p]))
+        while rank < len(squares) and indices[rank] >= 0:  # an equal value has this rank
+            rank += 1
+        if rank < len(squares):
+            squares[rank], indices[rank] = values[p], points[p]
 
 
 @_loop
-def _indices_below(keys, minima, limit, lanes, below):
-    """Write which keys are below a limit, without a branch on it, and return how many; unread room is overwritten."""
+def _indices_below(keys, minima, limit, open_lanes, below):
+    """Write the indices of the keys below a limit, without a branch per key, and return their number.
+
+    Entries of the output past that number are arbitrary.
+    """
     n_lanes, n_below = 0, 0
     for lane in range(LANES):
-        lanes[n_lanes] = lane
+        open_lanes[n_lanes] = lane
         n_lanes += minima[lane] < limit
     for start in range(0, len(keys), LANES):
-        for lane in lanes[:n_lanes]:
+        for lane in open_lanes[:n_lanes]:
             below[n_below] = start + lane
             n_below += keys[start + lane] < limit
     return n_below
@@ -287,7 +296,7 @@ def _indices_below(keys, minima, limit, lanes, below):
 
 @_loop
 def _limit(minima, n_least, folded):
-    """Return a limit that `n_least` of the minima and few more, or all that are finite, are below."""
+    """Return a limit above `n_least` minima and a few more, or above all finite minima."""
     limit = np.float32(np.inf)
     if _n_below(minima, limit) <= n_least:
         return limit
@@ -311,7 +320,7 @@ def _limit(minima, n_least, folded):
 
 @_loop
 def _least(values):
-    """Return the least of LANES values, and overwrite them: half of them at a time are compared in vectors."""
+    """Return the smallest of LANES values, and overwrite them: each step compares two halves in vectors."""
     n = LANES
     while n > 1:
         half = (n + 1) // 2
@@ -323,33 +332,33 @@ def _least(values):
 
 @_sum
 def _n_below(values, limit):
-    """Return how many values are below a limit, counted in their own type: such sums run in vectors."""
-    one, none = values.dtype.type(1), values.dtype.type(0)
-    n = none
-    for place in range(len(values)):
-        n += one if values[place] < limit else none
+    """Return how many values are below a limit, counted in their own dtype, so that vector instructions apply."""
+    one, zero = values.dtype.type(1), values.dtype.type(0)
+    n = zero
+    for index in range(len(values)):
+        n += one if values[index] < limit else zero
     return n
 
 
-def differences(points: np.ndarray, some: np.ndarray, others: np.ndarray, dtype: type) -> np.ndarray:
-    """Return the squared distances of points `some` (m,) to points `others` (m, k), from differences of coordinates.
+def differences(points: np.ndarray, sources: np.ndarray, targets: np.ndarray, dtype: type) -> np.ndarray:
+    """Return squared distances of points `sources` (m,) to points `targets` (m, k), from differences of coordinates.
 
-    Differences, and the sums of SUMMED of their squares at a time, are in a dtype, the rest in float64: nothing large
-    cancels, so each is right to a few units of the dtype's last place.
+    Differences, and sums of SUMMED squares at a time, are in the given dtype; the rest is float64. No large terms
+    cancel, so each distance is accurate to a few units in the last place of the dtype.
     """
-    squares = np.empty(others.shape)
-    others = np.ascontiguousarray(others, np.int32)
-    _differences(_readable(points), some.astype(np.int32), others, np.empty(points.shape[1], dtype), squares)
+    squares = np.empty(targets.shape)
+    targets = np.ascontiguousarray(targets, np.int32)
+    _differences(_readable(points), sources.astype(np.int32), targets, np.empty(points.shape[1], dtype), squares)
     return squares
 
 
 @_loop
-def _differences(points, some, others, own, squares):
-    for p in range(len(some)):
+def _differences(points, sources, targets, own, squares):
+    for p in range(len(sources)):
         for c in range(len(own)):
-            own[c] = _value(points[some[p], c])
-        for q in range(others.shape[1]):
-            other, square = points[others[p, q]], 0.0
+            own[c] = _value(points[sources[p], c])
+        for q in range(targets.shape[1]):
+            other, square = points[targets[p, q]], 0.0
             for start in range(0, len(own), SUMMED):
                 square += np.float64(_square_of_difference(own[start : start + SUMMED], other[start : start + SUMMED]))
             squares[p, q] = square
@@ -365,7 +374,7 @@ def _square_of_difference(x, other):
 
 
 def gram_sums(product: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return of each row its sum, the sum of its squares, and its product with all sums, over what counts."""
+    """Return the sum of each row, its sum of squares, and its product with all sums, over rows and columns in use."""
     sums, squares, products = np.zeros((3, len(product)))
     _gram_sums(product, counts.astype(product.dtype), sums, squares)
     _row_products(product, sums, counts, products)
@@ -395,29 +404,29 @@ def _row_products(product, values, counts, products):
 
 
 def n_within(product: np.ndarray, squared_norms: np.ndarray, counts: np.ndarray, squares: np.ndarray) -> np.ndarray:
-    """Return how many others are nearer to each point than each of some squared distances, (n_squares, n)."""
+    """Return how many other points are nearer to each point than each of the squared distances, (n_squares, n)."""
     half = np.where(counts, squared_norms / 2, np.inf)
-    found = np.zeros((len(squares), len(product)), np.int32)
-    _n_within(product, half.astype(product.dtype), half, counts, np.asarray(squares), found)
-    return found
+    n_near = np.zeros((len(squares), len(product)), np.int32)
+    _n_within(product, half.astype(product.dtype), half, counts, np.asarray(squares), n_near)
+    return n_near
 
 
 @_loop
-def _n_within(product, narrow_half, half, counts, squares, found):
+def _n_within(product, narrow_half, half, counts, squares, n_near):
     for i in range(len(product)):
         if counts[i]:
             for q in range(len(squares)):
                 limit = product.dtype.type(squares[q] / 2 - half[i])
-                others, n_below = found[q], np.int32(0)
+                n_near_within, n_below = n_near[q], np.int32(0)
                 for j in range(i):
                     is_below = np.int32(narrow_half[j] - product[i, j] < limit)
                     n_below += is_below
-                    others[j] += is_below
-                others[i] += n_below
+                    n_near_within[j] += is_below
+                n_near_within[i] += n_below
 
 
 def share_in_common(lists: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return the share of each list (n, k) whose members stand in the other of its row too."""
+    """Return the share of members of each list (n, k) that are also in the other list of the same row."""
     shares = np.empty(len(lists))
     _share_in_common(lists, others, shares)
     return shares
@@ -435,7 +444,7 @@ def _share_in_common(lists, others, shares):
 
 
 def mean_of(points: np.ndarray, selection: np.ndarray) -> np.ndarray:
-    """Return the mean of the selected points, in float64; a constant coordinate is its own mean, exactly."""
+    """Return the mean of the selected points, in float64; exact for a constant coordinate."""
     total = np.zeros(points.shape[1])
     origin = points[selection[0]].astype(np.float64)
     _add_differences(_readable(points), selection, origin, total)
@@ -450,7 +459,7 @@ def _add_differences(points, selection, origin, total):
 
 
 def weighted_sum(points: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the sum of points times weights, in float64; a point of weight zero need not be finite."""
+    """Return the weighted sum of points, in float64; a point of weight zero need not be finite."""
     total = np.zeros(points.shape[1])
     _weighted_sum(_readable(points), weights, total)
     return total
@@ -465,7 +474,7 @@ def _weighted_sum(points, weights, total):
 
 
 def submatrix(matrix: np.ndarray, selection: np.ndarray) -> np.ndarray:
-    """Return the rows and columns that are selected."""
+    """Return the selected rows and columns."""
     return matrix[np.ix_(selection, selection)]
 
 
@@ -476,7 +485,7 @@ def centred_spectrum(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def turned(points: np.ndarray) -> np.ndarray | None:
-    """Return points (n, d) in n coordinates, with the same products; None where one depends on the others."""
+    """Return points (n, d) rotated into n coordinates, with the same products; None if they are linearly dependent."""
     try:
         return np.linalg.cholesky(points @ points.T)
     except np.linalg.LinAlgError:
@@ -484,12 +493,12 @@ def turned(points: np.ndarray) -> np.ndarray | None:
 
 
 def weighted_squares(matrix: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the sum of each row's squares times the weights of the columns."""
+    """Return the sum of squares of each row, weighted by column."""
     return np.square(matrix) @ weights
 
 
 def tree_edges(distances: np.ndarray) -> np.ndarray:
-    """Return the edge lengths of the minimum spanning tree of a full matrix of distances, by Prim's algorithm."""
+    """Return the edge lengths of the minimum spanning tree of a distance matrix, by Prim's algorithm."""
     return _tree_edges(np.ascontiguousarray(distances))
 
 
@@ -497,14 +506,14 @@ def tree_edges(distances: np.ndarray) -> np.ndarray:
 def _tree_edges(distances):
     n = len(distances)
     edges = np.empty(n - 1)
-    nearest = distances[0].copy()
-    nearest[0] = np.inf
-    is_open = np.ones(n, np.bool_)
-    is_open[0] = False
+    distance_to_tree = distances[0].copy()
+    distance_to_tree[0] = np.inf
+    is_outside = np.ones(n, np.bool_)
+    is_outside[0] = False
     for step in range(n - 1):
-        following = np.argmin(nearest)
-        edges[step] = nearest[following]
-        is_open[following] = False
+        next_point = np.argmin(distance_to_tree)
+        edges[step] = distance_to_tree[next_point]
+        is_outside[next_point] = False
         for j in range(n):
-            nearest[j] = min(nearest[j], distances[following, j]) if is_open[j] else np.inf
+            distance_to_tree[j] = min(distance_to_tree[j], distances[next_point, j]) if is_outside[j] else np.inf
     return edges

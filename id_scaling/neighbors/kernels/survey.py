@@ -1,4 +1,4 @@
-"""What a first look at the coordinates of a cloud gives, whichever kernels look."""
+"""Results of the first pass over the coordinates of a cloud, for all kernels."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import numpy as np
 
 
 class Survey(NamedTuple):
-    """What one look at each coordinate of n points gives.
+    """Results of one pass over the coordinates of n points.
 
     Parameters
     ----------
     squared_norms : (n,) float64
-        Not finite where a point is not.
+        Not finite where the point is not finite.
     keys : (n,) float64
-        Equal for equal points.
+        A hash of the coordinates: equal points have equal keys.
     centred : (n, d) array
-        The points less a centre, zero where a point is not finite.
+        The points minus a center; zero where the point is not finite.
     centred_norms : (n,) float64
-        Their squared norms.
+        Squared norms of the centered points.
     products : (m, n) array
-        Inner products of some centred points with all.
+        Inner products of m centered points, the probes, with all.
     """
 
     squared_norms: np.ndarray
