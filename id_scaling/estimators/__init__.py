@@ -1,1 +1,1 @@
-"""One estimator a file, and what they share; knows no file and no model, imports no torch."""
+"""One estimator per file, and their shared code; uses no files and no model, imports no torch."""

@@ -1,21 +1,21 @@
-"""Angle-based intrinsic dimension: in d dimensions, the squared cosine of two directions is 1 / d on average.
+"""Angle-based intrinsic dimension: in d dimensions, the squared cosine between two directions is 1 / d on average.
 
 Thordsen and Schubert (2022), "ABID: Angle based intrinsic dimensionality - theory and analysis". Over all pairs of
-directions from a point to its k neighbors, each with itself too,
+directions from a point to its k neighbors, including pairs of a direction with itself,
 
     d_i = k² / sum_{j,l} cos²(x_j - x_i, x_l - x_i),
 
-between 1 and k; the ID is the mean over points. `abid_kNN` has k in its name: it bounds the value.
+which is between 1 and k. The ID is the mean over points. `abid_kNN` has k in its name because k bounds the value.
 
-The standard error is an infinitesimal jackknife over points, less what it counts more than once. The weight of point j
-changes the sum of all d_i by d_j, and by sum_l φ_i(j, l) in each neighborhood i that j is in, with
+The standard error is an infinitesimal jackknife over points, minus what it counts more than once. The weight of point j
+changes the sum of all d_i by d_j, and by sum_l φ_i(j, l) in each neighborhood i that contains j, with
 
     φ_i(j, l) = (2 d_i / k²) (1 - d_i cos²(x_j - x_i, x_l - x_i)).
 
-Where the manifold is flat, a single point changes the sum by noise: only pairs and triples tell. The squares of the
-points' influences then hold the part of a pair twice; that of Q_jl = sum_i φ_i(j, l) is taken off once. A third of the
-sum of squares is left at least, as the part of a triple is in it three times. With a simulated factor near one, 95 per
-cent intervals cover 92 to 99.5 per cent.
+Where the manifold is flat, a single point changes the sum only by noise, and pairs and triples carry the signal. The
+squared influences of points then contain the part of each pair, Q_jl = sum_i φ_i(j, l), twice, so it is subtracted
+once. At least a third of the sum of squares remains, because it contains the part of each triple three times. With a
+simulated factor near one, 95 percent intervals cover 92 to 99.5 percent.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def mean(points: np.ndarray, k: int) -> tuple[float, float, np.ndarray]:
     for neighbors, gram in gram_of_displacements(points, k):
         squared_cosines = _squared_cosines(gram)
         parts.append(_dimensions(squared_cosines))
-        for members, d, of_pairs in zip(neighbors, parts[-1], squared_cosines, strict=True):
-            pairs[np.ix_(members, members)] += 2 * d / k**2 * (1 - d * of_pairs)
+        for members, d, pair_cosines in zip(neighbors, parts[-1], squared_cosines, strict=True):
+            pairs[np.ix_(members, members)] += 2 * d / k**2 * (1 - d * pair_cosines)
     local = np.concatenate(parts)
     return float(local.mean()), jackknife_error(local, pairs), local
 
@@ -63,7 +63,7 @@ def pointwise(points: np.ndarray, k: int) -> np.ndarray:
 
 
 def jackknife_error(local: np.ndarray, pairs: np.ndarray) -> float:
-    """Return the standard error of the mean of d_i, (n,), from how each pair changes their sum, Q, (n, n).
+    """Return the standard error of the mean of d_i (n,), from the change Q (n, n) of their sum by each pair.
 
     Examples
     --------
@@ -72,8 +72,8 @@ def jackknife_error(local: np.ndarray, pairs: np.ndarray) -> float:
     """
     influences = local - local.mean() + pairs.sum(axis=1)
     square = influences @ influences
-    of_pairs = (np.vdot(pairs, pairs) - np.sum(np.diagonal(pairs) ** 2)) / 2
-    return float(np.sqrt(max(square - of_pairs, square / 3)) / len(local))
+    pair_square = (np.vdot(pairs, pairs) - np.sum(np.diagonal(pairs) ** 2)) / 2
+    return float(np.sqrt(max(square - pair_square, square / 3)) / len(local))
 
 
 def _squared_cosines(gram: np.ndarray) -> np.ndarray:

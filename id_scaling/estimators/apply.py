@@ -1,6 +1,6 @@
-"""Apply an estimator to clouds: what is wrong with a cloud before, the estimate, and what is wrong with it after.
+"""Apply an estimator to clouds: check the input, estimate, and check the result.
 
-Nothing here prints, warns or raises on a degenerate cloud: the status says what happened.
+A degenerate cloud gives a status, and no message, warning, or exception.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from id_scaling.neighbors.find import Neighbors
 from id_scaling.neighbors.points import prepare_points
 from id_scaling.runtime.workers import ChildError
 
-# Points all at one distance give a dimension from rounding: log-ratios are right to 1e-5 from narrow points.
+# If all points are at one distance, the dimension comes from rounding: log-ratios from float32 are accurate to 1e-5.
 MAX_RESOLVED = 1e5
-# Optimisers stop so near to the bound that they were given.
+# Optimizers stop at this relative distance from their bound.
 AT_CEILING = 1e-6
 
 
@@ -45,11 +45,11 @@ def estimate_from_neighbors(estimator: Estimator, neighbors: Neighbors, is_local
     Parameters
     ----------
     estimator : Estimator
-        One that needs `neighbors`, `gram` or `spectrum`.
+        An estimator that needs `neighbors`, `gram`, or `spectrum`.
     neighbors : Neighbors
-        With one leading axis over clouds.
+        Neighbors with one leading axis over clouds.
     is_local : bool
-        Whether to return the estimate at each point too.
+        Whether to also return the estimate at each point.
 
     Examples
     --------
@@ -86,23 +86,23 @@ def _local(estimator: Estimator, neighbors: Neighbors) -> np.ndarray:
 def _decided_by_near_copies(
     neighbors: Neighbors, value: np.ndarray, compute: Callable, estimator: Estimator
 ) -> np.ndarray:
-    """Return which estimates differ without the points that have a near copy, (n_clouds,) bool."""
+    """Return which estimates change without the points that have a near copy, (n_clouds,) bool."""
     is_copy = near_copies.has_near_copy(neighbors)
     if not is_copy.any():
         return np.zeros(len(value), bool)
     with np.errstate(all="ignore"):
-        others = compute(near_copies.without(neighbors, is_copy))[0]
-    return near_copies.decide(value, others, is_copy, neighbors.r1, estimator.min_points)
+        without_copies = compute(near_copies.without(neighbors, is_copy))[0]
+    return near_copies.decide(value, without_copies, is_copy, neighbors.r1, estimator.min_points)
 
 
 def no_estimates(estimator: Estimator, neighbors: Neighbors, is_local: bool = False) -> Estimates:
-    """Return the estimates of clouds with too few points for the ranks of an estimator, of which none is stored."""
-    nothing = np.full(len(neighbors.r1), np.nan)
-    status = np.full(len(nothing), TOO_FEW_POINTS, dtype=object)
+    """Return the estimates, all missing, of clouds with too few points to store the ranks of an estimator."""
+    missing = np.full(len(neighbors.r1), np.nan)
+    status = np.full(len(missing), TOO_FEW_POINTS, dtype=object)
     status[neighbors.statistic("n_nonfinite") > 0] = NONFINITE
-    # A mean's share of its top points is told by its local values.
+    # The top share of a mean depends on its local values.
     local = np.full(neighbors.r1.shape, np.nan) if is_local or estimator.is_mean else None
-    estimates = finalize(estimator, nothing, nothing, status, neighbors, local)
+    estimates = finalize(estimator, missing, missing, status, neighbors, local)
     return estimates if is_local else replace(estimates, local=None)
 
 
@@ -113,20 +113,20 @@ def estimate_from_points(
     max_seconds: float = DEFAULT_SECONDS,
     is_local: bool = False,
 ) -> Estimates:
-    """Apply an estimator to the points that count of each cloud; a failure is a status.
+    """Apply an estimator to the used points of each cloud; a failure becomes a status.
 
     Parameters
     ----------
     estimator : Estimator
-        One that needs `points`.
+        An estimator that needs `points`.
     clouds : sequence of (n_points, d) arrays
-        The clouds, as long as `neighbors` has clouds.
+        The clouds, as many as in `neighbors`.
     neighbors : Neighbors
-        Which points count: those whose r_1 is a number.
+        Which points are used: those whose r_1 is a number.
     max_seconds : float
         An estimate that takes more processor time is a `timeout`.
     is_local : bool
-        Whether to return the estimate at each point too.
+        Whether to also return the estimate at each point.
     """
     status = screen(estimator, neighbors)
     value, stderr, ceilings = (np.full(len(clouds), fill) for fill in (np.nan, np.nan, np.inf))
@@ -136,18 +136,22 @@ def estimate_from_points(
     for index in np.flatnonzero(status == OK).tolist():
         is_counted = np.isfinite(neighbors.r1[index])
         points = np.asarray(clouds[index], dtype=np.float64)[is_counted]
-        value[index], stderr[index], cloud_local, status[index] = _of_points(estimator, points, max_seconds, has_local)
+        value[index], stderr[index], cloud_local, status[index] = _estimate_one_cloud(
+            estimator, points, max_seconds, has_local
+        )
         ceilings[index] = estimator.ceiling(*points.shape) if estimator.ceiling else np.inf
         if local is not None and cloud_local is not None:
             local[index, is_counted] = cloud_local
-        of_cloud = is_copy[index, is_counted]
-        if status[index] == OK and not estimator.is_mean and of_cloud.any():
-            others = points[near_copies.one_of_each(points, of_cloud, distances[index])]
-            is_enough = len(others) >= estimator.min_points
-            without, *_, how = _of_points(estimator, others, max_seconds) if is_enough else (np.nan, "")
-            if how == TIMEOUT:  # whether they decide is not known
+        is_copy_in_cloud = is_copy[index, is_counted]
+        if status[index] == OK and not estimator.is_mean and is_copy_in_cloud.any():
+            remaining = points[near_copies.one_of_each(points, is_copy_in_cloud, distances[index])]
+            is_enough = len(remaining) >= estimator.min_points
+            remaining_value, *_, remaining_status = (
+                _estimate_one_cloud(estimator, remaining, max_seconds) if is_enough else (np.nan, "")
+            )
+            if remaining_status == TIMEOUT:  # whether near copies decide the estimate is unknown
                 status[index] = TIMEOUT
-            elif near_copies.move(value[index], without, len(points), of_cloud.sum()):
+            elif near_copies.move(value[index], remaining_value, len(points), is_copy_in_cloud.sum()):
                 status[index] = NEAR_COPIES
     if estimator.is_mean and local is not None:
         compute = partial(mean_over_points, local)
@@ -156,28 +160,28 @@ def estimate_from_points(
     return estimates if is_local else replace(estimates, local=None)
 
 
-def _of_points(
+def _estimate_one_cloud(
     estimator: Estimator, points: np.ndarray, max_seconds: float, has_local: bool = False
 ) -> tuple[float, float, np.ndarray | None, str]:
-    """Return the value, its standard error, the local values if asked for, and the status of one cloud's points."""
+    """Return value, standard error, local values if requested, and status of one cloud."""
     try:
-        return (*estimate_contained(estimator.name, _of_order_one(points), max_seconds, has_local), OK)
+        return (*estimate_contained(estimator.name, _rescaled(points), max_seconds, has_local), OK)
     except TimeoutError:
         return np.nan, np.nan, None, TIMEOUT
     except ChildError as error:
         return np.nan, np.nan, None, f"failed: {error}"
 
 
-def _of_order_one(points: np.ndarray) -> np.ndarray:
-    """Return different points divided by a power of two, so that no square overflows or vanishes.
+def _rescaled(points: np.ndarray) -> np.ndarray:
+    """Return distinct points divided by a power of two, so that no square overflows or underflows.
 
     Raises
     ------
     ChildError
-        Points that differed are equal: they were rounded when they were saved.
+        Distinct points are equal here, because they were rounded when they were saved.
     """
     is_constant = points.min(axis=0) == points.max(axis=0)
-    points = np.where(is_constant, 0.0, points)  # beside a large one, products lose all others
+    points = np.where(is_constant, 0.0, points)  # next to a large constant, products lose all other coordinates
     n_distinct = len(np.unique(prepare_points(points).first))
     if n_distinct < len(points):
         raise ChildError(
@@ -187,12 +191,12 @@ def _of_order_one(points: np.ndarray) -> np.ndarray:
 
 
 def screen(estimator: Estimator, neighbors: Neighbors) -> np.ndarray:
-    """Return the status that a cloud has before it is estimated."""
+    """Return the status of each cloud before the estimate."""
     status = np.full(neighbors.r1.shape[0], OK, dtype=object)
-    # A zero distance has no logarithm: the model behind these estimators excludes it.
+    # A zero distance has no logarithm, and the model of these estimators excludes it.
     if estimator.needs in ("neighbors", "points"):
         status[(neighbors.r1 == 0).any(axis=1)] = DEGENERATE
-    if estimator.ranks:  # a window may leave too few others
+    if estimator.ranks:  # a window may leave too few neighbors
         status[np.isnan(neighbors.at(max(estimator.ranks))).all(axis=1)] = TOO_FEW_POINTS
     status[neighbors.statistic("n_used") < estimator.min_points] = TOO_FEW_POINTS
     status[neighbors.statistic("n_nonfinite") > 0] = NONFINITE
@@ -202,7 +206,7 @@ def screen(estimator: Estimator, neighbors: Neighbors) -> np.ndarray:
 
 
 def _damage(estimator: Estimator, neighbors: Neighbors, index: int) -> str:
-    """Return what is wrong with the stored distances of a cloud whose points all have neighbors; nothing if all is."""
+    """Return the defect in the stored distances of a cloud as a status; empty if there is none."""
     is_counted, n_used = np.isfinite(neighbors.r1[index]), int(neighbors.statistic("n_used")[index])
     if 0 < np.count_nonzero(is_counted) != n_used:
         return f"failed: {n_used} points count, of which {np.count_nonzero(is_counted)} have a nearest neighbor"
@@ -224,16 +228,16 @@ def finalize(
 ) -> Estimates:
     """Return estimates whose value is a number where the status allows one, and NaN elsewhere.
 
-    The asymptotic standard error becomes the spread that such clouds have.
+    The asymptotic standard error is multiplied by the simulated factor of the estimator.
     """
     value, stderr, status = np.array(value), np.array(stderr), status.copy()
     is_counted = np.isfinite(neighbors.r1)
     if estimator.spread is not None:
         stderr = stderr * factor(estimator.spread, value, neighbors.statistic("n_used"))
     if local is not None:
-        n_lost = (np.isnan(local) & is_counted).sum(axis=1)
-        for index in np.flatnonzero((status == OK) & (n_lost > 0)):
-            status[index] = f"failed: {n_lost[index]} of {is_counted[index].sum()} points have no local dimension"
+        n_missing = (np.isnan(local) & is_counted).sum(axis=1)
+        for index in np.flatnonzero((status == OK) & (n_missing > 0)):
+            status[index] = f"failed: {n_missing[index]} of {is_counted[index].sum()} points have no local dimension"
     if estimator.needs == "points":
         status[(status == OK) & np.isposinf(value)] = BOUNDARY
     status[(status == OK) & ~((value > 0) & (value < MAX_RESOLVED))] = DEGENERATE
@@ -247,6 +251,6 @@ def finalize(
 
 
 def _top_shares(local: np.ndarray, is_counted: np.ndarray, is_number: np.ndarray) -> np.ndarray:
-    """Return the share of each cloud's mean that the top tenth of its points holds; NaN where there is no mean."""
+    """Return the share of each cloud's mean that comes from the top tenth of its points; NaN where there is no mean."""
     rows = zip(local, is_counted, is_number, strict=True)
-    return np.array([top_share(row[counts]) if has_mean else np.nan for row, counts, has_mean in rows])
+    return np.array([top_share(row[is_used]) if has_mean else np.nan for row, is_used, has_mean in rows])

@@ -1,4 +1,4 @@
-"""Intrinsic dimension of arrays of points: the library's front door, no files and no model."""
+"""Intrinsic dimension of arrays of points: the public functions of the library, without files and models."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from id_scaling.runtime import memory
 if TYPE_CHECKING:
     import polars as pl
 
-# Of memory, beyond the one product of all pairs: what was measured of a spectrum, and of trees and their distances.
+# Measured memory per pair of points, for a spectrum, and for spanning trees and their distances.
 BYTES_A_PAIR = {"spectrum": 65, "points": 24}
 FEWER = "take fewer points, such as several random subsets, each a cloud of its own"
 DEFAULT_ESTIMATORS = ("mle", "mind_ml", "twoNN_f10")
@@ -39,21 +39,21 @@ def estimate(
     Parameters
     ----------
     points : (n_points, d) array of floats
-        Coordinates in any unit. What float16 and float32 give agrees with float64 as `neighbors.error_bounds` says.
+        Coordinates in any unit. Results from float16 and float32 agree with float64 as `neighbors.error_bounds` says.
     estimators : str or sequence of str
         A name, or names, as in `save_IDs_list`: `mle`, `mle_harmonic`, `mind_ml`, `twoNN_f10`, …
     duplicates : {"distinct", "keep"}
-        Count the first of each set of equal points, or all of them. A kept repetition has distance
-        zero to its twin, which no estimator of neighbors accepts: `degenerate`.
+        Use the first of each set of equal points, or all of them. Kept duplicates are at distance zero, which no
+        estimator of neighbor distances accepts: `degenerate`.
     max_seconds : float
-        How much processor time an estimator that needs the points themselves, such as `phd`, may take for a cloud
-        before it is a `timeout`; by the clock it may take ten times as long, as where others compute too.
+        Processor time that an estimator of points, such as `phd`, may take for a cloud before it is a `timeout`. The
+        limit on wall time is ten times as long, because other processes may share the cores.
 
     Returns
     -------
     dict of str to Estimate
-        In the order of `estimators`, by canonical name; `mle_k20`, say, is `mle`, and is found by either name. A cloud
-        without an answer gives NaN and a status, no exception.
+        In the order of `estimators`, by canonical name. `mle_k20`, for example, is `mle`, and both names find it. A
+        cloud without an estimate gives NaN and a status, no exception.
 
     Raises
     ------
@@ -75,17 +75,17 @@ def estimate(
     3.23
     """
     points = _checked(points, ndim=2)
-    found = _ByName()
+    by_name = _ByName()
     for name, estimates, neighbors in _estimates(points[None], estimators, duplicates, max_seconds):
         counts, tiny_r1 = _counts(neighbors)[0], float(tiny_share(neighbors)[0])
         share = None if estimates.top_share is None else float(estimates.top_share[0])
         value, stderr, status = float(estimates.value[0]), float(estimates.stderr[0]), str(estimates.status[0])
-        found[name] = Estimate(value, stderr, *counts, status, tiny_r1, share)
-    return found
+        by_name[name] = Estimate(value, stderr, *counts, status, tiny_r1, share)
+    return by_name
 
 
 class _ByName(dict):
-    """Estimates by canonical name, found by any other name of the same estimator too: `mle_k20` is `mle`."""
+    """Estimates by canonical name; any other name of an estimator finds them too: `mle_k20` is `mle`."""
 
     def __missing__(self, name: str) -> Estimate:
         canonical = canonical_name(name)
@@ -138,18 +138,20 @@ def estimate_batch(
             {
                 "cloud": np.arange(len(clouds)),
                 "estimator": [name] * len(clouds),
-                "value": found.value,
-                "stderr": found.stderr,
+                "value": estimates.value,
+                "stderr": estimates.stderr,
                 "n_points": [count[0] for count in _counts(neighbors)],
                 "n_distinct": [count[1] for count in _counts(neighbors)],
                 "n_nonfinite": [count[2] for count in _counts(neighbors)],
-                "status": [str(word) for word in found.status],
+                "status": [str(status) for status in estimates.status],
                 "tiny_r1": tiny_share(neighbors),
-                "top_share": pl.Series(found.top_share, dtype=pl.Float64) if found.top_share is not None else None,
+                "top_share": pl.Series(estimates.top_share, dtype=pl.Float64)
+                if estimates.top_share is not None
+                else None,
             },
             schema_overrides={"top_share": pl.Float64},
         )
-        for name, found, neighbors in _estimates(clouds, estimators, duplicates, max_seconds)
+        for name, estimates, neighbors in _estimates(clouds, estimators, duplicates, max_seconds)
     ]
     return pl.concat(tables).sort("cloud", maintain_order=True)
 
@@ -159,17 +161,17 @@ def _estimates(
 ) -> Iterator[tuple[str, Estimates, Neighbors]]:
     """Yield (name, estimates, neighbors) for each estimator, all from one pass over the clouds."""
     is_names = isinstance(names, Iterable) and not isinstance(names, bytes)
-    found = ([names] if isinstance(names, str) else list(names)) if is_names else []
-    if not found:
+    name_list = ([names] if isinstance(names, str) else list(names)) if is_names else []
+    if not name_list:
         raise ConfigError(f"estimators: found {names!r}, expected a name or a list of names such as ['mle']")
-    names = found
+    names = name_list
     if not isinstance(duplicates, str) or duplicates not in ("distinct", "keep"):
         raise ConfigError(f"duplicates: found {duplicates!r}, expected 'distinct' or 'keep'")
     is_number = isinstance(max_seconds, Real) and not isinstance(max_seconds, bool)
     if not is_number or not max_seconds > 0:
         raise ConfigError(f"max_seconds: found {max_seconds!r}, expected a number above 0")
     estimators = [get_estimator(name) for name in dict.fromkeys(canonical_name(str(name)) for name in names)]
-    # The first K are looked at for near copies.
+    # The search for near copies needs the first K ranks.
     ranks = tuple(sorted(set(range(1, K + 1)).union(*(estimator.ranks for estimator in estimators))))
     view = View(skip_first_tokens=0, duplicates=cast("Literal['distinct', 'keep']", duplicates))
     groups = sorted({group_of(name) for estimator in estimators for name in estimator.statistics})
@@ -186,7 +188,7 @@ def _estimates(
 
 
 def _require_memory(clouds: np.ndarray, estimators: Sequence[Estimator]) -> None:
-    """Refuse clouds whose products of all pairs do not fit in memory.
+    """Raise an error if the products of all pairs of points do not fit in memory.
 
     Raises
     ------
@@ -194,8 +196,10 @@ def _require_memory(clouds: np.ndarray, estimators: Sequence[Estimator]) -> None
         As `memory.require` does.
     """
     n = clouds.shape[1]
-    a_pair = max([8 if clouds.dtype.itemsize > 4 else 4, *(BYTES_A_PAIR.get(one.needs, 0) for one in estimators)])
-    memory.require(a_pair * n**2, f"a cloud of {n:,} points", FEWER)
+    bytes_per_pair = max(
+        [8 if clouds.dtype.itemsize > 4 else 4, *(BYTES_A_PAIR.get(estimator.needs, 0) for estimator in estimators)]
+    )
+    memory.require(bytes_per_pair * n**2, f"a cloud of {n:,} points", FEWER)
 
 
 def _counts(neighbors: Neighbors) -> list[tuple[int, int, int]]:
@@ -206,7 +210,7 @@ def _counts(neighbors: Neighbors) -> list[tuple[int, int, int]]:
 
 
 def _checked(points: np.ndarray, ndim: int) -> np.ndarray:
-    """Return the points as an array of floats, or say what is wrong with them."""
+    """Return the points as an array of floats, or raise a ConfigError that says what is wrong."""
     shape = "(n_points, d)" if ndim == 2 else "(n_clouds, n_points, d)"
     try:
         array = np.asarray(points)

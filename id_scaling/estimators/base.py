@@ -1,7 +1,7 @@
-"""What an estimator is, and what it gives.
+"""Types of estimators and estimates.
 
-An estimator of `neighbors` is a function of many clouds at once; one of `points` sees one cloud's
-points. `id_scaling.estimators.apply` applies them.
+An estimator that needs `neighbors` is a function of many clouds at once. An estimator that needs `points` gets the
+points of one cloud. `id_scaling.estimators.apply` applies both.
 """
 
 from __future__ import annotations
@@ -34,21 +34,20 @@ class Estimate:
     value : float
         The dimension; NaN unless `status` is `ok` or `saturated`.
     stderr : float
-        Standard error within the cloud: the estimator's asymptotic formula times the factor by which, in
-        simulations, estimates of such clouds spread more, as neighboring points share distances. It says how
-        another cloud of the same kind would differ, and nothing about bias or the spread between contexts: the true
-        dimension is often many standard errors away.
+        Standard error within the cloud: the estimator's asymptotic formula times a simulated factor, because
+        neighboring points share distances. It says how much another cloud of the same kind would differ. It includes
+        neither bias nor the variation between contexts: the true dimension is often many standard errors away.
     n_points, n_distinct, n_nonfinite : int
-        Points given, different points among them, and points with a coordinate that is not finite.
+        Number of points, of different points, and of points with a coordinate that is not finite.
     status : str
         `ok`, `saturated`, `boundary`, `degenerate`, `near_copies`, `too_few_points`, `nonfinite`, `timeout` or
         `failed: …`.
     tiny_r1 : float
-        Share of points whose nearest neighbor is at no distance, or below a hundredth of the usual one: the median over
-        points of the distance past any jump by a factor of a hundred, see `near_copies`.
+        Share of points whose nearest neighbor is at distance zero, or below a hundredth of the typical distance. The
+        typical distance is the median over points of the distance past any jump by a factor of 100, see `near_copies`.
     top_share : float, optional
-        Of an arithmetic mean over points: the share of it that the top tenth of the points holds, see `top_share`;
-        None for other estimators, NaN where there is no estimate.
+        For an arithmetic mean over points, the share of it that comes from the top tenth of the points, see
+        `top_share`; None for other estimators, NaN if there is no estimate.
     """
 
     value: float
@@ -65,7 +64,7 @@ class Estimate:
 class Estimates:
     """The intrinsic dimensions of many clouds by one estimator: arrays over clouds.
 
-    `local`, if asked for, is (n_clouds, n_points): NaN where a point, or its cloud, has none. `top_share` is None for
+    `local`, if requested, is (n_clouds, n_points): NaN where a point or its cloud has no value. `top_share` is None for
     an estimator that is not an arithmetic mean over points.
     """
 
@@ -85,30 +84,31 @@ class Estimator:
     name : str
         The whole definition, parameters included.
     needs : {"neighbors", "gram", "spectrum", "points"}
-        What it reads: stored neighbor distances, stored statistics of the Gram matrix or of its spectrum, or the
-        cloud itself.
+        Its input: stored neighbor distances, stored statistics of the Gram matrix or of its spectrum, or the points
+        of the cloud.
     ranks : tuple of int
-        Neighbor ranks it reads, if any.
+        Neighbor ranks that it reads, if any.
     min_points : int
-        Fewer points that count give `too_few_points`.
+        A cloud with fewer used points is `too_few_points`.
     compute : callable
-        `Neighbors` -> (value, stderr), arrays over clouds, NaN rows being points that do not count;
-        or, for `points`, (n, d) float64 array -> (value, stderr), and the local values, (n,), where it has them. The
-        standard error is the asymptotic one.
+        `Neighbors` -> (value, stderr), arrays over clouds; rows of NaN are unused points. For `points`: (n, d)
+        float64 array -> (value, stderr), and the local values (n,) if the estimator has them. The standard error is
+        the asymptotic one.
     cap : float
-        A ceiling of the definition: a larger value becomes it, and is `saturated`.
+        Ceiling in the definition: a larger value is replaced by it, and is `saturated`.
     ceiling : callable, optional
-        Of `points`: number of points, number of coordinates -> the largest value that the method can return for such
-        a cloud; a value at it, or above, is `saturated`.
+        For `points`: number of points, number of coordinates -> the largest value that the method can return for such
+        a cloud; a value at or above it is `saturated`.
     statistics : tuple of str
-        Cloud statistics it reads, for `gram` and `spectrum`.
+        Cloud statistics that it reads, for `gram` and `spectrum`.
     local : callable, optional
-        The estimate at each point: `Neighbors` -> (n_clouds, n_points), NaN for points that do not count; or, for
-        `points`, (n, d) float64 array -> (n,).
+        The estimate at each point: `Neighbors` -> (n_clouds, n_points), NaN for unused points. For `points`: (n, d)
+        float64 array -> (n,).
     is_mean : bool
-        Whether the estimate is the arithmetic mean of the local ones.
+        Whether the estimate is the arithmetic mean of the local values.
     spread : table, optional
-        True spread over asymptotic standard error, by n and d; without one the standard error stays as computed.
+        Ratio of true standard deviation to asymptotic standard error, by n and d; without it the standard error stays
+        asymptotic.
     """
 
     name: str
@@ -125,9 +125,9 @@ class Estimator:
 
 
 def mean_over_points(local: np.ndarray, neighbors: Neighbors) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mean over points of each cloud's local values, and its standard error as of independent points.
+    """Return the mean over points of each cloud's local values, and its standard error as if points were independent.
 
-    NaN at a point that counts makes both NaN.
+    NaN at a used point makes both NaN.
 
     Examples
     --------
@@ -139,12 +139,12 @@ def mean_over_points(local: np.ndarray, neighbors: Neighbors) -> tuple[np.ndarra
     is_counted = np.isfinite(neighbors.r1)
     n = is_counted.sum(axis=1)
     value = np.where(is_counted, local, 0.0).sum(axis=1) / n
-    variance = np.where(is_counted, local - value[:, None], 0.0)
-    return value, np.sqrt((variance**2).sum(axis=1) / (n - 1) / n)
+    deviations = np.where(is_counted, local - value[:, None], 0.0)
+    return value, np.sqrt((deviations**2).sum(axis=1) / (n - 1) / n)
 
 
 def top_share(local: np.ndarray) -> float:
-    """Return the share of the sum of local values, (n,), that the largest ⌈n / 10⌉ hold: the share of their mean.
+    """Return the share of the sum of local values (n,), and so of their mean, that comes from the largest ⌈n / 10⌉.
 
     Examples
     --------

@@ -1,16 +1,17 @@
-"""Correlation dimension: how the number of pairs within a radius grows with the radius.
+"""Correlation dimension: growth of the number of pairs within a radius with the radius.
 
 Grassberger and Procaccia (1983), "Measuring the strangeness of strange attractors", between two radii as in
-scikit-dimension's CorrInt and R's ider. With C(r) the share of pairs nearer than r, and r_1, r_2 the medians
-over points of the distances to the 10th and the 20th neighbor,
+scikit-dimension's CorrInt and R's ider. With C(r) the share of pairs nearer than r, and r_1 and r_2 the median
+distances to the 10th and the 20th neighbor,
 
     d = log(C(r_2) / C(r_1)) / log(r_2 / r_1).
 
-The standard error follows from the numbers of neighbors of each point within both radii (`neighbors.statistics`), so
-it knows which pairs share a point and has no factor: true spreads were 0.9 to 1.1 times it from 256 points on, on flat
-tori and normal distributions of 1 to 40 dimensions; 0.7 to 1.3 times with 40 points.
+The standard error depends on the number of neighbors of each point within both radii (`neighbors.statistics`). So it
+includes the correlation of pairs that share a point, and has no factor. True standard deviations were 0.9 to 1.1 times
+the standard error from 256 points on, for flat tori and normal distributions of 1 to 40 dimensions, and 0.7 to 1.3
+times with 40 points.
 
-Radii that nearly agree tell nothing of a growth: where r_2 / r_1 is below 1.01 there is no value (`degenerate`).
+Radii that nearly agree show no growth: if r_2 / r_1 is below 1.01, there is no value (`degenerate`).
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ import numpy as np
 from id_scaling.estimators.base import Estimator
 from id_scaling.neighbors.find import Neighbors
 
-# A few pairs in ten thousand are on the wrong side of an edge, and medians of distances are as coarse as their spread:
-# over a hundredth of the radius that is the growth. Clouds of up to some 50 dimensions have more between 10 and 20.
+# A few pairs in ten thousand are on the wrong side of an edge, and medians of distances are uncertain. Over 1 % of the
+# radius, these errors are as large as the growth. Up to about 50 dimensions, r_2 / r_1 is larger than this.
 LEAST_RATIO = 1.01
 STATISTICS = ("correlation_r10", "correlation_r20", "correlation_pairs_r10", "correlation_pairs_r20", "corrint_stderr")
 

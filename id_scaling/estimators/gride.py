@@ -9,20 +9,21 @@ and the derivative of the log-likelihood over N points, with x = log mu,
 
     g(d) = (N - 1) / d - (2n - 1) sum x + (n - 1) sum x / (1 - exp(-d x)),
 
-falls through zero exactly once; N - 1 in place of N makes the estimate at n = 1 unbiased, as in DADApy. n is the
-scale: `gride_n1` is TwoNN by maximum likelihood, larger n looks at wider neighborhoods and so past noise. All
-ratios count; DADApy and scikit-dimension leave out those above 20 (q_95 - q_50) + q_50, quantiles of the ratios.
+crosses zero exactly once, from above. N - 1 in place of N makes the estimate at n = 1 unbiased, as in DADApy. n is the
+scale: `gride_n1` is TwoNN by maximum likelihood; a larger n uses wider neighborhoods and so is less sensitive to noise.
+All ratios are used; DADApy and scikit-dimension leave out those above 20 (q_95 - q_50) + q_50, with quantiles q of the
+ratios.
 
-A neighborhood that holds much of the cloud ends where the cloud does, so the estimate falls the wider the scale. Of
-1000 points uniform in a cube or a ball, normal, or on a sphere, it is this share of the dimension:
+A neighborhood that contains much of the cloud ends where the cloud ends, so the estimate decreases with the scale. For
+1000 points (uniform in a cube or a ball, normal, or on a sphere) it is this share of the dimension:
 
     2n / N    1/16           1/4            1/2            2/3            1
     d = 2     0.93 to 1.03   0.86 to 1.00   0.80 to 1.00   0.76 to 1.00   0.35 to 1.00
     d = 5     0.82 to 0.94   0.75 to 0.84   0.65 to 0.75   0.55 to 0.68   0.21 to 0.43
     d = 10    0.73 to 0.80   0.63 to 0.68   0.49 to 0.57   0.40 to 0.50   0.14 to 0.24
 
-A curved cloud can give more: a circle times a circle 1.18 at 1/4 and 1.55 at 1/2. Beyond two thirds fewer points lie
-outside the 2n-th neighbor than between it and the n-th: too few points.
+A curved cloud can give more: a product of two circles gives 1.18 at 1/4 and 1.55 at 1/2. Beyond 2/3, fewer points are
+outside the 2n-th neighbor than between it and the n-th neighbor, so the cloud has too few points.
 """
 
 from __future__ import annotations
@@ -73,9 +74,9 @@ def _score(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return g(d) and g'(d) = -(N - 1) / d² - (n - 1) sum x² e^(-d x) / (1 - e^(-d x))²; x = 0 gives the limits."""
     product = d[:, None] * x
-    shrunk = -np.expm1(-product)
+    complement = -np.expm1(-product)
     is_positive = product > 0
-    ratio = np.where(is_positive, product / shrunk, 1.0) * is_counted
-    of_slope = ratio * (ratio - product) * is_counted
+    ratio = np.where(is_positive, product / complement, 1.0) * is_counted
+    slope_terms = ratio * (ratio - product) * is_counted
     g = (n_points - 1) / d - (2 * scale - 1) * x.sum(axis=1) + (scale - 1) * ratio.sum(axis=1) / d
-    return g, -(n_points - 1 + (scale - 1) * of_slope.sum(axis=1)) / d**2
+    return g, -(n_points - 1 + (scale - 1) * slope_terms.sum(axis=1)) / d**2

@@ -1,4 +1,4 @@
-"""What estimators of local geometry look at: inner products of the displacements from each point to its neighbors."""
+"""Inner products of the displacements from each point to its neighbors, for estimators of local geometry."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from id_scaling.neighbors.points import prepare_points
 from id_scaling.neighbors.search import find_nearest
 
-# Displacements held at once: 128 MB.
+# Number of coordinates of displacements in memory at once: 128 MB.
 HELD_AT_ONCE = 2**24
 
 
@@ -31,9 +31,9 @@ def gram_of_displacements(points: np.ndarray, k: int) -> Iterator[tuple[np.ndarr
     nearest = find_nearest(prepare_points(points), np.arange(len(points)), k, np.empty(0, dtype=int)).indices[:, :k]
     step = max(1, HELD_AT_ONCE // (k * points.shape[1]))
     for start in range(0, len(points), step):
-        some = slice(start, start + step)
-        displacements = points[nearest[some]] - points[some, None, :]
-        yield nearest[some], displacements @ displacements.transpose(0, 2, 1)
+        batch = slice(start, start + step)
+        displacements = points[nearest[batch]] - points[batch, None, :]
+        yield nearest[batch], displacements @ displacements.transpose(0, 2, 1)
 
 
 def mean_and_error(local: np.ndarray) -> tuple[float, float]:

@@ -1,10 +1,10 @@
-"""Local PCA: how many directions hold most of the variance of a point's neighborhood.
+"""Local PCA: the number of directions that hold most of the variance of a point's neighborhood.
 
 After Fukunaga and Olsen (1971), "An algorithm for finding intrinsic dimensionality of data", whose threshold is a
-fraction of the largest variance and not of the whole. Of each point the k nearest
-neighbors are centred; d_i is the fewest principal components that hold a per cent v of their variance, and the ID is
-the mean over points. `local_pca_kNN_vNN` has both in its name. Where nearly all points have the same count, as on
-planes, the standard error is what one more or less at one point makes, so that intervals are too wide there.
+fraction of the largest variance, not of the total. For each point, the k nearest neighbors are centered, and d_i is the
+smallest number of principal components that hold v percent of their variance. The ID is the mean over points.
+`local_pca_kNN_vNN` has k and v in its name. The standard error is at least the effect of one more component at one
+point, so intervals are too wide where nearly all points have the same d_i, as on planes.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from id_scaling.neighbors.statistics import ROUNDING
 
 
 def make(name: str, k: str, percent: str) -> Estimator:
-    """Return the estimator for k neighbors and a per cent of the variance; factors are those of 90 per cent."""
-    given: dict[str, Any] = {"k": int(k), "percent": int(percent)}
-    compute, local, spread = partial(mean, **given), partial(pointwise, **given), table_at(factors.MEAN, int(k))
-    ceiling = partial(largest, **given)
+    """Return the estimator for k neighbors and a percentage of the variance; the factors are for 90 percent."""
+    options: dict[str, Any] = {"k": int(k), "percent": int(percent)}
+    compute, local, spread = partial(mean, **options), partial(pointwise, **options), table_at(factors.MEAN, int(k))
+    ceiling = partial(largest, **options)
     return Estimator(name, "points", int(k) + 1, compute, ceiling=ceiling, local=local, is_mean=True, spread=spread)
 
 
 def largest(_: int, __: int, k: int, percent: int) -> float:
-    """Return the largest value: k centred neighbors span k - 1 directions, the leading of which hold most variance.
+    """Return the largest possible value: k centered neighbors span k - 1 directions, the leading with most variance.
 
     Examples
     --------
@@ -41,7 +41,7 @@ def largest(_: int, __: int, k: int, percent: int) -> float:
 
 
 def mean(points: np.ndarray, k: int, percent: int) -> tuple[float, float, np.ndarray]:
-    """Return the mean over points, its standard error, no less than one more at one point makes, and all d_i.
+    """Return the mean over points, its standard error (at least one more component at one point), and all d_i.
 
     Examples
     --------
@@ -57,13 +57,13 @@ def mean(points: np.ndarray, k: int, percent: int) -> tuple[float, float, np.nda
 
 def pointwise(points: np.ndarray, k: int, percent: int) -> np.ndarray:
     """Return d_i of each point, (n,)."""
-    return np.concatenate([_of_grams(gram, percent / 100) for _, gram in gram_of_displacements(points, k)])
+    return np.concatenate([_dimensions(gram, percent / 100) for _, gram in gram_of_displacements(points, k)])
 
 
-def _of_grams(gram: np.ndarray, share: float) -> np.ndarray:
+def _dimensions(gram: np.ndarray, share: float) -> np.ndarray:
     """Return d_i from inner products of displacements, (b, k, k)."""
-    rows = gram.mean(axis=2, keepdims=True)
-    centred = gram - rows - rows.transpose(0, 2, 1) + rows.mean(axis=1, keepdims=True)
+    row_means = gram.mean(axis=2, keepdims=True)
+    centred = gram - row_means - row_means.transpose(0, 2, 1) + row_means.mean(axis=1, keepdims=True)
     spectrum = np.clip(np.linalg.eigvalsh(centred)[:, ::-1], 0, None)
-    held = spectrum.cumsum(axis=1) / spectrum.sum(axis=1, keepdims=True)
-    return 1.0 + (held + ROUNDING < share).sum(axis=1)
+    cumulative_share = spectrum.cumsum(axis=1) / spectrum.sum(axis=1, keepdims=True)
+    return 1.0 + (cumulative_share + ROUNDING < share).sum(axis=1)

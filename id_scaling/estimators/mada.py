@@ -1,4 +1,4 @@
-"""Manifold-adaptive dimension: how far the neighborhood with twice the points reaches.
+"""Manifold-adaptive dimension: growth of the radius when the number of neighbors doubles.
 
 Farahmand, Szepesvári and Audibert (2007), "Manifold-adaptive dimension estimation". With k = 20, the ball that
 holds half as many neighbors is 2^(1/d) times smaller:
@@ -39,7 +39,7 @@ def mean(neighbors: Neighbors) -> tuple[np.ndarray, np.ndarray]:
 
 
 def pointwise(neighbors: Neighbors) -> np.ndarray:
-    """Return d_i, (n_clouds, n_points); NaN for points that do not count.
+    """Return d_i, (n_clouds, n_points); NaN for unused points.
 
     Examples
     --------

@@ -9,8 +9,8 @@ It is concave in d, and its derivative with a = -log rho,
 
     g(d) = n / d - sum a + (k - 1) sum a / (exp(a d) - 1),
 
-falls through zero exactly once, between n / sum a and k n / sum a. `mind_ml` is
-that root, with no ceiling; `mind_ml_dNN` is the smaller of it and NN, `saturated` where NN binds.
+crosses zero exactly once, between n / sum a and k n / sum a. `mind_ml` is this root, with no ceiling. `mind_ml_dNN`
+is the smaller of the root and NN, with status `saturated` if NN is the smaller.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ K = 20
 
 
 def make(name: str, cap: str | None = None) -> Estimator:
-    """Return the estimator; `cap` is a ceiling on d, none by default."""
+    """Return the estimator; `cap` is a ceiling for d, none by default."""
     ceiling = float(cap) if cap else np.inf
     spread = table_at(factors.RATIO, K)
     return Estimator(name, "neighbors", min_points=K + 2, compute=maximum, ranks=(K + 1,), cap=ceiling, spread=spread)
@@ -56,13 +56,13 @@ def maximum(neighbors: Neighbors) -> tuple[np.ndarray, np.ndarray]:
 def _score(d: np.ndarray, a: np.ndarray, n: np.ndarray, total: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return g(d) and g'(d) = -n / d² - (k - 1) sum a² e^(a d) / (e^(a d) - 1)².
 
-    A point with a = 0 contributes the limits, 1 / d and -1 / d².
+    A point with a = 0 contributes the limits 1 / d and -1 / d².
     """
     product = a * d[:, None]
     with np.errstate(over="ignore"):
         growth = np.expm1(product)
     ratio = np.where(product > 0, product / growth, 1.0)
     n_padding = a.shape[1] - n
-    of_score = ratio.sum(axis=1) - n_padding
-    of_slope = (ratio * (ratio + product * np.isfinite(growth))).sum(axis=1) - n_padding
-    return n / d - total + (K - 1) * of_score / d, -(n + (K - 1) * of_slope) / d**2
+    score_terms = ratio.sum(axis=1) - n_padding
+    slope_terms = (ratio * (ratio + product * np.isfinite(growth))).sum(axis=1) - n_padding
+    return n / d - total + (K - 1) * score_terms / d, -(n + (K - 1) * slope_terms) / d**2

@@ -5,13 +5,13 @@ the distance to the j-th neighbor, each point gives
 
     d_i = (k - 1) / sum_{j < k} log(R_k / R_j).
 
-`mle` is the arithmetic mean of the d_i over points with k = 20 (scikit-dimension's `MLE().fit_transform`), `mle_kNN`
-the same with another k. `mle_harmonic` is their harmonic mean, the maximum of the joint likelihood (MacKay and
-Ghahramani, 2005). `mle_unbiased` puts k - 2 for k - 1, which makes each d_i unbiased, in the harmonic mean.
-`mle_median` is the median of the d_i: a few points in the thousands, which carry an arithmetic mean, do not move it.
+`mle` is the arithmetic mean of the d_i over points with k = 20 (scikit-dimension's `MLE().fit_transform`), and
+`mle_kNN` uses another k. `mle_harmonic` is the harmonic mean of the d_i, the maximum of the joint likelihood (MacKay
+and Ghahramani, 2005). `mle_unbiased` replaces k - 1 by k - 2 in the harmonic mean, which makes each d_i unbiased.
+`mle_median` is the median of the d_i: a few values in the thousands can dominate an arithmetic mean, but not a median.
 
-Of independent points with uniform neighborhoods d_i is (k - 1) d over a Gamma variable of shape k - 1, whose median is
-about k - 4/3: with k = 20 the median of the d_i is 1.018 d, their mean 1.056 d.
+For independent points with uniform neighborhoods, d_i is (k - 1) d over a Gamma variable of shape k - 1, whose median
+is about k - 4/3: with k = 20 the median of the d_i is 1.018 d, and their mean is 1.056 d.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ def make(name: str, mean: str = "arithmetic", k: str = str(K)) -> Estimator:
     """Return the estimator; `mean` is `arithmetic`, `harmonic`, `unbiased` or `median`."""
     compute = {"arithmetic": arithmetic, "harmonic": harmonic, "unbiased": unbiased, "median": median}[mean]
     tables = {"arithmetic": factors.ARITHMETIC, "median": factors.MEDIAN}.get(mean, factors.HARMONIC)
-    n = int(k)
+    n_neighbors = int(k)
     return Estimator(
         name,
         "neighbors",
-        min_points=n + 1,
-        compute=partial(compute, k=n),
-        ranks=tuple(range(1, n + 1)),
-        local=partial(pointwise_unbiased if mean == "unbiased" else pointwise, k=n),
+        min_points=n_neighbors + 1,
+        compute=partial(compute, k=n_neighbors),
+        ranks=tuple(range(1, n_neighbors + 1)),
+        local=partial(pointwise_unbiased if mean == "unbiased" else pointwise, k=n_neighbors),
         is_mean=mean == "arithmetic",
-        spread=table_at(tables, n),
+        spread=table_at(tables, n_neighbors),
     )
 
 
@@ -75,10 +75,11 @@ def harmonic(neighbors: Neighbors, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def median(neighbors: Neighbors, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the median of the pointwise estimates, and its standard error as of independent points.
+    """Return the median of the pointwise estimates, and its standard error as if points were independent.
 
-    The rank of the median among n values has a standard deviation of √n / 2: the standard error is half the distance
-    of the values at n / 2 ± √n / 2 (Woodruff 1952, "Confidence intervals for medians and other position measures").
+    The rank of the median among n values has a standard deviation of √n / 2. So the standard error is half the
+    difference between the values at ranks n / 2 ± √n / 2 (Woodruff 1952, "Confidence intervals for medians and other
+    position measures").
 
     Examples
     --------
@@ -87,13 +88,13 @@ def median(neighbors: Neighbors, k: int) -> tuple[np.ndarray, np.ndarray]:
     [[0.91], [0.208]]
     """
     clouds = zip(pointwise(neighbors, k), np.isfinite(neighbors.r1), strict=True)
-    found = [_median_and_error(local[is_counted]) for local, is_counted in clouds]
-    value, error = np.array(found).reshape(-1, 2).T
+    estimates = [_median_and_error(local[is_counted]) for local, is_counted in clouds]
+    value, error = np.array(estimates).reshape(-1, 2).T
     return value, error
 
 
 def _median_and_error(local: np.ndarray) -> tuple[float, float]:
-    """Return the median of some values, and its standard error; NaN where one value is no number."""
+    """Return the median of values, and its standard error; NaN if a value is NaN."""
     n = len(local)
     if n == 0 or np.isnan(local).any():
         return np.nan, np.nan
@@ -103,7 +104,7 @@ def _median_and_error(local: np.ndarray) -> tuple[float, float]:
 
 
 def unbiased(neighbors: Neighbors, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the harmonic mean with k - 2 for k - 1, and its standard error.
+    """Return the harmonic mean with k - 2 instead of k - 1, and its standard error.
 
     Examples
     --------
@@ -117,12 +118,12 @@ def unbiased(neighbors: Neighbors, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def pointwise_unbiased(neighbors: Neighbors, k: int) -> np.ndarray:
-    """Return d_i with k - 2 for k - 1."""
+    """Return d_i with k - 2 instead of k - 1."""
     return (k - 2) / (k - 1) * pointwise(neighbors, k)
 
 
 def pointwise(neighbors: Neighbors, k: int) -> np.ndarray:
-    """Return d_i, (n_clouds, n_points); NaN for points that do not count.
+    """Return d_i, (n_clouds, n_points); NaN for unused points.
 
     Examples
     --------

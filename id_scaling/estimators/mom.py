@@ -5,8 +5,8 @@ intrinsic dimensionality". With m the mean of R_1..R_k and w = R_k, each point g
 
     d_i = m / (w - m),
 
-and the ID is the mean over points. `mom_kNN` has k in its name: scikit-dimension's default is 100, and the default
-ladder holds all ranks to 32.
+and the ID is the mean over points. `mom_kNN` has k in its name, because scikit-dimension's default of 100 needs
+more ranks than are stored by default, all up to 32.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from id_scaling.neighbors.find import Neighbors
 
 def make(name: str, k: str) -> Estimator:
     """Return the estimator for k neighbors."""
-    n = int(k)
+    n_neighbors = int(k)
     return Estimator(
         name,
         "neighbors",
-        min_points=n + 1,
-        compute=partial(mean, k=n),
-        ranks=tuple(range(1, n + 1)),
-        local=partial(pointwise, k=n),
+        min_points=n_neighbors + 1,
+        compute=partial(mean, k=n_neighbors),
+        ranks=tuple(range(1, n_neighbors + 1)),
+        local=partial(pointwise, k=n_neighbors),
         is_mean=True,
-        spread=table_at(factors.MOMENTS, n),
+        spread=table_at(factors.MOMENTS, n_neighbors),
     )
 
 
@@ -49,7 +49,7 @@ def mean(neighbors: Neighbors, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def pointwise(neighbors: Neighbors, k: int) -> np.ndarray:
-    """Return d_i, (n_clouds, n_points); NaN for points that do not count.
+    """Return d_i, (n_clouds, n_points); NaN for unused points.
 
     Examples
     --------
@@ -57,7 +57,7 @@ def pointwise(neighbors: Neighbors, k: int) -> np.ndarray:
     >>> pointwise(neighbors, k=2).round(6).tolist()
     [[3.0]]
     """
-    # expm1 of the ratios to the largest keeps w - m where all distances nearly agree.
+    # expm1 of the log-ratios to the largest distance keeps the digits of w - m where all distances nearly agree.
     below = -np.stack([np.expm1(neighbors.at(rank) - neighbors.at(k)) for rank in range(1, k + 1)], axis=-1)
     with np.errstate(divide="ignore", invalid="ignore"):
         return 1 / below.mean(axis=-1) - 1

@@ -1,10 +1,10 @@
 """Minimum-spanning-tree dimension, from subsets of half to all of the points.
 
 Costa and Hero (2004), "Geodesic entropic graphs for dimension and entropy estimation in manifold learning", with
-Euclidean edges. Random subsets of ten sizes from half of the points to all but a twentieth, ten of each size; the line
-through the means of their tree lengths over size, both in logarithms, has the slope m, and d = 1 / (1 - m). Three
-repeats, as for `phd`, which looks at subsets of a fixed 50 to 512 points, so at a coarser scale, and at medians. Costa
-and Hero round to an integer; here the value stays as it is. Seeded.
+Euclidean edges. Random subsets have ten sizes, from half of the points to all but a twentieth, with ten draws of each
+size. A line through the means of their tree lengths against size, both in logarithms, has the slope m, and
+d = 1 / (1 - m). There are three repeats, as for `phd`, which uses medians and subsets of 50 to 512 points, a coarser
+scale. Costa and Hero round to an integer; here the value is not rounded. Draws are seeded.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def make(name: str) -> Estimator:
 
 
 def dimension(points: np.ndarray) -> tuple[float, float]:
-    """Return the dimension of the mean slope over repeats, and its standard error.
+    """Return the dimension from the mean slope over repeats, and its standard error.
 
     Examples
     --------

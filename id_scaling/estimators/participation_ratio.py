@@ -1,22 +1,22 @@
-"""Participation ratio: how many directions share the variance, from the first two moments of the covariance spectrum.
+"""Participation ratio: number of directions that share the variance, from two moments of the covariance spectrum.
 
-With λ the eigenvalues of the covariance, PR = (sum λ)² / sum λ² = (tr S)² / tr S²; no spectrum is needed, for S and the
-Gram matrix have the same traces. From n + 1 points of a distribution whose PR is not far below n it is biased low.
-`participation_ratio_corrected` takes unbiased estimates of both parts for Gaussian samples (Srivastava 2005, "Some
+With λ the eigenvalues of the covariance S, PR = (sum λ)² / sum λ² = (tr S)² / tr S². It needs no spectrum, because S
+and the Gram matrix have the same traces. For n + 1 points of a distribution whose PR is not far below n, it is biased
+low. `participation_ratio_corrected` uses unbiased estimates of both parts for Gaussian samples (Srivastava 2005, "Some
 tests concerning the covariance matrix in high dimensional data"): with E tr S² = (1 + 1/n) tr Σ² + (tr Σ)² / n and
 E (tr S)² = (tr Σ)² + 2 tr Σ² / n,
 
     PR_c = ((n + 1) (tr S)² - 2 tr S²) / (n tr S² - (tr S)²).
 
-Standard errors are infinitesimal jackknives over points, less the noise that points of equal variances have
-(`neighbors.statistics`); as points share nothing here, no factor is simulated. From 1024 points of normal
-distributions 95 per cent intervals cover 92 to 97 per cent, whether variances differ (PR 2.5 to 150) or are all equal
-(PR 5 to 100). They are too wide (98 to 100 per cent) where equal variances have a PR below 5 or above n / 5.
+Standard errors are infinitesimal jackknives over points, minus the noise of points with equal variances
+(`neighbors.statistics`). Points share no distances here, so no factor is simulated. From 1024 points of normal
+distributions, 95 percent intervals cover 92 to 97 percent, whether variances differ (PR 2.5 to 150) or are all equal
+(PR 5 to 100). They are too wide (98 to 100 percent) if equal variances have a PR below 5 or above n / 5.
 
-The traces are sums of squares, stored in the units of the points: of coordinates beyond some 1e±150 float64 does not
-hold them, and there is no number (`degenerate`).
+The traces are sums of squares, stored in the units of the points. For coordinates beyond about 1e±150, they exceed the
+range of float64, and there is no value (`degenerate`).
 
-Neither is a dimension of a manifold: both are linear, and a curved line can fill many directions.
+Neither form is the dimension of a manifold: both are linear, and a curved line can fill many directions.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from id_scaling.neighbors.statistics import (
 )
 
 STATISTICS = ("gram_trace", "gram_frobenius", "participation_ratio_stderr")
-# Below it the corrected form is spread over orders of magnitude.
+# With fewer points, the corrected form varies over orders of magnitude.
 MIN_POINTS = 20
 
 
 def make(name: str, form: str = "") -> Estimator:
-    """Return the estimator; `form` is `corrected` or nothing."""
+    """Return the estimator; `form` is `corrected` or empty."""
     compute, min_points = (corrected, MIN_POINTS) if form else (plain, 3)
     return Estimator(name, "gram", min_points, compute, statistics=STATISTICS)
 
@@ -57,7 +57,7 @@ def plain(neighbors: Neighbors) -> tuple[np.ndarray, np.ndarray]:
 
 
 def corrected(neighbors: Neighbors) -> tuple[np.ndarray, np.ndarray]:
-    """Return PR_c of each cloud, NaN where the estimate of tr Σ² is not positive, and its standard error, from PR's.
+    """Return PR_c of each cloud, NaN if the estimate of tr Σ² is not positive, and its standard error from that of PR.
 
     Examples
     --------
@@ -73,6 +73,6 @@ def corrected(neighbors: Neighbors) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _moments(neighbors: Neighbors) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the statistics; NaN for a Frobenius norm so small that float64 has lost its digits."""
+    """Return the statistics; a Frobenius norm so small that float64 has lost its digits becomes NaN."""
     trace, frobenius, error = (neighbors.statistic(name) for name in STATISTICS)
     return trace, np.where(frobenius >= np.finfo(np.float64).tiny, frobenius, np.nan), error

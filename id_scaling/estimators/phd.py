@@ -1,20 +1,21 @@
-"""Persistent-homology dimension of degree zero: two protocols of subsets.
+"""Persistent-homology dimension of degree zero, with two protocols for subsets.
 
 Schweinhart (2021), "Persistent homology and the upper box dimension"; Tulchinskii, Kuznetsov, Kushnareva,
 Cherniavskii, Nikolenko, Burnaev, Barannikov and Piontkovskaya (2023), "Intrinsic dimension estimation for robust
-detection of AI-generated texts". The lifetimes of degree zero are the edges of the minimum spanning tree. With
-alpha = 1: random subsets of some sizes, some of each; the line through the medians of their tree lengths over size,
-both in logarithms, has the slope m, and d = 1 / (1 - m). That is done three times; m is the mean and the standard error
-comes from their spread, which is that of the draws alone. Seeded: the same cloud gives the same number.
+detection of AI-generated texts". The lifetimes of degree zero are the edges of the minimum spanning tree, and
+alpha = 1. Random subsets are drawn, several of each size. A line through the medians of their tree lengths against
+size, both in logarithms, has the slope m, and d = 1 / (1 - m). This is repeated three times; m is the mean, and the
+standard error comes from the standard deviation of the repeats, so it includes only the random draws. Draws are seeded:
+the same cloud gives the same number.
 
-The sizes, for n points, and the draws of each, of which there are 3 where a subset is half of the points or more:
+The sizes for n points, and the number of draws of each; subsets of at least half of the points have 3 draws:
 
-`phd`       50, 90, 130, …, 512 at most; 7 draws. The defaults of the class of the authors' code.
-`phd_text`  40, 40 + s, 40 + 2 s, … below n - s with s = ⌊(n - 40) / 7⌋, so seven of them (six where 7 divides
-            n - 40); 9 draws. What the authors do with a text, in the example of their code. They drop the first and the
-            last token of a text, which are special ones there.
+`phd`       50, 90, 130, …, at most 512; 7 draws. These are the defaults of the class in the authors' code.
+`phd_text`  40, 40 + s, 40 + 2 s, … below n - s with s = ⌊(n - 40) / 7⌋: seven sizes (six if 7 divides n - 40);
+            9 draws. The authors do this with a text, in the example of their code. They drop the first and the last
+            token of a text, which are special tokens there.
 
-On the 511 tokens of a context the two differ by a tenth.
+On the 511 tokens of a context, the two differ by a tenth.
 """
 
 from __future__ import annotations
@@ -29,15 +30,15 @@ from id_scaling.estimators.spanning_trees import dimension_of_growth
 
 FIRST, STEP, LAST, N_DRAWS = 50, 40, 512, 7
 FIRST_OF_TEXT, N_STEPS, N_DRAWS_OF_TEXT = 40, 7, 9
-# Of subsets that hold half of the points or more, which overlap.
+# Draws of subsets with at least half of the points, because these overlap.
 N_DRAWS_OF_MOST = 3
 N_REPEATS, SEED = 3, 0
 
 
 def make(name: str, protocol: str = "") -> Estimator:
-    """Return the estimator; `protocol` is `text` or nothing.
+    """Return the estimator; `protocol` is `text` or empty.
 
-    A line needs three sizes; of a text the largest has to be twice the smallest for a growth to show.
+    A line needs three sizes; for `text`, the largest size has to be twice the smallest to show growth.
     """
     sizes, n_draws = (sizes_of_text, N_DRAWS_OF_TEXT) if protocol else (sizes_of_class, N_DRAWS)
     min_points = FIRST_OF_TEXT + N_STEPS * N_STEPS if protocol else FIRST + 2 * STEP
@@ -64,7 +65,7 @@ def sizes_of_text(n: int) -> np.ndarray:
 def dimension(
     points: np.ndarray, sizes: Callable[[int], np.ndarray] = sizes_of_class, n_draws: int = N_DRAWS
 ) -> tuple[float, float]:
-    """Return the dimension of the mean slope over repeats, and its standard error.
+    """Return the dimension from the mean slope over repeats, and its standard error.
 
     Examples
     --------
@@ -73,6 +74,6 @@ def dimension(
     >>> [round(number, 3) for number in dimension(sheet)]
     [3.489, 0.188]
     """
-    of_cloud = sizes(len(points))
-    draws = np.where(2 * of_cloud >= len(points), N_DRAWS_OF_MOST, n_draws)
-    return dimension_of_growth(points, of_cloud, draws, N_REPEATS, np.median, SEED)
+    subset_sizes = sizes(len(points))
+    draws = np.where(2 * subset_sizes >= len(points), N_DRAWS_OF_MOST, n_draws)
+    return dimension_of_growth(points, subset_sizes, draws, N_REPEATS, np.median, SEED)

@@ -1,7 +1,7 @@
-"""The registry: an estimator's name is its whole definition.
+"""Registry of estimators: the name of an estimator is its complete definition.
 
-A name is matched against the grammar below and only then its module is imported. Each module has
-one method and a function `make(name, **parameters)` that returns an `Estimator`.
+A name is matched against the grammar below; only then is its module imported. Each module has one method and a
+function `make(name, **parameters)` that returns an `Estimator`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from id_scaling.estimators.base import Estimator
 from id_scaling.estimators.grammar import Rule, hint
 
 MOST = 9999
-# The ending that names of the module mle leave out.
+# Suffix that canonical names of the module mle omit.
 DEFAULT_K = "_k20"
 
 
@@ -24,14 +24,14 @@ GRAMMAR = (
     Rule("mle_k(?P<k>NN)", "mle", "mle_k10", {"k": range(4, MOST + 1)}, "its spread is infinite below; mle_k20 is mle"),
     *(
         rule
-        for mean, least in (("harmonic", 2), ("unbiased", 3), ("median", 2))
+        for mean, min_k in (("harmonic", 2), ("unbiased", 3), ("median", 2))
         for rule in (
             Rule(f"mle_(?P<mean>{mean})", "mle", f"mle_{mean}"),
             Rule(
                 f"mle_(?P<mean>{mean})_k(?P<k>NN)",
                 "mle",
                 f"mle_{mean}_k10",
-                {"k": range(least, MOST + 1)},
+                {"k": range(min_k, MOST + 1)},
                 f"mle_{mean}_k20 is mle_{mean}",
             ),
         )
@@ -62,7 +62,7 @@ GRAMMAR = (
     Rule("skdim_(?P<class_name>Name)", "skdim", "skdim_TLE", note="Name is an estimator of scikit-dimension"),
 )
 
-# What else people call an estimator, in small letters and digits, and its name here.
+# Other common names of estimators, in lowercase letters and digits, and their names here.
 OTHER_NAMES = {
     "2nn": "twoNN_f10",
     "danco": "skdim_DANCo",
@@ -75,7 +75,7 @@ OTHER_NAMES = {
 
 @dataclass(frozen=True)
 class Definition:
-    """What a name says: the module that holds the method, and the method's parameters."""
+    """The definition in a name: the module of the method, and the parameters of the method."""
 
     module: str
     parameters: dict[str, str]
@@ -83,12 +83,12 @@ class Definition:
 
 @cache
 def definition_of(name: str) -> Definition:
-    """Return what an estimator's name says.
+    """Return the definition in the name of an estimator.
 
     Raises
     ------
     ConfigError
-        The name is not in the grammar; what was meant, and the forms of that method, are given.
+        The name is not in the grammar; the message suggests a name and lists the forms of its method.
 
     Examples
     --------
@@ -103,7 +103,7 @@ def definition_of(name: str) -> Definition:
 
 
 def canonical_name(name: str) -> str:
-    """Return the one name under which an estimator is stored: `mle_k20` is `mle`; raises as `definition_of` does.
+    """Return the name under which an estimator is stored: `mle_k20` is `mle`; raises like `definition_of`.
 
     Examples
     --------
@@ -116,7 +116,7 @@ def canonical_name(name: str) -> str:
 
 
 def get_estimator(name: str) -> Estimator:
-    """Return the estimator that a name defines, under its canonical name; raises as `definition_of` does.
+    """Return the estimator that a name defines, under its canonical name; raises like `definition_of`.
 
     Examples
     --------
@@ -124,10 +124,10 @@ def get_estimator(name: str) -> Estimator:
     >>> estimator.needs, estimator.ranks, estimator.min_points
     ('neighbors', (2,), 3)
     """
-    return _made(canonical_name(name))
+    return _make_estimator(canonical_name(name))
 
 
 @cache
-def _made(name: str) -> Estimator:
+def _make_estimator(name: str) -> Estimator:
     definition = definition_of(name)
     return importlib.import_module(definition.module).make(name, **definition.parameters)

@@ -1,6 +1,6 @@
-"""Estimators of saved clouds in a process of their own: one that hangs, crashes or changes global state costs one row.
+"""Run estimators of saved clouds in a separate process: a hang, a crash, or changed global state costs one row.
 
-A child estimates by name: what it is sent is a name of the grammar and a cloud.
+The child process gets the name of an estimator and a cloud.
 """
 
 from __future__ import annotations
@@ -19,32 +19,32 @@ SEED = 0
 def estimate_contained(
     name: str, points: np.ndarray, max_seconds: float, is_local: bool = False
 ) -> tuple[float, float, np.ndarray | None]:
-    """Return value, standard error and, if asked for, local values of one cloud by a named estimator of `points`.
+    """Return value, standard error and, if requested, local values of one cloud by a named estimator of `points`.
 
     Parameters
     ----------
     name : str
-        A name of the grammar.
+        Name of the estimator.
     points : (n, d) float64 array
-        The points that count.
+        The used points.
     max_seconds : float
-        After so much processor time the child is killed.
+        The child process is killed after this much processor time.
     is_local : bool
-        Whether to return the estimate at each point, (n,), too.
+        Whether to also return the estimate at each point, (n,).
 
     Raises
     ------
     TimeoutError
-        The estimate took more.
+        The estimate took longer.
     ChildError
-        It raised an exception, or its process ended.
+        The estimate raised an exception, or its process ended.
     """
     return ask_child(estimate_here, name, points, is_local, max_seconds=max_seconds)
 
 
 def estimate_here(name: str, points: np.ndarray, is_local: bool) -> tuple[float, float, np.ndarray | None]:
-    """Return what `estimate_contained` returns, from this process."""
-    # Not a statement: the registry answers a name by a module and parameters, which are in a job's settings already.
+    """Return the result of `estimate_contained`, computed in this process."""
+    # An import statement would make the registry part of the fingerprint; job settings already hold what it resolves.
     registry = importlib.import_module("id_scaling.estimators.registry")
     np.random.seed(SEED)
     with warnings.catch_warnings():

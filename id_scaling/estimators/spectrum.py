@@ -1,13 +1,13 @@
-"""Linear dimensions from the covariance spectrum, by extraction's group `spectrum`.
+"""Linear dimensions from the covariance spectrum, in the statistic set `spectrum` of an extraction.
 
 `effective_rank`: exp(-sum p log p) with p the eigenvalues of the covariance divided by their sum (Roy and Vetterli
-2007, "The effective rank: a measure of effective dimensionality"). `pca_NN`, NN 90, 95 or 99: the fewest principal
-components that hold NN per cent of the variance.
+2007, "The effective rank: a measure of effective dimensionality"). `pca_NN`, with NN 90, 95 or 99: the smallest number
+of principal components that hold NN percent of the variance.
 
-The standard error of `effective_rank` is an infinitesimal jackknife over points, less the noise that points of equal
-variances have (`neighbors.statistics`). From 1024 points of normal distributions 95 per cent intervals cover 92 to 98
-per cent, whether variances differ (effective rank 5 to 214) or are all equal (5 to 259); 97 to 100 where two or three
-are equal. `pca_NN` has none: it is a count, which has no derivative.
+The standard error of `effective_rank` is an infinitesimal jackknife over points, minus the noise of points with equal
+variances (`neighbors.statistics`). From 1024 points of normal distributions, 95 percent intervals cover 92 to 98
+percent, whether variances differ (effective rank 5 to 214) or are all equal (5 to 259), and 97 to 100 percent if two or
+three are equal. `pca_NN` has no standard error, because a count has no derivative.
 """
 
 from __future__ import annotations

@@ -1,18 +1,18 @@
 """Tight local estimation: Hill's estimate over all pairs of neighbors, and their reflections.
 
 Amsaleg, Chelly, Houle, Kawarabayashi, Radovanović and Treeratanajaru (2019), "Intrinsic dimensionality estimation
-within tight localities". With u_j the distances of a point to its k = 20 neighbors, r = u_k, v_jl the distance between
-two of them and z_jl² = 2 u_j² + 2 u_l² - v_jl² that to a reflection,
+within tight localities". Let u_j be the distances of a point to its k = 20 neighbors, r = u_k, v_jl the distance
+between two neighbors, and z_jl² = 2 u_j² + 2 u_l² - v_jl² the squared distance to a reflection. With
 
     s(w) = r (sqrt((u_j² + w² - u_l²)² + 4 w² (r² - u_j²)) - (u_j² + w² - u_l²)) / (2 (r² - u_j²))
 
-(r w² / (r² + w² - u_l²) where u_j = r), and
+(r w² / (r² + w² - u_l²) where u_j = r), each point gives
 
     d_i = -2 k² / (sum_{j≠l} log(s(v_jl) / r) + sum_{j≠l} log(s(z_jl) / r) + 2 sum_j log(u_j / r)).
 
-The ID is the mean over points. A pair one of whose measurements vanishes is left out, and taken off k²: here one below
-1e-7 of r. The authors' code and scikit-dimension leave out measurements below an absolute 1e-4, so that their value
-depends on the unit of the points; where none is so small the two agree. Arithmetic of 40 digits agrees with this.
+The ID is the mean over points. A pair with a measurement below 1e-7 r is left out, and subtracted from k². The authors'
+code and scikit-dimension leave out measurements below an absolute 1e-4, so their value depends on the unit of the
+points; where no measurement is that small, all agree. Computation with 40 digits agrees with this implementation.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from id_scaling.estimators.local_geometry import gram_of_displacements, mean_and
 from id_scaling.estimators.standard_error_tables import tle as factors
 
 K = 20
-# Measurements below it, relative to r, are rounding.
+# Measurements below this, relative to r, are rounding errors.
 EPSILON = 1e-7
 
 
@@ -49,10 +49,10 @@ def mean(points: np.ndarray) -> tuple[float, float, np.ndarray]:
 
 def pointwise(points: np.ndarray) -> np.ndarray:
     """Return d_i of each point, (n,)."""
-    return np.concatenate([_of_grams(gram) for _, gram in gram_of_displacements(points, K)])
+    return np.concatenate([_dimensions(gram) for _, gram in gram_of_displacements(points, K)])
 
 
-def _of_grams(gram: np.ndarray) -> np.ndarray:
+def _dimensions(gram: np.ndarray) -> np.ndarray:
     """Return d_i from inner products of displacements, (b, k, k), in units of r."""
     u2 = np.diagonal(gram, axis1=1, axis2=2)
     gram, u2 = gram / u2[:, -1:, None], u2 / u2[:, -1:]
@@ -68,8 +68,8 @@ def _of_grams(gram: np.ndarray) -> np.ndarray:
 def _measure(w2: np.ndarray, u2: np.ndarray) -> np.ndarray:
     """Return s for squared distances (b, k, k) and squared distances to the neighbors (b, k), r = 1."""
     u2_j, u2_l = u2[:, :, None], u2[:, None, :]
-    beside, room = u2_j + w2 - u2_l, 1 - u2_j
+    excess, gap = u2_j + w2 - u2_l, 1 - u2_j
     with np.errstate(divide="ignore", invalid="ignore"):
-        inside = (np.sqrt(beside**2 + 4 * w2 * room) - beside) / (2 * room)
+        within_radius = (np.sqrt(excess**2 + 4 * w2 * gap) - excess) / (2 * gap)
         on_the_sphere = w2 / (1 + w2 - u2_l)
-    return np.where(room > 0, inside, on_the_sphere)
+    return np.where(gap > 0, within_radius, on_the_sphere)

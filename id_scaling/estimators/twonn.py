@@ -2,13 +2,13 @@
 
 Facco, d'Errico, Rodriguez and Laio (2017), "Estimating the intrinsic dimension of datasets by a minimal
 neighborhood information". mu = r_2 / r_1 follows F(mu) = 1 - mu^-d, so -log(1 - F) against log mu is
-a line through the origin of slope d. The n ratios are sorted, F_i = i / n for i = 1..n, the largest
-NN per cent are discarded (kept = n (100 - NN) // 100, and never the last, where F = 1), and the slope is
+a line through the origin with slope d. The n ratios are sorted, F_i = i / n for i = 1..n, the largest
+NN percent are discarded (kept = n (100 - NN) // 100, and never the last, where F = 1), and the slope is
 
     d = sum(x y) / sum(x²),    x = log mu_i,    y = -log(1 - i / n).
 
-`twoNN_ml` is d = (n - 1) / sum log mu over all ratios: the maximum of the likelihood, with n - 1 for n so that it
-is unbiased.
+`twoNN_ml` is d = (n - 1) / sum log mu over all ratios: the maximum of the likelihood, with n - 1 instead of n, so that
+it is unbiased.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from id_scaling.neighbors.find import Neighbors
 
 
 def make(name: str, discard_percent: str = "0", method: str = "line") -> Estimator:
-    """Return the estimator; `method` is `line`, which discards a per cent of the largest ratios, or `ml`."""
+    """Return the estimator; `method` is `line`, which discards a percentage of the largest ratios, or `ml`."""
     if method == "ml":
         return Estimator(name, "neighbors", 3, likelihood, ranks=(2,), spread=factors.LIKELIHOOD[0])
     percent = int(discard_percent)
@@ -35,12 +35,12 @@ def make(name: str, discard_percent: str = "0", method: str = "line") -> Estimat
 
 
 def slope(neighbors: Neighbors, discard_percent: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the slope; its standard error is that of a likelihood of the kept points, d / sqrt(kept).
+    """Return the slope; its standard error is the one of a likelihood over the kept points, d / sqrt(kept).
 
     Examples
     --------
     >>> neighbors = Neighbors((1, 2), np.ones((1, 4)), np.log([[[1.0, 2.0], [1.0, 4.0], [1.0, 3.0], [1.0, 9.0]]]), {})
-    >>> with np.errstate(divide="ignore"):  # of the last point, which is left out
+    >>> with np.errstate(divide="ignore"):  # from the last point, which is not used
     ...     value, stderr = slope(neighbors, discard_percent=10)
     >>> [value.round(3).tolist(), stderr.round(3).tolist()]
     [[0.799], [0.461]]
@@ -72,7 +72,7 @@ def likelihood(neighbors: Neighbors) -> tuple[np.ndarray, np.ndarray]:
 
 
 def n_kept(n: int | np.ndarray, discard_percent: int) -> np.ndarray:
-    """Return how many of n sorted ratios are kept, in integers.
+    """Return how many of n sorted ratios are kept, by integer arithmetic.
 
     Examples
     --------
