@@ -1,1 +1,1 @@
-"""Figures of a session, each one specification for interactive HTML, SVG and PNG: `catalogue` says which there are."""
+"""Figures of a session. Each is one specification for interactive HTML, SVG, and PNG; `catalog` lists them."""

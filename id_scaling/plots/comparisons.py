@@ -1,4 +1,4 @@
-"""Means against layer, by what else they hang on: estimators, views, lengths of contexts, controls."""
+"""Figures of means against layer that compare estimators, views, lengths of contexts, or controls."""
 
 from __future__ import annotations
 
@@ -13,50 +13,50 @@ from id_scaling.neighbors.views import View
 from id_scaling.plots import style
 from id_scaling.plots.catalog import SAME
 
-# Settings by which views are put in order, those that scale points after those that choose them.
+# Settings that sort views: views that scale points come after views that select points.
 LATER = ["null_cloud", "preprocess", "exclude_window"]
 
 
 def estimator_agreement(summary: pl.DataFrame) -> style.Specification:
-    """Return the figure: all estimators in one panel a module, a row for each of a few runs."""
+    """Return the figure of all estimators, one panel per module and one row per run, for a few runs."""
     table = style.of_all_contexts(style.leading(summary))
     runs, left_out = style.shown(style.unique(table, "run"), style.MOST_RUNS, "runs")
     table = _inside(table).filter(pl.col("run").is_in(runs))
 
-    def titles(of_row: pl.DataFrame) -> tuple[str, str]:
-        return of_row["run"][0], f"view {of_row['view'][0]!r}{left_out}"
+    def titles(row_table: pl.DataFrame) -> tuple[str, str]:
+        return row_table["run"][0], f"view {row_table['view'][0]!r}{left_out}"
 
     return style.configured(_by_layer(table, "run", "module", "estimator", titles))
 
 
 def id_by_view(summary: pl.DataFrame) -> style.Specification:
-    """Return the figure: all views in one panel an estimator, a row for each module, of the leading run."""
+    """Return the figure of all views of the leading run, one panel per estimator and one row per module."""
     table = _inside(style.of_all_contexts(summary, *SAME, "decimate", "draw"))
     run = style.leading_run(table)
     lead = style.leading(summary)["view"][0]
     draws = pl.col("draw").n_unique().over(*SAME, "decimate")
-    others = style.one_of(table)
+    note = style.one_of(table)
     table = table.filter(**run).with_columns(name="view", name_draws=draws)
     table = table.with_columns(view=_without_draw()).drop("name_draws")
-    # Like beside like: first those that choose points, then those that scale them.
-    near = table.sort(pl.col("view") != lead, *(pl.col(key) != _plain(key) for key in LATER), maintain_order=True)
-    views, size = style.unique(near, "view"), style.MOST_LINES - 1
+    # Similar views are next to each other: first those that select points, then those that scale them.
+    ordered = table.sort(pl.col("view") != lead, *(pl.col(key) != _plain(key) for key in LATER), maintain_order=True)
+    views, size = style.unique(ordered, "view"), style.MOST_LINES - 1
     starts = range(1, max(len(views), 2), size)
     drawn = []
     for number, start in enumerate(starts, 1):
-        of_part = near.filter(pl.col("view").is_in([lead, *views[start : start + size]]))
+        part_rows = ordered.filter(pl.col("view").is_in([lead, *views[start : start + size]]))
         part = f", part {number} of {len(starts)}" if len(starts) > 1 else ""
-        drawn.append(_of_run(of_part, "view", others + part, detail="name"))
+        drawn.append(_of_run(part_rows, "view", note + part, detail="name"))
     return style.configured(style.beside("vconcat", drawn, color="independent", strokeDash="independent"))
 
 
 def _plain(key: str) -> str | int:
-    """Return what a view has of a key that it does not give."""
+    """Return the default of a setting of views."""
     return getattr(View(), key)
 
 
 def _without_draw() -> pl.Expr:
-    """Return what a view is called without the number of its draw: draws of one view are lines of one colour."""
+    """Return the name of a view without the number of its draw, so that all its draws have one color."""
     number = pl.format("-{}", "draw")
     stem = pl.col("view").str.strip_suffix(number)
     is_draw = pl.col("view").str.ends_with(number) & (pl.col("name_draws") > 1)
@@ -64,64 +64,65 @@ def _without_draw() -> pl.Expr:
 
 
 def id_by_control(summary: pl.DataFrame) -> style.Specification:
-    """Return the figure: all controls in one panel an estimator, a row for each module, of the leading run's."""
+    """Return the figure of all controls of the leading run, one panel per estimator and one row per module."""
     return style.configured(_of_axis(style.leading(summary), "control"))
 
 
 def id_by_length(summary: pl.DataFrame) -> style.Specification:
-    """Return the figure: all lengths in one panel an estimator, a row for each module, of the leading run's.
+    """Return the figure of all lengths of the leading run, one panel per estimator and one row per module.
 
-    Beneath stands the same of as many points at every length, where a view draws so few.
+    If a view draws few enough points, a second part below compares the lengths with equally many points.
     """
     summary = summary.sort("ctx_len", maintain_order=True)
     lead = style.leading(summary)
-    drawn, few = [_of_axis(lead, "ctx_len")], _of_as_many_points(summary, lead)
-    if len(few):
-        said = f"; view {few['view'][0]!r}, {few['decimate'][0]} points at every length"
-        drawn.append(_of_axis(few, "ctx_len", said))
+    drawn, equal_points = [_of_axis(lead, "ctx_len")], _of_as_many_points(summary, lead)
+    if len(equal_points):
+        note = f"; view {equal_points['view'][0]!r}, {equal_points['decimate'][0]} points at every length"
+        drawn.append(_of_axis(equal_points, "ctx_len", note))
     return style.configured(style.beside("vconcat", drawn))
 
 
 def _of_as_many_points(summary: pl.DataFrame, lead: pl.DataFrame) -> pl.DataFrame:
-    """Return the leading run's rows of the view that draws most, and differs from the leading one in that alone.
+    """Return the rows of the leading run under the view that draws most points and else equals the leading view.
 
-    Contexts have to have as many points as it draws: a view is left out that fails where the leading one does not, as
-    its means would be of other contexts. There are no rows where none is left, or where the leading one draws itself.
+    Every context must have enough points for it. A view with more failures than the leading view is skipped, because
+    its means would be over other contexts. There are no rows if no view is left, or if the leading view draws points
+    itself.
     """
     if lead["decimate"][0] > 0:
         return lead.clear()
     run = style.leading_run(_inside(style.of_all_contexts(lead)))
     same = {**{key: lead[key][0] for key in SAME}, **{key: run[key] for key in run if key != "ctx_len"}}
-    of_run = summary.filter(pl.col("group").is_null(), level=CONTEXT, **same)
-    n_failed = of_run.filter(view=lead["view"][0])["n_failed"].sum()
-    drawn = of_run.filter(pl.col("decimate") > 0).sort("decimate", descending=True, maintain_order=True)
-    for view in style.unique(drawn, "view"):
-        of_view = drawn.filter(view=view)
-        if of_view["n_failed"].sum() <= n_failed:
-            return of_view
-    return drawn.clear()
+    run_rows = summary.filter(pl.col("group").is_null(), level=CONTEXT, **same)
+    n_failed = run_rows.filter(view=lead["view"][0])["n_failed"].sum()
+    drawing = run_rows.filter(pl.col("decimate") > 0).sort("decimate", descending=True, maintain_order=True)
+    for view in style.unique(drawing, "view"):
+        view_rows = drawing.filter(view=view)
+        if view_rows["n_failed"].sum() <= n_failed:
+            return view_rows
+    return drawing.clear()
 
 
-def _of_axis(rows: pl.DataFrame, axis: str, more: str = "") -> style.Specification:
-    """Return a line for each value of an axis of runs, of those that are the leading run but for it."""
+def _of_axis(rows: pl.DataFrame, axis: str, note: str = "") -> style.Specification:
+    """Return one line per value of a run axis, for the runs that differ from the leading run only on this axis."""
     table = _inside(style.of_all_contexts(rows))
     same = {key: value for key, value in style.leading_run(table).items() if key != axis}
     table = table.with_columns(style.called(rows, list(same)).alias("run"))
-    return _of_run(table.filter(**same), axis, style.one_of(table) + more)
+    return _of_run(table.filter(**same), axis, style.one_of(table) + note)
 
 
 def _inside(table: pl.DataFrame) -> pl.DataFrame:
-    """Return the rows of sites inside the blocks; all where there are none."""
+    """Return the rows of sites inside the blocks, or all rows if there are none."""
     return table.filter(pl.col("module").is_in(style.modules_of(table)))
 
 
-def _of_run(of_run: pl.DataFrame, by: str, more: str, detail: str | None = None) -> style.Specification:
-    """Return a row for each module of one run, with a line for each value of a column."""
+def _of_run(run_rows: pl.DataFrame, by: str, more: str, detail: str | None = None) -> style.Specification:
+    """Return one row of panels per module of a run, with one line per value of a column."""
 
-    def titles(of_row: pl.DataFrame) -> tuple[str, str]:
-        return of_row["module"][0], f"{of_row['run'][0]}, mean over contexts{more}"
+    def titles(row_table: pl.DataFrame) -> tuple[str, str]:
+        return row_table["module"][0], f"{row_table['run'][0]}, mean over contexts{more}"
 
-    return _by_layer(of_run, "module", "estimator", by, titles, detail)
+    return _by_layer(run_rows, "module", "estimator", by, titles, detail)
 
 
 def _by_layer(
@@ -132,20 +133,20 @@ def _by_layer(
     titles: Callable[[pl.DataFrame], tuple[str, str]],
     detail: str | None = None,
 ) -> style.Specification:
-    """Return a grid of panels of means against layer, with a line for each value of a column."""
+    """Return a grid of panels of means against layer, with one line per value of a column."""
     values, left_out = style.shown(style.unique(table, by), style.MOST_LINES, f"{by}s")
     table = table.filter(pl.col(by).is_in(values))
 
-    def said(of_row: pl.DataFrame) -> tuple[str, str]:
-        title, subtitle = titles(of_row)
+    def titles_with_note(row_table: pl.DataFrame) -> tuple[str, str]:
+        title, subtitle = titles(row_table)
         return title, subtitle + left_out
 
     panel = partial(_panel, by=by, values=values, detail=detail)
-    return style.grid(table, rows, columns, panel, said)
+    return style.grid(table, rows, columns, panel, titles_with_note)
 
 
 def _panel(table: pl.DataFrame, by: str, values: list[str], detail: str | None) -> alt.LayerChart:
-    """Return lines and points against layer, one for each value of a column."""
+    """Return lines and points against layer, one per value of a column."""
     base = alt.Chart(table).encode(
         x=alt.X("layer:Q", title="layer", axis=style.layer_axis(table), scale=alt.Scale(nice=False)),
         y=alt.Y("mean:Q", title=style.ID, scale=alt.Scale(zero=True)),

@@ -1,4 +1,4 @@
-"""IDs of contexts against their losses, and losses along a context."""
+"""Figures of ID against loss, and of loss along a context."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ OF_POINT += ["loss", "entropy", "value", "stderr"]
 
 
 def id_against_loss(summary: pl.DataFrame, session: Path) -> style.Specification:
-    """Return the figure: contexts at the most correlated layer of each estimator, and the correlation by layer."""
+    """Return the figure of contexts at the layer with the strongest correlation, and of the correlation by layer."""
     table = style.of_all_contexts(style.leading(summary))
-    run, others = style.leading_run(table), style.one_of(table)
+    run, note = style.leading_run(table), style.one_of(table)
     table = table.filter(**run).filter(pl.col("module").is_in(style.modules_of(table)))
     module, view, name = style.modules_of(table)[0], table["view"][0], table["run"][0]
     scatter = []
@@ -29,21 +29,21 @@ def id_against_loss(summary: pl.DataFrame, session: Path) -> style.Specification
         contexts = load_contexts(session, **run, module=module, estimator=estimator)
         points = contexts.filter(pl.col("layer").eq_missing(strongest["layer"]), status="ok", view=view)
         panel = f"{estimator}, {_where(strongest)}{_correlation(strongest)}"
-        some, left_out = style.shown(points["context"].to_list(), style.MOST_POINTS, "contexts")
-        points = points.filter(pl.col("context").is_in(some)).select(*OF_POINT)
+        kept, left_out = style.shown(points["context"].to_list(), style.MOST_POINTS, "contexts")
+        points = points.filter(pl.col("context").is_in(kept)).select(*OF_POINT)
         scatter.append(points.with_columns(panel=pl.lit(panel + left_out), row=pl.lit("all")))
-    title = name, f"module {module!r}, view {view!r}, a point for each context{others}"
+    title = name, f"module {module!r}, view {view!r}, one point per context{note}"
     drawn = [style.grid(pl.concat(scatter), "row", "panel", _scatter, lambda _: title)]
     correlated = table.filter(pl.col("spearman_loss").is_not_null(), pl.col("layer").is_not_null())
     if len(correlated):
-        of_rows = correlated.with_columns(row=pl.lit("all"))
-        said = "Spearman's correlation of ID and loss by layer", _documents(correlated)
-        drawn.append(style.grid(of_rows, "row", "estimator", _correlations, lambda _: said))
+        correlated_rows = correlated.with_columns(row=pl.lit("all"))
+        correlation_title = "Spearman's correlation of ID and loss by layer", _documents(correlated)
+        drawn.append(style.grid(correlated_rows, "row", "estimator", _correlations, lambda _: correlation_title))
     return style.configured(style.beside("vconcat", drawn))
 
 
 def loss_by_position(summary: pl.DataFrame, session: Path) -> style.Specification:
-    """Return the figure: mean loss and entropy of tokens at each position, a line for each of a few runs."""
+    """Return the figure of mean loss and entropy at each position, one line per run, for a few runs."""
     table = style.of_all_contexts(summary)
     runs, left_out = style.shown(style.unique(table, "run"), style.MOST_LINES, "runs")
     means = []
@@ -53,8 +53,8 @@ def loss_by_position(summary: pl.DataFrame, session: Path) -> style.Specificatio
         binned = tokens.group_by(_octave().alias("octave")).agg(
             pl.col("position").mean(), pl.col("loss", "entropy").cast(pl.Float64).mean()
         )
-        of_run = table.filter(run=run).row(0, named=True)
-        names = {key: of_run[key] for key in ("run", "model", "checkpoint", *style.PRECISION)}
+        run_row = table.filter(run=run).row(0, named=True)
+        names = {key: run_row[key] for key in ("run", "model", "checkpoint", *style.PRECISION)}
         binned = binned.sort("octave").drop("octave")
         means.append(binned.with_columns(pl.lit(name).alias(key) for key, name in names.items()))
     index = ["run", "model", "checkpoint", *style.PRECISION, "position"]
@@ -65,12 +65,12 @@ def loss_by_position(summary: pl.DataFrame, session: Path) -> style.Specificatio
 
 
 def _octave() -> pl.Expr:
-    """Return the part of an octave that a position is in."""
+    """Return the part of an octave that contains a position."""
     return (pl.col("position").log(2) * PARTS_OF_OCTAVE).floor()
 
 
 def _strongest(table: pl.DataFrame) -> dict:
-    """Return the row whose correlation with the loss is largest, or the middle layer's where there is none."""
+    """Return the row with the strongest correlation with the loss, or the middle row if no correlation is known."""
     known = table.filter(pl.col("spearman_loss").is_not_nan() & pl.col("spearman_loss").is_not_null())
     chosen = known.sort(pl.col("spearman_loss").abs()).tail(1) if len(known) else table[[len(table) // 2]]
     return chosen.row(0, named=True)
@@ -82,18 +82,18 @@ def _where(row: dict) -> str:
 
 
 def _correlation(row: dict) -> str:
-    """Return the correlation of a row with the loss in words, and that the row was chosen by it."""
+    """Return the correlation of a row with the loss in words, with a note that it is the largest."""
     return "" if row["spearman_loss"] is None else f" (largest |ρ|), ρ = {row['spearman_loss']:.2f}"
 
 
 def _documents(table: pl.DataFrame) -> str:
-    """Return how many documents correlations are of."""
+    """Return the number of documents behind the correlations, in words."""
     least, most = style.bounds(table["n_documents"])
     return f"{least} documents" if least == most else f"{least} to {most} documents"
 
 
 def _scatter(table: pl.DataFrame) -> style.Panel:
-    """Return contexts as points, with the line that fits them best."""
+    """Return contexts as points, with their least-squares line."""
     base = alt.Chart(table).encode(
         x=alt.X("loss:Q", title="loss (nats/token)", scale=alt.Scale(zero=False)),
         y=alt.Y("value:Q", title=style.ID, scale=alt.Scale(zero=False)),
@@ -104,10 +104,10 @@ def _scatter(table: pl.DataFrame) -> style.Panel:
 
 
 def _correlations(table: pl.DataFrame) -> style.Panel:
-    """Return correlations by layer with their intervals, a line for each module."""
+    """Return correlations by layer with their intervals, one line per module."""
     x = alt.X("layer:Q", title="layer", axis=style.layer_axis(table), scale=alt.Scale(nice=False))
     scale = alt.Scale(domain=[-1, 1])
-    colours = style.coloured("module", style.unique(table, "module"))
+    colors = style.coloured("module", style.unique(table, "module"))
     base = alt.Chart(table)
     band = (
         base.transform_filter("isValid(datum.spearman_loss_low)")
@@ -116,22 +116,22 @@ def _correlations(table: pl.DataFrame) -> style.Panel:
             x=x,
             y=alt.Y("spearman_loss_low:Q", scale=scale, title="Spearman's ρ"),
             y2="spearman_loss_high:Q",
-            color=colours["color"],
+            color=colors["color"],
         )
     )
     line = base.mark_line(point=True).encode(
         x=x,
         y=alt.Y("spearman_loss:Q", scale=scale, title="Spearman's ρ"),
-        **colours,
+        **colors,
         tooltip=style.tooltip("module", "layer", "spearman_loss", "partial_loss", "p_loss", "q_loss"),
     )
     zero = alt.Chart(pl.DataFrame({"zero": [0]})).mark_rule(color="#888").encode(y="zero:Q")
-    # An area of nothing has no extent, which Vega warns of.
+    # Vega warns about an area without data.
     return zero + band + line if table["spearman_loss_low"].count() else zero + line
 
 
 def _by_position(table: pl.DataFrame) -> style.Panel:
-    """Return a score against position, a line for each run."""
+    """Return a score against position, one line per run."""
     base = alt.Chart(table).encode(
         x=alt.X("position:Q", title="position (tokens)", scale=alt.Scale(type="log", nice=False)),
         y=alt.Y("value:Q", title=f"{table['score'][0]} (nats/token)", scale=alt.Scale(zero=True)),

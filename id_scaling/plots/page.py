@@ -1,4 +1,4 @@
-"""Pages that need no network: the templates, filled in with figures and the scripts that draw them."""
+"""HTML pages that need no network: templates filled with figures and the scripts that draw them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from id_scaling.plots import templates
 
 @cache
 def libraries() -> str:
-    """Return the scripts that draw figures."""
+    """Return the JavaScript libraries that draw figures."""
     bundle = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # the stub requires what the function does not
     return bundle.replace("</script", "<\\/script")
 
 
 def as_script(value: object) -> str:
-    """Return a value as JSON that may stand in a script, whatever text is in it."""
+    """Return a value as JSON that is safe inside a script element, whatever text it holds."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
@@ -36,9 +36,9 @@ def report_page(title: str, contents: str, sections: str, specifications: object
     Parameters
     ----------
     title, contents, sections : str
-        HTML, in which text is escaped already.
+        HTML with escaped text.
     specifications : object
-        The specification of each figure by its name, with its data; `SPECS` to the page's script.
+        The specification of each figure with its data, by name; the script of the page reads it as `SPECS`.
     """
     return _filled(
         "report.html",
@@ -52,10 +52,10 @@ def report_page(title: str, contents: str, sections: str, specifications: object
 
 
 def _filled(name: str, **values: str) -> str:
-    """Return a page, of which each place has a value."""
+    """Return a template with a value for each placeholder."""
     return Template(_template(name)).substitute(values, libraries=libraries())
 
 
 def _template(name: str) -> str:
-    """Return a file of the templates."""
+    """Return the text of a template."""
     return resources.files(templates).joinpath(name).read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The figures of a session, drawn from its tables and written in each format."""
+"""Draw the figures of a session from its tables, and write them in each format."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ REPORT = "report.html"
 # The version of Vega-Lite that altair writes, as vl_convert names it: v6.1.0 is 6.1.
 VEGA_LITE = alt.SCHEMA_VERSION.removeprefix("v").rpartition(".")[0]
 PIXELS_AN_INCH = 150
-# Of the summary alone, and of the rows behind it too.
+# Figures that need only the summary, and figures that also read other files of the session.
 OF_SUMMARY = (
     id_by_layer,
     estimator_agreement,
@@ -43,21 +43,21 @@ OF_SESSION = (twonn_fit, id_by_scale, id_against_loss, loss_by_position)
 
 
 def plot(session: Path, outputs: Sequence[Path]) -> None:
-    """Draw figures of a session, each by the name of its file, and the report of all of them; all replaced as one set.
+    """Draw figures of a session, each named by its file, and the report; replace all files as one set.
 
     Parameters
     ----------
     session : Path
         The folder of the session.
     outputs : sequence of Path
-        Files to write: `NAME.html`, `.svg` or `.png` of figures, and `report.html`.
+        Files to write: `NAME.html`, `NAME.svg`, or `NAME.png` for figures, and `report.html`.
     """
     with writing_all(outputs) as places:
         draw(session, dict(zip(outputs, places, strict=True)))
 
 
 def draw(session: Path, places: Mapping[Path, Path]) -> None:
-    """Draw figures and the report as `plot` does, each to the place that its output has in `places`."""
+    """Draw figures and the report like `plot`, each to the path that `places` gives for its output."""
     summary, _ = read_table(session / "summary.parquet")
     alt.data_transformers.disable_max_rows()
     names = dict.fromkeys(output.stem for output in places if output.name != REPORT)
@@ -80,11 +80,11 @@ def draw(session: Path, places: Mapping[Path, Path]) -> None:
 
 
 def chart_of(name: str, summary: pl.DataFrame, session: Path) -> style.Specification:
-    """Return the figure of a name; where it has no data, what says so."""
-    of_summary = {draw.__name__: draw for draw in OF_SUMMARY}
+    """Return the named figure, or a message if it has no data."""
+    summary_figures = {draw.__name__: draw for draw in OF_SUMMARY}
     try:
-        if name in of_summary:
-            return style.with_warning(of_summary[name](summary))
+        if name in summary_figures:
+            return style.with_warning(summary_figures[name](summary))
         return style.with_warning({draw.__name__: draw for draw in OF_SESSION}[name](summary, session))
     except style.NothingToShowError as error:
         return style.nothing(str(error))

@@ -1,1 +1,1 @@
-"""The process and the machine: locks, logs, workers, atomic files. Cannot change a number, so no fingerprint has it."""
+"""Locks, logs, workers, and atomic files. Nothing here changes a number, so no fingerprint includes it."""

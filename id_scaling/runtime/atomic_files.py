@@ -1,8 +1,8 @@
-"""Files that are whole or absent: write aside, flush to disk, rename; and content hashes.
+"""Atomic files: write to a temporary name, flush to disk, rename; and content hashes.
 
-A process killed at any moment leaves either the old file, or none, or the complete new one under
-the final name. What it leaves aside carries `.tmp-` in its name and its process's number, until `sweep` removes it.
-Files that belong together are replaced as one set: a kill in the midst of the renames is made good by the next writer.
+A process killed at any moment leaves the old file, no file, or the complete new file under the final name. The name of
+a leftover temporary file has `.tmp-` and the process id, until `sweep` removes it. Files that belong together are
+replaced as one set: if a process is killed during the renames, the next writer finishes them.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import Any
 
 from id_scaling.errors import ResourceError, StoreError
 
-# Ends the name of the file that lists the renames of a set of files.
+# Suffix of the file that lists the renames of a set of files.
 RENAMES = ".renames"
 
-# Read once, as it can only be read by setting it.
+# Read once, because reading the umask requires setting it.
 _UMASK = os.umask(0o077)
 os.umask(_UMASK)
 FILE_MODE = 0o666 & ~_UMASK
@@ -31,127 +31,130 @@ FILE_MODE = 0o666 & ~_UMASK
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """Yield a path to write to; on success it becomes `path` in one step, on error it is removed."""
+    """Yield a temporary path; on success it becomes `path` in one step, on error it is removed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
         with _naming(path):
-            yield aside
-            _follow_umask(aside)
-            sync(aside)
-        os.replace(aside, path)
+            yield temporary
+            _follow_umask(temporary)
+            sync(temporary)
+        os.replace(temporary, path)
         sync(path.parent)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
-# What a disk says of the file that is written, often without its name.
-_OF_WRITING = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO))
+# Errors of a disk about the file being written, often without its name.
+_WRITE_ERRORS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO))
 
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Add the name of what is written to what the disk says of it."""
+    """Add the path to errors of the disk that lack one."""
     try:
         yield
     except OSError as error:
-        if error.errno in _OF_WRITING and error.filename is None:
+        if error.errno in _WRITE_ERRORS and error.filename is None:
             error.filename = str(path)
         raise
 
 
 @contextmanager
 def writing_all(paths: Sequence[Path]) -> Iterator[list[Path]]:
-    """Yield one path to write to for each of `paths`; on success they replace `paths` as one set, on error none does.
+    """Yield a temporary path for each of `paths`; on success they replace `paths` as one set, on error none does.
 
-    Every file must be written. Before the first rename a list of all of them is on disk, next to the first of `paths`:
-    a process killed from then on leaves the rest to `finish_renames`, which each later `writing_all` with the same
-    first path, and each `sweep` of its folder, calls.
+    Every file must be written. Before the first rename, a list of all renames is on disk, next to the first of `paths`.
+    If the process is killed after that, `finish_renames` does the rest. Each later `writing_all` with the same first
+    path, and each `sweep` of its folder, calls it.
     """
     paths = [Path(path) for path in paths]
     folder = paths[0].parent
     finish_renames(folder, paths[0].name)
     for parent in {path.parent for path in paths}:
         parent.mkdir(parents=True, exist_ok=True)
-    asides = [path.with_name(f".{path.name}.tmp-{os.getpid()}") for path in paths]
+    temporaries = [path.with_name(f".{path.name}.tmp-{os.getpid()}") for path in paths]
     with ExitStack() as leftovers:
-        for aside in asides:
-            leftovers.callback(aside.unlink, missing_ok=True)
+        for temporary in temporaries:
+            leftovers.callback(temporary.unlink, missing_ok=True)
         with _naming(paths[0]):
-            yield asides
-        for aside in asides:
-            _follow_umask(aside)
-            sync(aside)
-        pairs = zip(asides, paths, strict=True)
+            yield temporaries
+        for temporary in temporaries:
+            _follow_umask(temporary)
+            sync(temporary)
+        pairs = zip(temporaries, paths, strict=True)
         renames = [[os.path.relpath(path, folder) for path in pair] for pair in pairs]
-        with writing(folder / f".{paths[0].name}{RENAMES}") as listed:
-            listed.write_text(canonical_json(renames))
-        leftovers.pop_all()  # the set is complete: from here on it is only renamed
+        with writing(folder / f".{paths[0].name}{RENAMES}") as rename_list:
+            rename_list.write_text(canonical_json(renames))
+        leftovers.pop_all()  # the set is complete: only renames remain
         finish_renames(folder, paths[0].name)
 
 
 def finish_renames(folder: Path, name: str | None = None) -> None:
-    """Finish the renames of each set of files in `folder`, or of the one whose first file is `name`.
+    """Finish the renames of each set of files in `folder`, or only of the set whose first file is `name`.
 
     Raises
     ------
     StoreError
         A list of renames is damaged.
     """
-    for listed in sorted(Path(folder).glob(f".{'*' if name is None else glob.escape(name)}{RENAMES}")):
+    for rename_list in sorted(Path(folder).glob(f".{'*' if name is None else glob.escape(name)}{RENAMES}")):
         try:
-            renames = [(listed.parent / aside, listed.parent / path) for aside, path in json.loads(listed.read_text())]
+            renames = [
+                (rename_list.parent / temporary, rename_list.parent / path)
+                for temporary, path in json.loads(rename_list.read_text())
+            ]
         except FileNotFoundError:  # another process was quicker
             continue
         except (TypeError, ValueError) as error:
             raise StoreError(
-                f"{listed}: damaged ({error}); remove it, and what it was to replace: {name or 'see its name'}"
+                f"{rename_list}: damaged ({error}); remove it and the files it should replace: {name or 'see its name'}"
             ) from error
-        for aside, path in renames:
-            if aside.exists():  # else it was renamed before the kill
-                os.replace(aside, path)
+        for temporary, path in renames:
+            if temporary.exists():  # otherwise the killed process renamed it already
+                os.replace(temporary, path)
         for parent in {path.parent for _, path in renames}:
             sync(parent)
-        listed.unlink(missing_ok=True)
+        rename_list.unlink(missing_ok=True)
 
 
 @contextmanager
 def writing_folder(path: Path) -> Iterator[Path]:
-    """Yield a folder to fill; on success it becomes `path` in one step, replacing what was there."""
+    """Yield a temporary folder to fill; on success it replaces the folder `path` in one step."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
     try:
         with _naming(path):
-            yield aside
-        for file in aside.iterdir():
+            yield temporary
+        for file in temporary.iterdir():
             _follow_umask(file)
             sync(file)
-        sync(aside)
+        sync(temporary)
         shutil.rmtree(path, ignore_errors=True)
-        os.replace(aside, path)
+        os.replace(temporary, path)
         sync(path.parent)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _follow_umask(path: Path) -> None:
-    """Let those read or write a file who may by this process's umask: some libraries write for the owner only."""
+    """Give a file the permissions that the umask allows; some libraries create files for the owner only."""
     mode = path.stat().st_mode
     if path.is_file() and not path.is_symlink() and mode | FILE_MODE != mode:
         path.chmod(mode | FILE_MODE)
 
 
 def require_room(path: Path, n_bytes: int, kept: str) -> None:
-    """Check that a file system has room, before a file is begun that could not be ended.
+    """Check that a file system has room for a file before writing begins.
 
     Raises
     ------
     ResourceError
-        It has not; `kept` says what is not lost by that.
+        There is too little room; `kept` says what is not lost.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(path.parent).free
@@ -172,7 +175,7 @@ def sync(path: Path) -> None:
 
 
 def sweep(folder: Path, name: str | None = None) -> None:
-    """Remove what killed writers left aside in `folder`, all or that of one name: others may be at work there."""
+    """Remove temporary files of killed writers in `folder`; only those of `name` if others may be writing there."""
     finish_renames(folder, name)
     for leftover in Path(folder).glob(f".{'*' if name is None else glob.escape(name)}.tmp-*"):
         if leftover.is_dir():
@@ -182,7 +185,7 @@ def sweep(folder: Path, name: str | None = None) -> None:
 
 
 def canonical_json(value: Any) -> str:
-    """Return the one JSON text of a value: sorted keys, no spaces, no NaN."""
+    """Return the canonical JSON text of a value: sorted keys, no spaces, no NaN."""
     return _CANONICAL.encode(value)
 
 
@@ -201,5 +204,5 @@ def sha256(path: Path) -> str:
 
 
 def digest(value: Any) -> str:
-    """Return a short hash of a JSON-able value: 12 hexadecimal digits of its canonical SHA-256."""
+    """Return a short hash of a JSON value: the first 12 hexadecimal digits of the SHA-256 of its canonical text."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:12]

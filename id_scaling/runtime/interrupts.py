@@ -1,4 +1,4 @@
-"""How a process ends when the system asks it to: wherever it is, and without a second request cutting it short."""
+"""End a process on SIGTERM at any point, and let its cleanup finish although the signal repeats."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any
 
 from id_scaling.errors import Ended
 
-# Seconds after which an exception that Python dropped is raised again.
+# Seconds until an exception that Python dropped is raised again.
 AGAIN = 0.01
-# Seconds in which what has still to be done at an end is not asked to end again; later, the end was lost, or hangs.
+# Seconds for cleanup, in which another SIGTERM is ignored; later, the exception was lost, or the cleanup hangs.
 GRACE = 20.0
 
 
 @contextlib.contextmanager
 def endable() -> Iterator[None]:
-    """Raise `Ended` in the main thread at SIGTERM, so that leases are given back and nothing half written stays.
+    """Raise `Ended` in the main thread on SIGTERM, so that leases are released and temporary files are removed.
 
-    Python can only write down, and then drops, what is raised in a destructor or a callback of a weak reference, and
-    a forward pass is full of those. So `Ended` there, like Ctrl-C there, is raised again, by SIGALRM and the timer of
-    real time, which nothing else may use meanwhile.
+    Python only reports, and then drops, an exception raised in a destructor or in a callback of a weak reference, and a
+    forward pass has many of those. So this function raises `Ended`, or KeyboardInterrupt, again, with SIGALRM and the
+    real-time timer. Nothing else may use these in the meantime.
     """
     asked, is_over = -GRACE, False
 
@@ -46,7 +46,7 @@ def endable() -> Iterator[None]:
             return raise_again(type(unraisable.exc_value))
         try:
             hook_before(unraisable)
-        except (Ended, KeyboardInterrupt) as error:  # what a hook raises is dropped too
+        except (Ended, KeyboardInterrupt) as error:  # Python drops exceptions of a hook too
             raise_again(type(error))
 
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGALRM)}
@@ -57,7 +57,7 @@ def endable() -> Iterator[None]:
         try:
             yield
         finally:
-            is_over = True  # no signal comes between what follows
+            is_over = True  # from here on, handlers do nothing, so no signal interrupts the lines below
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         sys.unraisablehook = hook_before

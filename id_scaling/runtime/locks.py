@@ -1,10 +1,10 @@
-"""Leases: who writes a folder, and that nobody else does, on all machines that share the file system.
+"""Leases: at most one process writes to a folder, on all machines that share the file system.
 
-No lock of the operating system is used: a file is created that must not exist, renamed, and touched.
+Leases do not use locks of the operating system; they create a file exclusively, rename it, and touch it.
 
-A lease is a file that names its holder, and that its holder touches every few seconds. It is stale once its holder, on
-this machine, is gone, or, on another, has not touched it for long; then it is taken over. A holder that was only
-stopped, and finds on waking that its lease is another's, writes no more.
+A lease is a file that names its holder. The holder touches it every few seconds. A lease is stale if its holder has
+ended (on this machine), or has not touched it for long (on another machine). Another process then takes it over. A
+holder that was only suspended notices on waking that it lost its lease, and stops writing.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from pathlib import Path
 from id_scaling.errors import LeaseError, StoreError
 from id_scaling.runtime.logging import LOG
 
-# Seconds between two touches, and after how many without one a holder on another machine is taken for dead: some
-# touches may be late on a busy file system. Clocks may differ by less than that.
+# Seconds between two touches, and seconds without a touch after which a holder on another machine counts as dead. A
+# busy file system can delay several touches. Clocks must differ by less than STALE.
 BEAT, STALE = 10.0, 120.0
-# Seconds between two looks of one who waits.
+# Seconds between two attempts of a waiting process.
 LOOK = 1.0
-# When a living process started, where the system does not say.
+# Start time of a running process if the system does not report it.
 ALIVE = "alive"
 
 
@@ -44,14 +44,14 @@ class Holder:
     host : str
         Name of the machine.
     machine : str
-        Which running system and which processes of it can be seen: equal where a process id means the same.
+        Running system and process namespace; equal if a process id means the same process.
     pid : int
     started : str
-        When the process started, in the system's own count: process ids are used again.
+        Start time of the process in units of the system, because process ids are reused.
     since : str
-        When it took the lease.
+        Time at which it took the lease.
     token : str
-        Of this lease alone.
+        Unique identifier of this lease.
     """
 
     host: str
@@ -65,29 +65,29 @@ class Holder:
         return f"process {self.pid} on {self.host} since {self.since}" if self.token else "an unknown process"
 
     def is_gone(self, age: float) -> bool:
-        """Return whether the process has ended; whether it was not heard of for long, where that cannot be seen.
+        """Return whether the process has ended or, if that is unknown, has not touched its lease for long.
 
         Parameters
         ----------
         age : float
-            Seconds since it touched its lease; negative where that time is still to come, as after a clock was put
-            back, which a living holder would have touched again since.
+            Seconds since it touched its lease; negative if that time is in the future, after a clock was set back. A
+            running holder would have touched the lease again since then.
         """
         is_here = self.machine == _machine()
         if is_here and _start_of(self.pid) != self.started:
             return True
-        # A process id alone may have been used again.
+        # Without a start time, another process can have the same id.
         is_seen = is_here and self.started != ALIVE
         return not is_seen and abs(age) >= STALE
 
 
 class Lease:
-    """A lease of this process; `take` it, `check` it before writing, `release` it.
+    """A lease of this process: `take` it, `check` it before writing, `release` it.
 
     Parameters
     ----------
     path : Path
-        The file.
+        File of the lease.
     """
 
     def __init__(self, path: Path) -> None:
@@ -95,7 +95,7 @@ class Lease:
         self._own: Holder | None = None
 
     def take(self) -> Holder | None:
-        """Take the lease; return its holder where another has it."""
+        """Take the lease; return its holder if another process has it, else None."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         while True:
             own = Holder(
@@ -116,15 +116,15 @@ class Lease:
                 return holder
 
     def check(self) -> None:
-        """Raise `LeaseError` where another process took the lease over, or it was removed."""
+        """Raise a LeaseError if another process took over the lease, or if it was removed."""
         self.check_others()
         if read_holder(self.path) is None:
             raise LeaseError(
-                f"{self.path} was removed, so another process may write here; nothing more is written; run again"
+                f"{self.path} was removed, so another process may write here; this process stops writing; run again"
             )
 
     def check_others(self) -> None:
-        """Raise `LeaseError` where another process took the lease over."""
+        """Raise a LeaseError if another process took over the lease."""
         holder, own = read_holder(self.path), self._own.token if self._own else None
         if holder is not None and holder.token != own:
             raise LeaseError(
@@ -133,7 +133,7 @@ class Lease:
             )
 
     def release(self) -> None:
-        """Give the lease back, if it is still this process's."""
+        """Release the lease if this process still has it."""
         self._is_over.set()
         holder = read_holder(self.path)
         if self._own and holder and holder.token == self._own.token:
@@ -142,34 +142,36 @@ class Lease:
     def _beat(self) -> None:
         """Touch the file until the lease is over."""
         while not self._is_over.wait(BEAT):
-            with contextlib.suppress(OSError):  # a full disk, or a file system that is away: the next time may do
+            with contextlib.suppress(OSError):  # a full disk or an absent file system; the next touch may succeed
                 if read_holder(self.path) == self._own:
                     os.utime(self.path)
 
     def _evicted(self, holder: Holder) -> bool:
-        """Take a stale lease out of the way; return whether it was."""
+        """Remove a stale lease; return whether it was stale."""
         age = _age(self.path)
         if not holder.is_gone(age):
             return False
-        aside = self.path.with_name(f".{self.path.name}.tmp-{uuid.uuid4().hex}")
-        with contextlib.suppress(FileNotFoundError):  # another one that waits was quicker
-            os.rename(self.path, aside)
-            if read_holder(aside) != holder:  # and has it: put back what was taken
-                _put_back(aside, self.path)
-            aside.unlink()
-        heard = f"not heard of for {age:.0f} s" if age >= 0 else f"whose last sign is {-age:.0f} s ahead of the clock"
-        LOG.info("%s: %s is gone, %s; its lease is taken over", self.path.parent, holder, heard)
+        temporary = self.path.with_name(f".{self.path.name}.tmp-{uuid.uuid4().hex}")
+        with contextlib.suppress(FileNotFoundError):  # another waiting process was faster
+            os.rename(self.path, temporary)
+            if read_holder(temporary) != holder:  # and has a new lease, which was renamed here by mistake
+                _put_back(temporary, self.path)
+            temporary.unlink()
+        last_sign = (
+            f"not heard of for {age:.0f} s" if age >= 0 else f"whose last sign is {-age:.0f} s ahead of the clock"
+        )
+        LOG.info("%s: %s is gone, %s; its lease is taken over", self.path.parent, holder, last_sign)
         return True
 
 
 @contextlib.contextmanager
 def leased(folder: Path) -> Iterator[Lease]:
-    """Hold the lease of a folder, waiting while another process holds it.
+    """Hold the lease of a folder; wait while another process holds it.
 
     Raises
     ------
     LeaseError
-        From `check`, or in place of an error of a file, where another took it over.
+        Another process took over the lease: from `check`, or in place of an error of a file.
     """
     lease, is_said = Lease(Path(folder) / ".lease"), False
     while holder := lease.take():
@@ -179,7 +181,7 @@ def leased(folder: Path) -> Iterator[Lease]:
         time.sleep(LOOK)
     try:
         yield lease
-    except (OSError, StoreError):  # of a file that whoever took over removed?
+    except (OSError, StoreError):  # maybe the process that took over removed a file
         lease.check_others()
         raise
     finally:
@@ -187,7 +189,7 @@ def leased(folder: Path) -> Iterator[Lease]:
 
 
 def hold_session(session: Path) -> Lease:
-    """Take the lease of a session until this process ends, or say who has it.
+    """Hold the lease of a session until this process ends.
 
     Raises
     ------
@@ -201,51 +203,51 @@ def hold_session(session: Path) -> Lease:
         raise LeaseError(f"{lease.path}: cannot be written: {error.strerror}; choose another session_path") from error
     if holder:
         raise LeaseError(
-            f"{session}: {holder} is at work on this session; wait until it ends, or end it. If it is gone for "
-            f"certain, this is seen within {STALE:g} s; {lease.path} can be removed sooner"
+            f"{session}: {holder} is at work on this session; wait until it ends, or end it. If it has ended, the "
+            f"session is free within {STALE:g} s; to free it sooner, {lease.path} can be removed"
         )
     atexit.register(lease.release)
     return lease
 
 
 def _create(path: Path, holder: Holder) -> bool:
-    """Write the file of a lease; return whether there was none."""
+    """Create the file of a lease; return False if it exists."""
     try:
-        file = open(path, "x")  # noqa: SIM115  what exists is another's, and must not be removed below
+        file = open(path, "x")  # noqa: SIM115  an existing file belongs to another process and must not be removed below
     except FileExistsError:
         return False
     try:
         with file:
             json.dump(asdict(holder), file)
-    except OSError:  # on a full disk it would bind as a lease of nobody known
+    except OSError:  # an incomplete file would count as a lease of an unknown process
         path.unlink()
         raise
     return True
 
 
-def _put_back(aside: Path, path: Path) -> None:
-    """Give a lease that was taken by mistake its name again, unless there is another one by now."""
+def _put_back(temporary: Path, path: Path) -> None:
+    """Restore the name of a lease that was renamed by mistake, unless there is another lease by now."""
     with contextlib.suppress(FileExistsError):
         try:
-            os.link(aside, path)
+            os.link(temporary, path)
         except OSError as error:
             if error.errno == errno.EEXIST:
                 raise
             with open(path, "xb") as file:  # the file system has no hard links
-                file.write(aside.read_bytes())
+                file.write(temporary.read_bytes())
 
 
 def _refuse_others(path: Path) -> None:
-    """Raise `LeaseError` where something has the name of a lease that this program does not write."""
+    """Raise a LeaseError if the path of a lease is not a regular file."""
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISREG(path.lstat().st_mode):
             raise LeaseError(f"{path}: found a link, a folder or a device, expected the file of a lease; remove it")
 
 
 def read_holder(path: Path) -> Holder | None:
-    """Return who holds the lease in a file; None where nobody does.
+    """Return the holder of the lease in a file; None if there is no file.
 
-    A file that says nothing, as one that was created a moment ago, or that cannot be read, is held by nobody known.
+    The holder of an empty file, created a moment ago, or of an unreadable file is an unknown process.
     """
     unknown = Holder("an unknown machine", "", 0, "", "an unknown time", "")
     try:
@@ -263,7 +265,7 @@ def read_holder(path: Path) -> Holder | None:
 
 
 def _age(path: Path) -> float:
-    """Return the seconds since a file was touched, both by the clock of its file system."""
+    """Return the seconds since a file was touched, by the clock of its file system."""
     now = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex}")
     try:
         now.touch()
@@ -275,7 +277,7 @@ def _age(path: Path) -> float:
 
 
 def _machine() -> str:
-    """Return what tells running systems, and what processes of them can be seen, apart."""
+    """Return an identifier of the running system and its process namespace."""
     parts = []
     for path in ("/proc/sys/kernel/random/boot_id", "/proc/self/ns/pid"):
         with contextlib.suppress(OSError):
@@ -284,7 +286,7 @@ def _machine() -> str:
 
 
 def _start_of(pid: int) -> str:
-    """Return when a process started; empty where there is none, or it has ended and is not yet waited for."""
+    """Return the start time of a process; empty if it does not exist, or has ended as a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -293,7 +295,7 @@ def _start_of(pid: int) -> str:
 
 
 def _without_proc(pid: int) -> str:
-    """Return a word for any living process where the system does not say when it started."""
+    """Return ALIVE if a process runs, on systems that do not report its start time; else an empty string."""
     if Path("/proc/self/stat").exists():
         return ""
     try:

@@ -1,4 +1,4 @@
-"""One log for every verb: to standard error, one line an event; rules keep it with `tee`."""
+"""The log of every command: one line per event on standard error; rules save it with `tee`."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from types import TracebackType
 
 LOG = logging.getLogger("id_scaling")
 
-# Variables of the environment that hold tokens of the hub; how a token looks; what stands before a host in an address.
+# Environment variables with tokens of the hub; the form of a token, and of credentials before the host in an address.
 _TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 _SECRET = re.compile(r"hf_[A-Za-z0-9]{20,}|(?<=//)[^/\s]+(?=@)")
-# A shorter one is none, and may stand in any word.
+# A shorter value is not a token, and could be part of any word.
 SHORTEST = 8
-# What terminals obey; lines and tabs are left.
+# Control characters of terminals, except newlines and tabs.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def plain(text: str) -> str:
-    """Return text as it may be shown: without tokens and passwords, and with control characters spelled out."""
+    """Return text that is safe to show: without tokens and passwords, and with control characters escaped."""
     for token in (os.environ.get(name, "") for name in _TOKENS):
         if len(token) >= SHORTEST:
             text = text.replace(token, "***")
-    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], _SECRET.sub("***", text))
+    return _CONTROL.sub(lambda match: repr(match[0])[1:-1], _SECRET.sub("***", text))
 
 
 class _Plain(logging.Formatter):
-    """Formats records that may hold what someone else wrote."""
+    """Formatter for messages that may include text from outside."""
 
     def format(self, record: logging.LogRecord) -> str:
         return plain(super().format(record))
 
 
 def start_logging(is_verbose: bool) -> None:
-    """Send the package's log to standard error, with details when `is_verbose`; and what ends the process, as plain."""
+    """Send the log of the package to standard error, with details if `is_verbose`; print uncaught exceptions too."""
     handler = logging.StreamHandler(sys.stderr)
-    for earlier in [each for each in LOG.handlers if isinstance(each.formatter, _Plain)]:
-        LOG.removeHandler(earlier)  # of a command before in this process: each line is said once
+    for earlier in [other for other in LOG.handlers if isinstance(other.formatter, _Plain)]:
+        LOG.removeHandler(earlier)  # of an earlier command in this process; else each line would appear twice
     handler.setFormatter(_Plain("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     LOG.addHandler(handler)
     LOG.setLevel(logging.DEBUG if is_verbose else logging.INFO)
@@ -50,23 +50,23 @@ def start_logging(is_verbose: bool) -> None:
 
 
 def _say(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print an exception that nobody caught."""
+    """Print an uncaught exception."""
     print(plain("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 
 
 class Progress:
-    """Say how far a loop has come, its rate and the time left, every few seconds.
+    """Log the progress of a loop, its rate, and the time left, every few seconds.
 
     Parameters
     ----------
     what : str
-        What a step does.
+        Name of a finished step.
     n_total : int or None
-        How many steps there are; where that is not known, each step may say which share of the whole is done.
+        Number of steps; if it is not known, each call of `step` can give the share of the work that is done.
     n_done : int
-        How many were done before.
+        Number of steps done before the loop.
     note : callable, optional
-        Is told as often how many steps are done, and how many a second.
+        Called with each log line: number of steps done, and steps per second.
     """
 
     SECONDS_BETWEEN = 5.0
@@ -82,7 +82,7 @@ class Progress:
         self.start = self.said = time.monotonic()
 
     def step(self, n: int = 1, share: float = 0.0) -> None:
-        """Count `n` finished steps, and say so when it is time or the loop is done."""
+        """Count `n` finished steps; log progress if it is time, or if the loop is done."""
         self.n_done += n
         now = time.monotonic()
         if now - self.said < self.SECONDS_BETWEEN and self.n_done != self.n_total:
@@ -90,16 +90,21 @@ class Progress:
         self.said, elapsed = now, now - self.start
         n_here = self.n_done - self.n_start
         if self.n_total is None:
-            far, done = f"{self.n_done} ({share:.0%} of the whole)", share
+            progress, done_share = f"{self.n_done} ({share:.0%} of the whole)", share
         else:
-            far, done = f"{self.n_done} of {self.n_total}", n_here / max(self.n_total - self.n_start, 1)
+            progress, done_share = f"{self.n_done} of {self.n_total}", n_here / max(self.n_total - self.n_start, 1)
         rate = n_here / max(elapsed, 1e-9) if n_here else None
-        LOG.info("%s %s, %s", self.what, far, pace(rate, elapsed * (1 - done) / done if done else None))
+        LOG.info(
+            "%s %s, %s",
+            self.what,
+            progress,
+            pace(rate, elapsed * (1 - done_share) / done_share if done_share else None),
+        )
         self.note(self.n_done, rate)
 
 
 def pace(rate: float | None, seconds_left: float | None) -> str:
-    """Return in words how many steps a second there are, and how long those that are left take."""
+    """Return the rate and the time left in words."""
     left = "time left unknown" if seconds_left is None else f"{seconds_left:.0f} s left"
     if rate is None:
         return f"none yet, {left}"

@@ -1,4 +1,4 @@
-"""How much memory this process may still take, so that what cannot fit is refused before anything is allocated."""
+"""Check available memory before a large allocation, so that work that cannot fit fails early."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ GROUPS = Path("/sys/fs/cgroup")
 
 
 def require(n_bytes: float, what: str, advice: str) -> None:
-    """Refuse what needs more memory than there is.
+    """Raise an error if a computation needs more memory than is available.
 
     Parameters
     ----------
     n_bytes : float
-        How much it needs.
+        Memory that it needs.
     what, advice : str
         What needs it, and what to do.
 
     Raises
     ------
     ResourceError
-        There is less, as far as this system tells.
+        Less memory is available, as far as this system reports it.
     """
     available = min(_limits(), default=None)
     if available is not None and n_bytes > available:
@@ -34,7 +34,7 @@ def require(n_bytes: float, what: str, advice: str) -> None:
 
 
 def _limits() -> Iterator[int]:
-    """Yield what is left of each limit on this process that the system tells: Linux tells all, others few."""
+    """Yield the bytes left under each limit on this process; Linux reports all limits, other systems few."""
     lines = _lines(Path("/proc/meminfo"))
     yield from (1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
     yield from _left(GROUPS / "memory.max", GROUPS / "memory.current")
@@ -46,7 +46,7 @@ def _limits() -> Iterator[int]:
 
 
 def _left(limit: Path, used: Path) -> Iterator[int]:
-    """Yield what a control group may still take, if it is limited; its caches count as used, and are given back."""
+    """Yield the bytes left in a control group with a limit; reclaimable caches, counted as used, are added back."""
     numbers = [line for path in (limit, used) for line in _lines(path)]
     if len(numbers) == 2 and all(number.isdigit() for number in numbers):
         statistics = _lines(limit.with_name("memory.stat"))
@@ -55,5 +55,5 @@ def _left(limit: Path, used: Path) -> Iterator[int]:
 
 
 def _lines(path: Path) -> list[str]:
-    """Return the lines of a file of the system; none where there is no such file."""
+    """Return the lines of a system file; empty if it does not exist."""
     return path.read_text().splitlines() if path.is_file() else []

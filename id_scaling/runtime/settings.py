@@ -1,8 +1,7 @@
-"""Settings of jobs as dataclasses: how a class declares one, and how a job reads it back from JSON.
+"""Settings of jobs as dataclasses: a class declares its settings, and a job reads them from JSON.
 
-The class that uses a setting declares it, once: name, type, default, meaning, and which values it takes. The keys of
-the configuration are generated from these declarations (`study.declared_keys`), and a job builds the same class from
-its JSON.
+The class that uses a setting declares it: name, type, default, meaning, and allowed values. `study.declared_keys`
+generates the keys of the configuration from these declarations. A job builds the same class from its JSON.
 """
 
 from __future__ import annotations
@@ -23,20 +22,20 @@ Declared = TypeVar("Declared", bound="DataclassInstance")
 
 @dataclass(frozen=True)
 class Declaration:
-    """What a class says of a setting, other than its name and its type.
+    """The declaration of a setting, without its name and type.
 
     Parameters
     ----------
     default : object
-        Of the field and of the key.
+        Default of the field and of the key.
     meaning : str
         Description of the key.
     key : str
-        The key, dotted inside its sections; empty where it has the name of the field.
+        The key, with dots between sections; empty if it equals the name of the field.
     is_execution : bool
-        Whether the setting changes no content, so that it is told to the job next to its settings.
+        Whether the setting changes no content; the job then gets it separately from its settings.
     bounds : mapping
-        Limits of the values, as pydantic's `Field` names them.
+        Limits of the values, named as in `Field` of pydantic.
     """
 
     default: Any
@@ -47,46 +46,46 @@ class Declaration:
 
 
 def setting(default: Any, /, *, meaning: str, key: str = "", is_execution: bool = False, **bounds: Any) -> Any:
-    """Return the field of a dataclass that is a key of the configuration too, see `Declaration`.
+    """Return a field of a dataclass that is also a key of the configuration, see `Declaration`.
 
-    The fingerprint of the code sees the default, and nothing else of it.
+    The fingerprint of the code includes only the default.
     """
     return field(default=default, metadata={"setting": Declaration(default, meaning, key, is_execution, bounds)})
 
 
 def declarations(kind: type) -> dict[str, Declaration]:
-    """Return the settings that a dataclass declares, by the names of their fields."""
-    return {each.name: each.metadata["setting"] for each in fields(kind) if "setting" in each.metadata}
+    """Return the settings that a dataclass declares, by field name."""
+    return {declared.name: declared.metadata["setting"] for declared in fields(kind) if "setting" in declared.metadata}
 
 
 def check_keys(job: str, values: Mapping[str, Any], needed: Iterable[str], known: Iterable[str] = ()) -> None:
-    """Raise an InputError where the settings of a job have a key that it does not know, or lack one that it needs.
+    """Raise an InputError if the settings of a job have an unknown key, or lack a required key.
 
-    As where another version of the workflow planned the job: what is ignored would be recorded as if it counted.
+    This happens if another version of the workflow planned the job. An ignored key would be recorded as if it applied.
     """
     names = {*needed, *known}
     if unknown := sorted(values.keys() - names):
         raise InputError(f"{job}: found the setting {unknown[0]!r}, which is not known; {nearest(unknown[0], names)}")
     if missing := sorted({*needed} - values.keys()):
-        raise InputError(f"{job}: the setting {missing[0]!r} is missing; run snakemake again, which plans the job anew")
+        raise InputError(f"{job}: the setting {missing[0]!r} is missing; run snakemake again to plan the job again")
 
 
 def call_with(function: Callable[..., T], values: Mapping[str, Any], /, **others: Any) -> T:
-    """Return what a function returns, with the settings of a job and others as its arguments.
+    """Call a function with the settings of a job, and other arguments, and return its result.
 
     Raises
     ------
     InputError
-        A setting is no argument of the function, or one that it needs is missing.
+        A setting is not an argument of the function, or a required argument is missing.
     """
-    arguments = {name: each for name, each in signature(function).parameters.items() if name not in others}
-    needed = [name for name, each in arguments.items() if each.default is Parameter.empty]
+    arguments = {name: parameter for name, parameter in signature(function).parameters.items() if name not in others}
+    needed = [name for name, parameter in arguments.items() if parameter.default is Parameter.empty]
     check_keys(function.__name__.strip("_"), values, needed, arguments)
     return function(**values, **others)
 
 
 def read_settings(kind: type[Declared], values: Mapping[str, Any], **made: Any) -> Declared:
-    """Return the settings of a job as the class that declares them.
+    """Return the settings of a job as an instance of the class that declares them.
 
     Parameters
     ----------
@@ -95,24 +94,29 @@ def read_settings(kind: type[Declared], values: Mapping[str, Any], **made: Any) 
     values : mapping
         All its fields as JSON, except those in `made`.
     **made : object
-        Fields that need no conversion.
+        Fields that are given as objects and need no conversion.
 
     Raises
     ------
     InputError
-        A key is no field, or a field has no key.
+        A key is not a field, or a field has no key.
     """
     hints = get_type_hints(kind)
-    check_keys(kind.__name__, values, [each.name for each in fields(kind) if each.name not in made])
+    check_keys(kind.__name__, values, [declared.name for declared in fields(kind) if declared.name not in made])
     return kind(**{name: _as_declared(hints[name], value) for name, value in values.items()}, **made)
 
 
 def _as_declared(hint: Any, value: Any) -> Any:
-    """Return a value of JSON, which has neither tuples nor classes, as the type that a field declares."""
-    inner = get_args(hint)
+    """Return a JSON value as the declared type of a field; JSON has neither tuples nor classes."""
+    arguments = get_args(hint)
     if isinstance(hint, type) and is_dataclass(hint):
         return read_settings(hint, value)
-    if isinstance(value, Mapping) and len(inner) == 2 and isinstance(inner[1], type) and is_dataclass(inner[1]):
-        return {name: read_settings(inner[1], each) for name, each in value.items()}
-    is_tuple = any(get_origin(each) is tuple for each in (hint, *inner))
+    if (
+        isinstance(value, Mapping)
+        and len(arguments) == 2
+        and isinstance(arguments[1], type)
+        and is_dataclass(arguments[1])
+    ):
+        return {name: read_settings(arguments[1], part) for name, part in value.items()}
+    is_tuple = any(get_origin(part) is tuple for part in (hint, *arguments))
     return tuple(value) if is_tuple and isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""Slurm's commands as Snakemake's plugin calls them: wrapped, so that a restart of the controller is outlasted."""
+"""Wrapped Slurm commands for the plugin of Snakemake, which retry while the Slurm controller restarts."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import os
 from pathlib import Path
 from shutil import which
 
-# Where the wrapped `scontrol` keeps what the controller said of its configuration.
+# Environment variable with the path where the wrapped `scontrol` saves the configuration of the controller.
 CONFIG = "ID_SCALING_SLURM_CONFIG"
 
 
 def outlast_controller(programs: Path, notes: Path) -> None:
-    """Put the wrapped commands before Slurm's own on this process's PATH, where Slurm is there.
+    """Put the wrapped commands first on the PATH of this process, if Slurm is installed.
 
     Parameters
     ----------
     programs : Path
-        The folder that holds them.
+        Folder of the wrapped commands.
     notes : Path
-        The file in which `scontrol` keeps the configuration.
+        File in which `scontrol` saves the configuration.
     """
     folders = os.environ["PATH"].split(":")
     if which("scontrol") and str(programs) not in folders:

@@ -1,8 +1,7 @@
-"""Processes that answer one question after another: what one does, holds or crashes of is no matter to who asks.
+"""Child processes that run functions in isolation: their crashes, memory, and signals do not affect the caller.
 
-A child is started for each thread that asks and each function that answers, kept between questions, and replaced once
-anything has come between a question and its answer. It ends when its standard input does, in the midst of an answer
-too, so with whoever started it, however that ended.
+Each thread has one child per function. The child stays between calls, and is replaced if a call is interrupted. It ends
+when its standard input closes, even during a call, so it never outlives its parent.
 """
 
 from __future__ import annotations
@@ -24,31 +23,31 @@ from typing import IO, Any, BinaryIO, cast
 
 from id_scaling.errors import Ended
 
-# What the operating system can wait for at once, in seconds; days.
+# Longest wait that the operating system accepts, in seconds (days).
 LONGEST = 1e6
-# A child that waits, or shares its core with others, is killed after so many times the seconds that it may compute:
-# nine others on each core leave an answer as it is.
+# Wall time limit as a multiple of the processor time limit, for a child that waits or shares its core: nine other
+# processes on each core do not change the result.
 WALL_TIMES = 10
-# Seconds that a process which has said its last may take to end.
+# Seconds that a process may take to exit after it closed its pipes.
 TO_END = 5.0
-# Many children share the machine.
+# One thread each, because many children share the machine.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
-# Ctrl-C, and SIGTERM to all of a job, are for the one who asks, who then ends the child.
+# The parent handles Ctrl-C, and SIGTERM to a whole job, and then ends the child.
 _DEAF = "import signal; [signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)]"
 
 _OF_THREAD = threading.local()
-# Those of all threads.
+# The children of all threads.
 _RUNNING: weakref.WeakSet[_Child] = weakref.WeakSet()
 
 
 class ChildError(Exception):
-    """What went wrong in the child, in words.
+    """An error in a child, in words.
 
     Parameters
     ----------
     words : str
     lacks_memory : bool
-        Whether there was, as far as can be seen, too little memory.
+        Whether the cause seems to be too little memory.
     """
 
     def __init__(self, words: str, lacks_memory: bool = False) -> None:
@@ -57,33 +56,33 @@ class ChildError(Exception):
 
 
 def ask_child(answer: Callable, *question: Any, max_seconds: float = LONGEST, files: Sequence[int] = ()) -> Any:
-    """Return `answer(*question)`, as a child of this thread computes it.
+    """Return `answer(*question)`, computed in a child of this thread.
 
     Parameters
     ----------
     answer : callable
-        A module's function.
+        A function at the top level of a module.
     *question : any
         Its arguments, pickled.
     max_seconds : float
-        After so much processor time the child is killed, so that an answer does not depend on who else computes; and
-        after WALL_TIMES as long by the clock.
+        Processor time after which the child is killed; it does not depend on the load of the machine. The limit on wall
+        time is WALL_TIMES as long.
     files : sequence of int
-        Descriptors of open files that a child has too, by the same numbers.
+        Descriptors of open files that the child inherits, with the same numbers.
 
     Raises
     ------
     TimeoutError
-        The answer took more.
+        The call took longer.
     ChildError
-        The function raised an exception, whose traceback is a note, or its process ended.
+        The function raised an exception, whose traceback is added as a note, or its process ended.
     """
     name = f"{answer.__module__}:{answer.__qualname__}"
     child = _own_child(name, files)
     try:
-        found, raised, trace = child.ask(question, max_seconds)
+        result, raised, trace = child.ask(question, max_seconds)
     except BaseException as error:
-        # Whatever is still to come from this child answers a question nobody asks any more.
+        # A late answer of this child would belong to this call, so the child cannot be used again.
         _children().pop(name)
         is_cut_off = isinstance(error, EOFError | BrokenPipeError | pickle.UnpicklingError)
         code = child.end(TO_END if is_cut_off else 0.0)
@@ -91,18 +90,18 @@ def ask_child(answer: Callable, *question: Any, max_seconds: float = LONGEST, fi
             raise TimeoutError(f"no answer after {max_seconds:g} s of processor time") from error
         if is_cut_off:
             is_killed = code == -signal.SIGKILL
-            cause = " (killed, most likely for want of memory)" if is_killed else ""
+            cause = " (killed, probably because memory ran out)" if is_killed else ""
             raise ChildError(f"its process ended with code {code}{cause}", lacks_memory=is_killed) from error
         raise
     if raised:
         raised.add_note(trace)
         raise raised
-    return found
+    return result
 
 
 @contextlib.contextmanager
 def ending_children() -> Iterator[None]:
-    """End the children of all threads at Ctrl-C, or when the system asks to end: threads that ask see nothing of it."""
+    """End the children of all threads on Ctrl-C or SIGTERM, because only the main thread gets these exceptions."""
     try:
         yield
     except (KeyboardInterrupt, Ended):
@@ -113,14 +112,14 @@ def ending_children() -> Iterator[None]:
 
 
 def _children() -> dict[str, _Child]:
-    """Return the children of this thread, by what they answer."""
+    """Return the children of this thread, by the name of their function."""
     if not hasattr(_OF_THREAD, "children"):
         _OF_THREAD.children = {}
     return _OF_THREAD.children
 
 
 def _own_child(name: str, files: Sequence[int]) -> _Child:
-    """Return the running child of this thread of this process; one from before a fork is the parent's."""
+    """Return the running child of this thread for a function; a child from before a fork belongs to the parent."""
     child, held = _children().get(name), [(file, os.fstat(file).st_ino) for file in files]
     if child is None or child.owner != os.getpid() or child.held != held or not child.is_running():
         child = _children()[name] = _Child(name, held)
@@ -128,7 +127,7 @@ def _own_child(name: str, files: Sequence[int]) -> _Child:
 
 
 class _Child:
-    """A process in which one function answers."""
+    """A process that runs one function."""
 
     def __init__(self, name: str, held: Sequence[tuple[int, int]]) -> None:
         self.owner, self.held = os.getpid(), held
@@ -140,17 +139,17 @@ class _Child:
                 env={**os.environ, **ONE_THREAD, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                 pass_fds=[file for file, _ in held],
             )
-            # Both are pipes, as asked for.
+            # PIPE above makes both of them files.
             self._questions = cast("IO[bytes]", self._process.stdin)
             self._answers = cast("IO[bytes]", self._process.stdout)
-            self._answer()  # what the start of the process takes is no part of an answer
+            self._answer()  # wait for the start, which does not count as part of a call
         except (OSError, EOFError) as error:
-            words = f"{sys.executable} could not be started to compute in ({error})"
+            words = f"{sys.executable} could not be started as a worker process ({error})"
             raise ChildError(words, lacks_memory=getattr(error, "errno", None) == errno.ENOMEM) from error
         _RUNNING.add(self)
 
     def ask(self, question: tuple, max_seconds: float) -> tuple[Any, ChildError | None, str]:
-        """Return the answer to a question, or the error and the traceback."""
+        """Return the result of a call, or the error and its traceback."""
         pickle.dump((question, max_seconds), self._questions, protocol=pickle.HIGHEST_PROTOCOL)
         self._questions.flush()
         waiting = select.poll()
@@ -161,21 +160,21 @@ class _Child:
         return self._answer()
 
     def is_running(self) -> bool:
-        """Return whether the process has not ended."""
+        """Return whether the process is still running."""
         return self._process.poll() is None
 
     def kill(self) -> None:
-        """Kill the process; whoever waits for its answer sees that it ended."""
+        """Kill the process; a thread that waits for its answer sees that it ended."""
         self._process.kill()
 
     def end(self, patience: float = 0.0) -> int:
-        """Return the exit code of a process that is ending, or is killed after so many seconds."""
+        """Wait up to `patience` seconds for the process, then kill it; return the exit code."""
         try:
             self._process.wait(patience)
         except subprocess.TimeoutExpired:
             self._process.kill()
         for pipe in (self._questions, self._answers):
-            with contextlib.suppress(BrokenPipeError):  # part of a question was never taken
+            with contextlib.suppress(BrokenPipeError):  # the child did not read all of a question
                 pipe.close()
         return self._process.wait()
 
@@ -189,8 +188,8 @@ class _Child:
 
 
 def serve(name: str) -> None:
-    """Answer questions on standard input by a module's function until there are no more."""
-    # What a function prints must not stand among the answers.
+    """Run a function on each question from standard input until the input ends."""
+    # Output that the function prints goes to standard error, not between the answers.
     questions, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     threading.Thread(target=_end_with_input, args=[questions.fileno()], daemon=True).start()
@@ -202,11 +201,11 @@ def serve(name: str) -> None:
             question, max_seconds = pickle.load(questions)
         except EOFError:
             return
-        # The signal of this timer ends the process, in the midst of compiled code too.
+        # The signal of this timer ends the process, even inside compiled code.
         signal.setitimer(signal.ITIMER_PROF, min(max_seconds, LONGEST))
         try:
             reply = _pickled((answer(*question), None, ""))
-        except Exception as error:  # noqa: BLE001  other packages' code may raise anything: it becomes words
+        except Exception as error:  # noqa: BLE001  code of other packages may raise anything; the parent gets it as text
             raised = ChildError(f"{type(error).__name__}: {error}", lacks_memory=isinstance(error, MemoryError))
             reply = _pickled((None, raised, traceback.format_exc()))
         signal.setitimer(signal.ITIMER_PROF, 0)
@@ -214,9 +213,9 @@ def serve(name: str) -> None:
 
 
 def _end_with_input(file: int) -> None:
-    """End this process, whatever it does, once nobody holds the other end of a pipe."""
+    """End this process at once when the other end of a pipe closes."""
     waiting = select.poll()
-    waiting.register(file, 0)  # of its end alone
+    waiting.register(file, 0)  # reports only the hangup
     waiting.poll()
     os._exit(1)
 

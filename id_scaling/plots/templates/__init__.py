@@ -1,1 +1,1 @@
-"""Pages as files of HTML, CSS and JavaScript; `$name` is a place that `id_scaling.plots.page` fills in."""
+"""Templates of pages in HTML, CSS, and JavaScript; `id_scaling.plots.page` fills each placeholder `$name`."""

@@ -2,8 +2,8 @@ const KEYS = ["model", "checkpoint", "module", "estimator"];
 const chosen = {};
 
 function isChosen(row) {
-  const isAnyway = key => !chosen[key] || row[key] == null || (key === "estimator" && row[key] === "loss");
-  return KEYS.every(key => isAnyway(key) || String(row[key]) === chosen[key]);
+  const isAccepted = key => !chosen[key] || row[key] == null || (key === "estimator" && row[key] === "loss");
+  return KEYS.every(key => isAccepted(key) || String(row[key]) === chosen[key]);
 }
 
 function filtered(spec) {
@@ -12,7 +12,7 @@ function filtered(spec) {
   return pruned(copy, copy.datasets, undefined);
 }
 
-// Without the panels that have no data.
+// Return the figure without panels that have no data; null if none is left.
 function pruned(node, datasets, inherited) {
   const name = node.data && node.data.name || inherited;
   for (const kind of ["vconcat", "hconcat"]) {
@@ -21,14 +21,14 @@ function pruned(node, datasets, inherited) {
     return node[kind].length ? node : null;
   }
   const names = [name, ...(node.layer || []).map(layer => layer.data && layer.data.name)].filter(Boolean);
-  return names.some(one => (datasets[one] || []).some(row => row.zero === undefined)) ? node : null;
+  return names.some(dataset => (datasets[dataset] || []).some(row => row.zero === undefined)) ? node : null;
 }
 
 async function draw(name) {
   const place = document.getElementById("figure-" + name);
   const spec = filtered(SPECS[name]);
   if (!spec) {
-    place.replaceChildren("Nothing of this selection is in this figure. One of a single run shows the first model.");
+    place.replaceChildren("This figure has no data for this selection. A figure of a single run shows the first model.");
     place.dataset.drawn = "empty";
     return;
   }
@@ -42,11 +42,11 @@ function drawAll() {
 }
 
 function values(key) {
-  const found = new Set();
+  const distinct = new Set();
   for (const spec of Object.values(SPECS))
     for (const rows of Object.values(spec.datasets))
-      for (const row of rows) if (row[key] != null && row[key] !== "loss") found.add(String(row[key]));
-  return [...found];
+      for (const row of rows) if (row[key] != null && row[key] !== "loss") distinct.add(String(row[key]));
+  return [...distinct];
 }
 
 function addFilter(key) {

@@ -105,7 +105,7 @@ def test_a_figure_without_data_says_so(name: str, session: Path) -> None:
 def test_what_is_no_number_is_in_no_figure(name: str, session: Path) -> None:
     summary = load_summary(session).with_columns(mean_loss=pl.lit(float("nan")), sd=pl.lit(float("inf")))
     assert "NaN" not in drawn(name, summary, session)
-    assert (True, "6 runs have tokens whose loss is no number, so no mean loss; their figures lack it.") in remarks(
+    assert (True, "6 runs have tokens whose loss is not a number, so figures do not show their mean loss.") in remarks(
         summary
     )
 
@@ -193,8 +193,8 @@ def test_the_report_counts_the_contexts_of_each_length(of_lengths: Path) -> None
     """A document of 100 to 300 words has two chunks of 40 tokens at most, and from 128 words on one of 128."""
     report = (of_lengths / "report.html").read_text()
     assert re.findall(r"shards 0: ([^<]*)<", report) == [
-        "7 contexts of 5 documents; 128 tokens a context",
-        "12 contexts of 6 documents; 40 tokens a context",
+        "7 contexts of 5 documents; 128 tokens per context",
+        "12 contexts of 6 documents; 40 tokens per context",
     ]
 
 
@@ -507,7 +507,7 @@ def test_equivalents_of_one_cloud_that_disagree_reject_a_gaussian(session: Path)
         n_sites = len(summary.filter(view="default", estimator="mle"))
         n_runs = summary.select("checkpoint", "control").unique().height
         ((is_doubt, said),) = said_of(summary, "by several estimators")
-        assert said.startswith(f"At {n_apart * n_runs} of {n_sites} sites the Gaussian equivalents of one cloud")
+        assert said.startswith(f"At {n_apart * n_runs} of {n_sites} sites, the Gaussian equivalents of one cloud")
         assert is_doubt == (n_apart > 0)
 
 
@@ -532,7 +532,7 @@ def test_rows_whose_mean_a_few_points_carry_are_named(session: Path) -> None:
     n_runs = summary.select("checkpoint", "control").unique().height
     ((is_doubt, said),) = said_of(summary, "largest local dimensions")
     assert is_doubt
-    assert said.startswith(f"mle: in {n_runs} of {n_rows} rows the tenth of points")
+    assert said.startswith(f"mle: in {n_runs} of {n_rows} rows, the tenth of points")
     assert "block of layer 1 51%" in said
     assert "block of layer 0" not in said
     ((is_doubt, said),) = said_of(summary.with_columns(top_share=pl.lit(0.15)).filter(estimator="mle"), "largest local")

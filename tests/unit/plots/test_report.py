@@ -138,7 +138,7 @@ def test_filters_leave_what_they_name_in_every_figure(opened: Page) -> None:
     assert opened.locator("#figure-id_against_loss").get_attribute("data-drawn") == "figure"
     choose(opened, "module", "unemb")
     assert opened.locator("#figure-id_by_step").inner_text() == (
-        "Nothing of this selection is in this figure. One of a single run shows the first model."
+        "This figure has no data for this selection. A figure of a single run shows the first model."
     )
     for key in ("module", "checkpoint", "estimator"):
         choose(opened, key, "")
@@ -211,7 +211,7 @@ def test_the_page_says_what_was_run_and_what_to_doubt(opened: Page, session: Pat
     summary = load_summary(session).filter(view="default", estimator="mle")
     n_clouds = summary["n_contexts"].sum()
     assert f"mle: 0 of {n_clouds:,} clouds have no estimate." in trust
-    assert "Rows are of 20 documents at least; intervals: bootstrap." in trust
+    assert "Each row has at least 20 documents; intervals: bootstrap." in trust
     # Of both estimators, at contexts of 96 tokens; those of 64 have too few points for an equivalent.
     means, equivalent = load_summary(session).filter(view="default"), pl.col("value_gaussian_equivalent")
     known, unknown = (means.filter(ctx_len=length) for length in (96, 64))
