@@ -30,26 +30,33 @@ WHOLE = {
 }
 
 
-def test_a_dry_run_of_the_embedded_default_shows_every_job(tmp_path: Path):
+@pytest.fixture
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder that is also this process's, in which no bundled model is prepared."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_dry_run_of_the_embedded_default_shows_every_job(in_folder: Path):
     """Nothing is fetched yet, so the embedded model and texts are prepared too."""
-    workflow = Workflow(tmp_path, yaml.safe_load((ROOT / "config" / "config.yaml").read_text()))
+    workflow = Workflow(in_folder, yaml.safe_load((ROOT / "config" / "config.yaml").read_text()))
     planned = workflow.planned()
     assert planned == {**WHOLE, "prepare_model": 1, "prepare_dataset": 1}
     assert count_jobs(Study(workflow.config)) == planned
 
 
-def test_the_documented_example_dry_runs_without_network_or_weights(tmp_path: Path):
+def test_the_documented_example_dry_runs_without_network_or_weights(in_folder: Path):
     """Llama-2-7B, 4 modules x 4 estimators."""
-    workflow = Workflow(tmp_path, yaml.safe_load((ROOT / "config" / "llama2-7b.yaml").read_text()))
+    workflow = Workflow(in_folder, yaml.safe_load((ROOT / "config" / "llama2-7b.yaml").read_text()))
     planned = workflow.planned()
     assert planned == {**WHOLE, "fetch_weights": 1, "estimate_dimension": 16}
     assert count_jobs(Study(workflow.config)) == planned
 
 
 @pytest.mark.parametrize("n_checkpoints", [2, pytest.param(154, marks=pytest.mark.workflow)])
-def test_the_sweep_over_size_and_training_dry_runs_without_network_or_weights(tmp_path: Path, n_checkpoints: int):
+def test_the_sweep_over_size_and_training_dry_runs_without_network_or_weights(in_folder: Path, n_checkpoints: int):
     """Pythia: 8 sizes x 154 checkpoints x 4 modules x 4 estimators; and some of its checkpoints."""
-    workflow = Workflow(tmp_path, yaml.safe_load((ROOT / "config" / "pythia.yaml").read_text()))
+    workflow = Workflow(in_folder, yaml.safe_load((ROOT / "config" / "pythia.yaml").read_text()))
     for model in workflow.config["model_config"]:
         assert len(model["model_checkpoint"]) == 154
         model["model_checkpoint"] = model["model_checkpoint"][:n_checkpoints]
