@@ -1,8 +1,9 @@
-"""What one batch of contexts gives: the neighbors of every site, the loss of every token.
+"""Computes what an extraction stores of one batch of contexts: neighbors at every site, loss of every token.
 
-Each site's activations are reduced to neighbor distances as the forward pass leaves it, on the device, so
-no more than one site of one batch is held. Everything is computed from the activations as the model
-made them; only a saved copy is rounded to `save_fp`. This module is what makes an extraction stale.
+The activations of a site are reduced to neighbor distances on the device as soon as the forward pass leaves the site,
+so only one site of one batch is in memory. Everything is computed from the activations as the model outputs them; only
+a saved copy is rounded to `save_fp`. An extraction becomes stale if this module, or a computing module that it imports,
+changes.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ from id_scaling.neighbors.statistics import names_of
 from id_scaling.neighbors.views import View, default_ranks, views_at
 from id_scaling.runtime.logging import LOG
 
-# The neighbors of one cloud under each view.
-OfViews = dict[str, Neighbors]
-# Takes a site and its arrays.
+# The neighbors of one cloud, by view.
+NeighborsByView = dict[str, Neighbors]
+# Stores the arrays of a site.
 SiteWriter = Callable[[Site, dict[str, np.ndarray]], None]
 
 
@@ -48,21 +49,21 @@ class Extraction:
     Parameters
     ----------
     request : SiteRequest
-        Where activations are read, and which views are made at some layers alone.
+        Where activations are read, and which views are computed only at some layers.
     views : mapping of str to View
-        Under which views neighbors are sought, by name.
+        The views under which neighbors are searched, by name.
     ranks : tuple of int, or None
-        Neighbor ranks stored; None for the default ladder.
+        Neighbor ranks that are stored; None for the default ranks.
     groups : tuple of str
-        Groups of cloud statistics stored.
+        Groups of cloud statistics that are stored.
     save_clouds, save_means : bool
-        Whether the whole manifold, and its centre, are stored.
+        Whether the clouds, and their means, are stored.
     save_fp : str
         Precision of saved clouds.
     dtype : str
         Precision of the weights; `auto` is float32, but bfloat16 for a large model on a GPU.
     positions : tuple of int
-        Positions whose tokens are stored, in float32.
+        Positions whose activations are stored, in float32.
     """
 
     request: SiteRequest
@@ -77,7 +78,7 @@ class Extraction:
 
 
 class ModelRun:
-    """A loaded model and what is read of it.
+    """A loaded model, and the sites and views at which it is read.
 
     Parameters
     ----------
@@ -86,11 +87,11 @@ class ModelRun:
     identity : dict
         The model's identity, with the folder that holds its weights.
     n_threads : int
-        On how many cores clouds are searched; it cannot change a number.
+        Number of cores that search clouds; it does not change any number.
     use_accelerator : bool
         Whether the model may be spread over several devices.
     input_ids : (contexts, tokens) tensor
-        All contexts of the run; the first verifies the module paths.
+        All contexts of the run; the first one is used to verify the module paths.
     """
 
     def __init__(
@@ -113,7 +114,7 @@ class ModelRun:
         self.view_layers = cast("Mapping[str, list[int]]", views)
         check_paths(self.sites, {name for name, _ in self.model.named_modules()})
         self.extraction, self.searchers = extraction, Searchers(n_threads)
-        self.wide_sites: set[Site] = set()  # whose clouds `save_fp` cannot all hold, as far as was seen
+        self.wide_sites: set[Site] = set()  # sites that have exceeded the range of `save_fp`
         kernels_of(np.empty((0, 0)))  # loads their BLAS before its threads are limited
         n_counted = input_ids.shape[1] - min(view.skip_first_tokens for view in extraction.views.values())
         self.ranks = extraction.ranks or default_ranks(n_counted)
@@ -124,7 +125,7 @@ class ModelRun:
             self.loss_head = LossHead(self.model, first)
 
     def facts(self) -> dict[str, Any]:
-        """Return what is known of the model only once it is loaded."""
+        """Return the facts of the model that are known only after it is loaded."""
         return {
             "attention": self.model.config._attn_implementation,
             "device_map": {key: str(value) for key, value in getattr(self.model, "hf_device_map", {}).items()},
@@ -139,64 +140,66 @@ class ModelRun:
 
     @torch.inference_mode()
     def extract_batch(self, input_ids: torch.Tensor, write_site: SiteWriter) -> dict[str, np.ndarray]:
-        """Run one batch, hand over the arrays of each site as it is reached, and return those of the tokens.
+        """Run one batch, write the arrays of each site when the forward pass leaves it, and return those of the tokens.
 
         Parameters
         ----------
         input_ids : (contexts, tokens) tensor
             The contexts of the batch.
         write_site : callable
-            Takes a site and its arrays by name, each with one row per context.
+            Stores the arrays of a site by name, each with one row per context.
 
         Returns
         -------
         dict of (contexts, tokens) float arrays
             `loss` and `entropy` of each token, in nats.
         """
-        seen: list[Site] = []
-        before: dict[str, tuple[int | None, list[OfViews]]] = {}  # module -> the layer last seen, and its neighbors
+        seen_sites: list[Site] = []
+        # Module -> its last layer, and the neighbors there.
+        last_by_module: dict[str, tuple[int | None, list[NeighborsByView]]] = {}
 
         def visit(site: Site, activations: torch.Tensor) -> None:
-            seen.append(site)
-            clouds = _as_clouds(activations, site, input_ids.shape)
-            layer, below = before.get(site.module, (None, None))
-            is_next = site.layer is not None and layer == site.layer - 1
+            seen_sites.append(site)
+            clouds = _clouds_of(activations, site, input_ids.shape)
+            layer, below = last_by_module.get(site.module, (None, None))
+            is_next_layer = site.layer is not None and layer == site.layer - 1
             views = views_at(site.layer, self.extraction.views, self.view_layers)
-            found = self._neighbors(clouds, input_ids.numpy(), views, below if is_next else None)
-            before[site.module] = site.layer, found
-            write_site(site, self._arrays(site, clouds, found))
+            neighbors = self._neighbors(clouds, input_ids.numpy(), views, below if is_next_layer else None)
+            last_by_module[site.module] = site.layer, neighbors
+            write_site(site, self._arrays(site, clouds, neighbors))
 
         on_device = input_ids.to(self.device)
         with watching(self.model, self.sites, visit):
             hidden = last_hidden(self.model, on_device)
-        if sorted(map(repr, seen)) != sorted(map(repr, self.sites)):
-            missed = [site.path for site in self.sites if seen.count(site) != 1]
+        if sorted(map(repr, seen_sites)) != sorted(map(repr, self.sites)):
+            wrong_paths = [site.path for site in self.sites if seen_sites.count(site) != 1]
             raise InputError(
-                f"model_config.module_name_mapping: a forward pass does not leave {', '.join(missed)} exactly once; "
-                "name modules inside the base model (the output embedding is none: `unemb` is the final norm's output)"
+                f"model_config.module_name_mapping: a forward pass does not leave {', '.join(wrong_paths)} exactly "
+                "once; name modules inside the base model, which excludes the output embedding (`unemb` is the final "
+                "norm's output)"
             )
         loss, entropy = self.loss_head(on_device, hidden)
         return {"loss": loss.numpy(), "entropy": entropy.numpy()}
 
-    def _arrays(self, site: Site, clouds: torch.Tensor, found: list[OfViews]) -> dict[str, np.ndarray]:
-        """Return the datasets of one site for one batch: `found` is a list over contexts."""
+    def _arrays(self, site: Site, clouds: torch.Tensor, neighbors: list[NeighborsByView]) -> dict[str, np.ndarray]:
+        """Return the datasets of one site for one batch; `neighbors` has one entry per context."""
         arrays = {}
-        for view in found[0]:
-            of_view = [neighbors[view] for neighbors in found]
-            arrays[f"{view}/r1"] = np.stack([one.r1 for one in of_view])
-            arrays[f"{view}/log_ratio"] = np.stack([one.log_ratio for one in of_view]).astype(np.float32)
-            arrays[f"{view}/statistics"] = np.array([list(one.statistics.values()) for one in of_view])
+        for view in neighbors[0]:
+            under_view = [by_view[view] for by_view in neighbors]
+            arrays[f"{view}/r1"] = np.stack([cloud.r1 for cloud in under_view])
+            arrays[f"{view}/log_ratio"] = np.stack([cloud.log_ratio for cloud in under_view]).astype(np.float32)
+            arrays[f"{view}/statistics"] = np.array([list(cloud.statistics.values()) for cloud in under_view])
         if self.extraction.save_means:
             arrays["mean"] = clouds.double().mean(dim=1).float().cpu().numpy()
         for position in self.extraction.positions:
             arrays[f"positions/{position}"] = clouds[:, position].float().cpu().numpy()
         if self.extraction.save_clouds:
             arrays["activations"] = rounded(on_host(clouds), self.extraction.save_fp)
-            self._warn_of_wide(site, arrays["activations"])
+            self._warn_of_wider_precision(site, arrays["activations"])
         return arrays
 
-    def _warn_of_wide(self, site: Site, saved: np.ndarray) -> None:
-        """Say once for each site that clouds of it are saved in a wider precision than was asked for."""
+    def _warn_of_wider_precision(self, site: Site, saved: np.ndarray) -> None:
+        """Log once for each site that some of its clouds are saved in a wider precision than requested."""
         if saved.dtype != self.extraction.save_fp and site not in self.wide_sites:
             self.wide_sites.add(site)
             LOG.warning(
@@ -209,20 +212,24 @@ class ModelRun:
             )
 
     def _neighbors(
-        self, clouds: torch.Tensor, token_ids: np.ndarray, names: Sequence[str], below: list[OfViews] | None
-    ) -> list[OfViews]:
-        """Return the neighbors of each cloud of a batch under some views; a view that is not made below has none."""
+        self, clouds: torch.Tensor, token_ids: np.ndarray, names: Sequence[str], below: list[NeighborsByView] | None
+    ) -> list[NeighborsByView]:
+        """Return the neighbors of each cloud under given views; `below` are those in the layer below, if known."""
         views, groups = [self.extraction.views[name] for name in names], self.extraction.groups
-        same = {"views": views, "ranks": self.ranks, "groups": groups}
-        under_each = below or [{}] * len(clouds)
-        lists = [[under[name].nearest if name in under else None for name in names] for under in under_each]
-        each = zip(token_ids, lists, strict=True)
-        found = self.searchers.find(clouds, [{**same, "token_ids": ids, "below": under} for ids, under in each])
-        return [dict(zip(names, of_views, strict=True)) for of_views in found]
+        shared = {"views": views, "ranks": self.ranks, "groups": groups}
+        below_by_cloud = below or [{}] * len(clouds)
+        lists_below = [
+            [by_view[name].nearest if name in by_view else None for name in names] for by_view in below_by_cloud
+        ]
+        inputs = [
+            {**shared, "token_ids": ids, "below": lists} for ids, lists in zip(token_ids, lists_below, strict=True)
+        ]
+        results = self.searchers.find(clouds, inputs)
+        return [dict(zip(names, neighbors, strict=True)) for neighbors in results]
 
 
-def _as_clouds(activations: torch.Tensor, site: Site, shape: torch.Size) -> torch.Tensor:
-    """Return activations as (contexts, tokens, d); some modules see contexts and tokens as one axis."""
+def _clouds_of(activations: torch.Tensor, site: Site, shape: torch.Size) -> torch.Tensor:
+    """Return activations as (contexts, tokens, d); some modules combine contexts and tokens in one axis."""
     if not isinstance(activations, torch.Tensor):
         raise InputError(
             f"module {site.path}: found an output of type {type(activations).__name__}, expected a tensor; name "

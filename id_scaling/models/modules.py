@@ -179,10 +179,10 @@ def resolve_mapping(mapping: Mapping[str, str] | None, model_type: str) -> Mappi
 
 def check_paths(sites: Sequence[Site], module_names: Collection[str]) -> None:
     """Raise a ConfigError, which suggests names, if the path of a site is not a module of the model."""
-    known = set(module_names)
+    model_paths = set(module_names)
     for site in sites:
-        if site.path not in known:
-            same_depth = {_without_layers(name) for name in known if name}
+        if site.path not in model_paths:
+            same_depth = {_without_layers(name) for name in model_paths if name}
             raise ConfigError(
                 f"model_config.module_name_mapping.{site.module}: the model has no module {site.path!r}; "
                 f"{nearest(_without_layers(site.path), same_depth)}"

@@ -125,6 +125,6 @@ def _sha256(content: bytes | memoryview) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _damaged(path: Path, what: str) -> StoreError:
+def _damaged(path: Path, damage: str) -> StoreError:
     """Return the error for a layer file that is not as it was written."""
-    return StoreError(f"{path}: damaged ({what}); {made_anew(path.with_name('manifest.json'))}")
+    return StoreError(f"{path}: damaged ({damage}); {made_anew(path.with_name('manifest.json'))}")

@@ -43,8 +43,8 @@ PART_RECORD = "part.json"
 class DamagedPartError(StoreError):
     """A part that is not as it was written."""
 
-    def __init__(self, part: Path, what: str) -> None:
-        super().__init__(f"{part}: damaged ({what})")
+    def __init__(self, part: Path, damage: str) -> None:
+        super().__init__(f"{part}: damaged ({damage})")
         self.part = part
 
 

@@ -1,7 +1,7 @@
-"""Records of a shard: its documents, and what is wrong with those that cannot be read, as a stream.
+"""Records of a shard as a stream: its documents, and the problem of each record that cannot be read.
 
-A record has a text, an identifier and other fields, its metadata. What is in memory at a time does not grow with the
-shard, nor with a row group of parquet; it grows with a record, of which none is longer than `MOST_BYTES`.
+A record has a text, an identifier and other fields, which are its metadata. The memory does not grow with the size of a
+shard or of a row group of parquet; it grows with the size of a record, which is at most `MOST_BYTES`.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-# Of a zstandard window: as `zstd --long=31` makes it, the largest that the format's own program reads.
+# The largest zstandard window that the `zstd` program reads, as `zstd --long=31` writes it.
 MAX_WINDOW_LOG = 31
-# Of a line, a text file, a text; and of a field of metadata as JSON, in characters.
-MOST_BYTES, MOST_OF_A_FIELD = 2**28, 10_000
-BUFFER, MOST_ROWS = 2**20, 64
-MOST_COLUMNS = 50  # in a message
+# Limits: of a line, a text file or a text in bytes; of a metadata field as JSON in characters.
+MOST_BYTES, MAX_FIELD_CHARACTERS = 2**28, 10_000
+BUFFER, MAX_BATCH_ROWS = 2**20, 64
+MAX_COLUMNS_SHOWN = 50  # in a message
 
 
 @dataclass(frozen=True)
 class Document:
-    """One text of a shard, where it stands, and the other fields of its record as canonical JSON."""
+    """One text of a shard, its number and name, and the other fields of its record as canonical JSON."""
 
     number: int
     name: str
@@ -52,7 +52,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Broken:
-    """A record that cannot be read: where it is, and what is wrong with it."""
+    """A record that cannot be read: its place and its problem."""
 
     where: str
     what: str
@@ -64,47 +64,47 @@ class Shard:
     Parameters
     ----------
     files : list of Path
-        Parquet, JSON lines, plain or compressed, and text files, each of these one document.
+        Parquet files, plain or compressed JSON-lines files, and text files; a text file is one document.
     text_column, id_column : str
-        Fields of a record; a record without an id is known by its number in the shard.
+        Fields of a record; the name of a record without an id is its number in the shard.
     """
 
     def __init__(self, files: list[Path], text_column: str, id_column: str) -> None:
         self.files, self.text_column, self.id_column = files, text_column, id_column
         self.n_bytes = sum(path.stat().st_size for path in files)
         self._n_bytes_before, self._n_bytes_of_file = 0, 0.0
-        self._left_out: set[str] = set()
+        self._fields_left_out: set[str] = set()
 
     @property
     def share(self) -> float:
-        """The share of the shard's bytes that was read."""
+        """The share of the shard's bytes that have been read."""
         return (self._n_bytes_before + self._n_bytes_of_file) / max(self.n_bytes, 1)
 
     def records(self) -> Iterator[Document | Broken]:
-        """Yield the records in order, as `rows`."""
+        """Yield the document of each record, or what is wrong with it, in the order of `rows`."""
         for number, (where, record) in enumerate(self.rows()):
             yield self.document(number, where, record)
 
     def rows(self) -> Iterator[tuple[str, dict[str, Any] | str]]:
-        """Yield where each record is, in order, and its fields, or what is wrong with it.
+        """Yield the place of each record, in order, and its fields, or what is wrong with it.
 
         Raises
         ------
         InputError
-            A file is damaged, or a parquet file lacks the column of texts.
+            A file is damaged, or a parquet file lacks the text column.
         """
         for path in self.files:
             yield from self._reader(path)(path)
             self._n_bytes_before, self._n_bytes_of_file = self._n_bytes_before + path.stat().st_size, 0.0
 
     def _reader(self, path: Path) -> Callable[[Path], Iterator[tuple[str, dict[str, Any] | str]]]:
-        """Return what yields (where, record) for each record of a file; for a broken one, what is wrong with it."""
-        return {".parquet": self._of_parquet, ".txt": self._of_text}.get(path.suffix, self._of_lines)
+        """Return the function that yields the rows of a file, by its suffix."""
+        return {".parquet": self._parquet_rows, ".txt": self._text_rows}.get(path.suffix, self._line_rows)
 
-    def _of_parquet(self, path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
+    def _parquet_rows(self, path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
         """Yield the rows of a parquet file."""
         try:
-            # With a buffer, pages are read one after another; without, a column of a whole row group at once.
+            # Without a buffer, pyarrow reads the column of a whole row group at once; with one, page by page.
             with pq.ParquetFile(path, buffer_size=BUFFER, pre_buffer=False) as file:
                 if self.text_column not in file.schema_arrow.names:
                     raise wrong_text_column(path, self.text_column, file.schema_arrow.names)
@@ -118,8 +118,8 @@ class Shard:
         except (pa.ArrowException, OSError) as error:
             raise InputError(f"{path}: not a readable parquet file ({error}); fetch or write it again") from error
 
-    def _of_lines(self, path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
-        """Yield the records of a JSON-lines file, plain or compressed."""
+    def _line_rows(self, path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
+        """Yield the records of a plain or compressed JSON-lines file."""
         with _opened(path) as (file, decoded):
             for number, line in enumerate(_lines(decoded), start=1):
                 if number == 1:
@@ -128,8 +128,8 @@ class Shard:
                 if line is None or line.strip():
                     yield f"{path.name} line {number}", _json_record(line)
 
-    def _of_text(self, path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
-        """Yield the one document of a text file."""
+    def _text_rows(self, path: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
+        """Yield the only record of a text file."""
         record: dict[str, Any] | str = f"longer than {MOST_BYTES} bytes"
         if path.stat().st_size <= MOST_BYTES:
             content = path.read_bytes()
@@ -144,31 +144,31 @@ class Shard:
         """Return the document of a record, or what is wrong with it."""
         if isinstance(record, str):
             return Broken(where, record)
-        if wrong := _wrong_with(record, self.text_column):
-            return Broken(where, wrong)
+        if problem := _problem_of(record, self.text_column):
+            return Broken(where, problem)
         name, text = record.get(self.id_column), record[self.text_column]
         name = str(number if name is None else name).encode("utf-8", "backslashreplace").decode()
-        others = {key: value for key, value in record.items() if key not in (self.text_column, self.id_column)}
+        fields = {key: value for key, value in record.items() if key not in (self.text_column, self.id_column)}
         try:
-            return Document(number, name, text, self._metadata(others))
+            return Document(number, name, text, self._metadata(fields))
         except RecursionError:
-            return Broken(where, "fields inside each other too deep to be kept")
+            return Broken(where, "fields are nested too deep to be kept")
 
     def _metadata(self, fields: dict[str, Any]) -> str | None:
-        """Return fields as canonical JSON without those that are too long; None when there are none."""
+        """Return fields as canonical JSON without those that are too long; None if no field is left."""
         texts = {key: _json_of(value) for key, value in fields.items()}
-        too_long = {key for key, text in texts.items() if len(text) > MOST_OF_A_FIELD}
-        for key in sorted(too_long - self._left_out):
+        too_long = {key for key, text in texts.items() if len(text) > MAX_FIELD_CHARACTERS}
+        for key in sorted(too_long - self._fields_left_out):
             LOG.warning(
-                "field %r is left out of the metadata where it is longer than %d characters", key, MOST_OF_A_FIELD
+                "field %r is left out of the metadata where it is longer than %d characters", key, MAX_FIELD_CHARACTERS
             )
-        self._left_out |= too_long
+        self._fields_left_out |= too_long
         kept = (f"{canonical_json(key)}:{texts[key]}" for key in sorted(texts.keys() - too_long))
         return "{" + ",".join(kept) + "}" if texts.keys() - too_long else None
 
 
 def schema_of(path: Path) -> pa.Schema:
-    """Return the schema of a parquet file; raises an InputError where that cannot be read."""
+    """Return the schema of a parquet file; raises an InputError if it cannot be read."""
     try:
         return pq.read_schema(path)
     except (pa.ArrowException, OSError) as error:
@@ -176,16 +176,16 @@ def schema_of(path: Path) -> pa.Schema:
 
 
 def fields_of(schema: pa.Schema, without: Collection[str] = ()) -> dict[str, Any]:
-    """Return a record that has the fields of a schema, without values: those inside others too."""
+    """Return a record with the fields of a schema, nested ones too, without values."""
     return {field.name: _inner_fields(field.type) for field in schema if field.name not in without}
 
 
 def is_no_text(kind: pa.DataType) -> bool:
-    """Return whether no value of a column of a kind can be read as text; dates and times can."""
+    """Return whether values of a column type cannot be read as text; dates and times can."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     return any(
-        is_of(kind)
-        for is_of in (
+        is_kind(kind)
+        for is_kind in (
             pa.types.is_integer,
             pa.types.is_floating,
             pa.types.is_decimal,
@@ -202,33 +202,35 @@ def is_no_text(kind: pa.DataType) -> bool:
 def wrong_text_column(
     path: Path, column: str, columns: Collection[str], kinds: Collection[str] = (), dataset: str = ""
 ) -> InputError:
-    """Return the error of a column that no record has, or whose values are of kinds that are no text."""
-    shown = ", ".join(list(columns)[:MOST_COLUMNS]) + (", …" if len(columns) > MOST_COLUMNS else "")
-    asked = f"{column!r} to be text, not {', '.join(kinds)}" if kinds else repr(column)
+    """Return the error for a text column that no record has, or whose values are of other kinds than text."""
+    shown = ", ".join(list(columns)[:MAX_COLUMNS_SHOWN]) + (", …" if len(columns) > MAX_COLUMNS_SHOWN else "")
+    expected = f"{column!r} to be text, not {', '.join(kinds)}" if kinds else repr(column)
     key = f"dataset_config.text_column of {dataset}" if dataset else "dataset_config.text_column"
-    others = [name for name in columns if name != column]
+    other_columns = [name for name in columns if name != column]
     return InputError(
-        f"{path}: found columns {shown}, expected {asked} ({key}); name the column that holds the text; "
-        f"{nearest(column, others) if others else 'there is no other'}"
+        f"{path}: found columns {shown}, expected {expected} ({key}); name the column that holds the text; "
+        f"{nearest(column, other_columns) if other_columns else 'there is no other'}"
     )
 
 
 def _inner_fields(kind: pa.DataType) -> dict[str, Any] | None:
-    """Return the fields inside one of a kind; None where there are none."""
+    """Return the fields inside a field of this type; None if there are none."""
     return {inner.name: _inner_fields(inner.type) for inner in kind} if pa.types.is_struct(kind) else None
 
 
 def _rows_a_batch(file: pq.ParquetFile) -> int:
-    """Return how many rows of a parquet file are read at a time: many short ones, or one that is long."""
+    """Return how many rows of a parquet file are read at a time: many short rows, or one long row."""
     groups = (file.metadata.row_group(number) for number in range(file.metadata.num_row_groups))
     longest = max((group.total_byte_size / max(group.num_rows, 1) for group in groups), default=1)
-    return max(1, min(MOST_ROWS, int(BUFFER / max(longest, 1))))
+    return max(1, min(MAX_BATCH_ROWS, int(BUFFER / max(longest, 1))))
 
 
 def _row(batch: pa.RecordBatch) -> dict[str, Any] | str:
-    """Return the record of a batch of one row, or what is wrong with it; dates and times are as arrow writes them."""
+    """Return the record of a batch of one row, or what is wrong with it; dates and times become text as in arrow."""
     try:
-        columns = (one.cast(pa.string()) if pa.types.is_temporal(one.type) else one for one in batch.columns)
+        columns = (
+            column.cast(pa.string()) if pa.types.is_temporal(column.type) else column for column in batch.columns
+        )
         return {name: column.to_pylist()[0] for name, column in zip(batch.schema.names, columns, strict=True)}
     except UnicodeDecodeError as error:
         return f"not UTF-8 at byte {error.start}"
@@ -237,7 +239,7 @@ def _row(batch: pa.RecordBatch) -> dict[str, Any] | str:
 
 
 def _lines(handle: IO[bytes]) -> Iterator[bytes | None]:
-    """Yield the lines of a file; None for one that is too long, of which no more is in memory than is allowed."""
+    """Yield the lines of a file; None for a line that is too long, which is skipped without holding it in memory."""
     while line := handle.readline(MOST_BYTES + 1):
         is_too_long = len(line) > MOST_BYTES
         while is_too_long and line and not line.endswith(b"\n"):
@@ -261,7 +263,7 @@ def _json_record(line: bytes | None) -> dict[str, Any] | str:
 
 
 def _check_encoding(path: Path, start: bytes) -> None:
-    """Raise an InputError when the byte order mark that a file starts with is one of UTF-16 or UTF-32."""
+    """Raise an InputError if a file starts with a byte order mark of UTF-16 or UTF-32."""
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)):
         raise InputError(
             f"{path}: starts with a byte order mark of UTF-16 or UTF-32, expected UTF-8; convert it: iconv -f UTF-16 "
@@ -271,7 +273,7 @@ def _check_encoding(path: Path, start: bytes) -> None:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
-    """Open a plain, gzip or zstandard file; yield it as it is, and as it is read by lines."""
+    """Open a plain, gzip or zstandard file; yield the file itself, and its decompressed content."""
     try:
         with path.open("rb") as file, _DECODERS.get(path.suffix, contextlib.nullcontext)(file) as decoded:
             yield file, decoded
@@ -285,16 +287,16 @@ def _opened(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
 
 
 def _zstandard(file: IO[bytes]) -> IO[bytes]:
-    """Open a zstandard file of any window, of which as much memory is taken as it has text, 2 GiB at most."""
-    largest: dict[int, int] = {zstd.DecompressionParameter.window_log_max: MAX_WINDOW_LOG}
-    return io.BufferedReader(zstd.ZstdFile(file, options=largest), BUFFER)
+    """Open a zstandard file with any window; the memory grows with its text up to the window, 2 GiB at most."""
+    options: dict[int, int] = {zstd.DecompressionParameter.window_log_max: MAX_WINDOW_LOG}
+    return io.BufferedReader(zstd.ZstdFile(file, options=options), BUFFER)
 
 
 _DECODERS: dict[str, Callable[[IO[bytes]], Any]] = {".gz": gzip.open, ".zst": _zstandard}
 
 
-def _wrong_with(record: dict[str, Any], column: str) -> str | None:
-    """Return what is wrong with a record that has no usable text."""
+def _problem_of(record: dict[str, Any], column: str) -> str | None:
+    """Return what is wrong with the text of a record; None if it is usable."""
     if column not in record:
         return f"no {column!r} (dataset_config.text_column); it has {', '.join(map(str, record)) or 'nothing'}"
     text = record[column]
@@ -308,19 +310,19 @@ def _wrong_with(record: dict[str, Any], column: str) -> str | None:
 
 
 def _json_of(value: Any) -> str:
-    """Return a value as canonical JSON; what JSON has not is text, as bytes, dates and numbers that are not finite."""
+    """Return a value as canonical JSON; bytes, dates, and numbers that are not finite become text."""
     try:
         return canonical_json(value)
     except (TypeError, ValueError):
-        return canonical_json(_plain(value))
+        return canonical_json(_json_value(value))
 
 
-def _plain(value: Any) -> Any:
-    """Return a value of JSON for any value."""
+def _json_value(value: Any) -> Any:
+    """Return a value of any type as one that JSON can represent."""
     if isinstance(value, dict):
-        return {str(key): _plain(inner) for key, inner in value.items()}
+        return {str(key): _json_value(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
+        return [_json_value(inner) for inner in value]
     if isinstance(value, bytes):
         return value.decode("utf-8", "backslashreplace")
     is_plain = value is None or isinstance(value, (str, int)) or (isinstance(value, float) and math.isfinite(value))

@@ -1,8 +1,8 @@
-"""Controls of the text: contexts with their structure broken, of which a model is asked the same as of the plain ones.
+"""Controls of the text: contexts with their structure broken, to be compared with plain contexts.
 
-`shuffle-S` is the ladder of Viswanathan et al. (2025), The geometry of tokens in internal representations of large
-language models: the tokens of a context are cut into min(4^S, n_tokens) blocks, and the order of the blocks is
-permuted. A token at a context's start that the document does not have, beginning-of-sequence, stays where it is.
+`shuffle-S` follows Viswanathan et al. (2025), The geometry of tokens in internal representations of large language
+models: the tokens of a context are split into min(4^S, n_tokens) blocks, and the order of the blocks is permuted. A
+beginning-of-sequence token, which is not from the document, keeps its place.
 """
 
 from __future__ import annotations
@@ -25,37 +25,37 @@ if TYPE_CHECKING:
 
 NONE, SHUFFLE = "none", "shuffle-"
 CONTROLS = (NONE, *(f"{SHUFFLE}{level}" for level in range(1, 6)))
-# Contexts that are in memory at a time.
+# Contexts in memory at a time.
 BATCH = 1024
 
 
 def shuffle_contexts(source: Path, settings: dict[str, Any], output: Path) -> None:
-    """Write the contexts of a control: those of `none` in their order, each with its own tokens shuffled.
+    """Write the contexts of a control: the contexts of `none` in the same order, with the tokens of each shuffled.
 
     Parameters
     ----------
     source : Path
         `contexts.parquet` of `none`.
     settings : dict
-        Of the job; `control` is `shuffle-S`.
+        Settings of the job; `control` is `shuffle-S`.
     output : Path
-        The table to write. Its facts are those of `source`, with the job's settings, the content of `source` as
-        what it was made from, the hash of its own tokens, and the rule of the shuffle as `rule`.
+        The table to write. Its facts are those of `source`, with the settings of the job, the content hash of `source`
+        as `made_from`, the hash of the shuffled tokens, and a description of the shuffle as `rule`.
 
     Raises
     ------
     StoreError
-        `source` is not as it was written.
+        `source` is missing or damaged.
     """
     import pyarrow.parquet as pq
 
     check_seal(source)
     level = int(settings["control"].removeprefix(SHUFFLE))
-    with pq.ParquetFile(source) as file, writing(output) as aside:
+    with pq.ParquetFile(source) as file, writing(output) as temporary:
         facts = json.loads(file.metadata.metadata[FACTS.encode()])
         facts |= {"settings": settings, "made_from": {"contexts": content_of(facts)}, "plain": recipe_of(facts)}
         n_fixed, tokens, schema = int(facts["bos"] is not None), RowHash(), file.schema_arrow.remove_metadata()
-        with pq.ParquetWriter(aside, schema) as writer:
+        with pq.ParquetWriter(temporary, schema) as writer:
             for batch in file.iter_batches(BATCH):
                 shuffled_batch = _shuffled_batch(batch, level, n_fixed, schema)
                 for row in shuffled_batch["input_ids"].to_numpy(zero_copy_only=False):
@@ -63,7 +63,7 @@ def shuffle_contexts(source: Path, settings: dict[str, Any], output: Path) -> No
                 writer.write_batch(shuffled_batch)
             facts |= {"tokens_sha256": tokens.hexdigest(), "rule": _rule(level)}
             writer.add_key_value_metadata(table_metadata(facts))
-        seal(aside)
+        seal(temporary)
         LOG.info("%s of %d contexts", settings["control"], file.metadata.num_rows)
 
 
@@ -72,19 +72,20 @@ def shuffled(  # type: ignore[return]  # draws are counted without end
 ) -> np.ndarray:
     """Return tokens with their blocks in another order.
 
-    The n_blocks = min(4^level, n_tokens) blocks are contiguous, and their sizes differ by at most one: n_tokens mod
-    n_blocks of them, the first, are the larger ones. Each gets 64 bits of SHAKE-256 of [document_id, chunk, level,
-    draw], and they are ordered by these, so that a context has one order whatever stands beside it and whichever
-    model reads it. Where that is the order they had, `draw`, from 0 on, is raised by one; one block alone has no other.
+    The n_blocks = min(4^level, n_tokens) blocks are contiguous, and their sizes differ by at most one: the first
+    n_tokens mod n_blocks blocks are the larger ones. Each block gets 64 bits of SHAKE-256 of [document_id, chunk,
+    level, draw], and the blocks are sorted by these bits. So the order depends only on the context, and not on other
+    contexts or the model. `draw` starts at 0, and increases while the order is the original one. A single block is
+    returned unchanged.
 
     Parameters
     ----------
     tokens : (n_tokens,) array
-        Without a token that stays.
+        Tokens without those that keep their place.
     level : int
         S, at least 0.
     document_id : str
-        The document that the context is of.
+        The document of the context.
     chunk : int
         The context's number in its document.
     """
@@ -93,31 +94,31 @@ def shuffled(  # type: ignore[return]  # draws are counted without end
         return tokens
     sizes = np.full(n_blocks, len(tokens) // n_blocks)
     sizes[: len(tokens) % n_blocks] += 1
-    block = np.repeat(np.arange(n_blocks), sizes)
+    block_of_token = np.repeat(np.arange(n_blocks), sizes)
     for draw in count():
         identity = canonical_json([document_id, chunk, level, draw])
         keys = np.frombuffer(hashlib.shake_256(identity.encode()).digest(8 * n_blocks), "<u8")
         if (keys.argsort(kind="stable") != np.arange(n_blocks)).any():
-            return tokens[keys[block].argsort(kind="stable")]
+            return tokens[keys[block_of_token].argsort(kind="stable")]
 
 
 def _shuffled_batch(batch: pa.RecordBatch, level: int, n_fixed: int, schema: pa.Schema) -> pa.RecordBatch:
-    """Return contexts with all tokens but the first `n_fixed` of each shuffled."""
+    """Return contexts in which all tokens except the first `n_fixed` are shuffled."""
     import pyarrow as pa
 
-    place = batch.schema.get_field_index("input_ids")
-    names = zip(batch["document_id"].to_pylist(), batch["chunk"].to_pylist(), strict=True)
+    column = batch.schema.get_field_index("input_ids")
+    identities = zip(batch["document_id"].to_pylist(), batch["chunk"].to_pylist(), strict=True)
     rows = [
-        np.concatenate([tokens[:n_fixed], shuffled(tokens[n_fixed:], level, *name)])
-        for tokens, name in zip(batch[place].to_numpy(zero_copy_only=False), names, strict=True)
+        np.concatenate([tokens[:n_fixed], shuffled(tokens[n_fixed:], level, *identity)])
+        for tokens, identity in zip(batch[column].to_numpy(zero_copy_only=False), identities, strict=True)
     ]
     columns = batch.columns
-    columns[place] = pa.array(rows, schema.field(place).type)
+    columns[column] = pa.array(rows, schema.field(column).type)
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 def _rule(level: int) -> str:
-    """Return what was done to the tokens, in words."""
+    """Return a description of the shuffle."""
     return (
         f"tokens of a context, a beginning-of-sequence token left where it is, in min(4^{level}, tokens) blocks of "
         "sizes that differ by at most one; order of the blocks by SHAKE-256 of [document_id, chunk, level, draw]"

@@ -501,7 +501,9 @@ def test_key_that_no_record_has_names_those_there_are(session: Path) -> None:
         ConfigError, match=r"group_by: no document of .*contexts\.parquet has 'meta\.sett'; .*meta\.set"
     ):
         summary_of(session, group_by={"words": ["lang", "meta.sett"]})
-    with pytest.raises(ConfigError, match=r"'xxxxxx'; beside text and id they have a\.b, lang, meta\.set, meta\.year$"):
+    with pytest.raises(
+        ConfigError, match=r"'xxxxxx'; besides text and id they have a\.b, lang, meta\.set, meta\.year$"
+    ):
         summary_of(session, group_by={"words": ["xxxxxx"]})
     assert not (session / "summary.parquet").exists()
 
