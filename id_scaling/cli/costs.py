@@ -16,14 +16,14 @@ from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
-from id_scaling.cli.model_size import Shape, Weights, is_made, shape_in, weights_of
+from id_scaling.cli.model_size import Shape, Weights, shape_in, weights_of
 from id_scaling.errors import IdScalingError, StoreError
 from id_scaling.models.layers import layers_of
 from id_scaling.neighbors.cloud_kinds import CONTEXT, clouds_of_run, view_of_run
 from id_scaling.neighbors.statistics import names_of
 from id_scaling.neighbors.views import View, default_ranks, views_at
 from id_scaling.sources import bundled
-from id_scaling.sources.models import RESOURCES
+from id_scaling.sources.cache import RESOURCES
 from id_scaling.storage.layer_writer import RANKS_A_CHUNK
 from id_scaling.storage.layout import Run, contexts_path, file_of, run_folder
 from id_scaling.storage.records import read_table
@@ -175,7 +175,7 @@ def jobs_of(study: Study) -> dict[str, int]:
     texts = {one.dataset_name for one in study.config.datasets} | set(bundled.DATASETS if trained else ())
     tokenizer = RESOURCES / bundled.TRAINED_TOKENIZER
     jobs = {
-        "prepare_model": bundled.SMOLLM2 in named and not is_made(bundled.SMOLLM2),
+        "prepare_model": bundled.SMOLLM2 in named and not bundled.is_prepared(bundled.SMOLLM2),
         "prepare_dataset": sum(not (RESOURCES / name).is_dir() for name in texts & set(bundled.DATASETS)),
         "train_tokenizer": (tokenizer.name in named or bool(trained)) and not (tokenizer / "tokenizer.json").is_file(),
         "train_model": len(trained),
@@ -196,7 +196,7 @@ def jobs_of(study: Study) -> dict[str, int]:
 def models_to_train(study: Study) -> list[str]:
     """Return the models of a study that are trained before anything else."""
     names = [model.model_name for model in study.config.models]
-    return [name for name in names if name in bundled.TRAINED and not is_made(name)]
+    return [name for name in names if name in bundled.TRAINED and not bundled.is_prepared(name)]
 
 
 def n_submissions(study: Study) -> int:

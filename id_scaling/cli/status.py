@@ -21,7 +21,7 @@ from id_scaling.cli.plan import duration
 from id_scaling.runtime.locks import STALE, Holder, read_holder
 from id_scaling.runtime.logging import plain
 from id_scaling.sources import bundled
-from id_scaling.sources.models import RESOURCES
+from id_scaling.sources.cache import RESOURCES
 from id_scaling.storage.layer_writer import CONTEXTS_A_PART
 from id_scaling.storage.layout import (
     Run,

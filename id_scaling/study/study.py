@@ -10,47 +10,30 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cache, cached_property
-from itertools import product
 from pathlib import Path
 from typing import Any
 
-from id_scaling.errors import ConfigError, IdScalingError, InputError, StoreError
+from id_scaling.errors import ConfigError, InputError
 from id_scaling.estimators.registry import definition_of, get_estimator
 from id_scaling.models.layers import LayerChoice, layers_of
-from id_scaling.models.modules import request_of, with_layers
 from id_scaling.neighbors.cloud_kinds import CLOUDS
 from id_scaling.neighbors.statistics import GROUPS
 from id_scaling.plots.catalog import figures_of, n_sizes
 from id_scaling.results.training_steps import training_step
 from id_scaling.runtime.atomic_files import canonical_json
 from id_scaling.sources import bundled
-from id_scaling.sources.datasets import dataset_files, shard_files
-from id_scaling.sources.derived import is_derived, is_gguf
-from id_scaling.sources.gguf_header import gguf_n_layers
-from id_scaling.sources.model_config import (
-    Architecture,
-    architecture_of,
-    check_request,
-    read_architecture,
+from id_scaling.sources.base import (
+    DatasetSource,
+    ModelSource,
+    TokenizerSource,
+    resolve_dataset,
+    resolve_model,
+    resolve_tokenizer,
 )
-from id_scaling.sources.models import (
-    check_built,
-    check_model,
-    check_paths_of,
-    check_unlike,
-    expanded,
-    gguf_file,
-    known_identity,
-    local_tokenizer_folder,
-    looks_local,
-    model_folder,
-)
-from id_scaling.sources.safe_files import weight_files
-from id_scaling.sources.untrained import seed_of
+from id_scaling.sources.local import expanded
 from id_scaling.storage.layout import (
     LAYOUT_VERSION,
     Run,
@@ -61,11 +44,9 @@ from id_scaling.storage.layout import (
     run_folder,
     slug,
 )
-from id_scaling.storage.records import read_facts, read_record
-from id_scaling.storage.tokenizers import tokenizer_files
+from id_scaling.study.checks import check_study
 from id_scaling.study.config import Config, ModelConfig, layers_as_json, parse
 from id_scaling.study.fingerprint import ROOTS, fingerprint
-from id_scaling.study.tokenizer_checks import check_tokenizers
 from id_scaling.text.shuffling import NONE
 
 # Of settings: Linux takes arguments of up to 131,072 bytes, and a rule's whole command is one.
@@ -175,24 +156,8 @@ class Study:
 
     @cache  # noqa: B019  a study lives as long as its process
     def _n_layers(self, model: str) -> int | None:
-        """Return how many layers a local or embedded model has; None for one of the hub."""
-        name = self.models[model].model_name
-        if is_gguf(name):
-            return gguf_n_layers(gguf_file(name, "main"))
-        architecture = self.architecture(model, self.models[model].model_checkpoint[0])
-        return None if architecture is None else architecture.n_layers
-
-    def architecture(self, model: str, checkpoint: str) -> Architecture | None:
-        """Return the architecture of a local or embedded checkpoint; None for one of the hub, and of a GGUF file."""
-        name = self.models[model].model_name
-        folder = model_folder(name, checkpoint)
-        if folder is None:
-            return None
-        if (folder / "config.json").is_file():
-            return read_architecture(folder)
-        return architecture_of(
-            bundled.config_of(name), folder / "config.json"
-        )  # an embedded one that is yet to be made
+        """Return how many layers a model has; None for one of the hub."""
+        return self.model_source(model, self.models[model].model_checkpoint[0]).n_layers()
 
     # ---- what jobs make ---------------------------------------------------------------------------------------
 
@@ -263,48 +228,37 @@ class Study:
 
     # ---- what local jobs read ---------------------------------------------------------------------------------
 
+    @cache  # noqa: B019  a study lives as long as its process; asked for once a job, of which there are thousands
+    def model_source(self, model: str, checkpoint: str) -> ModelSource:
+        """Return the source of a checkpoint, named as in the configuration."""
+        return resolve_model(self.models[model].model_name, checkpoint)
+
+    @cache  # noqa: B019  as above
+    def tokenizer_source(self, tokenizer: str) -> TokenizerSource:
+        """Return the source of a tokenizer."""
+        return resolve_tokenizer(self.tokenizers[tokenizer])
+
+    @cache  # noqa: B019  as above; it lists its files once
+    def dataset_source(self, dataset: str) -> DatasetSource:
+        """Return the source of a dataset."""
+        return resolve_dataset(self.datasets[dataset].dataset_name)
+
     def model_files(self, model: str, checkpoint: str) -> list[str]:
         """Return the files that a local or embedded checkpoint is made of; none for the hub's."""
-        name = self.models[model].model_name
-        folder = model_folder(name, self.checkpoints[checkpoint])
-        if folder is None:
-            return [_literal(expanded(name))] if is_gguf(name) else []
-        if name in bundled.MODELS:
-            return [str(folder / "model.safetensors")]
-        if seed_of(self.checkpoints[checkpoint]) is not None:
-            return []  # known by its config, see the settings: another checkpoint may become the first that has one
-        weights = weight_files(folder, self.models[model].allow_pickle)
-        return [_literal(path) for path in (folder / "config.json", *weights, *tokenizer_files(folder))]
+        source = self.model_source(model, self.checkpoints[checkpoint])
+        return list(map(_literal, source.input_files(self.models[model].allow_pickle)))
 
     def is_on_hub(self, model: str, checkpoint: str) -> bool:
         """Return whether the weights of a checkpoint come from the hub."""
-        return checkpoint in self._on_hub(model)
-
-    @cache  # noqa: B019  a study lives as long as its process; asked for once a job, of which there are thousands
-    def _on_hub(self, model: str) -> set[str]:
-        """Return which checkpoints of a model, as they stand in paths, are of the hub."""
-        name = self.models[model].model_name
-        if name in bundled.MODELS or looks_local(name):
-            return set()
-        return {slug(one) for one in self.models[model].model_checkpoint if not is_derived(name, one)}
+        return self.model_source(model, self.checkpoints[checkpoint]).is_remote
 
     def tokenizer_files(self, tokenizer: str) -> list[str]:
         """Return the file of an embedded or a GGUF tokenizer; others are known by their content, see the settings."""
-        name = self.tokenizers[tokenizer]
-        if is_gguf(name):
-            return [_literal(expanded(name))]
-        return [str(local_tokenizer_folder(name) / "tokenizer.json")] if name in bundled.TOKENIZERS else []
+        return list(map(_literal, self.tokenizer_source(tokenizer).input_files()))
 
     def shard_files(self, dataset: str, subset: str | int) -> list[str]:
         """Return the files of a local or embedded shard; none for the hub's."""
-        files = self._dataset_files(dataset)
-        shard = shard_files(self.datasets[dataset].dataset_name, files, int(subset)) if files else []
-        return [_literal(path) for path in shard]
-
-    @cache  # noqa: B019  as below; a glob may be over many folders
-    def _dataset_files(self, dataset: str) -> list[Path]:
-        """Return the files of all shards of a local or embedded dataset; none for the hub's."""
-        return dataset_files(self.datasets[dataset].dataset_name) or []
+        return list(map(_literal, self.dataset_source(dataset).shard(int(subset))))
 
     # ---- settings: what can change an output ------------------------------------------------------------------
 
@@ -534,81 +488,7 @@ class Study:
             or the positions asked for; a tokenizer on disk cannot be read, lacks the token that contexts are to
             start with, makes tokens that a model does not know, or is not the same for all checkpoints of a model.
         """
-        for name, dataset in self.datasets.items():
-            for subset in dataset.dataset_subset:
-                self._check_shard(name, subset)
-        for name, model in self.models.items():
-            for checkpoint in model.model_checkpoint:
-                self._check_model(name, model, checkpoint, is_thorough)
-        check_tokenizers(self)
-        self.summarize_settings()
-        self.batch_settings(self.runs[0], product(self.modules, self.estimators))
-        if not self.config.allow_identical_checkpoints:
-            self._check_unlike()
-
-    def _check_shard(self, name: str, subset: int) -> None:
-        """Check a shard, as far as what is on disk tells: that it is there, and has the fields that the study reads.
-
-        What neither its beginning nor its contexts tell is checked where the contexts are cut, before any extraction.
-        """
-        files = [Path(path) for path in self.shard_files(name, subset) if os.path.isfile(path)]
-        dataset, keys, contexts = self.datasets[name], self.group_by(name), self._plain_contexts(name, subset)
-        changed = max((path.stat().st_mtime for path in files), default=0.0)
-        # Contexts of a shard that was replaced are cut again.
-        cut = {path: made for path, made in contexts.items() if path.is_file() and path.stat().st_mtime >= changed}
-        is_text = all(path.suffix == ".txt" for path in files)
-        if not keys and (is_text or all(_is_made_with(path, cut.get(path)) for path in contexts)):
-            return
-        # polars and pyarrow, which take a quarter of a second.
-        from id_scaling.study.record_fields import check_records
-        from id_scaling.text.documents import check_groups
-        from id_scaling.text.readers import Shard
-
-        if files:
-            shard, is_strict = Shard(files, dataset.text_column, dataset.id_column), dataset.max_broken_share == 0
-            check_records(shard, keys, dataset.max_dataset_size, dataset.dataset_name, is_strict)
-        for path, settings in cut.items():
-            check_groups(path, keys, settings)
-
-    def _plain_contexts(self, name: str, subset: int) -> dict[Path, dict[str, Any]]:
-        """Return the plain contexts of a shard, and the settings that they would be cut with now."""
-        runs = [replace(run, control=NONE) for run in self.runs if (run.dataset, run.subset) == (name, subset)]
-        paths = {contexts_path(Path(self.session), run, self.tokenizer_of(run.model)): run for run in runs}
-        return {path: json.loads(self.contexts_settings(run)) for path, run in paths.items()}
-
-    def _check_model(self, name: str, model: ModelConfig, checkpoint: str, is_thorough: bool) -> None:
-        """Check one checkpoint by its folder, or by what was found when it was fetched from the hub."""
-        folder, ctx_len = model_folder(model.model_name, checkpoint), max(self.config.ctx_len)
-        identity = self.identity_path(name, slug(checkpoint))
-        try:
-            if is_gguf(model.model_name):
-                self._n_layers(name)
-            request = request_of(self.sites(name))
-            if folder is not None and (folder / "config.json").is_file():
-                has_weights = seed_of(checkpoint) is None
-                headers = check_model(folder, request, ctx_len, model.allow_pickle, has_weights)
-                check = check_built if is_thorough else check_paths_of
-                check(folder, request, headers)
-                self.model_files(name, slug(checkpoint))
-            elif architecture := self.architecture(name, checkpoint):
-                check_request(request, ctx_len, architecture)
-            elif fetched := known_identity(identity):
-                check_request(request, ctx_len, Architecture(**fetched["architecture"]))
-            elif n_layers := self._n_layers(name):
-                with_layers(request, n_layers)
-        except IdScalingError as error:
-            raise type(error)(f"{model.model_name} at {checkpoint}: {error}") from None
-
-    def _check_unlike(self) -> None:
-        """Check that those checkpoints that were fetched have weights of their own."""
-        alike: dict[str, list[Path]] = defaultdict(list)
-        for name, model in self.models.items():
-            for checkpoint in model.model_checkpoint:
-                path = self.identity_path(name, slug(checkpoint))
-                if identity := known_identity(path):
-                    alike[identity["weights_sha256"]].append(path)
-        for first, *others in alike.values():
-            check_unlike(read_record(first), others)
+        check_study(self, is_thorough)
 
     @property
     def _clouds(self) -> list[str]:
@@ -625,16 +505,6 @@ class Study:
             "ctx_len": run.ctx_len,
             "control": run.control,
         }
-
-
-def _is_made_with(table: Path, settings: Mapping[str, Any] | None) -> bool:
-    """Return whether a table says that it was made with some settings; None are those of a table that is not there."""
-    if settings is None:
-        return False
-    try:
-        return read_facts(table).get("settings") == settings
-    except StoreError:
-        return False
 
 
 def _tokenizer(model: ModelConfig) -> str:
