@@ -102,12 +102,7 @@ def weights_of(study: Study, model: str, shape: Shape) -> Weights:
         return Weights(RESOURCES, n_bytes, n_bytes)
     # Each run that is not extracted brings its own, unless they are kept: then each checkpoint does.
     lacking = [run for run in study.runs if run.model == model and not _has_weights(study, run)]
-    allow_pickle = study.models[model].allow_pickle
-    each = (
-        _bytes_on_hub(study.model_source(model, study.checkpoints[lacking[0].checkpoint]), allow_pickle, shape)
-        if lacking
-        else 0
-    )
+    each = _bytes_on_hub(study, model, study.checkpoints[lacking[0].checkpoint], shape) if lacking else 0
     if study.config.keep_weights:
         n_bytes = n_derived + len({run.checkpoint for run in lacking}) * each
         return Weights(_hub_cache(), n_bytes, n_bytes)
