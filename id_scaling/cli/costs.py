@@ -16,7 +16,7 @@ from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
-from id_scaling.cli.model_size import Shape, Weights, is_made, shape_in, weights_of
+from id_scaling.cli.model_size import Shape, Weights, shape_in, weights_of
 from id_scaling.errors import IdScalingError, StoreError
 from id_scaling.models.layers import layers_of
 from id_scaling.neighbors.cloud_kinds import CONTEXT, clouds_of_run, view_of_run
@@ -185,7 +185,7 @@ def _is_prepared(study: Study, job: Job) -> bool:
 def models_to_train(study: Study) -> list[str]:
     """Return the models of a study that are trained before anything else."""
     names = [model.model_name for model in study.config.models]
-    return [name for name in names if name in bundled.TRAINED and not is_made(name)]
+    return [name for name in names if name in bundled.TRAINED and not bundled.is_prepared(name)]
 
 
 def n_submissions(study: Study) -> int:

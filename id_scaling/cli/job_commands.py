@@ -158,7 +158,7 @@ def fetch_weights(arguments: Arguments) -> None:
 
 def fetch_tokenizer(arguments: Arguments) -> None:
     """Fetch a tokenizer, write its identity."""
-    from id_scaling.sources import models as fetch
+    from id_scaling.sources import tokenizers as fetch
     from id_scaling.text.token_range import check_start
 
     call_with(
@@ -180,7 +180,7 @@ def fetch_dataset(arguments: Arguments) -> None:
 def chunk(arguments: Arguments) -> None:
     """Cut the documents of a shard into contexts."""
     from id_scaling.sources.datasets import shard_paths
-    from id_scaling.sources.models import tokenizer_folder
+    from id_scaling.sources.tokenizers import tokenizer_folder
     from id_scaling.storage.records import read_record
     from id_scaling.text.chunk_options import Chunking
     from id_scaling.text.chunking import chunk_dataset

@@ -7,14 +7,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import Any
 
 from id_scaling.errors import InputError
 from id_scaling.models.modules import Site, SiteRequest, check_paths, request_of
-from id_scaling.sources import bundled, hub
-from id_scaling.sources.derived import built, is_derived
+from id_scaling.sources.build import built
+from id_scaling.sources.cache import RESOURCES
 from id_scaling.sources.model_config import check_request, read_architecture
-from id_scaling.sources.models import RESOURCES, known_identity, model_folder, settings_folder
+from id_scaling.sources.models import known_identity
 from id_scaling.storage.layout import Run, run_folder, slug, weights_folder
 from id_scaling.study.study import Study
 
@@ -84,13 +84,6 @@ def shape_of(folder: Path, request: SiteRequest, lengths: Sequence[int]) -> Shap
     )
 
 
-def is_made(model_name: str) -> bool:
-    """Return whether an embedded model is there, with all of its checkpoints."""
-    # Embedded models have a folder, whether it is there or not.
-    folders = (cast("Path", model_folder(model_name, checkpoint)) for checkpoint in bundled.checkpoints_of(model_name))
-    return all((folder / "model.safetensors").is_file() for folder in folders)
-
-
 @dataclass(frozen=True)
 class Weights:
     """Where the weights of a model come to, the bytes still to come, the most that lie there at once, do they stay."""
@@ -103,13 +96,13 @@ class Weights:
 
 def weights_of(study: Study, model: str, shape: Shape) -> Weights:
     """Return what of a model's weights is still to come; those of local folders are read where they are."""
-    name, session = study.models[model].model_name, Path(study.session)
-    checkpoints = study.models[model].model_checkpoint
+    checkpoints, session = study.models[model].model_checkpoint, Path(study.session)
     missing = [one for one in checkpoints if not study.identity_path(model, slug(one)).is_file()]
-    derived = [one for one in missing if is_derived(name, one)]
-    n_derived: float = len(derived) * shape.n_parameters * BYTES_OF_FLOAT32
-    if name in bundled.MODELS and not is_made(name):
-        n_bytes = n_derived + len(bundled.checkpoints_of(name)) * shape.weight_bytes
+    n_derived: float = (
+        sum(study.model_source(model, one).is_made for one in missing) * shape.n_parameters * BYTES_OF_FLOAT32
+    )
+    if n_to_prepare := study.model_source(model, checkpoints[0]).n_to_prepare():
+        n_bytes = n_derived + n_to_prepare * shape.weight_bytes
         return Weights(RESOURCES, n_bytes, n_bytes)
     # Each run that is not extracted brings its own, unless they are kept: then each checkpoint does.
     lacking = [run for run in study.runs if run.model == model and not _has_weights(study, run)]
@@ -139,9 +132,8 @@ def _hub_cache() -> Path:
 
 def _bytes_on_hub(study: Study, model: str, checkpoint: str, shape: Shape) -> float:
     """Return the bytes of a checkpoint's weights as the hub says, or else as its config says."""
-    name = study.models[model].model_name
     try:
-        return hub.weight_bytes(name, hub.download_settings(name, checkpoint), study.models[model].allow_pickle)
+        return study.model_source(model, checkpoint).bytes_to_download(study.models[model].allow_pickle)
     except InputError:
         return shape.weight_bytes
 
@@ -151,15 +143,16 @@ def _config_folder(study: Study, model: str, aside: Path) -> Path:
     from huggingface_hub import try_to_load_from_cache
 
     name, checkpoints = study.models[model].model_name, study.models[model].model_checkpoint
-    if is_derived(name, checkpoints[0]) or model_folder(name, checkpoints[0]) is not None:
-        return settings_folder(name, checkpoints[0], aside)
+    source = study.model_source(model, checkpoints[0])
+    if not source.is_remote:
+        return source.config_folder(aside)
     identities = [study.identity_path(model, slug(checkpoint)) for checkpoint in checkpoints]
     known = [identity for identity in map(known_identity, identities) if identity]
     fetched = [Path(identity["path"]) for identity in known if identity["path"]]
     cached = [try_to_load_from_cache(name, "config.json", revision=checkpoint) for checkpoint in checkpoints]
     there = [*fetched, *(Path(path).parent for path in cached if isinstance(path, str))]
     found = next((folder for folder in there if (folder / "config.json").is_file()), None)
-    return found or settings_folder(name, checkpoints[0], aside)
+    return found or source.config_folder(aside)
 
 
 def _without_memory(folder: Path) -> tuple[Any, int]:

@@ -97,12 +97,13 @@ def reproduce(arguments: Arguments) -> None:
 def describe(arguments: Arguments) -> None:
     """Print the layers, width, positions and module paths of a model, without loading weights."""
     from id_scaling.models.modules import PRESETS
+    from id_scaling.sources.base import resolve_model
     from id_scaling.sources.model_config import read_architecture
-    from id_scaling.sources.models import settings_folder
 
     try:
         with TemporaryDirectory() as aside:
-            architecture = read_architecture(settings_folder(arguments.model, arguments.checkpoint, Path(aside)))
+            source = resolve_model(arguments.model, arguments.checkpoint)
+            architecture = read_architecture(source.config_folder(Path(aside)))
     except InputError as error:
         raise InputError(_with_options(str(error))) from error
     preset = PRESETS.get(architecture.model_type)

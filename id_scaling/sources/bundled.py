@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import subprocess
 import sys
 import tempfile
@@ -26,7 +27,10 @@ from typing import Any
 from id_scaling.errors import InputError
 from id_scaling.runtime.atomic_files import sweep, writing_folder
 from id_scaling.runtime.logging import LOG
-from id_scaling.sources.derived import convert_gguf
+from id_scaling.sources.base import DatasetSource, ModelSource, TokenizerSource
+from id_scaling.sources.cache import RESOURCES
+from id_scaling.sources.gguf_conversion import convert_gguf
+from id_scaling.sources.model_config import Architecture, architecture_of, read_architecture
 
 SMOLLM2, DATASETS = "smollm2-135m-instruct", ("sotu",)
 # Width of each model that is trained here, how many tokens their tokenizer knows, and what checkpoints they have.
@@ -82,6 +86,100 @@ def config_of(model_name: str) -> dict[str, Any]:
         "vocab_size": 49152,
         "tie_word_embeddings": True,
     }
+
+
+def is_prepared(model_name: str) -> bool:
+    """Return whether an embedded model is there, with all of its checkpoints."""
+    folders = (BundledModel(model_name, checkpoint).folder() for checkpoint in checkpoints_of(model_name))
+    return all((folder / "model.safetensors").is_file() for folder in folders)
+
+
+class BundledModel(ModelSource):
+    """A checkpoint of an embedded model, whether or not it is prepared yet."""
+
+    @classmethod
+    def has_name(cls, name: str, checkpoint: str) -> bool:
+        """Return whether a name is that of an embedded model, or of the tokenizer alone."""
+        return name in MODELS or name == TRAINED_TOKENIZER
+
+    @property
+    def first_checkpoint(self) -> str:
+        """The first checkpoint that the model has."""
+        return checkpoints_of(self.name)[0]
+
+    def folder(self) -> Path:
+        """Return the folder of the checkpoint; raise an InputError where the model has no such checkpoint."""
+        if self.name == TRAINED_TOKENIZER:
+            raise InputError(f"model_name: {self.name} is a tokenizer; its models are {', '.join(TRAINED)}")
+        checkpoints = checkpoints_of(self.name)
+        if self.checkpoint not in checkpoints:
+            listed = ", ".join(map(repr, checkpoints))
+            raise InputError(
+                f"model_checkpoint: {self.name} has {listed} alone, found {self.checkpoint!r}; name one it has, or "
+                "random-init"
+            )
+        return RESOURCES / self.name if self.checkpoint == "main" else RESOURCES / self.name / self.checkpoint
+
+    def config_folder(self, aside: Path) -> Path:
+        """Return the folder of the checkpoint, or `aside` with its config where it is not prepared yet."""
+        folder = self.folder()
+        if (folder / "config.json").is_file():
+            return folder
+        (aside / "config.json").write_text(json.dumps(config_of(self.name)))
+        return aside
+
+    def input_files(self, allow_pickle: bool) -> list[Path]:
+        """Return the weights."""
+        return self.prepared_files()
+
+    def prepared_files(self) -> list[Path]:
+        """Return the weights."""
+        return [self.folder() / "model.safetensors"]
+
+    def n_to_prepare(self) -> int:
+        """Return how many checkpoints the model has, where one of them is not prepared yet."""
+        return 0 if is_prepared(self.name) else len(checkpoints_of(self.name))
+
+    def architecture(self) -> Architecture:
+        """Return the architecture."""
+        folder = self.folder()
+        if (folder / "config.json").is_file():
+            return read_architecture(folder)
+        return architecture_of(config_of(self.name), folder / "config.json")
+
+
+class BundledTokenizer(TokenizerSource):
+    """The tokenizer of an embedded model, whether or not it is prepared yet."""
+
+    @classmethod
+    def has_name(cls, name: str) -> bool:
+        """Return whether a name is that of an embedded model or tokenizer."""
+        return tokenizer_of(name) in TOKENIZERS
+
+    def folder(self) -> Path:
+        """Return the folder, which may not be there yet."""
+        return RESOURCES / tokenizer_of(self.name)
+
+    def input_files(self) -> list[Path]:
+        """Return the file that is the tokenizer."""
+        return [self.folder() / "tokenizer.json"]
+
+    def fetch(self, aside: Path) -> Path:
+        """Return the folder."""
+        return self.folder()
+
+
+class BundledDataset(DatasetSource):
+    """The texts that come with the project, whether or not they are prepared yet."""
+
+    @classmethod
+    def has_name(cls, name: str) -> bool:
+        """Return whether a name is that of embedded texts."""
+        return name in DATASETS
+
+    def files(self) -> list[Path]:
+        """Return the files of all shards."""
+        return [RESOURCES / self.name / f"{index:04d}.parquet" for index in range(len(SOTU_SHARDS))]
 
 
 @contextmanager

@@ -1,269 +1,136 @@
-"""The Hugging Face hub: what is read of a repository, and no more, into the hub's own cache on this machine.
+"""Sources that are repositories of the Hugging Face hub: every name that is of no other kind.
 
-A branch or a tag is resolved to a commit once, when its settings are downloaded; all else is asked for by that commit.
+A checkpoint is a revision of the repository.
 """
 
 from __future__ import annotations
 
-import difflib
 import glob
-import re
-import shutil
-from collections.abc import Callable, Collection, Iterable
-from functools import partial
+import os
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, TypeVar
 
-from id_scaling.errors import InputError, of_a_disk
-from id_scaling.runtime.logging import LOG
-from id_scaling.sources.safe_files import weight_files, weight_names
-from id_scaling.sources.weight_headers import Stored, read_header
+from id_scaling.errors import InputError
+from id_scaling.sources import hub_client
+from id_scaling.sources.base import DatasetSource, HashFile, ModelSource, TokenizerSource
+from id_scaling.sources.shards import SUFFIXES, shard_position, suffix_of
+from id_scaling.sources.weight_headers import Stored
 
-T = TypeVar("T")
-
-# Config, tokenizer and the indices of shards, beside each other; folders in a repository hold other formats of it.
-SETTINGS, IN_FOLDERS = ["*.json", "*.model", "*.txt"], "*/*"
-WEIGHTS = (".safetensors", ".bin")
-MOST_SHOWN = 20
+# Names that the origin of this project used, and where the same texts are.
+ALIASES = {"pile_uncopyrighted_parquet_test": "monology/pile-uncopyrighted/test.jsonl.zst"}
 
 
-def download_settings(repository: str, revision: str) -> Path:
-    """Return the folder of a revision, named by its commit, with everything but the weights."""
-    from huggingface_hub import snapshot_download
+class HubModel(ModelSource):
+    """A revision of a repository of a model."""
 
-    def download() -> str:
-        return snapshot_download(repository, revision=revision, allow_patterns=SETTINGS, ignore_patterns=IN_FOLDERS)
+    is_remote = True
 
-    return Path(_call(download, repository, revision))
+    @classmethod
+    def has_name(cls, name: str, checkpoint: str) -> bool:
+        """Return True."""
+        return True
 
+    def folder(self) -> None:
+        """Return None: its files are downloaded."""
 
-def cached_settings(repository: str, revision: str) -> Path | None:
-    """Return the folder of a revision in the hub's cache, without asking the hub; None where it is not there."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+    def config_folder(self, aside: Path) -> Path:
+        """Return the folder of the revision in the hub's cache, with everything but the weights."""
+        return hub_client.download_settings(self.name, self.checkpoint)
 
-    try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=SETTINGS, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError):
-        return None
-
-
-def weight_bytes(repository: str, folder: Path, allow_pickle: bool) -> int:
-    """Return the size of the weight files of a commit."""
-    held = {one.rfilename: one.size or 0 for one in _files_of(repository, folder)}
-    return sum(held[name] for name in weight_names(folder, held, allow_pickle))
-
-
-def weight_hashes(repository: str, folder: Path, allow_pickle: bool) -> dict[str, str | None]:
-    """Return name and SHA-256 of the weight files of a commit, before they are downloaded.
-
-    The hub knows the hash of every large file; it is None for a small one, and where the hub is out of reach and
-    the weights are in the cache.
-    """
-    try:
-        held = {one.rfilename: one.lfs and one.lfs.sha256 for one in _files_of(repository, folder)}
-    except InputError as out_of_reach:
-        try:
-            return dict.fromkeys(path.name for path in weight_files(folder, allow_pickle))
-        except InputError:
-            raise out_of_reach from None
-    return {name: held[name] for name in weight_names(folder, held, allow_pickle)}
-
-
-def weight_headers(repository: str, folder: Path, names: Iterable[str]) -> dict[str, Stored]:
-    """Return the tensors in the safetensors files of a commit, of those not in the cache by their headers only."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import SafetensorsParsingError
-
-    tensors: dict[str, Stored] = {}
-    for name in (name for name in names if name.endswith(".safetensors")):
-        if (folder / name).is_file():
-            tensors |= read_header(folder / name)
-            continue
-        ask = partial(HfApi().parse_safetensors_file_metadata, repository, name, revision=folder.name)
-        try:
-            header = _call(ask, repository, folder.name)
-        except SafetensorsParsingError as error:
-            raise InputError(
-                f"model {repository} at {folder.name}: {name}: not a safetensors file ({error})"
-            ) from error
-        tensors |= {tensor: Stored(str(one.dtype), tuple(one.shape)) for tensor, one in header.tensors.items()}
-    return tensors
-
-
-def _files_of(repository: str, folder: Path) -> list[Any]:
-    """Return what the hub says of each file of a commit."""
-    from huggingface_hub import HfApi
-
-    def ask() -> list[Any]:
-        return HfApi().model_info(repository, revision=folder.name, files_metadata=True).siblings or []
-
-    return _call(ask, repository, folder.name)
-
-
-def download_weights(repository: str, folder: Path, names: Collection[str], output: Path, keep: bool) -> None:
-    """Put the files of these names and the settings of a commit's folder into another: links to those in the cache.
-
-    Those not in the cache are downloaded to it when they are to be kept, and else to `output` itself.
-    """
-    from huggingface_hub import snapshot_download
-
-    if keep:
-        download_to_cache(repository, folder, names)
-    missing = [name for name in names if not (folder / name).is_file()]
-    output.mkdir(parents=True, exist_ok=True)
-
-    def download() -> str:
-        wanted = list(map(glob.escape, missing))
-        return snapshot_download(repository, revision=folder.name, allow_patterns=wanted, local_dir=output)
-
-    if missing:
-        _call(download, repository, folder.name)
-    shutil.rmtree(output / ".cache", ignore_errors=True)  # the client's own notes
-    for path in folder.iterdir():
-        if path.is_file() and (path.suffix not in WEIGHTS or path.name in names):
-            (output / path.name).unlink(missing_ok=True)
-            (output / path.name).symlink_to(path.resolve())
-
-
-def download_to_cache(repository: str, folder: Path, names: Iterable[str]) -> None:
-    """Download the files of these names into the folder of a commit, in the hub's cache."""
-    from huggingface_hub import snapshot_download
-
-    def download() -> str:
-        return snapshot_download(repository, revision=folder.name, allow_patterns=list(map(glob.escape, names)))
-
-    _call(download, repository, folder.name)
-
-
-def download_shard(repository: str, pick: Callable[[list[str]], str]) -> tuple[Path, str]:
-    """Return the file that `pick` names of those of a dataset, and the commit it is of.
-
-    Where the hub is out of reach, the files are those that the hub's cache knows of the commit that `main` was last.
-    """
-    from huggingface_hub import HfApi, snapshot_download
-
-    def ask() -> list[str]:
-        return [one.rfilename for one in HfApi().dataset_info(repository).siblings or []]
-
-    try:
-        names = _call(ask, repository, "main", "dataset")
-    except InputError as out_of_reach:
-        names = _cached_names(repository)
-        if not names:
-            raise out_of_reach
-    name = pick(names)
-
-    def download() -> str:
-        return snapshot_download(repository, repo_type="dataset", allow_patterns=[glob.escape(name)])
-
-    folder = Path(_call(download, repository, "main", "dataset"))
-    if not (folder / name).is_file():
-        raise InputError(
-            f"dataset {repository} at main: {name} is not in the local cache; run where there is a network"
-        )
-    return folder / name, folder.name
-
-
-def _cached_names(repository: str) -> list[str]:
-    """Return the files that a dataset has by the hub's cache; none where it knows nothing of it."""
-    from huggingface_hub import get_cached_repo_tree, snapshot_download
-    from huggingface_hub.errors import CachedRepoTreeNotFoundError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        folder = Path(snapshot_download(repository, repo_type="dataset", allow_patterns=[], local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError):
+    def input_files(self, allow_pickle: bool) -> list[Path]:
+        """Return none."""
         return []
-    try:
-        return [one.path for one in get_cached_repo_tree(repository, repo_type="dataset", revision=folder.name)]
-    except CachedRepoTreeNotFoundError:
-        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-        LOG.warning(
-            "%s: the cache does not say what files it has; the %d in it are taken for all", repository, len(names)
-        )
-        return names
+
+    def fetch(self, folder: Path, check: Callable[[Path], None]) -> Path:
+        """Return the folder of the revision in the hub's cache."""
+        return hub_client.download_settings(self.name, self.checkpoint)
+
+    def weight_hashes(self, folder: Path, allow_pickle: bool, hash_file: HashFile) -> dict[str, str]:
+        """Return name and SHA-256 of the weight files.
+
+        The hub knows the hashes of large files; only where it does not say one, the files are downloaded for theirs.
+        """
+        weights = hub_client.weight_hashes(self.name, folder, allow_pickle)
+        if not all(weights.values()):
+            hub_client.download_to_cache(self.name, folder, weights)
+        return {name: known or hub_client.verified_sha256(folder / name) for name, known in weights.items()}
+
+    def weight_headers(self, folder: Path, names: Mapping[str, str]) -> dict[str, Stored]:
+        """Return the tensors in its safetensors; of files not in the cache only the headers are downloaded."""
+        return hub_client.weight_headers(self.name, folder, names)
+
+    def bytes_to_download(self, allow_pickle: bool) -> int:
+        """Return the size of the weights, as the hub says it."""
+        return hub_client.weight_bytes(self.name, self.config_folder(Path()), allow_pickle)
 
 
-def stored_hash(path: Path) -> str | None:
-    """Return the SHA-256 that the hub's cache names a large file by; None for a file that is not of it."""
-    name = path.resolve().name
-    return name if path.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", name) else None
+class HubTokenizer(TokenizerSource):
+    """The tokenizer of a repository, at `main`."""
+
+    @classmethod
+    def has_name(cls, name: str) -> bool:
+        """Return True."""
+        return True
+
+    def folder(self) -> None:
+        """Return None: its files are downloaded."""
+
+    def fetch(self, aside: Path) -> Path:
+        """Return the folder of `main` in the hub's cache."""
+        return hub_client.download_settings(self.name, "main")
+
+    def cached_folder(self) -> Path | None:
+        """Return that folder where an earlier download left it; the hub is not asked."""
+        return hub_client.cached_settings(self.name, "main")
 
 
-def _call(call: Callable[[], T], repository: str, revision: str, kind: str = "model") -> T:
-    """Return what a call to the hub gives, or say what keeps it from that and what to do."""
-    # The hub's client names the base error of whatever HTTP library it uses `HTTPError`.
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        HFValidationError,
-        HTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+class HubDataset(DatasetSource):
+    """Shards of a repository: `owner/name`, which a folder or a glob in the repository may follow."""
 
-    what = f"{kind} {repository} at {revision}"
-    try:
-        return call()
-    except GatedRepoError as error:
-        raise InputError(
-            f"{what}: access is gated; accept its terms at {_address(repository, kind)}, then `hf auth login` as who "
-            "accepted them, or give their token in HF_TOKEN"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise InputError(f"{what}: {_no_revision(repository, revision, kind)}") from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        raise InputError(f"{what}: not in the local cache, and {_no_answer(error)}, or name a local folder") from error
-    except (RepositoryNotFoundError, EntryNotFoundError, HFValidationError) as error:
-        raise InputError(
-            f"{what}: not on the hub, and not a folder here; check the spelling, or `hf auth login` if it is private"
-        ) from error
-    except (HTTPError, OSError, ValueError) as error:
-        raise of_a_disk(error) or InputError(f"{what}: {_broken_off(error)}") from error
+    is_remote = True
 
+    @classmethod
+    def has_name(cls, name: str) -> bool:
+        """Return True."""
+        return True
 
-def _no_answer(error: Exception) -> str:
-    """Return why the hub gave no answer, and what to do."""
-    from huggingface_hub import constants
+    def files(self) -> list[Path]:
+        """Return none: they are downloaded."""
+        return []
 
-    if constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE forbids to ask the hub; unset it where there is a network"
-    return f"the hub gave no answer ({_cause(error)}); run where there is a network"
+    def fetch(self, subset: int) -> tuple[list[Path], str]:
+        """Download one shard; return its file and its commit."""
+        parts = ALIASES.get(self.name, self.name).split("/")
+        repository, inside = "/".join(parts[:2]), "/".join(parts[2:])
+
+        def pick(names: list[str]) -> str:
+            texts = sorted(name for name in names if suffix_of(name) and _is_inside(name, inside))
+            if not texts:
+                folders = sorted({os.path.dirname(name) or "." for name in names if suffix_of(name)})
+                raise InputError(
+                    f"dataset_name: {self.name} holds no shard; expected files ending in {', '.join(SUFFIXES)}; "
+                    f"folders of {repository} that hold such files: {', '.join(folders) or 'none'}"
+                )
+            # As in a folder: pages beside shards, a licence say, are none.
+            shards = [name for name in texts if suffix_of(name) != ".txt"] or texts
+            return shards[shard_position(self.name, shards, subset)]
+
+        file, commit = hub_client.download_shard(repository, pick)
+        return [file], commit
 
 
-def _broken_off(error: Exception) -> str:
-    """Return what to say of an answer that is none of those above, or that did not come to its end."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status in (401, 403):
-        return f"the hub refuses the token that it is given ({status}); `hf auth login` anew, or correct HF_TOKEN"
-    return f"the hub did not answer to the end ({_cause(error)}); run again: files that came whole are kept"
+def _is_inside(name: str, inside: str) -> bool:
+    """Return whether a file of a repository is one that is named: all are, a file, those of a folder, or of a glob."""
+    if not glob.has_magic(inside):
+        return inside.rstrip("/") in ("", name, os.path.dirname(name))
+    return _matches(name.split("/"), inside.split("/"))
 
 
-def _no_revision(repository: str, revision: str, kind: str) -> str:
-    """Return what to say of a revision that a repository does not have: those that it has, the nearest first."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HTTPError
-
-    try:
-        refs = HfApi().list_repo_refs(repository, repo_type=kind)
-    except (HTTPError, OSError, ValueError):
-        return f"the repository has no such revision; look at its branches and tags at {_address(repository, kind)}"
-    names = {one.name for one in (*refs.branches, *refs.tags)}
-    near = sorted(names, key=lambda name: (-difflib.SequenceMatcher(None, revision, name).ratio(), name))
-    shown = ", ".join(near[:MOST_SHOWN]) + (", …" if len(near) > MOST_SHOWN else "")
-    return f"the repository has no such revision; it has {len(near)}, the nearest first: {shown}"
-
-
-def _address(repository: str, kind: str) -> str:
-    """Return where to look at a repository."""
-    from huggingface_hub import constants
-
-    return f"{constants.ENDPOINT}/{'' if kind == 'model' else kind + 's/'}{repository}"
-
-
-def _cause(error: BaseException) -> str:
-    """Return what an error says first, of that which it was made from."""
-    cause = error.__cause__ or error
-    return ": ".join([type(cause).__name__, *str(cause).strip().splitlines()[:1]])
+def _matches(parts: list[str], pattern: list[str]) -> bool:
+    """Return whether the parts of a path match those of a glob, in which `**` is any number of folders."""
+    if not parts or not pattern:
+        return not parts and not pattern
+    if pattern[0] == "**":
+        return _matches(parts, pattern[1:]) or _matches(parts[1:], pattern)
+    return fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])

@@ -139,7 +139,7 @@ def _compared(folder: Path, tensors: Mapping[str, Stored] | None) -> Any:
     from transformers.utils import logging as transformers_logging
 
     from id_scaling.models.loading import check_report
-    from id_scaling.sources.derived import built
+    from id_scaling.sources.build import built
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

@@ -1,17 +1,30 @@
-"""Whether a tokenizer can be read, from which of its files, and what transformers would make of them instead."""
+"""Fetching a tokenizer: its files on this machine, and the identity that is written of them.
+
+The identity says from which files the tokenizer is read; where transformers would make other tokens, the log says so.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from id_scaling.errors import InputError
+from id_scaling.runtime.atomic_files import sha256
 from id_scaling.runtime.logging import LOG
+from id_scaling.sources.base import TOKENIZER_FOLDER, resolve_tokenizer
+from id_scaling.sources.file_hashes import FileHashes
+from id_scaling.sources.hub_client import commit_of
+from id_scaling.storage.records import write_record
 from id_scaling.storage.tokenizers import (
+    TOKENIZER_FILES,
     WHOLE,
+    check_readable,
     made_by_transformers,
     read_facts,
     read_sentencepiece,
     read_whole,
+    tokenizer_digest,
     tokenizer_files,
 )
 
@@ -27,6 +40,77 @@ PROBES = (
     "🙂🙂 👩\u200d👩\u200d👧 🇩🇪 𝔞𝔟",
     'def f(x):\n    """Doc."""\n    return {"a": [x ** 2, -1]}  # <b>html</b> </s>?\n',
 )
+
+
+def fetch_tokenizer(
+    model_name: str,
+    output: Path,
+    settings: Mapping[str, Any] | None = None,
+    check: Callable[[Path], None] | None = None,
+) -> None:
+    """Write the identity of a model's own tokenizer, at its main revision.
+
+    Parameters
+    ----------
+    settings : mapping
+        Of the job; the identity keeps them.
+    check : callable, optional
+        Checks that the tokenizer in a folder does what a study asks of it.
+
+    Raises
+    ------
+    InputError
+        There is none, or it cannot be read.
+    """
+    source, hashes = resolve_tokenizer(model_name), FileHashes.of_session(output)
+    folder = source.fetch(output.parent / TOKENIZER_FOLDER)
+    if check is not None:
+        check(folder)
+    identity = {
+        "model_name": model_name,
+        "settings": dict(settings or {}),
+        "path": str(folder.resolve()),
+        "source_sha256": source.source_sha256(hashes.sha256),
+        "commit": commit_of(folder),
+        "sha256": tokenizer_digest(folder, hashes.sha256),
+        "read_from": check_tokenizer(folder),
+        "n_tokens": check_readable(folder),
+    }
+    write_record(output, identity)
+    LOG.info("%s: tokenizer %s, read from %s", model_name, identity["sha256"], identity["read_from"])
+
+
+def tokenizer_folder(identity: Mapping[str, Any], identity_path: Path) -> Path:
+    """Return the folder that holds the tokenizer of an identity now: a session or a clone may have been moved."""
+    return resolve_tokenizer(identity["model_name"]).fetched_folder(identity, identity_path)
+
+
+def folder_with_tokenizer(folder: Path, model_name: str) -> Path:
+    """Return a checkpoint's folder, or that of its model's tokenizer when it has none of its own."""
+    if any((folder / name).is_file() for name in TOKENIZER_FILES):
+        return folder
+    source = resolve_tokenizer(model_name)
+    try:
+        own = source.folder()
+    except InputError:
+        return folder  # a model without a tokenizer runs with the one that `tokenizer` names
+    return own or source.fetch(folder / TOKENIZER_FOLDER)
+
+
+def check_same_tokenizer(
+    folder: Path, model_name: str, checkpoint: str, hash_file: Callable[[Path], str] = sha256
+) -> None:
+    """Raise an InputError where a checkpoint's folder has a tokenizer that is not its model's, which cuts the text."""
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        return
+    source = resolve_tokenizer(model_name)
+    own = source.folder() or source.fetch(folder / TOKENIZER_FOLDER)
+    if own != folder and own.is_dir() and tokenizer_digest(own, hash_file) != tokenizer_digest(folder, hash_file):
+        raise InputError(
+            f"{model_name} at {checkpoint}: its tokenizer, in {folder}, is not the one in {own}, which cuts the text "
+            "for all checkpoints of a model; study it in a session of its own, or name the tokenizer to use in "
+            "model_config.tokenizer"
+        )
 
 
 def check_tokenizer(folder: Path) -> str:

@@ -16,7 +16,7 @@ from id_scaling.errors import InputError, StoreError
 from id_scaling.runtime.atomic_files import digest, sha256
 from id_scaling.runtime.locks import leased
 from id_scaling.runtime.logging import LOG
-from id_scaling.sources import hub
+from id_scaling.sources import hub_client
 from id_scaling.storage.layout import WEIGHTS_RECORD, weights_record
 from id_scaling.storage.records import read_record, write_record
 
@@ -88,8 +88,8 @@ def _is_linked(source: Path, aside: Path, identity: Mapping[str, Any]) -> bool:
 def _download(identity: Mapping[str, Any], aside: Path, keep: bool) -> None:
     """Download weights; what a download that broke off brought stays for the next."""
     repository, weights = identity["model_name"], identity["weights"]
-    settings = hub.download_settings(repository, identity["commit"])
-    hub.download_weights(repository, settings, weights, aside, keep)
+    settings = hub_client.download_settings(repository, identity["commit"])
+    hub_client.download_weights(repository, settings, weights, aside, keep)
     for name, expected in weights.items():
         if sha256(aside / name) != expected:
             source = (aside / name).resolve()

@@ -7,30 +7,21 @@ import re
 from collections.abc import Iterable, Mapping
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from id_scaling.errors import ConfigError, InputError
 from id_scaling.models.layers import LayerChoice, layers_of
 from id_scaling.sources import bundled
-from id_scaling.sources.datasets import dataset_files, shard_files
-from id_scaling.sources.derived import is_derived, is_gguf
-from id_scaling.sources.gguf_header import gguf_n_layers
-from id_scaling.sources.model_config import (
-    Architecture,
-    architecture_of,
-    read_architecture,
+from id_scaling.sources.base import (
+    DatasetSource,
+    ModelSource,
+    TokenizerSource,
+    resolve_dataset,
+    resolve_model,
+    resolve_tokenizer,
 )
-from id_scaling.sources.models import (
-    expanded,
-    gguf_file,
-    local_tokenizer_folder,
-    looks_local,
-    model_folder,
-)
-from id_scaling.sources.safe_files import weight_files
-from id_scaling.sources.untrained import seed_of
+from id_scaling.sources.local import expanded
 from id_scaling.storage.layout import Run, slug
-from id_scaling.storage.tokenizers import tokenizer_files
 from id_scaling.study.config import Config, ModelConfig, layers_as_json, parse
 
 
@@ -135,71 +126,42 @@ class Axes:
 
     @cache  # noqa: B019  a study lives as long as its process
     def n_layers(self, model: str) -> int | None:
-        """Return how many layers a local or embedded model has; None for one of the hub."""
-        name = self.models[model].model_name
-        if is_gguf(name):
-            return gguf_n_layers(gguf_file(name, "main"))
-        architecture = self.architecture(model, self.models[model].model_checkpoint[0])
-        return None if architecture is None else architecture.n_layers
+        """Return how many layers a model has; None for one of the hub."""
+        return self.model_source(model, self.models[model].model_checkpoint[0]).n_layers()
 
-    def architecture(self, model: str, checkpoint: str) -> Architecture | None:
-        """Return the architecture of a local or embedded checkpoint; None for one of the hub, and of a GGUF file."""
-        name = self.models[model].model_name
-        folder = model_folder(name, checkpoint)
-        if folder is None:
-            return None
-        if (folder / "config.json").is_file():
-            return read_architecture(folder)
-        return architecture_of(
-            bundled.config_of(name), folder / "config.json"
-        )  # an embedded one that is yet to be made
+    # ---- where it comes from ----------------------------------------------------------------------------------
 
-    # ---- what local jobs read ---------------------------------------------------------------------------------
+    @cache  # noqa: B019  as above; asked for once a job, of which there are thousands
+    def model_source(self, model: str, checkpoint: str) -> ModelSource:
+        """Return the source of a checkpoint, named as in the configuration."""
+        return resolve_model(self.models[model].model_name, checkpoint)
+
+    @cache  # noqa: B019  as above
+    def tokenizer_source(self, tokenizer: str) -> TokenizerSource:
+        """Return the source of a tokenizer."""
+        return resolve_tokenizer(self.tokenizers[tokenizer])
+
+    @cache  # noqa: B019  as above; it lists its files once
+    def dataset_source(self, dataset: str) -> DatasetSource:
+        """Return the source of a dataset."""
+        return resolve_dataset(self.datasets[dataset].dataset_name)
 
     def model_files(self, model: str, checkpoint: str) -> list[str]:
         """Return the files that a local or embedded checkpoint is made of; none for the hub's."""
-        name = self.models[model].model_name
-        folder = model_folder(name, self.checkpoints[checkpoint])
-        if folder is None:
-            return [_literal(expanded(name))] if is_gguf(name) else []
-        if name in bundled.MODELS:
-            return [str(folder / "model.safetensors")]
-        if seed_of(self.checkpoints[checkpoint]) is not None:
-            return []  # known by its config, see the settings: another checkpoint may become the first that has one
-        weights = weight_files(folder, self.models[model].allow_pickle)
-        return [_literal(path) for path in (folder / "config.json", *weights, *tokenizer_files(folder))]
+        source = self.model_source(model, self.checkpoints[checkpoint])
+        return list(map(_literal, source.input_files(self.models[model].allow_pickle)))
 
     def is_on_hub(self, model: str, checkpoint: str) -> bool:
         """Return whether the weights of a checkpoint come from the hub."""
-        return checkpoint in self._on_hub(model)
-
-    @cache  # noqa: B019  a study lives as long as its process; asked for once a job, of which there are thousands
-    def _on_hub(self, model: str) -> set[str]:
-        """Return which checkpoints of a model, as they stand in paths, are of the hub."""
-        name = self.models[model].model_name
-        if name in bundled.MODELS or looks_local(name):
-            return set()
-        return {slug(one) for one in self.models[model].model_checkpoint if not is_derived(name, one)}
+        return self.model_source(model, self.checkpoints[checkpoint]).is_remote
 
     def tokenizer_files(self, tokenizer: str) -> list[str]:
         """Return the file of an embedded or a GGUF tokenizer; others are known by their content, see the settings."""
-        name = self.tokenizers[tokenizer]
-        if is_gguf(name):
-            return [_literal(expanded(name))]
-        if name not in bundled.TOKENIZERS:
-            return []
-        return [str(cast("Path", local_tokenizer_folder(name)) / "tokenizer.json")]
+        return list(map(_literal, self.tokenizer_source(tokenizer).input_files()))
 
     def shard_files(self, dataset: str, subset: str | int) -> list[str]:
         """Return the files of a local or embedded shard; none for the hub's."""
-        files = self._dataset_files(dataset)
-        shard = shard_files(self.datasets[dataset].dataset_name, files, int(subset)) if files else []
-        return [_literal(path) for path in shard]
-
-    @cache  # noqa: B019  as below; a glob may be over many folders
-    def _dataset_files(self, dataset: str) -> list[Path]:
-        """Return the files of all shards of a local or embedded dataset; none for the hub's."""
-        return dataset_files(self.datasets[dataset].dataset_name) or []
+        return list(map(_literal, self.dataset_source(dataset).shard(int(subset))))
 
 
 def _tokenizer(model: ModelConfig) -> str:

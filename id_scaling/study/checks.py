@@ -13,20 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from id_scaling.errors import IdScalingError, StoreError
 from id_scaling.models.modules import request_of, with_layers
-from id_scaling.sources.derived import is_gguf
-from id_scaling.sources.model_config import (
-    Architecture,
-    check_request,
-)
-from id_scaling.sources.models import (
-    check_built,
-    check_model,
-    check_paths_of,
-    check_unlike,
-    known_identity,
-    model_folder,
-)
-from id_scaling.sources.untrained import seed_of
+from id_scaling.sources.model_checks import check_built, check_model, check_paths_of
+from id_scaling.sources.model_config import Architecture, check_request
+from id_scaling.sources.models import check_unlike, known_identity
 from id_scaling.storage.layout import contexts_path, slug
 from id_scaling.storage.records import read_facts, read_record
 from id_scaling.study.config import ModelConfig
@@ -99,23 +88,21 @@ def _plain_contexts(study: Study, name: str, subset: int) -> dict[Path, dict[str
 
 def _check_model(study: Study, name: str, model: ModelConfig, checkpoint: str, is_thorough: bool) -> None:
     """Check one checkpoint by its folder, or by what was found when it was fetched from the hub."""
-    folder, ctx_len = model_folder(model.model_name, checkpoint), max(study.config.ctx_len)
-    identity = study.identity_path(name, slug(checkpoint))
+    source, ctx_len = study.model_source(name, checkpoint), max(study.config.ctx_len)
+    folder, identity = source.folder(), study.identity_path(name, slug(checkpoint))
     try:
-        if is_gguf(model.model_name):
-            study.n_layers(name)
+        n_layers = source.n_layers() if folder is None else None
         request = request_of(study.sites(name))
         if folder is not None and (folder / "config.json").is_file():
-            has_weights = seed_of(checkpoint) is None
-            headers = check_model(folder, request, ctx_len, model.allow_pickle, has_weights)
+            headers = check_model(folder, request, ctx_len, model.allow_pickle, has_weights=not source.is_made)
             check = check_built if is_thorough else check_paths_of
             check(folder, request, headers)
             study.model_files(name, slug(checkpoint))
-        elif architecture := study.architecture(name, checkpoint):
+        elif architecture := source.architecture():
             check_request(request, ctx_len, architecture)
         elif fetched := known_identity(identity):
             check_request(request, ctx_len, Architecture(**fetched["architecture"]))
-        elif n_layers := study.n_layers(name):
+        elif n_layers:
             with_layers(request, n_layers)
     except IdScalingError as error:
         raise type(error)(f"{model.model_name} at {checkpoint}: {error}") from None

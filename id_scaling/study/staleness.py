@@ -22,10 +22,8 @@ from typing import Any
 from id_scaling.errors import StoreError
 from id_scaling.results.inputs import documents_digest, seals_digest
 from id_scaling.sources import bundled
-from id_scaling.sources.datasets import dataset_content
-from id_scaling.sources.derived import is_derived
+from id_scaling.sources.base import WEIGHTS_FOLDER, ModelSource
 from id_scaling.sources.file_hashes import FOLDER, FileHashes
-from id_scaling.sources.models import WEIGHTS_FOLDER, model_content, tokenizer_content
 from id_scaling.storage.context_hashes import content_of, recipe_of_control
 from id_scaling.storage.layout import Run, identity_path, ids_path
 from id_scaling.storage.records import key_of, read_facts, read_footer, read_record, summary_settings
@@ -224,25 +222,28 @@ class Staleness:
         """Compare the identity of a checkpoint, once; return its weights and its config."""
         path = self.study.identity_path(run.model, run.checkpoint)
         if path not in self._sources:
-            config, checkpoint = self.study.models[run.model], self.study.checkpoints[run.checkpoint]
+            source, allow_pickle = self._model_source(run), self.study.models[run.model].allow_pickle
             self._sources[path] = self._compare_source(
                 "fetch_model",
                 path,
                 self.study.fetch_model_settings(run.model, run.checkpoint),
-                model_content(config.model_name, checkpoint, config.allow_pickle, self._hashes.sha256),
+                source.content(allow_pickle, self._hashes.sha256),
                 self.study.model_files(run.model, run.checkpoint),
-                self.study.is_on_hub(run.model, run.checkpoint),
+                source.is_remote,
                 partial(self._check_weights, path, run),
             )
         return self._sources[path]
 
+    def _model_source(self, run: Run) -> ModelSource:
+        """Return the source of the checkpoint of a run."""
+        return self.study.model_source(run.model, self.study.checkpoints[run.checkpoint])
+
     def _check_weights(self, path: Path, run: Run, identity: Mapping[str, Any]) -> None:
         """Raise an error where weights that were made here are missing or changed, or are pickled and may not be."""
-        config, checkpoint = self.study.models[run.model], self.study.checkpoints[run.checkpoint]
-        if identity["is_pickled"] and not config.allow_pickle:
+        if identity["is_pickled"] and not self.study.models[run.model].allow_pickle:
             raise _NotWholeError("its weights are pickled, which allow_pickle does not allow")
         folder = path.parent / WEIGHTS_FOLDER
-        for name, digits in identity["weights"].items() if is_derived(config.model_name, checkpoint) else ():
+        for name, digits in identity["weights"].items() if self._model_source(run).is_made else ():
             if not (folder / name).is_file() or self._hashes.sha256(folder / name) != digits:
                 raise _NotWholeError(f"{folder / name} is not what was made")
 
@@ -253,8 +254,11 @@ class Staleness:
         extraction has `noted`.
         """
         model = self._model(run)
-        is_made = is_derived(self.study.models[run.model].model_name, self.study.checkpoints[run.checkpoint])
-        if is_made and model["weights_sha256"] == UNLIKE and model["source_sha256"] in (UNLIKE, noted):
+        if (
+            self._model_source(run).is_made
+            and model["weights_sha256"] == UNLIKE
+            and model["source_sha256"] in (UNLIKE, noted)
+        ):
             return {"weights": None, "config": None}
         return {"weights": model["weights_sha256"], "config": model["config_sha256"]}
 
@@ -262,7 +266,7 @@ class Staleness:
         """Compare the identity of a tokenizer, once; return its content."""
         (path,) = job_of(self.study, "fetch_tokenizer", {"tokenizer": tokenizer}).outputs
         if path not in self._sources:
-            content = tokenizer_content(self.study.tokenizers[tokenizer], self._hashes.sha256)
+            content = self.study.tokenizer_source(tokenizer).content(self._hashes.sha256)
             settings, files = self.study.fetch_tokenizer_settings(tokenizer), self.study.tokenizer_files(tokenizer)
             self._sources[path] = self._compare_source("fetch_tokenizer", path, settings, content, files, not content)
         return self._sources[path]
@@ -271,10 +275,12 @@ class Staleness:
         """Compare the identity of a shard, once; return its content."""
         (path,) = job_of(self.study, "fetch_dataset", vars(run)).outputs
         if path not in self._sources:
-            files = self.study.shard_files(run.dataset, run.subset)
-            content = dataset_content(list(map(Path, files)), self._hashes)
+            files, source = self.study.shard_files(run.dataset, run.subset), self.study.dataset_source(run.dataset)
+            content = source.content(run.subset, self._hashes)
             settings = self.study.fetch_dataset_settings(run.dataset, str(run.subset))
-            self._sources[path] = self._compare_source("fetch_dataset", path, settings, content, files, not files)
+            self._sources[path] = self._compare_source(
+                "fetch_dataset", path, settings, content, files, source.is_remote
+            )
         return self._sources[path]
 
     def _contexts_of(self, run: Run) -> Contexts:

@@ -9,20 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from id_scaling.errors import InputError
-from id_scaling.sources.derived import is_gguf
 from id_scaling.sources.file_hashes import FOLDER, FileHashes
-from id_scaling.sources.hub import cached_settings
-from id_scaling.sources.models import (
-    check_same_tokenizer,
-    known_identity,
-    local_tokenizer_folder,
-    model_folder,
-    tokenizer_folder,
-)
-from id_scaling.sources.untrained import seed_of
+from id_scaling.sources.models import known_identity
+from id_scaling.sources.tokenizers import check_same_tokenizer
 from id_scaling.storage.layout import identity_path, slug
 from id_scaling.storage.tokenizers import check_readable, tokenizer_digest, tokenizer_files
-from id_scaling.study.config import ModelConfig
 
 if TYPE_CHECKING:
     from id_scaling.study.study import Study
@@ -34,14 +25,14 @@ def check_tokenizers(study: Study) -> None:
     It cannot be read; it lacks the token that contexts are to start with; a text can become a token that the model does
     not know; or it is not the same for all checkpoints of a model.
     """
-    for model in study.models.values():
+    for name, model in study.models.items():
         if study.is_own_tokenizer(model):
-            _check_same(study, model)
+            _check_same(study, name)
     is_loaded = study.config.add_bos == "always" or any(study.allow_special_tokens)
-    for tokenizer, name in study.tokenizers.items():
+    for tokenizer in study.tokenizers:
         users = [model for model in study.models if study.tokenizer_of(model) == tokenizer]
         sizes = {(model, one): size for model in users for one, size in _known_sizes(study, model).items()}
-        folder, fetched = _on_disk(study, tokenizer, name, is_needed=is_loaded or bool(sizes))
+        folder, fetched = _on_disk(study, tokenizer, is_needed=is_loaded or bool(sizes))
         if folder is None:
             continue
         n_tokens = fetched["n_tokens"] if fetched and "n_tokens" in fetched else check_readable(folder)
@@ -68,20 +59,21 @@ def _check_use(study: Study, folder: Path, n_tokens: int, sizes: dict[tuple[str,
         checked.add(size)
 
 
-def _on_disk(study: Study, tokenizer: str, name: str, is_needed: bool) -> tuple[Path | None, dict[str, Any] | None]:
+def _on_disk(study: Study, tokenizer: str, is_needed: bool) -> tuple[Path | None, dict[str, Any] | None]:
     """Return the folder of a tokenizer, None where it is not on disk; and its identity, where that is still of it."""
     path = identity_path(Path(study.session), "tokenizers", tokenizer)
-    folder, fetched = local_tokenizer_folder(name), known_identity(path)
+    source, fetched = study.tokenizer_source(tokenizer), known_identity(path)
+    folder = source.folder()
     if folder is not None:
         if not tokenizer_files(folder):  # one that is yet to be made here
             return None, None
         is_same = fetched is not None and fetched["sha256"] == tokenizer_digest(folder)
         return folder, fetched if is_same else None
     if fetched is not None:
-        folder = tokenizer_folder(fetched, path)
+        folder = source.fetched_folder(fetched, path)
         return (folder, fetched) if folder.is_dir() else (None, None)
     # Where the hub's cache is takes half a second to find out.
-    cached = cached_settings(name, "main") if is_needed and not is_gguf(name) else None
+    cached = source.cached_folder() if is_needed else None
     return (cached if cached and tokenizer_files(cached) else None), None
 
 
@@ -89,7 +81,7 @@ def _known_sizes(study: Study, model: str) -> dict[str, int]:
     """Return how many tokens each checkpoint of a model knows of which that is known."""
     sizes = {}
     for checkpoint in study.models[model].model_checkpoint:
-        architecture = None if is_gguf(study.models[model].model_name) else study.architecture(model, checkpoint)
+        architecture = study.model_source(model, checkpoint).architecture()
         fetched = known_identity(study.identity_path(model, slug(checkpoint))) if architecture is None else None
         if architecture is not None:
             sizes[checkpoint] = architecture.vocab_size
@@ -98,12 +90,11 @@ def _known_sizes(study: Study, model: str) -> dict[str, int]:
     return sizes
 
 
-def _check_same(study: Study, model: ModelConfig) -> None:
+def _check_same(study: Study, model: str) -> None:
     """Raise an InputError where a checkpoint on disk has another tokenizer than its model."""
-    if is_gguf(model.model_name):
-        return
-    hashes = FileHashes(Path(study.session) / FOLDER)
-    for checkpoint in model.model_checkpoint:
-        folder = None if seed_of(checkpoint) is not None else model_folder(model.model_name, checkpoint)
+    hashes, of_model = FileHashes(Path(study.session) / FOLDER), study.models[model]
+    for checkpoint in of_model.model_checkpoint:
+        source = study.model_source(model, checkpoint)
+        folder = None if source.is_made else source.folder()
         if folder is not None:
-            check_same_tokenizer(folder, model.model_name, checkpoint, hashes.sha256)
+            check_same_tokenizer(folder, of_model.model_name, checkpoint, hashes.sha256)

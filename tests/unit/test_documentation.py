@@ -13,7 +13,7 @@ from id_scaling.cli.documentation import PAGES, SCHEMA, columns_table, keys_tabl
 from id_scaling.estimators.registry import GRAMMAR
 from id_scaling.models.modules import PRESETS
 from id_scaling.results.columns import COLUMNS
-from id_scaling.sources.datasets import SUFFIXES
+from id_scaling.sources.shards import SUFFIXES
 from id_scaling.study.config import Config
 
 ANEW = "it is out of date: run `python -m id_scaling document`"

@@ -26,8 +26,9 @@ from id_scaling.models.loading import load_model
 from id_scaling.models.modules import SiteRequest
 from id_scaling.runtime.atomic_files import read_json, sha256
 from id_scaling.runtime.logging import LOG, plain
-from id_scaling.sources.derived import built
-from id_scaling.sources.models import check_built, fetch_model
+from id_scaling.sources.build import built
+from id_scaling.sources.model_checks import check_built
+from id_scaling.sources.models import fetch_model
 from id_scaling.text.readers import Shard
 from id_scaling.text.tokenization import load_tokenizer
 

@@ -10,7 +10,9 @@ from conftest import touch
 
 from id_scaling.errors import InputError
 from id_scaling.runtime.atomic_files import sha256
-from id_scaling.sources.datasets import dataset_shard, fetch_dataset, shard_position
+from id_scaling.sources.base import resolve_dataset
+from id_scaling.sources.datasets import fetch_dataset
+from id_scaling.sources.shards import shard_position
 from id_scaling.storage.records import read_record
 
 
@@ -40,14 +42,14 @@ def test_shard_is_found_by_its_number_or_else_by_order(
     names: tuple, subset: int, expected: str, tmp_path: Path
 ) -> None:
     folder = folder_of(tmp_path / "shards", *names)
-    assert dataset_shard(folder, subset) == [tmp_path / "shards" / expected]
+    assert resolve_dataset(folder).shard(subset) == [tmp_path / "shards" / expected]
 
 
 def test_folder_of_text_files_is_one_shard(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "texts", "b.txt", "a.txt", "notes.md")
-    assert [path.name for path in dataset_shard(folder, 0)] == ["a.txt", "b.txt"]
+    assert [path.name for path in resolve_dataset(folder).shard(0)] == ["a.txt", "b.txt"]
     with pytest.raises(InputError, match=r"no shard 1; it has 1: all \.txt files"):
-        dataset_shard(folder, 1)
+        resolve_dataset(folder).shard(1)
 
 
 TREE = (
@@ -87,13 +89,13 @@ def tree(tmp_path: Path) -> Path:
 def test_glob_names_the_files_that_are_shards(
     pattern: str, subset: int, expected: list[str], tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert dataset_shard(f"{tree}/{pattern}", subset) == [tree / name for name in expected]
+    assert resolve_dataset(f"{tree}/{pattern}").shard(subset) == [tree / name for name in expected]
     monkeypatch.chdir(tree)
-    relative = dataset_shard(f"./{pattern}", subset)
+    relative = resolve_dataset(f"./{pattern}").shard(subset)
     assert relative == [Path(name) for name in expected]
     # Without `./` it is one of the hub's, unless the folder that it begins with is here.
     is_here = not pattern.startswith(("*", "["))
-    assert dataset_shard(pattern, subset) == (relative if is_here else None)
+    assert resolve_dataset(pattern).shard(subset) == (relative if is_here else [])
 
 
 @pytest.mark.parametrize(
@@ -108,13 +110,13 @@ def test_glob_names_the_files_that_are_shards(
 )
 def test_glob_without_the_shard_says_so(pattern: str, subset: int, words: list[str], tree: Path) -> None:
     with pytest.raises(InputError) as caught:
-        dataset_shard(f"{tree}/{pattern}", subset)
+        resolve_dataset(f"{tree}/{pattern}").shard(subset)
     assert [word for word in words if word not in str(caught.value)] == []
 
 
 def test_folder_whose_name_is_a_glob_is_itself(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "set[1]", "a.jsonl")
-    assert dataset_shard(folder, 0) == [tmp_path / "set[1]" / "a.jsonl"]
+    assert resolve_dataset(folder).shard(0) == [tmp_path / "set[1]" / "a.jsonl"]
 
 
 def test_files_of_one_name_in_several_folders_are_all_of_the_identity(tmp_path: Path) -> None:
@@ -130,7 +132,7 @@ def test_files_of_one_name_in_several_folders_are_all_of_the_identity(tmp_path: 
 @pytest.mark.parametrize("name", ["words.jsonl", "2024.parquet"])
 def test_file_is_a_dataset_of_one_shard(name: str, tmp_path: Path) -> None:
     (tmp_path / name).touch()
-    assert dataset_shard(str(tmp_path / name), 0) == [tmp_path / name]
+    assert resolve_dataset(str(tmp_path / name)).shard(0) == [tmp_path / name]
 
 
 @pytest.mark.parametrize(
@@ -146,21 +148,21 @@ def test_file_is_a_dataset_of_one_shard(name: str, tmp_path: Path) -> None:
 def test_missing_shard_is_said(names: tuple, subset: int, words: list[str], tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "shards", *names)
     with pytest.raises(InputError) as caught:
-        dataset_shard(folder, subset)
+        resolve_dataset(folder).shard(subset)
     assert [word for word in [*words, folder] if word not in str(caught.value)] == []
 
 
 def test_missing_dataset_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nothing does not exist; expected a file, a folder of shards, a glob or"):
-        dataset_shard(str(tmp_path / "nothing"), 0)
+        resolve_dataset(str(tmp_path / "nothing")).shard(0)
     with pytest.raises(InputError, match=r"sotu has no shard 3; it has 3: 0000\.parquet"):
-        dataset_shard("sotu", 3)
+        resolve_dataset("sotu").shard(3)
 
 
 def test_file_of_another_format_is_refused(tmp_path: Path) -> None:
     (tmp_path / "data.csv").write_text("text\nthe of\n")
     with pytest.raises(InputError, match=r"data\.csv.*\.parquet, \.jsonl"):
-        dataset_shard(str(tmp_path / "data.csv"), 0)
+        resolve_dataset(str(tmp_path / "data.csv")).shard(0)
 
 
 def test_only_some_of_many_shards_are_shown() -> None:
@@ -187,7 +189,7 @@ def test_dataset_identity_changes_with_content_alone(text_folder: Path, tmp_path
 
 
 def test_name_too_long_for_a_path_is_no_path() -> None:
-    assert dataset_shard("owner/" + "x" * 290, 0) is None  # file systems end at 255 bytes a name
+    assert resolve_dataset("owner/" + "x" * 290).is_remote  # file systems end at 255 bytes a name
 
 
 def test_hub_out_of_reach_is_said_with_what_to_do(tmp_path: Path) -> None:

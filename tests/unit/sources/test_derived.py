@@ -24,10 +24,11 @@ from verbs import Session
 
 from id_scaling.cli.main import main
 from id_scaling.errors import ConfigError, InputError
-from id_scaling.sources import derived
-from id_scaling.sources.derived import convert_gguf, gguf_model, gguf_tokenizer
+from id_scaling.sources import gguf_conversion as conversion
+from id_scaling.sources.base import resolve_model
+from id_scaling.sources.gguf_conversion import convert_gguf, gguf_model, gguf_tokenizer
 from id_scaling.sources.gguf_header import check_gguf
-from id_scaling.sources.models import fetch_tokenizer, settings_folder
+from id_scaling.sources.tokenizers import fetch_tokenizer
 from id_scaling.sources.untrained import seed_of
 from id_scaling.storage.records import read_record
 from id_scaling.study.study import Study
@@ -136,12 +137,12 @@ def test_a_gguf_file_is_converted_once_for_all_sessions(
     monkeypatch.setattr("id_scaling.sources.cache.CACHE", tmp_path / "cache")
     calls = []
     for name in ("_convert", "gguf_config", "gguf_tokenizer"):
-        original = getattr(derived, name)
-        monkeypatch.setattr(derived, name, lambda *given, made=original: calls.append(made.__name__) or made(*given))
+        original = getattr(conversion, name)
+        monkeypatch.setattr(conversion, name, lambda *given, made=original: calls.append(made.__name__) or made(*given))
     with caplog.at_level("INFO", "id_scaling"):
         for session in ("one", "two"):
             gguf_model(gguf_file, tmp_path / session)
-            settings_folder(str(gguf_file), "main", tmp_path)
+            resolve_model(str(gguf_file), "main").config_folder(tmp_path)
             fetch_tokenizer(str(gguf_file), tmp_path / session / "tokenizer.json")
     assert sorted(calls) == ["_convert", "gguf_config", "gguf_tokenizer", "gguf_tokenizer"]
     assert "which may take" in caplog.text

@@ -20,7 +20,7 @@ from hub_server import Hub, environment, files_of
 
 from id_scaling.cli.main import main
 from id_scaling.errors import ResourceError
-from id_scaling.sources.hub import download_settings
+from id_scaling.sources.hub_client import download_settings
 from id_scaling.storage.records import read_record
 from id_scaling.study.study import Study
 

@@ -16,16 +16,12 @@ from id_scaling.errors import ConfigError, IdScalingError, InputError
 from id_scaling.models.modules import SiteRequest
 from id_scaling.runtime.atomic_files import read_json, sha256
 from id_scaling.runtime.locks import leased
-from id_scaling.sources.derived import built
+from id_scaling.sources.base import resolve_model
+from id_scaling.sources.build import built
+from id_scaling.sources.model_checks import check_model, check_paths_of
 from id_scaling.sources.model_config import Architecture, check_request, read_architecture
-from id_scaling.sources.models import (
-    check_model,
-    check_paths_of,
-    fetch_model,
-    fetch_tokenizer,
-    model_folder,
-    settings_folder,
-)
+from id_scaling.sources.models import fetch_model
+from id_scaling.sources.tokenizers import fetch_tokenizer
 from id_scaling.sources.weight_headers import modules_of, read_headers
 from id_scaling.storage.records import read_record
 
@@ -66,13 +62,13 @@ def edit(path: Path, **changes: Any) -> None:
 def test_path_is_a_model_folder_and_a_bare_name_one_of_the_hub(
     checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert model_folder(str(checkpoints), "step1000") == checkpoints / "step1000"
-    assert model_folder(str(checkpoints / "step2000"), "main") == checkpoints / "step2000"
-    assert model_folder(ABSENT, "main") is None
+    assert resolve_model(str(checkpoints), "step1000").folder() == checkpoints / "step1000"
+    assert resolve_model(str(checkpoints / "step2000"), "main").folder() == checkpoints / "step2000"
+    assert resolve_model(ABSENT, "main").folder() is None
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("./checkpoints", "checkpoints", "~/checkpoints"):
-        assert model_folder(name, "step1000").resolve() == (checkpoints / "step1000").resolve()
+        assert resolve_model(name, "step1000").folder().resolve() == (checkpoints / "step1000").resolve()
 
 
 @pytest.mark.parametrize(
@@ -95,13 +91,13 @@ def test_missing_model_or_checkpoint_is_said(
     name: str, checkpoint: str, words: list[str], checkpoints: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError) as caught:
-        model_folder(name.format(tmp_path), checkpoint)
+        resolve_model(name.format(tmp_path), checkpoint).folder()
     assert [word for word in words if word not in str(caught.value)] == []
 
 
 def test_name_too_long_for_a_path_is_no_path() -> None:
     name = "owner/" + "x" * 290  # file systems end at 255 bytes a name
-    assert model_folder(name, "main") is None
+    assert resolve_model(name, "main").folder() is None
 
 
 @pytest.mark.parametrize(
@@ -401,12 +397,12 @@ def test_checkpoint_without_a_tokenizer_has_that_of_its_model(checkpoints: Path,
 
 
 def test_checkpoint_on_disk_is_not_sought_on_the_hub(checkpoints: Path, tmp_path: Path) -> None:
-    assert settings_folder(str(checkpoints), "step1000", tmp_path) == checkpoints / "step1000"
+    assert resolve_model(str(checkpoints), "step1000").config_folder(tmp_path) == checkpoints / "step1000"
 
 
 def test_architecture_of_a_model_that_is_yet_to_be_trained_is_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    found = read_architecture(settings_folder("sotu-neox-96", "step4", tmp_path))
+    found = read_architecture(resolve_model("sotu-neox-96", "step4").config_folder(tmp_path))
     assert found == Architecture("gpt_neox", 6, 96, 2048, 256)

@@ -35,7 +35,7 @@ from id_scaling.models.verification import check_meaning
 from id_scaling.runtime.atomic_files import read_json
 from id_scaling.sources.config_checks import check_values
 from id_scaling.sources.meta_model import inspect
-from id_scaling.sources.models import check_built, check_model
+from id_scaling.sources.model_checks import check_built, check_model
 from id_scaling.sources.weight_headers import read_headers
 from id_scaling.study.study import Study
 
@@ -127,7 +127,7 @@ def test_headers_are_checked_without_torch(model: Path) -> None:
     """The dry run must stay quick: transformers takes seconds to import."""
     code = (
         "import sys; from pathlib import Path; from id_scaling.models.modules import SiteRequest; "
-        "from id_scaling.sources.models import check_model, check_paths_of; "
+        "from id_scaling.sources.model_checks import check_model, check_paths_of; "
         "folder, request = Path(sys.argv[1]), SiteRequest(None, ('b',), (), {'b': 'model.layers.{layer}'}); "
         "check_paths_of(folder, request, check_model(folder, request, 64)); "
         "print(sorted({'torch', 'transformers'} & set(sys.modules)))"

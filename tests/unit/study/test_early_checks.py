@@ -32,7 +32,7 @@ from id_scaling.cli.main import main
 from id_scaling.errors import ConfigError, InputError
 from id_scaling.models.modules import request_of, resolve_sites
 from id_scaling.results.load import load_summary
-from id_scaling.sources.models import fetch_tokenizer
+from id_scaling.sources.tokenizers import fetch_tokenizer
 from id_scaling.storage.layout import identity_path
 from id_scaling.storage.records import read_record, write_record
 from id_scaling.storage.tokenizers import check_readable

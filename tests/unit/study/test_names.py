@@ -14,8 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from id_scaling.errors import ConfigError, InputError
-from id_scaling.sources.datasets import dataset_shard
-from id_scaling.sources.models import local_tokenizer_folder, model_folder
+from id_scaling.sources.base import resolve_dataset, resolve_model, resolve_tokenizer
 from id_scaling.storage.layout import Run, ids_path, slug
 from id_scaling.study.study import Study
 
@@ -218,10 +217,10 @@ def test_names_of_a_job_fit_one_folder_name_of_slurms_logs() -> None:
 @pytest.mark.parametrize(
     "find",
     [
-        lambda name, folder: model_folder(f"./{name}", "main"),
-        lambda name, folder: model_folder(str(folder), name),
-        lambda name, folder: local_tokenizer_folder(f"./{name}"),
-        lambda name, folder: dataset_shard(f"./{name}", 0),
+        lambda name, folder: resolve_model(f"./{name}", "main").folder(),
+        lambda name, folder: resolve_model(str(folder), name).folder(),
+        lambda name, folder: resolve_tokenizer(f"./{name}").folder(),
+        lambda name, folder: resolve_dataset(f"./{name}").shard(0),
     ],
     ids=["model", "checkpoint", "tokenizer", "dataset"],
 )

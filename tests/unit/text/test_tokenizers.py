@@ -19,8 +19,7 @@ from tokenizers.processors import TemplateProcessing
 from verbs import do
 
 from id_scaling.errors import InputError
-from id_scaling.sources.models import fetch_tokenizer
-from id_scaling.sources.tokenizers import PROBES, check_tokenizer
+from id_scaling.sources.tokenizers import PROBES, check_tokenizer, fetch_tokenizer
 from id_scaling.storage.records import read_record, read_table
 from id_scaling.storage.tokenizers import tokenizer_digest
 from id_scaling.study.study import Study

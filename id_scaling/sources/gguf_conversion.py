@@ -1,7 +1,4 @@
-"""Checkpoints that are made here: of a GGUF file, or of an architecture and a seed alone.
-
-Each becomes a folder as transformers saves a model, in float32 safetensors, and is then as any other.
-"""
+"""The model and the tokenizer of a GGUF file, converted to a folder as transformers saves them, in float32."""
 
 from __future__ import annotations
 
@@ -18,12 +15,8 @@ from id_scaling.errors import InputError, of_a_disk, shortened
 from id_scaling.runtime.atomic_files import writing_folder
 from id_scaling.runtime.logging import LOG
 from id_scaling.sources.cache import cached_folder, cached_sha256
-from id_scaling.sources.config_checks import check_values
 from id_scaling.sources.gguf_header import check_gguf, read_header
-from id_scaling.sources.model_config import read_config
-from id_scaling.sources.untrained import seed_of
 
-GGUF = ".gguf"
 INSTEAD = "fetch it again, or name the model that it was made from"
 # Part of the cache's key: to be raised where the files that are made of a GGUF file change.
 CONVERSION = 2
@@ -38,16 +31,6 @@ GPT2_SPLITS = (
 DIGIT_SPLITS = ("codeshell", "command-r", "exaone", "minerva-7b", "refact", "smollm", "starcoder")
 # Fields of a GGUF file that change a model, or say that it is a part of one.
 SAID_BEYOND = (".rope.scaling.type", ".rope.scaling.factor", ".rope.scale_linear", "split.count")
-
-
-def is_gguf(model_name: str) -> bool:
-    """Return whether a model's name is that of a GGUF file."""
-    return model_name.endswith(GGUF)
-
-
-def is_derived(model_name: str, checkpoint: str) -> bool:
-    """Return whether a checkpoint is made here."""
-    return is_gguf(model_name) or seed_of(checkpoint) is not None
 
 
 def gguf_model(path: Path, folder: Path) -> None:
@@ -191,54 +174,3 @@ def _read(kind: Any, path: Path, **options: Any) -> Any:
         except Exception as error:  # code for files of others may raise anything: it becomes words
             words = f"transformers cannot read this GGUF file ({shortened(f'{type(error).__name__}: {error}')})"
             raise of_a_disk(error) or InputError(f"{path}: {words}; {INSTEAD}") from error
-
-
-def untrained(settings: Path, seed: int, folder: Path) -> None:
-    """Write the model of the config in `settings` with the weights that its architecture begins with.
-
-    Raises
-    ------
-    InputError
-        transformers cannot build it without code that comes with it.
-    """
-    import torch
-
-    LOG.info("drawing untrained weights of %s with seed %d", settings, seed)
-    torch.manual_seed(seed)
-    with writing_folder(folder) as whole:
-        built(settings, "cpu", dtype=torch.float32).save_pretrained(whole)
-
-
-def built(settings: Path, device: str, **options: Any) -> Any:
-    """Return a model of the config in a folder, on a device: on `meta` its tensors have shapes alone.
-
-    Raises
-    ------
-    InputError
-        transformers cannot build it without code that comes with it.
-    """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    check_values(read_config(settings), settings / "config.json")
-    try:
-        config = AutoConfig.from_pretrained(settings, trust_remote_code=False)
-        with torch.device(device):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
-    # Whatever a config that someone else wrote makes of the architecture's own code.
-    except Exception as error:
-        raise InputError(f"{settings}: {_unbuildable(settings, error)}") from error
-
-
-def _unbuildable(settings: Path, error: Exception) -> str:
-    """Return what to say of a model that transformers cannot build by itself."""
-    config = read_config(settings)
-    if "auto_map" in config:
-        return (
-            "the model is made by Python code that comes with it, which is never run; name one of an architecture that "
-            "transformers has, or convert it to one"
-        )
-    keys = sorted(key for key, value in config.items() if isinstance(error, KeyError) and error.args == (value,))
-    place = f"{' or '.join(keys)}: found {error.args[0]!r}, which transformers does not know" if keys else ""
-    words = place or shortened(f"{type(error).__name__}: {error}")
-    return f"transformers cannot build this model ({words}); correct config.json, or fetch or save the model again"
