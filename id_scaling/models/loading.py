@@ -135,8 +135,8 @@ def _loading_error(folder: Path, error: Exception) -> Exception:
         )
     if isinstance(error, pickle.UnpicklingError):
         return InputError(
-            f"{folder}: its pickled weights are damaged or hold objects other than tensors, which could run code and "
-            "are not read; convert them with transformers' save_pretrained on a machine where that is safe"
+            f"{folder}: its pickled weights are damaged or hold more than tensors, and other objects, which could run "
+            "code, are not read; convert them with transformers' save_pretrained on a machine where that is safe"
         )
     return of_a_disk(error) or InputError(
         f"{folder}: transformers cannot load this model ({type(error).__name__}: {shortened(str(error))}); install "

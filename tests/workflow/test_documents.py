@@ -152,4 +152,4 @@ def test_group_that_no_document_has_is_one_error(workflow: Workflow) -> None:
     said = grouped(workflow, "meta.set").run(is_ok=False)
     assert "dataset_config.group_by: no document of " in said
     assert "localrule" not in said  # before any job
-    assert "has 'meta.set'; beside text and id they have meta.pile_set_name, year" in said
+    assert "has 'meta.set'; besides text and id they have meta.pile_set_name, year" in said
