@@ -76,7 +76,7 @@ for kind in ("files", "memory"):
 """
 WRITERS = ("fetch-model", "fetch-tokenizer", "fetch-dataset", "chunk", "shuffle", "extract", "estimate", "summarize")
 # The last words of Rust's and C++'s allocators.
-OF_ABORTS = ("memory allocation of", "bad_alloc")
+OF_ABORTS = ("memory allocation of", "bad_alloc", "out of memory")  # of Rust, of C++, of the C library
 READERS = ("validate", "check", "status", "plan", "describe")
 
 

@@ -477,7 +477,7 @@ def test_a_kept_summary_whose_tables_changed_is_called_stale_by_the_loader(copie
     path = path_of(copied, "table")
     table, facts = read_table(path)
     write_table(path, table, {**facts, "versions": {"numpy": "other"}})
-    with pytest.raises(StoreError, match="stale: its tables were computed again"):
+    with pytest.raises(StoreError, match="stale: its tables were recomputed"):
         id_scaling.load_summary("results/tiny")
     assert len(id_scaling.load_summary("results/tiny", verify=False))
     shutil.rmtree("results/tiny/runs")
