@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import Workflow, study
 
-from id_scaling.cli import main as cli
+from id_scaling.cli import job_commands
 from id_scaling.errors import ResourceError
 from id_scaling.extraction import compute
 from id_scaling.storage.records import read_record
@@ -42,7 +42,7 @@ def extract_again(workflow: Workflow, output: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(compute.LOG, "propagate", True)
     jobs = Study(workflow.config)
     (run,) = jobs.runs
-    cli.extract(
+    job_commands.extract(
         argparse.Namespace(
             settings=json.loads(jobs.extract_settings(run)),
             execution=json.loads(jobs.extract_execution(run.model)),

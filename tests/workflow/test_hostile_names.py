@@ -98,7 +98,7 @@ def recorded(folder: Path, jobs: list[str]) -> list[list[str]]:
     for name in PROGRAMS:
         (programs / name).write_text(RECORDER)
         (programs / name).chmod(0o755)
-    (folder / "jobs.sh").write_text("set -euo pipefail\n" + "\n".join(jobs))
+    (folder / "jobs.sh").write_text("set -euo pipefail\nto_terminal() { cat; }\n" + "\n".join(jobs))
     environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "RECORD": str(record)}
     subprocess.run(["bash", str(folder / "jobs.sh")], check=True, cwd=here, env=environment)
     assert list(here.iterdir()) == []  # nothing but what the programs would write
