@@ -14,6 +14,7 @@ from snakemake.settings.types import DeploymentMethod
 
 import id_scaling
 from id_scaling.sources import bundled
+from id_scaling.sources.cache import RESOURCES
 from id_scaling.text.shuffling import NONE
 from id_scaling.errors import IdScalingError
 from id_scaling.runtime.logging import plain
@@ -63,11 +64,8 @@ ESTIMATE_MB, ESTIMATE_MINUTES, BATCH_CORES, EXTRACT_CORES = 2000, 30, 8, 8
 shell.prefix(
     "set -euo pipefail; trap '' TERM INT; "
     'id_scaling() {{ trap - TERM INT; exec {PYTHON:q} -m id_scaling "$@" {VERBOSITY}; }}; '
-    # A terminal gets the beginning of a log's first line, which has all settings, and word of progress every ten seconds.
-    "to_terminal() {{ local last=0; while IFS= read -r line; do case $line in "
-    "[0-9][0-9]:[0-9][0-9]:[0-9][0-9]' '*' '--*=* | *:*:*' wrote '* | *:*:*' drew '*) printf '%.160s\\n' \"$line\" ;; "
-    "*' left' | *' finished') if (( SECONDS >= last + 10 )); then last=$SECONDS; printf '%s\\n' \"$line\"; fi ;; "
-    "*) printf '%s\\n' \"$line\" ;; esac; done; }}; "
+    + TO_TERMINAL.replace("{", "{{").replace("}", "}}")
+    + "; "
 )
 
 
@@ -82,11 +80,8 @@ if workflow.is_main_process:
 
 def is_prepared_elsewhere():
     """Return whether another study of the same Snakefile has the rules that prepare models and texts."""
-    return any(
-        path.startswith("resources/logs/prepare_model")
-        for rule in workflow.rules
-        for path in map(str, rule.log)
-    )
+    log = str(RESOURCES / layout.log_of("prepare_model"))
+    return any(log in map(str, rule.log) for rule in workflow.rules)
 
 
 def one_of(names):
