@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from stress import STRESSES
 
 from id_scaling.neighbors import search
 from id_scaling.neighbors.find import Neighbors, find_neighbors
@@ -88,54 +89,6 @@ def test_distances_of_a_generic_cloud_equal_direct_differences(points: np.ndarra
     np.testing.assert_allclose(found.log_ratio, log_ratio, rtol=0, atol=1e-12)
     assert found.ranks == RANKS
     np.testing.assert_array_equal(found.at(10), found.log_ratio[:, RANKS.index(10)])
-
-
-def constant_coordinate(points: np.ndarray, rng: np.random.Generator) -> None:
-    points[:, 3] = 1000
-
-
-def two_modes(points: np.ndarray, rng: np.random.Generator) -> None:
-    points[:, 3] = rng.choice([-1000, 1000], len(points))
-
-
-def wide_coordinate(points: np.ndarray, rng: np.random.Generator) -> None:
-    points[:, 3] = 1000 * rng.standard_normal(len(points))
-
-
-def tight_clusters(points: np.ndarray, rng: np.random.Generator) -> None:
-    centres = rng.standard_normal((16, points.shape[1]))
-    points[:] = centres[rng.integers(0, 16, len(points))] + 0.004 * rng.standard_normal(points.shape)
-
-
-def near_duplicates(points: np.ndarray, rng: np.random.Generator) -> None:
-    half = len(points) // 2
-    offsets = rng.standard_normal((half, points.shape[1]))
-    norms = np.linalg.norm(points[:half], axis=1) / np.linalg.norm(offsets, axis=1)
-    points[half:] = points[:half] + 1e-3 * norms[:, None] * offsets
-
-
-def massive_first_token(points: np.ndarray, rng: np.random.Generator) -> None:
-    points[0, 5], points[0, 9] = 1000, -1500
-
-
-def common_mean(points: np.ndarray, rng: np.random.Generator) -> None:
-    points += 10
-
-
-def log_normal_norms(points: np.ndarray, rng: np.random.Generator) -> None:
-    points *= np.exp(1.5 * rng.standard_normal((len(points), 1)))
-
-
-STRESSES = [
-    constant_coordinate,
-    two_modes,
-    wide_coordinate,
-    tight_clusters,
-    near_duplicates,
-    massive_first_token,
-    common_mean,
-    log_normal_norms,
-]
 
 
 @pytest.mark.parametrize("stress", STRESSES)
