@@ -206,8 +206,8 @@ class MadeModel(ModelSource):
         return identity.parent / WEIGHTS_FOLDER
 
 
-class TokenizerSource(ABC):
-    """The tokenizer of a model, at its main revision."""
+class NamedSource(ABC):
+    """What a name is enough for: a tokenizer or a dataset."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -216,6 +216,10 @@ class TokenizerSource(ABC):
     @abstractmethod
     def has_name(cls, name: str) -> bool:
         """Return whether a name that no earlier kind of the table takes is of this kind."""
+
+
+class TokenizerSource(NamedSource):
+    """The tokenizer of a model, at its main revision."""
 
     @abstractmethod
     def folder(self) -> Path | None:
@@ -255,7 +259,7 @@ class TokenizerSource(ABC):
         return self.folder() or Path(identity["path"])
 
 
-class DatasetSource(ABC):
+class DatasetSource(NamedSource):
     """The shards of a dataset.
 
     Attributes
@@ -265,14 +269,6 @@ class DatasetSource(ABC):
     """
 
     is_remote = False
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    @classmethod
-    @abstractmethod
-    def has_name(cls, name: str) -> bool:
-        """Return whether a name that no earlier kind of the table takes is of this kind."""
 
     @abstractmethod
     def files(self) -> list[Path]:

@@ -139,7 +139,7 @@ class ViewConfig(section_of(View)):
         1,
         ge=1,
         le=100,
-        description=("how often what is random is drawn; each draw is a view of its own, `NAME-0`, `NAME-1`, …"),
+        description=("number of random draws; each draw is a separate view, `NAME-0`, `NAME-1`, …"),
     )
     layers: Literal["all"] | LayerRange | Annotated[list[int], AfterValidator(unrepeated), Field(min_length=1)] = Field(
         "all",
@@ -302,12 +302,12 @@ class Config(section_of(Chunking)):
     models: one_or_many(ModelConfig) = Field(alias="model_config", description="a model, or a list of models")
     datasets: one_or_many(DatasetConfig) = Field(alias="dataset_config", description="a dataset, or a list of datasets")
     ctx_len: one_or_many(Annotated[int, Field(ge=4)]) = Field(
-        [1024], description="tokens of a context, one number or a list; each is a run of its own"
+        [1024], description="number of tokens in a context, or a list of them; each length is a separate run"
     )
     controls: one_or_many(Control) = Field(
         ["none"],
         description=(
-            "what is done to the text, one or a list; each is a run of its own: `none`; "
+            "what is done to the text, or a list; each control is a separate run: `none`; "
             "`shuffle-1` to `shuffle-5`, the blocks of each context permuted"
         ),
     )

@@ -11,7 +11,7 @@ EXTRACT_MINUTES = 720
 
 
 class Study(JobSettings, Targets):
-    """A validated configuration and the jobs it asks for; `Axes` says how it is made."""
+    """A validated configuration and its jobs. `Axes` documents the argument."""
 
     def check(self, is_thorough: bool = False) -> None:
         """Check models and shards against what is on disk, before any job: see `study.checks.check_study`."""
