@@ -96,7 +96,7 @@ def log_of(rule: str) -> str:
 
 
 def benchmark_of(rule: str) -> str:
-    """Return the template of the benchmarks of a rule, which stand as its logs do."""
+    """Return the template of the benchmarks of a rule, named as its logs are."""
     return "/".join(filter(None, ("benchmarks", rule, LOG_NAMES[rule]))) + ".tsv"
 
 

@@ -141,23 +141,23 @@ def _names(study: Targets) -> set[str]:
 
 
 def _once(is_needed: bool) -> list[Wildcards]:
-    """Return the wildcards of a rule that has none, if its one job is needed."""
+    """Return the one job of a rule without wildcards, if it is needed."""
     return [{}] if is_needed else []
 
 
 def _bundled_model(study: Targets) -> list[Wildcards]:
-    """Return whether the bundled model is studied, or its tokenizer used."""
+    """Return one job if the bundled model is studied or its tokenizer is used."""
     return _once(bundled.SMOLLM2 in _names(study))
 
 
 def _bundled_texts(study: Targets) -> list[Wildcards]:
-    """Return whether bundled texts are studied, or a model is trained on them."""
+    """Return one job if bundled texts are studied or a model is trained on them."""
     is_studied = any(dataset.dataset_name in bundled.DATASETS for dataset in study.config.datasets)
     return _once(is_studied or bool(_trained_models(study)))
 
 
 def _trained_tokenizer(study: Targets) -> list[Wildcards]:
-    """Return whether the tokenizer that is trained here is used."""
+    """Return one job if the tokenizer that is trained here is used."""
     return _once(bundled.TRAINED_TOKENIZER in _names(study) or bool(_trained_models(study)))
 
 
@@ -221,7 +221,7 @@ def _tables(study: Targets) -> Iterator[Wildcards]:
 
 
 def _summary(study: Targets) -> list[Wildcards]:
-    """Return whether there are estimates to summarize."""
+    """Return one job if there are estimates to summarize."""
     return _once(bool(study.estimators))
 
 
