@@ -11,19 +11,16 @@ from snakemake_interface_logger_plugins.common import LogEvent
 
 # The last program of each job's pipe. The first line of a log has all settings, and what was written or drawn may be a
 # long list: of these lines a terminal gets the beginning, and word of progress every ten seconds. Errors come whole.
-TO_TERMINAL = " ".join(r"""
-to_terminal() {
-    local last=-10 clock="[0-9][0-9]:[0-9][0-9]:[0-9][0-9] " line;
-    while IFS= read -r line; do
-        case $line in
-            $clock*" --"*=* | $clock"wrote "* | $clock"drew "*) printf '%.160s\n' "$line" ;;
-            $clock*" left" | $clock*" finished")
-                if (( SECONDS >= last + 10 )); then last=$SECONDS; printf '%s\n' "$line"; fi ;;
-            *) printf '%s\n' "$line" ;;
-        esac;
-    done;
-}
-""".split())
+TO_TERMINAL = (
+    "to_terminal() { "
+    'local last=-10 clock="[0-9][0-9]:[0-9][0-9]:[0-9][0-9] " line; '
+    "while IFS= read -r line; do case $line in "
+    """$clock*" --"*=* | $clock"wrote "* | $clock"drew "*) printf '%.160s\\n' "$line" ;; """
+    """$clock*" left" | $clock*" finished") if (( SECONDS >= last + 10 )); then """
+    """last=$SECONDS; printf '%s\\n' "$line"; fi ;; """
+    """*) printf '%s\\n' "$line" ;; """
+    "esac; done; }"
+)
 
 
 class Brief(logging.Filter):
